@@ -1,0 +1,46 @@
+# Every target works as the first command on a machine with Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+WORKERS ?= 2
+DATA ?= digits
+BUDGET ?= 10
+
+export OMP_NUM_THREADS = 1
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help compare test test-all bench docs lint
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
+
+compare: .venv/.installed-run  ## compare objectives on DATA (digits) within BUDGET (10)
+	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
+
+test: .venv/.installed-test  ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q
+
+test-all: .venv/.installed-test  ## all tests
+	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+bench: .venv/.installed-run  ## all benchmarks, one after the other
+	set -e; for file in $(sort $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file"; done
+
+docs: .venv/.installed-docs  ## the documentation, into site/
+	$(BIN)/python docs/systems.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+lint: .venv/.installed-lint  ## style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed-run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
+	touch $@

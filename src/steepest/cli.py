@@ -1,0 +1,197 @@
+"""The command ``steepest``: one line of input, one clear answer, an exit code that a script can trust."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .catalogue import System
+
+EPILOG = "Exit codes: 0 done; 1 failed while running; 2 bad input or over budget; 130 interrupted."
+
+app = typer.Typer(
+    name="steepest",
+    help="Which objective to use on your data, how much better it is, how sure that is, and at what cost.",
+    epilog=EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        typer.echo(f"steepest {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Commands of other rooms are registered here: app.command("compare")(...), each importing what it needs when it runs.
+
+
+@app.command("systems")
+def systems_command(
+    room: Annotated[str, typer.Option(help="Only this room, for example losses or losses.ranking.")] = "",
+    missing: Annotated[bool, typer.Option("--missing", help="Only systems that are not there yet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
+) -> None:
+    """List every system, and how far each one is.
+
+    there: its names import. checked: tests prove every fact it must hold. verdict: what its own experiment showed.
+
+    Examples: `steepest systems --room losses.classification`, `steepest systems --missing`, `steepest systems --json`.
+    """
+    from .catalogue import systems
+
+    chosen = [row for row in systems() if not room or (row.room + ".").startswith(room.rstrip(".") + ".")]
+    if not chosen:
+        raise _refused("room", room, {part for row in systems() for part in (row.room, row.room.partition(".")[0])})
+    statuses = [(row, _status(row)) for row in chosen]
+    shown = [(row, status) for row, status in statuses if not (missing and status["there"])]
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([{"slug": row.slug, "room": row.room, "kind": row.kind, **s} for row, s in shown]))
+        return
+    table = [(row.slug, row.room, row.kind, *(_word(value) for value in s.values())) for row, s in shown]
+    _print_table(("slug", "room", "kind", "there", "checked", "verdict"), table)
+    count = {key: sum(bool(status[key]) for _, status in statuses) for key in ("there", "checked", "verdict")}
+    typer.echo(
+        f"{len(chosen)} systems: {count['there']} there, {count['checked']} checked, "
+        f"{count['verdict']} with a fresh verdict"
+    )
+
+
+@app.command("show")
+def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for example comp-sum.")]) -> None:
+    """Show one system: what it is, where it comes from, how to import it, how far it is.
+
+    Example: `steepest show comp-sum`.
+    """
+    from .catalogue import find, systems
+
+    if slug not in {row.slug for row in systems()}:
+        raise _refused("system", slug, {row.slug for row in systems()})
+    row = find(slug)
+    status = _status(row)
+    lines = {
+        "what": _first_line(row) if status["there"] else "",
+        "title": row.title,
+        "year": row.year,
+        "source": row.source,
+        "room": row.room,
+        "module": f"steepest.{row.module}",
+        "kind": row.kind,
+        "names": ", ".join(row.names),
+        "facts": row.holds,
+        "default": _word(row.default),
+        "experiment": f"steepest.{row.experiment}" if row.experiment else "",
+        **{key: _word(value) for key, value in status.items()},
+        "import": row.import_line if status["there"] else "",
+    }
+    typer.echo(row.slug)
+    for key, value in lines.items():
+        if value != "":
+            typer.echo(f"  {key:<10} {value}")
+
+
+def _status(row: System) -> dict[str, bool | str | None]:
+    from .catalogue import checked, there, verdict
+
+    here = there(row)
+    return {"there": here, "checked": checked(row) if here else False, "verdict": verdict(row)}
+
+
+def _word(value: bool | str | None) -> str:
+    return value if isinstance(value, str) else {True: "yes", False: "no", None: "-"}[value]
+
+
+def _first_line(row: System) -> str:
+    import importlib
+
+    return (importlib.import_module(f"steepest.{row.module}").__doc__ or "").strip().partition("\n")[0]
+
+
+def _refused(what: str, word: str, known: set[str]) -> Exception:
+    from .comparison.errors import InputError, nearest
+
+    return InputError(f"no {what} {word!r}{nearest(word, sorted(known)) or '; see `steepest systems`'}")
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under a head: a ruled table on a terminal, aligned plain text anywhere else."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(header_style="bold")
+        for place, name in enumerate(head):
+            # The first column is what one copies into the next command: never shortened.
+            width = max((len(row[0]) for row in rows), default=1) if place == 0 else None
+            table.add_column(name, no_wrap=place == 0, min_width=width)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    for row in (head, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; what the user did wrong is one line on stderr.
+
+    >>> run(["--version"])
+    steepest ...
+    0
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given or ["--help"], prog_name="steepest", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (`steepest systems | head`): keep the interpreter's own last flush quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        message = _users_fault(error)
+        if message is None:
+            raise
+        print("steepest: error:", " ".join(message.split()), file=sys.stderr)
+        return 2
+    if not given:
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _users_fault(error: Exception) -> str | None:
+    """What to tell the user where the command line or its input was wrong; None for any other failure."""
+    # typer.BadParameter's bases, up to Exception, are all that its parser raises, whichever parser typer carries.
+    parser = tuple(base for base in typer.BadParameter.__mro__ if base not in (Exception, BaseException, object))
+    if isinstance(error, parser):
+        return getattr(error, "format_message", lambda: str(error))()
+    from .comparison.errors import InputError
+
+    return str(error) if isinstance(error, InputError) else None
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    sys.exit(run())

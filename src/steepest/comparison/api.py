@@ -1,0 +1,426 @@
+"""``steepest.compare``: which objective to use on this data, how much better, how sure, at what cost."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import __version__
+from . import plan as planning
+from .baselines import classical_learners
+from .cells import Context
+from .errors import InputError
+from .metrics import default_metric, find_metric
+from .models import feature_width, find_model, imported
+from .objectives import baseline_of, choose_objectives
+from .progress import Terminal, clock, summary
+from .report import write_report
+from .results import assemble
+from .runner import compute, one_thread, remaining
+from .settings import Settings
+from .store import RUNS, Store
+from .tables import Table, load_like, load_table, table_from_arrays
+from .winner import Winner, fit_winner, usage
+
+
+class OverBudget(InputError):
+    """The plan takes longer than the budget; ``commands`` would fit."""
+
+    def __init__(self, message: str, commands: Sequence[str]) -> None:
+        super().__init__(message)
+        self.commands = list(commands)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        results: everything, as in ``results.json``.
+        folder: of the run: report, leaderboard, store, winner.
+    """
+
+    results: dict[str, Any]
+    folder: Path
+
+    @property
+    def sentence(self) -> str:
+        """The answer to the question that was declared beforehand."""
+        return str(self.results["sentence"])
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    @cached_property
+    def leaderboard(self) -> pd.DataFrame:
+        """One row for each objective and classical learner: tier, difference to the baseline, all metrics."""
+        rows = []
+        for row in self.results["rows"]:
+            flat = {
+                k: row[k] for k in ("name", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
+            }
+            flat |= {name: value["mean"] for name, value in row["metrics"].items()}
+            rows.append(flat)
+        return pd.DataFrame(rows)
+
+    @property
+    def fold_scores(self) -> pd.DataFrame:
+        """The metric in each outer fold, a column a name."""
+        return pd.DataFrame(self.results["fold_scores"])
+
+    @cached_property
+    def winner(self) -> Winner:
+        """What inner validation picks, fitted on all rows."""
+        return Winner.load(self.folder / "winner")
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The winner's predictions for new rows."""
+        return self.winner.predict(frame)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.sentence}</p>" + str(self.leaderboard.to_html(float_format="%.4f", na_rep="-"))
+
+    def __repr__(self) -> str:
+        return f"<Comparison {self.folder.name}: {self.sentence}>"
+
+
+def prepare(
+    data: Any,
+    y: Any = None,
+    *,
+    target: str | int | None = None,
+    task: str = "auto",
+    objectives: Any = "default",
+    metric: Any = None,
+    model: Any = "mlp",
+    repeats: int | None = None,
+    folds: int = 5,
+    trials: int = 8,
+    epochs: int | None = None,
+    patience: int = 10,
+    batch_size: int | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    classical: bool = True,
+    drop: str | Sequence[str] = (),
+    group: str | None = None,
+    time: str | None = None,
+    weight: str | None = None,
+    rare: str | None = None,
+    test: str | Path | None = None,
+    device: str = "cpu",
+    name: str = "data",
+) -> tuple[Context, list[str]]:
+    """Read the data and resolve every setting; gives the context and lines about what was left out.
+
+    Raises:
+        InputError: for whatever cannot be used, in one line.
+    """
+    if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= 50:
+        raise InputError(f"--folds: expected an integer in 2..50, got {folds!r}")
+    options: dict[str, Any] = {
+        "task": task,
+        "drop": drop,
+        "group": group,
+        "time": time,
+        "weight": weight,
+        "rare": rare,
+        "folds": folds,
+    }
+    if y is None:
+        if isinstance(data, pd.DataFrame):
+            goal = data.columns[-1] if target is None else target
+            if goal not in data.columns:
+                raise InputError(f"target: the frame has no column {goal!r}")
+            table = table_from_arrays(data.drop(columns=[goal]), data[goal], name=name, **options)
+        else:
+            table = load_table(data, target=target, **options)
+    else:
+        table = table_from_arrays(data, y, name=name, **options)
+    fixed: Table | None = None if test is None else load_like(test, table)
+    rows = len(table.target)
+    counts = None if table.task == "regression" else np.bincount(table.target, minlength=len(table.classes)).tolist()
+    if noise and table.task == "regression":
+        raise InputError("--noise: label noise is for classes, and this target is a number")
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(
+            f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
+    chosen, notes = choose_objectives(_specs(objectives), table.task, weighted=table.weights is not None)
+    metric_spec = default_metric(table.task, counts).name if metric is None else _spec(metric)
+    find_metric(metric_spec, table.task)
+    backbone = find_model(_spec(model))
+    settings = Settings(
+        objectives=tuple(chosen),
+        baseline=baseline_of(table.task),
+        metric=metric_spec,
+        model=_spec(model),
+        repeats=1 if fixed is not None else _repeats(table, rows) if repeats is None else repeats,
+        folds=folds,
+        trials=trials,
+        epochs=(60 if rows <= 10_000 else 30) if epochs is None else epochs,
+        patience=patience,
+        batch_size=(64 if rows <= 5_000 else 256) if batch_size is None else batch_size,
+        classical=tuple(learner.name for learner in classical_learners(table.task, rows)) if classical else (),
+        noise=noise,
+        seed=seed,
+        test="" if fixed is None else fixed.sha256,
+        device=device,
+        code=_code_hash([*chosen, _spec(model), metric_spec]),
+    )
+    context = Context(table, settings, fixed)
+    width = int(context.split(next(iter(context.folds)), 0).inputs.shape[1])
+    with torch.random.fork_rng(devices=[]):
+        feature_width(backbone(width), width)
+    return context, notes
+
+
+def _repeats(table: Table, rows: int) -> int:
+    return 1 if rows > 5_000 or table.times is not None else 3
+
+
+def _spec(thing: Any) -> str:
+    """A name, or ``module:name`` for a class or function."""
+    if isinstance(thing, str):
+        return thing
+    if not hasattr(thing, "__qualname__") or "<" in thing.__qualname__:
+        raise InputError(f"expected a name, or a class or function at the top of a module, got {thing!r}")
+    if inspect.isclass(thing) and thing.__module__.startswith("steepest.losses"):
+        return str(thing.name)  # type: ignore[attr-defined]
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _specs(objectives: Any) -> Any:
+    if isinstance(objectives, str):
+        return objectives
+    if inspect.isclass(objectives):
+        return [_spec(objectives)]
+    return [_spec(each) for each in objectives]
+
+
+def _code_hash(specs: Sequence[str]) -> str:
+    """A hash of the user's own modules, so that changed code is another run."""
+    texts = []
+    for spec in specs:
+        if ":" in spec:
+            module = inspect.getmodule(imported("own code", spec))
+            try:
+                texts.append(inspect.getsource(module) if module is not None else spec)
+            except (OSError, TypeError):
+                texts.append(spec)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12] if texts else ""
+
+
+def default_workers(settings: Settings) -> int:
+    """As many processes as cores, at most 8; one where own code lives in ``__main__`` or a GPU trains."""
+    own = [*settings.objectives, settings.model, settings.metric]
+    if settings.device != "cpu" or any(spec.startswith("__main__:") for spec in own):
+        return 1
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+def execute(
+    context: Context,
+    notes: Sequence[str] = (),
+    *,
+    budget: float = 30.0,
+    workers: int | None = None,
+    out: str | Path = RUNS,
+    command: Sequence[str] = ("steepest", "compare"),
+    terminal: Terminal | None = None,
+    dry_run: bool = False,
+) -> Comparison | None:
+    """Plan, compute what is missing, judge, write the report and the winner.
+
+    Args:
+        context: from :func:`prepare`.
+        notes: lines to print after the data's decisions.
+        budget: minutes that the plan may take.
+        workers: processes.
+        out: where run folders live.
+        command: the command line, for the report.
+        terminal: where lines go.
+        dry_run: print the plan only.
+
+    Returns:
+        The comparison, or None for a dry run.
+
+    Raises:
+        OverBudget: the plan takes longer than ``budget``.
+        InputError: the run folder cannot be used.
+    """
+    screen = Terminal(quiet=True) if terminal is None else terminal
+    settings, table = context.settings, context.table
+    count = default_workers(settings) if workers is None else workers
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+        raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 256:
+        raise InputError(f"--workers: expected an integer in 1..256, got {count!r}")
+    for text in (*table.decisions, *notes):
+        screen.line(text)
+    for text in table.warnings:
+        screen.line(f"warning: {text}", "yellow")
+    folder = Path(out) / settings.run_id(table.sha256, _table_hash(table) + __version__)
+    with one_thread():
+        existing = (folder / "run.sqlite").exists()
+        store: Store | None = Store(folder) if existing else None
+        jobs = (
+            planning.make_jobs(context)
+            if store is None or store.fact("plan") is None
+            else planning.from_json(store.fact("plan"))
+        )
+        missing = list(jobs) if store is None else remaining(jobs, store)
+        if any(job.kind == "objective" for job in missing):
+            found = planning.make_plan(context, count, jobs)
+            share = sum(len(j.cells) for j in missing if j.kind == "objective") / max(
+                1, sum(len(j.cells) for j in jobs if j.kind == "objective")
+            )
+            expected = found.expected * share
+            screen.line(
+                f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+                f"{len(context.folds)} outer folds; {found.trainings} trainings in {len(missing)} jobs to do "
+                f"(of {len(jobs)}); at most {clock(expected)} on {count} {'process' if count == 1 else 'processes'}"
+            )
+            for name, seconds in found.seconds.items():
+                screen.line(f"  {name}: at most {clock(seconds * share)} of one core")
+            if expected > budget * 60:
+                raise OverBudget(
+                    f"the plan takes up to {clock(expected)}, over the budget of {budget:g} minutes; these would fit:",
+                    planning.fitting_commands(found, context, budget * 60, command),
+                )
+        else:
+            expected = 0.0
+        if dry_run:
+            return None
+        store = Store(folder) if store is None else store
+        with store.locked():
+            try:
+                return _run(context, store, jobs, missing, expected, count, command, screen)
+            finally:
+                store.close()
+
+
+def _table_hash(table: Table) -> str:
+    """What was kept of the data: columns, task, classes."""
+    facts = [list(map(str, table.frame.columns)), table.task, list(table.classes), table.target_name, len(table.target)]
+    parts = [p for p in (table.groups, table.times, table.weights) if p is not None]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _run(
+    context: Context,
+    store: Store,
+    jobs: Sequence[Any],
+    missing: Sequence[Any],
+    expected: float,
+    workers: int,
+    command: Sequence[str],
+    screen: Terminal,
+) -> Comparison:
+    if store.fact("plan") is None:
+        store.set_fact("plan", planning.to_json(jobs))
+        store.set_fact("settings", context.settings.to_json())
+        store.set_fact("data", context.table.name)
+        store.set_fact("cells", sum(len(job.cells) for job in jobs))
+    store.set_fact("command", shlex.join(command))
+    started = time.monotonic()
+    before = float(store.fact("seconds") or 0.0)
+    if missing:
+        done = len(jobs) - len(missing)
+        if done:
+            screen.line(f"going on with run {store.folder.name}: {done} of {len(jobs)} jobs are done")
+        screen.start(context, store, missing, expected, workers)
+
+        def progress(job: Any, results: Any) -> None:
+            store.set_fact("seconds", before + time.monotonic() - started)
+            screen.finished(job, results)
+
+        try:
+            compute(context, missing, store, workers=workers, progress=progress)
+        finally:
+            screen.stop()
+    folder = store.folder
+    winner_folder = folder / "winner"
+    if missing or not (winner_folder / "winner.json").exists():
+        winner = fit_winner(context, store)
+        winner.save(winner_folder)
+    facts = json.loads((winner_folder / "winner.json").read_text(encoding="utf-8"))
+    seconds = before + (time.monotonic() - started if missing else 0.0)
+    store.set_fact("seconds", seconds)
+    results = assemble(context, store, command=shlex.join(command), seconds=seconds, version=__version__)
+    results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
+    results["usage"] = usage(folder, facts["objective"], facts["hyper"], "new-rows.csv")
+    write_report(results, folder)
+    store.set_fact("sentence", results["sentence"])
+    comparison = Comparison(results, folder)
+    screen.console.print(summary(results))
+    screen.line("")
+    screen.line(results["sentence"], "bold")
+    classical = results["classical"]
+    if classical is not None and not classical["wins"]:
+        screen.line(f"Beside the networks: {classical['sentence']}")
+    screen.line(f"report: {comparison.report}   ({clock(seconds)})")
+    return comparison
+
+
+def compare(
+    data: Any,
+    y: Any = None,
+    *,
+    budget: float = 30.0,
+    workers: int | None = None,
+    out: str | Path = RUNS,
+    quiet: bool = False,
+    **options: Any,
+) -> Comparison:
+    """Which objective to use on this data: every objective tuned and tested in the same nested folds.
+
+    Args:
+        data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
+            last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
+        y: the target ``[rows]``.
+        budget: minutes that the plan may take; beyond it nothing is trained.
+        workers: processes; default one a core.
+        out: where run folders live; the same call goes on where it stopped.
+        quiet: print nothing.
+        **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
+            seed, classical, drop, group, time, weight, rare, test, device, name, as ``steepest compare --help`` lists
+            them. Classes and functions may stand for names in objectives, model and metric.
+
+    Returns:
+        A :class:`Comparison`: ``sentence``, ``leaderboard``, ``fold_scores``, ``report``, ``winner``, ``predict``.
+
+    Raises:
+        InputError: for whatever cannot be used, in one line.
+        OverBudget: the plan takes longer than ``budget``.
+    """
+    context, notes = prepare(data, y, **options)
+    found = execute(
+        context,
+        notes,
+        budget=budget,
+        workers=workers,
+        out=out,
+        command=["steepest.compare", context.table.name],
+        terminal=Terminal(quiet=quiet),
+    )
+    assert found is not None
+    return found

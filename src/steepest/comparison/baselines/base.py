@@ -1,0 +1,149 @@
+"""The contract of a classical baseline: fit, predict, outcome."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from ..metrics import Outcome
+
+
+class Baseline(ABC):
+    """A classical learner behind one interface, on a scikit-learn estimator.
+
+    Inputs are taken as they come: standardise them first, inside the fold. In classification y holds codes
+    0..C-1. A training part with one class only is answered by that class.
+
+    Args:
+        task: "classification" or "regression".
+        seed: of whatever is random in the learner.
+
+    Attributes:
+        name: its word in tables.
+        cost_s: seconds of the last fit, None before.
+        weighted: whether ``sample_weight`` has an effect; where not, the learner knows no weights and ignores them.
+    """
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    weighted: ClassVar[bool] = True
+    scales_target: ClassVar[bool] = False  # regression: fit on (y - mean) / sd, for learners with a scale of their own
+
+    def __init__(self, task: str | None = None, seed: int = 0) -> None:
+        task = self.tasks[0] if task is None else task
+        if task not in self.tasks:
+            raise ValueError(f"task: expected {' or '.join(self.tasks)} for {self.name}, got {task!r}")
+        self.task, self.seed = task, seed
+        self.cost_s: float | None = None
+        self.num_classes = 0
+        self._model: Any = None
+        self._centre, self._scale = 0.0, 1.0
+
+    @abstractmethod
+    def estimator(self) -> Any:
+        """A fresh scikit-learn estimator."""
+
+    @property
+    def model(self) -> Any:
+        """The fitted scikit-learn estimator.
+
+        Raises:
+            ValueError: not fitted.
+        """
+        if self._model is None:
+            raise ValueError(f"{self.name} is not fitted; call fit(X, y) first")
+        return self._model
+
+    def fit(
+        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None, *, num_classes: int | None = None
+    ) -> Self:
+        """Train.
+
+        Args:
+            X: [N, d] inputs, finite.
+            y: [N] class codes, or real values.
+            sample_weight: [N] row weights, or None.
+            num_classes: C, where a class may be absent from y; by default the largest code plus one.
+
+        Raises:
+            ValueError: from scikit-learn, for inputs it refuses.
+        """
+        X, y = np.asarray(X), np.asarray(y)
+        start = time.perf_counter()
+        model = self.estimator()
+        if self.task == "classification":
+            self.num_classes = int(y.max()) + 1 if num_classes is None else num_classes
+            if (y == y[0]).all():
+                model = _constant(self.task)
+        elif self.scales_target:
+            self._centre = float(np.average(y, weights=sample_weight))
+            self._scale = float(np.sqrt(np.average((y - self._centre) ** 2, weights=sample_weight))) or 1.0
+            y = (y - self._centre) / self._scale
+        options = {} if sample_weight is None or not self.weighted else {"sample_weight": np.asarray(sample_weight)}
+        with warnings.catch_warnings():
+            from sklearn.exceptions import ConvergenceWarning
+
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._model = model.fit(X, y, **options)
+        self.cost_s = time.perf_counter() - start
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """[N] class codes or real values."""
+        predicted = self.model.predict(np.asarray(X))
+        return predicted if self.task == "classification" else predicted * self._scale + self._centre
+
+    def outcome(self, X: np.ndarray) -> Outcome:
+        """What the learner says of rows, with a column for each of the C classes.
+
+        Probabilities are None where the estimator has none. The decision is the estimator's own where it has one,
+        else p_1 - p_0 (binary) or the probabilities.
+        """
+        X, predicted = np.asarray(X), self.predict(X)
+        if self.task == "regression":
+            return Outcome(predicted)
+        probabilities = decision = None
+        if hasattr(self.model, "predict_proba"):
+            probabilities = self._columns(self.model.predict_proba(X), 0.0)
+        if hasattr(self.model, "decision_function"):
+            scores = self.model.decision_function(X)
+            scores = np.stack([-scores, scores], axis=1) / 2 if scores.ndim == 1 else scores
+            decision = self._columns(scores, float(scores.min()) - 1.0)
+        else:
+            decision = probabilities
+        if self.num_classes == 2:
+            decision = decision[:, 1] - decision[:, 0]
+        return Outcome(predicted, probabilities, decision)
+
+    def _columns(self, seen: np.ndarray, absent: float) -> np.ndarray:
+        """Columns of the classes met in training, put among all C."""
+        full = np.full((len(seen), self.num_classes), absent)
+        full[:, self.model.classes_.astype(int)] = seen
+        return full
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(task={self.task!r}, seed={self.seed})"
+
+
+def _constant(task: str) -> Any:
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+
+    return DummyClassifier(strategy="prior") if task == "classification" else DummyRegressor()
+
+
+class ConstantBaseline(Baseline):
+    """The majority class (probabilities: the class shares), or the mean.
+
+    >>> ConstantBaseline().fit(np.zeros((3, 1)), np.array([0, 1, 1])).predict(np.zeros((2, 1)))
+    array([1, 1])
+    """
+
+    name = "constant"
+
+    def estimator(self) -> Any:
+        """A fresh scikit-learn estimator."""
+        return _constant(self.task)

@@ -1,0 +1,290 @@
+"""What a fitted model says about rows, and the metrics of it that select, compare and describe models."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import scores
+from .errors import InputError, nearest
+from .operating_point import (
+    apply_temperature,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_bins,
+    tune_threshold,
+)
+
+__all__ = [
+    "CLASSIFICATION",
+    "REGRESSION",
+    "Metric",
+    "Outcome",
+    "apply_temperature",
+    "default_metric",
+    "evaluate",
+    "find_metric",
+    "fit_temperature",
+    "per_class_recall",
+    "reliability_bins",
+    "tune_threshold",
+]
+
+TASKS = ("binary", "multiclass", "regression")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fitted model says about N rows.
+
+    Attributes:
+        predicted: [N] class codes, or real values.
+        probabilities: [N, C], or None where the model gives none, and in regression.
+        decision: binary [N], larger means class 1 and 0 is the boundary that ``predicted`` uses; multiclass [N, C]
+            scores; None in regression.
+    """
+
+    predicted: np.ndarray
+    probabilities: np.ndarray | None = None
+    decision: np.ndarray | None = None
+
+    def rows(self, index: np.ndarray) -> Outcome:
+        """The same of some rows.
+
+        >>> Outcome(np.array([3, 4, 5])).rows(np.array([2, 0])).predicted
+        array([5, 3])
+        """
+        parts = (self.predicted, self.probabilities, self.decision)
+        return Outcome(*(None if part is None else part[index] for part in parts))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is finite; a diverged model's are not."""
+        parts = (self.predicted, self.probabilities, self.decision)
+        return all(part is None or bool(np.isfinite(part).all()) for part in parts)
+
+
+Function = Callable[[np.ndarray, Outcome, "np.ndarray | None"], "float | None"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an outcome, callable as ``metric(y, outcome, weights=None) -> float``.
+
+    Where the outcome is not finite (a diverged model), or the metric has no value (no probabilities, a class absent
+    from y), the call returns ``worst``, so that selection needs no special case; :func:`evaluate` gives None there.
+
+    Attributes:
+        name: the word on the command line.
+        greater_is_better: the direction.
+        label: for people.
+        function: ``(y, outcome, weights) -> float | None``.
+    """
+
+    name: str
+    greater_is_better: bool
+    label: str
+    function: Function = field(repr=False, compare=False)
+
+    @property
+    def worst(self) -> float:
+        """-inf where greater is better, else inf."""
+        return -np.inf if self.greater_is_better else np.inf
+
+    def __call__(self, y: np.ndarray, outcome: Outcome, weights: np.ndarray | None = None) -> float:
+        value = _value(self.function, np.asarray(y), outcome, weights) if outcome.finite else None
+        return self.worst if value is None else value
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a is strictly better than b; NaN is worse than everything.
+
+        >>> find_metric("rmse", "regression").better(0.1, 0.2)
+        True
+        """
+        a, b = (self.worst if np.isnan(value) else value for value in (a, b))
+        return bool(a > b if self.greater_is_better else a < b)
+
+
+def _value(function: Function, y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
+    if not len(y) or (weights is not None and not np.sum(weights) > 0):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = function(y, outcome, weights)
+    return float(value) if value is not None and np.isfinite(value) else None
+
+
+CLASSIFICATION: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", True, "Accuracy", scores.accuracy),
+        Metric("balanced_accuracy", True, "Balanced accuracy", scores.balanced_accuracy),
+        Metric("macro_f1", True, "Macro F1", scores.macro_f1),
+        Metric("auroc", True, "AUROC", scores.ranking(scores.area_under_roc)),
+        Metric("average_precision", True, "Average precision", scores.ranking(scores.average_precision)),
+        Metric("nll", False, "Log loss", scores.of_probabilities(negative_log_likelihood)),
+        Metric("brier", False, "Brier score", scores.of_probabilities(scores.brier)),
+        Metric("ece", False, "Calibration error", scores.of_probabilities(scores.ece)),
+    )
+}
+REGRESSION: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("rmse", False, "RMSE", scores.rmse),
+        Metric("mae", False, "MAE", scores.mae),
+        Metric("r2", True, "R²", scores.r2),
+    )
+}
+
+
+def _of_task(task: str) -> dict[str, Metric]:
+    if task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    return REGRESSION if task == "regression" else CLASSIFICATION
+
+
+def find_metric(spec: str, task: str) -> Metric:
+    """The metric of that name, or one of the user's own.
+
+    Args:
+        spec: a built-in name, or ``"module:function"`` with ``function(y_true, y_pred) -> float`` of class codes or
+            real values; larger is better unless the function has an attribute ``greater_is_better = False``. Modules
+            in the current directory are found.
+        task: "binary", "multiclass" or "regression".
+
+    Raises:
+        InputError: unknown, or not for this task.
+
+    >>> find_metric("auroc", "binary").label
+    'AUROC'
+    >>> find_metric("acuracy", "binary")
+    Traceback (most recent call last):
+    ...
+    steepest.comparison.errors.InputError: unknown metric 'acuracy'; did you mean 'accuracy'? For binary: accuracy, ...
+    """
+    known = _of_task(task)
+    if spec in known:
+        return known[spec]
+    if ":" in spec:
+        return _own_metric(spec)
+    fitting = f"For {task}: {', '.join(known)}, or module:function"
+    if spec in CLASSIFICATION or spec in REGRESSION:
+        raise InputError(f"metric {spec!r} is not for a {task} target. {fitting}")
+    raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} {fitting}")
+
+
+def _own_metric(spec: str) -> Metric:
+    module_name, _, function_name = spec.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"metric {spec!r}: cannot import {module_name!r}: {error}") from error
+    finally:
+        sys.path.remove(here)
+    scorer = getattr(module, function_name, None)
+    if not callable(scorer):
+        public = [name for name in dir(module) if not name.startswith("_")]
+        raise InputError(
+            f"metric {spec!r}: {module_name!r} has no function {function_name!r}{nearest(function_name, public)}"
+        )
+
+    def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+        try:
+            return float(scorer(y, outcome.predicted))
+        except Exception as error:
+            raise InputError(f"metric {spec!r} failed: {error}") from error
+
+    return Metric(spec, bool(getattr(scorer, "greater_is_better", True)), function_name, function)
+
+
+def default_metric(task: str, class_counts: Sequence[int] | None = None) -> Metric:
+    """The metric where the user names none.
+
+    Args:
+        task: "binary" (AUROC), "regression" (RMSE), or "multiclass": accuracy, or balanced accuracy where the rarest
+            class has under 10% of the rows.
+        class_counts: [C] rows of each class; only multiclass looks at it.
+
+    >>> default_metric("multiclass", [50, 50, 5]).name
+    'balanced_accuracy'
+    """
+    known = _of_task(task)
+    if task == "multiclass":
+        counts = np.asarray(class_counts if class_counts is not None else [1])
+        return known["balanced_accuracy" if counts.min() < 0.1 * counts.sum() else "accuracy"]
+    return known["rmse" if task == "regression" else "auroc"]
+
+
+def evaluate(
+    y: np.ndarray,
+    outcome: Outcome,
+    task: str,
+    num_classes: int | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    threshold: float | None = None,
+    temperature: float | None = None,
+) -> dict[str, float | None]:
+    """Every built-in metric of an outcome.
+
+    Args:
+        y: [N] class codes or real values.
+        outcome: what the model says of the N rows.
+        task: "binary", "multiclass" or "regression".
+        num_classes: C; not used in regression.
+        weights: [N] row weights, or None.
+        threshold: on the binary decision, from :func:`tune_threshold` on other rows; gives ``macro_f1_tuned``.
+        temperature: from :func:`fit_temperature` on other rows; gives ``ece_calibrated``.
+
+    Returns:
+        Name to value. Macro F1 averages over the classes in y or predicted, balanced accuracy over those in y; AUROC
+        and average precision of more than two classes are one against the rest, from probabilities where there are
+        any; the binary Brier score is (p_1 - y)^2, that of more classes the sum over them; ECE has 15 bins.
+        None, never NaN or inf, where the metric has no value: no probabilities, a class absent from y for the ranking
+        metrics, a constant y for r2, a field of the outcome that is not finite.
+
+    Raises:
+        ValueError: lengths or the number of columns do not agree.
+
+    >>> evaluate(np.array([1.0, 2.0]), Outcome(np.array([1.0, 4.0])), "regression")["mae"]
+    1.0
+    """
+    known = _of_task(task)
+    y = np.asarray(y)
+    if len(y) != len(outcome.predicted):
+        raise ValueError(f"outcome: expected {len(y)} rows, got {len(outcome.predicted)}")
+    probabilities = outcome.probabilities
+    if probabilities is not None and probabilities.shape != (len(y), num_classes):
+        raise ValueError(f"probabilities: expected shape ({len(y)}, {num_classes}), got {probabilities.shape}")
+    values = {name: _value(metric.function, y, outcome, weights) for name, metric in known.items()}
+    if task == "regression":
+        return values
+    tuned = calibrated = None
+    decision = outcome.decision
+    if threshold is not None and task == "binary" and decision is not None and np.isfinite(decision).all():
+        tuned = _value(scores.macro_f1, y, Outcome((decision > threshold).astype(np.int64)), weights)
+    if temperature is not None and probabilities is not None and np.isfinite(probabilities).all():
+        cooled = Outcome(outcome.predicted, apply_temperature(probabilities, temperature))
+        calibrated = _value(known["ece"].function, y, cooled, weights)
+    return values | {"macro_f1_tuned": tuned, "ece_calibrated": calibrated}
+
+
+def per_class_recall(
+    y: np.ndarray, outcome: Outcome, num_classes: int, weights: np.ndarray | None = None
+) -> dict[str, float | None]:
+    """Recall of each class under ``recall_<code>``; None for a class absent from y.
+
+    >>> per_class_recall(np.array([0, 0, 1]), Outcome(np.array([0, 1, 1])), 3)
+    {'recall_0': 0.5, 'recall_1': 1.0, 'recall_2': None}
+    """
+    y = np.asarray(y)
+    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mass = np.bincount(y, weights, minlength=num_classes)
+    right = np.bincount(y, weights * (outcome.predicted == y), minlength=num_classes)
+    return {f"recall_{c}": float(right[c] / mass[c]) if mass[c] > 0 else None for c in range(num_classes)}

@@ -1,0 +1,93 @@
+"""The networks that a comparison trains."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.objective import Objective, TaskInfo
+from ..nn.networks import Network, mlp, residual_mlp
+from .errors import InputError, nearest
+
+Backbone = Callable[[int], nn.Module]
+MODELS: dict[str, Backbone] = {
+    "mlp": partial(mlp, width=128, depth=2),
+    "residual": partial(residual_mlp, width=128, depth=2),
+}
+
+
+def imported(option: str, spec: str) -> Any:
+    """The object of ``module:name``; modules in the current directory are found.
+
+    Raises:
+        InputError: the module cannot be imported or lacks the name.
+    """
+    module_name, _, name = spec.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(f"{option} {spec!r}: cannot import {module_name!r}: {error}") from error
+    finally:
+        sys.path.remove(here)
+    if not hasattr(module, name):
+        public = [n for n in dir(module) if not n.startswith("_")]
+        raise InputError(f"{option} {spec!r}: {module_name!r} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def find_model(spec: str) -> Backbone:
+    """``in_features -> backbone`` for ``"mlp"``, ``"residual"`` or ``module:function``.
+
+    Raises:
+        InputError: unknown name, or something that cannot be called.
+    """
+    if spec in MODELS:
+        return MODELS[spec]
+    if ":" not in spec:
+        raise InputError(
+            f"unknown model {spec!r}{nearest(spec, MODELS) or '.'} Known: {', '.join(MODELS)}, or module:function"
+        )
+    found = imported("--model", spec)
+    if not callable(found):
+        raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(found).__name__}")
+    return found
+
+
+def feature_width(backbone: nn.Module, in_features: int) -> int:
+    """The width of what a backbone gives for rows of ``in_features`` numbers.
+
+    Raises:
+        InputError: it doesn't map ``[rows, in_features]`` to ``[rows, width]``.
+    """
+    was = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(2, in_features))
+    except Exception as error:
+        raise InputError(f"--model: the backbone refused 2 rows of {in_features} numbers: {error}") from error
+    backbone.train(was)
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or features.shape[0] != 2:
+        raise InputError("--model: expected features [rows, width] from the backbone")
+    return int(features.shape[1])
+
+
+def build(
+    backbone: Backbone, in_features: int, objective: Objective, info: TaskInfo, *, backbone_seed: int, head_seed: int
+) -> Network:
+    """A network with the objective's own head; equal seeds give equal backbones whatever the objective."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(backbone_seed)
+        body = backbone(in_features)
+        torch.manual_seed(head_seed)
+        head = objective.head(info.feature_dim, info)
+    return Network(body, head)

@@ -1,0 +1,116 @@
+"""Objectives by name: those of the catalogue, and a user's own as ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from functools import cache
+
+from ..catalogue import systems, there
+from ..core.objective import Objective
+from .errors import InputError, nearest
+from .models import imported
+
+PREFERRED_FIRST = {"regression": "squared_error"}
+SUPPORTED_NEEDS = {"index", "features", "inputs"}
+"""What the tables of a comparison can give an objective."""
+
+
+@cache
+def known_objectives() -> dict[str, tuple[type[Objective], bool]]:
+    """``name -> (class, default)`` of every objective of the catalogue that is there."""
+    found: dict[str, tuple[type[Objective], bool]] = {}
+    for row in systems():
+        if not row.room.startswith("losses.") or not there(row):
+            continue
+        module = importlib.import_module(f"steepest.{row.module}")
+        first = True
+        for _, cls in inspect.getmembers(module, lambda c: inspect.isclass(c) and issubclass(c, Objective)):
+            if cls.__module__ != module.__name__ or not cls.name or cls.name in found or inspect.isabstract(cls):
+                continue
+            if cls.__name__ in row.names or cls.tasks:
+                found[cls.name] = (cls, False)
+        for name in row.names:
+            cls = getattr(module, name, None)
+            if first and inspect.isclass(cls) and issubclass(cls, Objective):
+                found[cls.name] = (cls, row.default)
+                first = False
+    return dict(sorted(found.items()))
+
+
+def baseline_of(task: str) -> str:
+    """The objective that the others are compared with."""
+    return PREFERRED_FIRST.get(task, "cross_entropy")
+
+
+def why_not(cls: type[Objective], task: str, weighted: bool) -> str:
+    """Why an objective cannot be used here, or an empty string."""
+    if not cls.fits(task):
+        return f"it is for {' and '.join(cls.tasks)} targets"
+    missing = set(cls.needs) - SUPPORTED_NEEDS
+    if missing:
+        return f"it needs {', '.join(sorted(missing))}, which a table does not have"
+    if cls.views > 1:
+        return f"it needs {cls.views} views of each input"
+    if weighted and cls.unit != "sample":
+        return "it is a loss of the batch and takes no sample weights"
+    return ""
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The class of a name, or of ``module:Class``.
+
+    Raises:
+        InputError: unknown, or not an objective.
+    """
+    known = known_objectives()
+    if name in known:
+        return known[name][0]
+    if ":" in name:
+        cls = imported("--objectives", name)
+        if not inspect.isclass(cls) or not issubclass(cls, Objective):
+            raise InputError(f"--objectives {name!r}: expected a subclass of steepest.core.objective.Objective")
+        if not cls.tasks:
+            raise InputError(f"--objectives {name!r}: the class declares no tasks")
+        return cls
+    raise InputError(
+        f"unknown objective {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}, or module:Class"
+    )
+
+
+def choose_objectives(asked: str | Sequence[str], task: str, *, weighted: bool = False) -> tuple[list[str], list[str]]:
+    """Names to run, the baseline first, and a line for each that was left out of a group word.
+
+    Args:
+        asked: ``"default"``, ``"all"``, or names (a list, or one text with commas).
+        task: of the table.
+        weighted: whether there are sample weights.
+
+    Raises:
+        InputError: an unknown name, or one that does not fit the task.
+
+    >>> choose_objectives("comp_sum", "multiclass")[0]
+    ['cross_entropy', 'comp_sum']
+    """
+    words = [w.strip() for w in asked.split(",") if w.strip()] if isinstance(asked, str) else list(asked)
+    if not words:
+        raise InputError("--objectives: expected default, all, or names")
+    known = known_objectives()
+    fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted)]
+    found, notes = [baseline_of(task)], []
+    for word in words:
+        if word in ("default", "all"):
+            chosen = [n for n, (cls, default) in known.items() if (default or word == "all") and cls.fits(task)]
+            for name in chosen:
+                reason = why_not(known[name][0], task, weighted)
+                notes += [f"left out {name}: {reason}"] if reason else []
+            found += [name for name in chosen if name in fitting]
+            continue
+        reason = why_not(find_objective(word), task, weighted)
+        if reason:
+            raise InputError(
+                f"objective {word!r} does not fit a {task} target: {reason}. Those that fit: {', '.join(fitting)}"
+            )
+        found.append(word)
+    return list(dict.fromkeys(found)), notes

@@ -1,0 +1,160 @@
+"""What the terminal shows: decisions, the plan, tiers that fill as cells finish, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from .cells import CellResult, Context, Job
+from .results import Judge
+from .store import Store
+
+STYLES = {"better": "green", "worse": "red", "baseline": "bold"}
+
+
+class Terminal:
+    """Writes for people: lines at once, a live table while training on a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: nothing but the end.
+        to_stderr: leave standard output to a machine.
+    """
+
+    def __init__(self, *, quiet: bool = False, to_stderr: bool = False) -> None:
+        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.live: Live | None = None
+
+    def line(self, text: str, style: str = "") -> None:
+        """One line; what users typed is never read as markup."""
+        self.console.print(Text(text, style=style))
+
+    def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
+        """Begin to show ``jobs``; ``expected`` seconds is the plan's upper estimate."""
+        self.context, self.store = context, store
+        self.left = {id(job): 1.0 for job in jobs}
+        self.total, self.done = len(jobs), 0
+        self.began = self.last = time.monotonic()
+        self.expected, self.workers = expected, workers
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.task = self.progress.add_task("jobs", total=self.total, left=f"at most {clock(expected)} left")
+        if self.console.is_terminal and not self.console.quiet:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def finished(self, job: Job, results: Sequence[CellResult]) -> None:
+        """A job's cells are stored."""
+        self.done += 1
+        now = time.monotonic()
+        left = (now - self.began) / self.done * (self.total - self.done)
+        self.progress.update(self.task, completed=self.done, left=f"about {clock(left)} left")
+        if self.live is not None:
+            self.live.update(self._view())
+        elif now - self.last >= 15 or self.done == self.total:
+            self.last = now
+            self.line(f"{self.done} of {self.total} jobs, {clock(now - self.began)}, about {clock(left)} left")
+
+    def stop(self) -> None:
+        """Take the live view away."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _view(self) -> Group:
+        judge = Judge(self.context, self.store)
+        table = RichTable(box=None, pad_edge=False)
+        for head, justify in (
+            ("objective", "left"),
+            ("folds", "right"),
+            (judge.metric.label, "right"),
+            ("to baseline", "right"),
+            ("", "left"),
+        ):
+            table.add_column(head, justify=justify)  # type: ignore[arg-type]
+        base = judge.cells.get(judge.settings.baseline, {})
+        for name in judge.settings.objectives:
+            own = judge.cells.get(name, {})
+            scores = [c["score"] for c in own.values() if c["score"] is not None]
+            shared = [p for p in own if p in base and own[p]["score"] is not None and base[p]["score"] is not None]
+            gap = np.mean([own[p]["score"] - base[p]["score"] for p in shared]) if shared else None
+            tier = self._tier(judge, name)
+            table.add_row(
+                Text(name, style=STYLES.get(tier, "")),
+                f"{len(own)}/{len(judge.pairs)}",
+                f"{np.mean(scores):.4f}" if scores else "",
+                f"{gap:+.4f}" if gap is not None and name != judge.settings.baseline else "",
+                Text(tier, style=STYLES.get(tier, "")),
+            )
+        return Group(table, self.progress)
+
+    def _tier(self, judge: Judge, name: str) -> str:
+        baseline = judge.settings.baseline
+        if name == baseline:
+            return "baseline"
+        if not (judge.complete(name) and judge.complete(baseline)):
+            return ""
+        result = judge.compare([name] * len(judge.pairs), [baseline] * len(judge.pairs))
+        return judge.tier(
+            result, min(1.0, result.pvalue * (len(judge.settings.objectives) - 1))
+        )  # Bonferroni until all are in
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> clock(5), clock(65), clock(3700)
+    ('5 s', '1:05 min', '1:01 h')
+    """
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    big, unit = (seconds // 60, "min") if seconds < 3600 else (seconds // 3600, "h")
+    small = seconds % 60 if seconds < 3600 else seconds % 3600 // 60
+    return f"{big}:{small:02d} {unit}"
+
+
+def summary(results: dict[str, Any]) -> RichTable:
+    """The final tiers and scores as a table."""
+    metric, head = results["metric"], results["headline"]
+    table = RichTable(box=None, pad_edge=False)
+    for title, justify in (
+        ("objective", "left"), (metric["label"], "right"), (f"to {head['baseline']}", "right"),
+        ("95% interval", "right"),
+        ("p (Holm)", "right"), ("", "left"),
+    ):  # fmt: skip
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    sign = -1 if metric["greater_is_better"] else 1
+    order = {"better": 0, "baseline": 1, "not told apart": 2, "worse": 3, "": 4}
+
+    def key(row: dict[str, Any]) -> tuple[int, float]:
+        value = row["metrics"][metric["name"]]["mean"]
+        return order[row["tier"]], sign * (value if value is not None else -sign * float("inf"))
+
+    for row in sorted((r for r in results["rows"] if r["kind"] != "procedure"), key=key):
+        value = row["metrics"][metric["name"]]["mean"]
+        compared = row["difference"] is not None
+        tier = row["tier"] or "classical learner"
+        if tier == "not told apart" and row["detectable"]:
+            tier += f" (could have found {row['detectable']:.4f})"
+        table.add_row(
+            Text(row["name"], style=STYLES.get(row["tier"], "")),
+            "-" if value is None else f"{value:.4f}",
+            f"{row['difference']:+.4f}" if compared else "",
+            f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared else "",
+            f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
+            Text(tier, style=STYLES.get(row["tier"], "dim" if not row["tier"] else "")),
+        )
+    return table

@@ -1,0 +1,156 @@
+"""The page of the report: one file that carries its style, script, figures and data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from steepest.comparison.report import cost, figures, multiples, palette, views
+from steepest.comparison.report.numbers import compact, duration, interval, number, probability
+from steepest.comparison.report.tables import difference_places, prepare, results_json, score, spread_places
+
+HERE = Path(__file__).parent
+TIERS = ("better", "not told apart", "worse")
+
+
+def report_html(results: dict[str, Any]) -> str:
+    """The whole page as one string without a reference to anything outside of it.
+
+    Everything that users name is escaped; the page forbids itself the network and every script but its own.
+    """
+    results = prepare(results)
+    metric, head = results["metric"], results["headline"]
+    greater, places = metric["greater_is_better"], difference_places(results)
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    headline = [figures.headline(head, greater, places, width, f"h{width}") for width in (figures.NARROW, 640)]
+    return _environment().get_template("report.html").render(
+        r=results,
+        head=head,
+        data=results["data"],
+        metric=metric,
+        places=places,
+        score_places=spread_places(results, metric["name"]),
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        script=Markup(script),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        light=Markup(palette.declarations(0)),
+        dark=Markup(palette.declarations(1)),
+        embedded=_embedded(results),
+        headline_figures=[figure for figure in headline if figure],
+        tiers=_tiers(results, greater, places),
+        board=views.leaderboard(results, places),
+        folds=views.fold_scores(results),
+        recall=views.recall(results),
+        classes=views.class_counts(results["data"]),
+        curves=_curves(results, greater),
+        reliability=_reliability(results),
+        cost=_cost(results, greater),
+    )  # fmt: skip
+
+
+def _embedded(results: dict[str, Any]) -> Markup:
+    """The results, to six significant digits, as JSON that cannot end its script element."""
+    text = results_json(_rounded(results), indent=None).strip()
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "compact": compact,
+        "duration": duration,
+        "probability": probability,
+        "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(part) for part in str(name).split("_")),
+        "initial": lambda text: text[:1].upper() + text[1:],
+        "stamp": lambda text: str(text).replace("T", " ").replace("+00:00", " UTC"),
+    }
+    environment.globals |= {"interval": interval}
+    return environment
+
+
+def _tiers(results: dict[str, Any], greater: bool, places: int) -> list[dict[str, Any]]:
+    """The compared rows in their three tiers with a forest plot in two widths, all on one axis."""
+    compared = [row for row in results["rows"] if row["tier"] in TIERS and row["kind"] == "objective"]
+    reach, shown = figures.reach(compared), []
+    for position, tier in enumerate(TIERS):
+        rows = [row for row in compared if row["tier"] == tier]
+        drawings = [
+            figures.forest(rows, tier, reach, greater, places, width, f"t{position}-{width}")
+            for width in (figures.NARROW, figures.WIDE)
+            if rows
+        ]
+        shown.append({"name": tier, "tone": figures.TONES[tier], "rows": rows, "figures": drawings})
+    return shown
+
+
+def _curves(results: dict[str, Any], greater: bool) -> list[dict[str, Any]]:
+    known = results.get("curves") or {}
+    limits = multiples.curve_limits(known, greater)
+    baseline, label = results["headline"]["baseline"], results["metric"]["label"]
+    return [
+        {
+            "name": name,
+            "baseline": name == baseline,
+            "figure": multiples.curve(
+                name, known[name], None if name == baseline else known.get(baseline), limits, label, f"c{position}"
+            ),
+        }
+        for position, name in enumerate(_order(results, known))
+        if known[name].get("epoch")
+    ]
+
+
+def _reliability(results: dict[str, Any]) -> list[dict[str, Any]]:
+    known = results.get("reliability") or {}
+    return [
+        {"name": name, "own": known[name], "figure": multiples.reliability(name, known[name], f"r{position}")}
+        for position, name in enumerate(_order(results, known))
+    ]
+
+
+def _cost(results: dict[str, Any], greater: bool) -> list[Markup]:
+    metric = results["metric"]
+    rows = [
+        row
+        for row in results["rows"]
+        if row["kind"] == "objective"
+        and row["seconds_per_epoch"] is not None
+        and score(row, metric["name"]) is not None
+    ]
+    return [
+        cost.cost(rows, metric["name"], metric["label"], greater, width, f"s{width}")
+        for width in (figures.NARROW, figures.WIDE)
+        if rows
+    ]
+
+
+def _order(results: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    """Names in the order of the leaderboard, then any that it lacks."""
+    names = [row["name"] for row in results["rows"] if row["name"] in known]
+    return names + [name for name in known if name not in names]

@@ -1,0 +1,116 @@
+"""The leaderboard as CSV and Markdown, and the results as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from steepest.comparison.report.numbers import clean, compact, decimals, interval, number, probability
+
+FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
+LAST = ("seconds_per_epoch", "peak_memory_mb", "diverged", "settings")
+
+
+def prepare(results: dict[str, Any]) -> dict[str, Any]:
+    """A clean copy with its rows complete and in order.
+
+    Order is from best to worst mean of the metric of the comparison; rows without one come last. A key that a row lacks
+    is None.
+    """
+    results = clean(results)
+    metric, sign = results["metric"]["name"], 1 if results["metric"]["greater_is_better"] else -1
+    rows = [dict.fromkeys((*FIELDS, *LAST)) | row | {"metrics": row.get("metrics") or {}} for row in results["rows"]]
+    scored = [row for row in rows if score(row, metric) is not None]
+    missing = [row for row in rows if score(row, metric) is None]
+    results["rows"] = sorted(scored, key=lambda row: -sign * row["metrics"][metric]["mean"]) + missing
+    return results
+
+
+def score(row: dict[str, Any], metric: str) -> float | None:
+    """The mean of one metric in one row, or None.
+
+    >>> score({"metrics": {"accuracy": {"mean": 0.9}}}, "accuracy"), score({"metrics": {}}, "accuracy")
+    (0.9, None)
+    """
+    return (row["metrics"].get(metric) or {}).get("mean")
+
+
+def metric_names(results: dict[str, Any]) -> list[str]:
+    """Every metric of any row: that of the comparison first, then in order of appearance."""
+    names = [results["metric"]["name"]] + [name for row in results["rows"] for name in row["metrics"]]
+    return list(dict.fromkeys(names))
+
+
+def results_json(results: dict[str, Any], indent: int | None = 1) -> str:
+    """Strict JSON: what is not finite is ``null``."""
+    separators = (",", ":") if indent is None else None
+    return json.dumps(clean(results), allow_nan=False, ensure_ascii=False, indent=indent, separators=separators) + "\n"
+
+
+def leaderboard_csv(results: dict[str, Any]) -> str:
+    """One line a row of the leaderboard, best first; an empty cell where a value is missing."""
+    results = prepare(results)
+    metrics = metric_names(results)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*FIELDS, *(f"{name}_{part}" for name in metrics for part in ("mean", "low", "high")), *LAST])
+    for row in results["rows"]:
+        cells = [(row["metrics"].get(name) or {}).get(part) for name in metrics for part in ("mean", "low", "high")]
+        writer.writerow([*(row.get(key) for key in FIELDS), *cells, *(row.get(key) for key in LAST)])
+    return stream.getvalue()
+
+
+def leaderboard_markdown(results: dict[str, Any]) -> str:
+    """The sentence, then the leaderboard as a GitHub table, best first."""
+    results = prepare(results)
+    metric = results["metric"]
+    places = spread_places(results, metric["name"])
+    steps = difference_places(results)
+    baseline = results["headline"]["baseline"]
+    titles = ["", "tier", metric["label"], "95% interval", f"difference to {baseline}", "95% interval", "p (Holm)",
+              "s per epoch"]  # fmt: skip
+    lines = [escape(results["sentence"]), "", _line(escape(title) for title in titles)]
+    lines.append("|" + "|".join(":--" if column < 2 else "--:" for column in range(len(titles))) + "|")
+    for row in results["rows"]:
+        own = row["metrics"].get(metric["name"]) or {}
+        cells = (
+            escape(row["name"]),
+            escape(row["tier"] or row["kind"]),
+            number(own.get("mean"), places),
+            escape(interval(own.get("low"), own.get("high"), places)),
+            number(row["difference"], steps, True),
+            escape(interval(row["low"], row["high"], steps, True)),
+            escape(probability(row["p_holm"])),
+            compact(row["seconds_per_epoch"]),
+        )
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def spread_places(results: dict[str, Any], metric: str) -> int:
+    """Decimals for a metric's means: two significant digits of its typical half-interval."""
+    own = [row["metrics"].get(metric) or {} for row in results["rows"]]
+    return decimals((part["high"] - part["low"]) / 2 for part in own if None not in (part.get("low"), part.get("high")))
+
+
+def difference_places(results: dict[str, Any]) -> int:
+    """Decimals for differences to the baseline, the headline's among them."""
+    rows = [results["headline"], *results["rows"]]
+    return decimals((row["high"] - row["low"]) / 2 for row in rows if None not in (row.get("low"), row.get("high")))
+
+
+def escape(text: str) -> str:
+    r"""Text that Markdown, inside or outside a table, shows as it is.
+
+    >>> print(escape("a|b <i> [x](y)"))
+    a\|b \<i\> \[x\](y)
+    """
+    return re.sub(r"([\\|<>*\[\]`])", r"\\\1", " ".join(text.split()))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,404 @@
+"""From finished cells to tables and the sentence on top."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from .cells import Context, Pair, best_trial
+from .design import seed_of
+from .metrics import CLASSIFICATION, REGRESSION, Metric, apply_temperature, reliability_bins
+from .objectives import find_objective
+from .statistics import (
+    BETTER,
+    SAME,
+    WORSE,
+    PairedResult,
+    bootstrap_metric_difference,
+    combined_f_5x2,
+    corrected_resampled_ttest,
+    holm,
+    tiers,
+)
+from .store import Store
+
+QUESTION = "Does choosing the objective help?"
+Cells = dict[str, dict[Pair, dict[str, Any]]]
+
+
+def finite_or_worst(value: float | None, metric: Metric) -> float:
+    """A stored score; None was not finite and is the worst that the metric can say."""
+    return value if value is not None else (0.0 if metric.greater_is_better else float("inf"))
+
+
+class Judge:
+    """Scores and tests of a run's finished cells, under the design that was declared beforehand."""
+
+    def __init__(self, context: Context, store: Store) -> None:
+        self.context, self.store = context, store
+        self.cells: Cells = store.cells()
+        self.settings, self.metric = context.settings, context.metric
+        self.pairs: list[Pair] = list(context.folds)
+
+    def complete(self, name: str) -> bool:
+        """Whether every fold of ``name`` is finished."""
+        return len(self.cells.get(name, {})) == len(self.pairs)
+
+    def names(self, kind: str) -> list[str]:
+        """Objectives or classical learners that are complete, in the settings' order."""
+        known = self.settings.objectives if kind == "objective" else self.settings.classical
+        return [name for name in known if self.complete(name)]
+
+    def scores(self, name: str) -> np.ndarray:
+        """The metric on each test part."""
+        return np.array([finite_or_worst(self.cells[name][p]["score"], self.metric) for p in self.pairs])
+
+    def inner(self, name: str, pair: Pair) -> float:
+        """The best score of ``name`` on inner validation."""
+        found = [s for s in self.cells[name][pair]["inner"] if s is not None]
+        greater = self.metric.greater_is_better
+        return (max(found) if greater else min(found)) if found else float("nan")
+
+    def procedure(self, names: Sequence[str]) -> list[str]:
+        """What inner validation picks among ``names`` in each fold; ties go to the first."""
+        greater = self.metric.greater_is_better
+        return [names[best_trial([self.inner(n, pair) for n in names], greater)] for pair in self.pairs]
+
+    def picked_scores(self, picked: Sequence[str]) -> np.ndarray:
+        """The test scores of a procedure that takes ``picked[i]`` in fold i."""
+        found = [self.cells[n][p]["score"] for n, p in zip(picked, self.pairs)]
+        return np.array([finite_or_worst(value, self.metric) for value in found])
+
+    def test_name(self) -> str:
+        """The test of this design, in words."""
+        if self.settings.test:
+            return "paired bootstrap on the fixed test set"
+        if self.settings.repeats == 5 and self.settings.folds == 2:
+            return "combined 5x2cv F test"
+        return f"corrected resampled t test, {len(self.pairs)} differences"
+
+    def compare(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
+        """The test of procedure ``a`` minus procedure ``b``, each a name for every fold."""
+        if self.settings.test:
+            return self._bootstrap(a, b)
+        differences = self.picked_scores(a) - self.picked_scores(b)
+        differences = np.where(np.isfinite(differences), differences, 0.0)
+        sizes = [(len(f.train), len(f.test)) for f in self.context.folds.values()]
+        train, test = (round(float(np.mean(part))) for part in zip(*sizes))
+        found = corrected_resampled_ttest(differences, n_train=train, n_test=test)
+        if self.settings.repeats == 5 and self.settings.folds == 2 and np.any(differences):
+            p = combined_f_5x2(differences.reshape(5, 2)).pvalue
+            found = PairedResult(**{**vars(found), "pvalue": p})
+        return found
+
+    def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
+        test = self.context.test
+        assert test is not None
+        pair = self.pairs[0]
+        if a[0] == b[0]:
+            return PairedResult(0.0, 0.0, 0.0, 1.0, 0, 0.0, 0.0, degenerate=True)
+        found = bootstrap_metric_difference(
+            self.metric,
+            test.target,
+            self.store.outcome(a[0], *pair),
+            self.store.outcome(b[0], *pair),
+            seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
+        )
+        error = (found.high - found.low) / (2 * 1.96)
+        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
+
+    def tier(self, result: PairedResult, p: float) -> str:
+        """better, not told apart, or worse."""
+        return str(tiers([result], [p], greater_is_better=self.metric.greater_is_better)[0])
+
+
+def assemble(context: Context, store: Store, *, command: str, seconds: float, version: str) -> dict[str, Any]:
+    """The results of a finished run, as the report takes them."""
+    judge = Judge(context, store)
+    settings, metric, table = context.settings, context.metric, context.table
+    names = judge.names("objective")
+    baseline = settings.baseline
+    picked = judge.procedure(names)
+    plain = [baseline] * len(picked)
+    head = judge.compare(picked, plain)
+    verdict = judge.tier(head, head.pvalue)
+    others = [n for n in names if n != baseline]
+    tested = {n: judge.compare([n] * len(picked), plain) for n in others}
+    adjusted = dict(zip(others, holm([tested[n].pvalue for n in others])))
+    rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n)) for n in names]
+    classical_names = judge.names("classical")
+    rows += [_row(judge, n, "classical", None, None) for n in classical_names]
+    means = judge.picked_scores(picked), judge.scores(baseline)
+    headline = {
+        "verdict": verdict,
+        **_numbers(head),
+        "p": head.pvalue,
+        "test": judge.test_name(),
+        "baseline": baseline,
+        "selected": dict(Counter(picked).most_common()),
+        "procedure_mean": _mean(means[0]),
+        "baseline_mean": _mean(means[1]),
+    }
+    classical = _classical(judge, picked, classical_names)
+    procedure_row = {
+        "name": "selected procedure",
+        "title": "objective and settings picked by inner validation in each fold",
+        "kind": "procedure",
+        "tier": "",
+        **_numbers(head),
+        "p": head.pvalue,
+        "p_holm": None,
+        "metrics": {metric.name: _interval(means[0])},
+        "seconds_per_epoch": None,
+        "peak_memory_mb": None,
+        "diverged": 0,
+        "settings": ", ".join(f"{k} in {v}" for k, v in headline["selected"].items()),
+    }
+    results: dict[str, Any] = {
+        "version": version,
+        "id": store.folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seconds": round(seconds, 2),
+        "peak_memory_mb": max(
+            (c["peak_memory_mb"] for own in judge.cells.values() for c in own.values()), default=None
+        ),
+        "machine": {
+            "python": platform.python_version(),
+            "platform": platform.system() + " " + platform.machine(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "device": settings.device,
+        },
+        "versions": {p: importlib.metadata.version(p) for p in ("steepest", "torch", "scikit-learn", "numpy", "scipy")},
+        "data": {
+            "name": table.name,
+            "sha256": table.sha256,
+            "rows": len(table.target),
+            "features": table.frame.shape[1],
+            "columns": [str(c) for c in table.frame.columns],
+            "target": table.target_name,
+            "task": table.task,
+            "classes": list(table.classes),
+            "class_counts": []
+            if table.task == "regression"
+            else np.bincount(table.target, minlength=len(table.classes)).tolist(),
+            "decisions": list(table.decisions),
+            "warnings": list(table.warnings),
+        },
+        "protocol": protocol(context),
+        "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
+        "question": QUESTION,
+        "headline": headline,
+        "classical": classical,
+        "rows": [procedure_row, *rows],
+        "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
+        "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
+    }
+    results["sentence"] = sentence(results)
+    if table.task != "regression":
+        results["reliability"] = {n: r for n in names if (r := _reliability(judge, n)) is not None}
+        results["recall"] = {
+            "classes": list(table.classes),
+            "rows": {n: _recall(judge, n) for n in [*names, *classical_names]},
+        }
+    return results
+
+
+def sentence(results: dict[str, Any]) -> str:
+    """The sentence on top: the classical learners first where they win, then the declared question."""
+    head, metric = results["headline"], results["metric"]
+    label = _inline(metric["label"])
+    gap = _gap(head["difference"], head["low"], head["high"], head["p"])
+    pair = (
+        f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for tuned {head['baseline']} ({gap})"
+    )
+    if head["verdict"] == BETTER:
+        text = f"Choosing the objective helps: {pair}."
+    elif head["verdict"] == WORSE:
+        text = f"Choosing the objective hurts here: {pair}."
+    else:
+        found = f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
+        text = f"Choosing the objective was not shown to help: {pair}{found}."
+    classical = results["classical"]
+    if classical is not None and classical["wins"]:
+        return f"A classical learner wins: {classical['sentence']} {text}"
+    return text
+
+
+def _gap(difference: float, low: float, high: float, p: float) -> str:
+    return f"difference {difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
+
+
+def _inline(label: str) -> str:
+    """A metric's label inside a sentence: abbreviations stay as they are."""
+    return label if label[1:2].isupper() or label[1:2] == "²" else label[0].lower() + label[1:]
+
+
+def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dict[str, Any] | None:
+    if not names:
+        return None
+    chosen = judge.procedure(names)
+    found = judge.compare(chosen, picked)
+    tier = judge.tier(found, found.pvalue)
+    counts = Counter(chosen).most_common()
+    own = _mean(judge.picked_scores(chosen))
+    ours = _mean(judge.picked_scores(picked))
+    who = (
+        counts[0][0]
+        if len(counts) == 1
+        else f"the classical learner that inner validation picks (mostly {counts[0][0]})"
+    )
+    gap = _gap(found.mean, found.low, found.high, found.pvalue)
+    label = _inline(judge.metric.label)
+    numbers = f"{label} {own:.4f} against {ours:.4f} for the selected network ({gap})"
+    start = {BETTER: "reaches", SAME: "is not told apart from the networks:", WORSE: "does worse than the networks:"}
+    text = f"{who} {start[tier]} {numbers}."
+    return {
+        "sentence": text[0].upper() + text[1:] if tier != BETTER else text,
+        "best": counts[0][0],
+        "wins": tier == BETTER,
+        "mean": own,
+        **_numbers(found),
+        "p": found.pvalue,
+    }
+
+
+def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None) -> dict[str, Any]:
+    cells = [judge.cells[name][p] for p in judge.pairs]
+    keys = (REGRESSION if judge.context.table.task == "regression" else CLASSIFICATION).keys()
+    extra = [k for k in cells[0]["metrics"] if k not in keys]
+    metrics = {k: _interval([c["metrics"].get(k) for c in cells]) for k in [*keys, *extra]}
+    if judge.metric.name not in metrics:
+        metrics[judge.metric.name] = _interval(judge.scores(name))
+    tier = ""
+    if kind == "objective":
+        tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
+    typical = Counter(c["trial_text"] for c in cells).most_common(1)[0]
+    speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
+    return {
+        "name": name,
+        "title": _title(name) if kind == "objective" else "classical learner",
+        "kind": kind,
+        "tier": tier,
+        **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
+        "p": None if result is None else result.pvalue,
+        "p_holm": None if p_holm is None else float(p_holm),
+        "metrics": metrics,
+        "seconds_per_epoch": float(np.mean(speeds)) if speeds else None,
+        "peak_memory_mb": max(c["peak_memory_mb"] for c in cells),
+        "diverged": int(sum(c["diverged"] for c in cells)),
+        "settings": f"{typical[0]} (in {typical[1]} of {len(cells)} folds)" if typical[0] else "",
+    }
+
+
+def _title(name: str) -> str:
+    return (find_objective(name).__doc__ or name).strip().splitlines()[0].split("; see")[0].rstrip(".")
+
+
+def _numbers(result: PairedResult) -> dict[str, float | None]:
+    return {
+        "difference": result.mean,
+        "low": result.low,
+        "high": result.high,
+        "detectable": result.detectable or None,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _interval(values: Sequence[float | None] | np.ndarray) -> dict[str, float | None]:
+    """Mean over folds, with the 2.5% and 97.5% points of the folds' own spread."""
+    kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
+    if not len(kept):
+        return {"mean": None, "low": None, "high": None}
+    low, high = np.percentile(kept, [2.5, 97.5])
+    return {"mean": float(kept.mean()), "low": float(low), "high": float(high)}
+
+
+def _curve(curves: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
+    """Mean metric by epoch while at least half of the folds are still training."""
+    longest = max(map(len, curves))
+    found: dict[str, list[float | None]] = {"epoch": [], "valid": [], "low": [], "high": []}
+    for epoch in range(longest):
+        values = [v for c in curves if len(c) > epoch and (v := c[epoch]) is not None]
+        if len(values) * 2 < len(curves) or not values:
+            break
+        low, high = np.percentile(values, [10, 90])
+        for key, value in zip(found, (float(epoch + 1), float(np.mean(values)), float(low), float(high))):
+            found[key].append(round(value, 6))
+    return found
+
+
+def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:
+    """Reliability over all test rows; temperature is each fold's own."""
+    probabilities, targets, cooled = [], [], []
+    for pair in judge.pairs:
+        outcome = judge.store.outcome(name, *pair)
+        if outcome.probabilities is None or not outcome.finite:
+            return None
+        probabilities.append(outcome.probabilities)
+        targets.append(judge.context.split(pair, -1).other_target)
+        temperature = judge.cells[name][pair]["temperature"]
+        cooled.append(apply_temperature(outcome.probabilities, temperature or 1.0))
+    y = np.concatenate(targets)
+    cells = [judge.cells[name][p] for p in judge.pairs]
+    bins = reliability_bins(np.concatenate(probabilities), y)
+    mean = {k: _interval([c["metrics"][k] for c in cells])["mean"] for k in ("ece", "ece_calibrated")}
+    return {**bins, **mean, "temperature": float(np.median([c["temperature"] or 1.0 for c in cells]))}
+
+
+def _recall(judge: Judge, name: str) -> list[float | None]:
+    values = np.array([judge.cells[name][p]["recall"] for p in judge.pairs], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        counts = np.isfinite(values).sum(0)
+        sums = np.nansum(values, 0)
+    return [float(s / c) if c else None for s, c in zip(sums, counts)]
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def protocol(context: Context) -> dict[str, str]:
+    """The protocol in words, for people."""
+    s, table = context.settings, context.table
+    pair = next(iter(context.folds))
+    parts = len(context.inner(pair))
+    kind = "forward chaining" if table.times is not None else "grouped" if table.groups is not None else "stratified"
+    if table.task == "regression" and kind == "stratified":
+        kind = "shuffled"
+    design = "a fixed test set" if s.test else f"{s.repeats} x {s.folds} {kind} folds"
+    return {
+        "outer design": design,
+        "inner validation": "one 25% holdout" if parts == 1 else f"{parts} folds",
+        "objectives": ", ".join(s.objectives),
+        "baseline": s.baseline,
+        "trials an objective": f"{s.trials}: defaults at three learning rates, then a Sobol design",
+        "epochs": f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
+        "metric": context.metric.name,
+        "model": s.model,
+        "batch size": str(s.batch_size),
+        "optimizer": "AdamW",
+        "classical learners": ", ".join(s.classical) or "none",
+        "label noise": f"{s.noise:.0%} of training labels" if s.noise else "none",
+        "seed": str(s.seed),
+    }

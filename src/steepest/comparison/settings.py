@@ -1,0 +1,80 @@
+"""A comparison's settings, resolved: what decides its numbers, and so its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of a comparison, besides the data.
+
+    Attributes:
+        objectives: names, in order; the baseline among them.
+        baseline: the objective that the others are compared with.
+        metric: name, or ``module:function``.
+        model: ``"mlp"``, ``"residual"`` or ``module:function``.
+        repeats, folds: of the outer cross-validation.
+        trials: settings each objective may try.
+        epochs, patience: of a training.
+        batch_size: rows a step.
+        classical: names of classical learners run beside the objectives.
+        noise: share of training labels replaced by another class.
+        seed: of everything.
+        test: hash of the fixed test set that takes the place of the outer folds, or empty.
+        device: where networks train.
+        code: hash of the user's own modules among objectives, model and metric, or empty.
+    """
+
+    objectives: tuple[str, ...]
+    baseline: str
+    metric: str
+    model: str = "mlp"
+    repeats: int = 3
+    folds: int = 5
+    trials: int = 8
+    epochs: int = 60
+    patience: int = 10
+    batch_size: int = 64
+    classical: tuple[str, ...] = ()
+    noise: float = 0.0
+    seed: int = 0
+    test: str = ""
+    device: str = "cpu"
+    code: str = ""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "repeats": (self.repeats, 1, 100),
+            "folds": (self.folds, 2, 50),
+            "trials": (self.trials, 1, 1024),
+            "epochs": (self.epochs, 1, 100_000),
+            "patience": (self.patience, 1, 100_000),
+            "batch": (self.batch_size, 1, 1_000_000),
+            "seed": (self.seed, 0, 2**31 - 1),
+        }
+        for name, (value, low, high) in limits.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise InputError(f"--{name}: expected an integer in {low}..{high}, got {value!r}")
+        if not 0 <= self.noise < 1:
+            raise InputError(f"--noise: expected a share in [0, 1), got {self.noise!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, JSON's own types."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Settings:
+        """What :meth:`to_json` gave."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def run_id(self, data_hash: str, version: str) -> str:
+        """The identity of a run: a hash of data, settings and version."""
+        text = json.dumps([data_hash, self.to_json(), version], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

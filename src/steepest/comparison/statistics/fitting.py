@@ -1,0 +1,70 @@
+"""How the resampling tests train and score a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Predict = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[np.ndarray, np.ndarray, int], Predict]
+Scorer = Callable[[np.ndarray, np.ndarray], float]
+
+
+def as_fit(learner: Any) -> Fit:
+    """A learner as ``fit(X, y, seed) -> predict``.
+
+    Args:
+        learner: such a function, or a scikit-learn estimator: each call fits a fresh clone, with the seed as its
+            ``random_state`` where it has one.
+
+    Raises:
+        TypeError: neither of the two.
+
+    >>> from sklearn.dummy import DummyClassifier
+    >>> as_fit(DummyClassifier())(np.zeros((3, 1)), np.array([0, 1, 1]), 0)(np.zeros((2, 1)))
+    array([1, 1])
+    """
+    if hasattr(learner, "fit") and hasattr(learner, "predict"):
+        from sklearn.base import clone
+
+        def fit(X: np.ndarray, y: np.ndarray, seed: int) -> Predict:
+            model = clone(learner)
+            if "random_state" in model.get_params(deep=False):
+                model.set_params(random_state=seed)
+            return model.fit(X, y).predict
+
+        return fit
+    if callable(learner):
+        return learner
+    raise TypeError(f"learner: expected fit(X, y, seed) -> predict or an estimator, got {type(learner).__name__}")
+
+
+def derived_seed(*parts: int) -> int:
+    """A 32-bit seed of its own for each sequence of non-negative integers.
+
+    >>> derived_seed(0, 1) == derived_seed(0, 1), derived_seed(0, 1) == derived_seed(1, 0)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def is_discrete(y: np.ndarray) -> bool:
+    """Whether the targets are labels (integers, booleans, strings) rather than real numbers.
+
+    >>> is_discrete(np.array([0, 1])), is_discrete(np.array([0.5, 1.0]))
+    (True, False)
+    """
+    return np.asarray(y).dtype.kind not in "fc"
+
+
+def same_length(**arrays: np.ndarray) -> None:
+    """Refuse arrays of different or zero length, naming them.
+
+    Raises:
+        ValueError: lengths differ, or are 0.
+    """
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"expected arrays of one length of at least 1, got {lengths}")

@@ -1,0 +1,72 @@
+"""How sure an accuracy on one held-out set is."""
+
+from __future__ import annotations
+
+import math
+
+from scipy import stats
+
+from .results import TestResult
+
+
+def holdout_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Normal-approximation interval of an accuracy measured on held-out rows.
+
+        acc ± z sqrt(acc (1 - acc) / n)
+
+    Args:
+        accuracy: share of correct rows, in [0, 1].
+        n: number of rows, at least 1.
+        confidence: in (0, 1).
+
+    Returns:
+        (low, high), cut to [0, 1]. At accuracy 0 or 1 the approximation has width zero.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    >>> [round(bound, 5) for bound in holdout_interval(0.85, 200)]
+    [0.80051, 0.89949]
+
+    Source: Raschka, "Model Evaluation, Model Selection, and Algorithm Selection in Machine Learning", arXiv:1811.12808.
+    """
+    _check(n, accuracy=accuracy)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(accuracy * (1 - accuracy) / n)
+    return max(0.0, float(accuracy - half)), min(1.0, float(accuracy + half))
+
+
+def proportions_test(accuracy_a: float, accuracy_b: float, n: int) -> TestResult:
+    """z-test of two accuracies, each measured on its own n independent rows.
+
+        z = (a1 - a2) / sqrt(2 a (1 - a) / n),  a = (a1 + a2) / 2
+
+    For two models on the same rows use :func:`mcnemar_test`.
+
+    Args:
+        accuracy_a, accuracy_b: shares of correct rows, in [0, 1].
+        n: number of rows of each, at least 1.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    >>> round(proportions_test(0.85, 0.80, 200).statistic, 6)
+    1.315903
+
+    Source: arXiv:1811.12808.
+    """
+    _check(n, accuracy_a=accuracy_a, accuracy_b=accuracy_b)
+    mean = (accuracy_a + accuracy_b) / 2
+    if accuracy_a == accuracy_b:
+        return TestResult(0.0, 1.0, method="normal")
+    z = (accuracy_a - accuracy_b) / math.sqrt(2 * mean * (1 - mean) / n)
+    return TestResult(z, float(2 * stats.norm.sf(abs(z))), method="normal")
+
+
+def _check(n: int, **accuracies: float) -> None:
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 row, got {n}")
+    for name, value in accuracies.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a share in [0, 1], got {value}")

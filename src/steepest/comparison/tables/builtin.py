@@ -1,0 +1,25 @@
+"""Tables that come with scikit-learn, by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn import datasets
+
+BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+
+
+def load_builtin(name: str) -> pd.DataFrame:
+    """A built-in table as a frame whose last column, ``target``, holds class names or numbers.
+
+    >>> load_builtin("iris").shape
+    (150, 5)
+    """
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True)
+    frame: pd.DataFrame = bunch.data.copy()
+    target = bunch.target.to_numpy()
+    labels = bunch.get("target_names")
+    if labels is not None and not np.issubdtype(np.asarray(labels).dtype, np.number):
+        target = np.asarray(labels).astype(object)[target]
+    frame["target"] = target
+    return frame

@@ -1,0 +1,120 @@
+"""Features that give the target away on their own, and rows that occur twice."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from .columns import is_number
+from .raw import count, show
+
+ROWS = 2000
+LIMIT = 0.99
+# Under this many rows a feature separates the classes by chance.
+MIN_ROWS = 30
+_MEASURE = {"binary": "AUROC", "multiclass": "balanced accuracy", "regression": "R2"}
+
+
+def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str) -> list[str]:
+    """A warning for each feature that predicts the target alone almost perfectly.
+
+    A shallow tree on the feature (for text: the mean target of each category) is cross-validated in 3 folds on at most
+    2000 rows; AUROC, balanced accuracy or R2 above 0.99 in the mean is warned of.
+    """
+    if len(target) < MIN_ROWS:
+        return []
+    rows = _subsample(target, task)
+    y = target[rows]
+    splitter = KFold if task == "regression" else StratifiedKFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes thinner than the folds
+        folds = list(splitter(3, shuffle=True, random_state=0).split(np.zeros(len(y)), y))
+    found = []
+    for name in frame.columns:
+        score = _alone(frame[name].to_numpy()[rows], y, task, folds)
+        if score > LIMIT:
+            found.append(
+                f"likely leak: {show(name)} alone predicts the target ({_MEASURE[task]} {score:.3f}); "
+                "drop it if it is known only after the target"
+            )
+    return found
+
+
+def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
+    """A warning with the number of rows that equal an earlier one, target included."""
+    both = frame.set_axis(range(frame.shape[1]), axis=1)
+    both[frame.shape[1]] = target
+    copies = int(both.duplicated().sum())
+    if not copies:
+        return []
+    verb = "repeats" if copies == 1 else "repeat"
+    return [
+        f"{count(copies, 'row')} {verb} an earlier one (features and target): copies may fall on both sides of a split"
+    ]
+
+
+def _subsample(target: np.ndarray, task: str) -> np.ndarray:
+    rows = np.arange(len(target))
+    if len(rows) <= ROWS:
+        return rows
+    if task != "regression" and len(np.unique(target)) < ROWS // 4:
+        split = StratifiedShuffleSplit(1, train_size=ROWS, test_size=None, random_state=0)
+        return np.sort(next(split.split(rows, target))[0])
+    return np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
+
+
+def _alone(values: np.ndarray, y: np.ndarray, task: str, folds: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    scores: list[float] = []
+    for fit, test in folds:
+        scores.append(_score(values[fit], y[fit], values[test], y[test], task))
+        # Two perfect folds more would not lift the mean above the limit.
+        if sum(scores) + (len(folds) - len(scores)) < LIMIT * len(folds):
+            return 0.0
+    return float(np.mean(scores))
+
+
+def _auroc(y: np.ndarray, scores: np.ndarray) -> float:
+    """The Mann-Whitney share of pairs in order, ties for a half."""
+    positive = int(y.sum())
+    above = rankdata(scores)[y == 1].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * (len(y) - positive)))
+
+
+def _score(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray, task: str) -> float:
+    if task != "regression" and (len(np.unique(y)) < 2 or len(np.unique(fit_y)) < 2):
+        return 0.0
+    if is_number(fit_x):
+        fit_x, x = (np.asarray(v, dtype=np.float64)[:, None] for v in (fit_x, x))
+        big = np.abs(np.nan_to_num(np.concatenate([fit_x, x]))).max()
+        if big > 1e30:  # trees compute in float32
+            fit_x, x = fit_x / big, x / big
+        if task == "regression":
+            tree = DecisionTreeRegressor(max_depth=8, min_samples_leaf=2, random_state=0).fit(fit_x, fit_y)
+            return float(r2_score(y, tree.predict(x)))
+        depth = 2 + math.ceil(math.log2(len(np.unique(fit_y))))
+        tree = DecisionTreeClassifier(max_depth=depth, random_state=0).fit(fit_x, fit_y)
+        scores = tree.predict_proba(x)
+    else:
+        wide = (
+            fit_y.astype(float)[:, None] if task == "regression" else np.eye(int(max(fit_y.max(), y.max())) + 1)[fit_y]
+        )
+        keys = pd.Series(fit_x, dtype=object).fillna("").to_numpy()
+        means = pd.DataFrame(wide).groupby(keys).mean()
+        scores = means.reindex(pd.Series(x, dtype=object).fillna("")).to_numpy()
+        scores = np.where(np.isnan(scores), wide.mean(0), scores)
+        if task == "regression":
+            return float(r2_score(y, scores[:, 0]))
+        tree = None
+    if task == "binary":
+        return _auroc(y, scores[:, -1])
+    labels = tree.classes_ if tree is not None else np.arange(scores.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class met in one part only
+        return float(balanced_accuracy_score(y, labels[scores.argmax(1)]))

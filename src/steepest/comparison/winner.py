@@ -1,0 +1,186 @@
+"""The saved winner: what inner validation would pick, fitted on all rows, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..core.objective import TaskInfo
+from .cells import Context, best_trial, operating_point
+from .design import Trial, trials
+from .errors import InputError
+from .folds import Fold
+from .metrics import Outcome, apply_temperature
+from .models import build, find_model
+from .objectives import find_objective
+from .results import Judge
+from .store import Store
+from .tables import Preprocessor, read_features
+from .training import Member, Split, outcome_of, train
+
+
+class Winner:
+    """A fitted network with its preprocessing, threshold and temperature.
+
+    Load with :meth:`load`; ``predict(frame)`` gives a frame with ``prediction`` and, for classes, calibrated
+    probabilities.
+    """
+
+    def __init__(self, network: nn.Module, facts: dict[str, Any]) -> None:
+        self.network, self.facts = network, facts
+        self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
+        self.info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
+        self.objective = find_objective(facts["objective"]).from_task(self.info, **facts["hyper"]).eval()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a winner's folder.
+
+        Raises:
+            InputError: there is none, or it is not whole.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "winner.json").read_text(encoding="utf-8"))
+            state = load_file(folder / "winner.safetensors")
+        except (OSError, ValueError) as error:
+            raise InputError(f"no saved winner in {str(folder)!r}: {error}") from error
+        info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
+        objective = find_objective(facts["objective"]).from_task(info, **facts["hyper"])
+        network = build(find_model(facts["model"]), facts["width"], objective, info, backbone_seed=0, head_seed=0)
+        network.load_state_dict(state)
+        return cls(network.eval(), facts)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``winner.safetensors`` and ``winner.json``, each in one step."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / ".winner.safetensors.part"
+        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
+        os.replace(part, folder / "winner.safetensors")
+        text = folder / ".winner.json.part"
+        text.write_text(json.dumps(self.facts, indent=1, allow_nan=False), encoding="utf-8")
+        os.replace(text, folder / "winner.json")
+
+    def outcome(self, frame: pd.DataFrame) -> Outcome:
+        """What the network says of the rows of ``frame``, uncalibrated."""
+        inputs = torch.as_tensor(self.preprocessor.transform(frame[self.facts["columns"]]), dtype=torch.float32)
+        empty = torch.zeros(0)
+        split = Split(empty, empty, None, inputs, np.zeros(0), None, tuple(self.facts["scale"]))
+        with torch.no_grad():
+            return outcome_of(self.objective, self.network(inputs), split)
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A frame of predictions for rows that have the training columns.
+
+        Args:
+            frame: ``[rows, ...]`` with the columns ``facts["columns"]``; others are ignored.
+
+        Returns:
+            ``prediction`` (class labels; for two classes cut at the tuned threshold), and ``p_LABEL`` for each class
+            after temperature scaling where the objective gives probabilities.
+
+        Raises:
+            InputError: a column is missing.
+        """
+        missing = [c for c in self.facts["columns"] if c not in frame.columns]
+        if missing:
+            raise InputError(f"the rows lack the column {missing[0]!r}")
+        outcome = self.outcome(frame)
+        classes = self.facts["classes"]
+        if not classes:
+            return pd.DataFrame({"prediction": outcome.predicted})
+        codes = outcome.predicted
+        if self.facts["threshold"] is not None and outcome.decision is not None:
+            codes = (outcome.decision > self.facts["threshold"]).astype(np.int64)
+        found = pd.DataFrame({"prediction": np.array(classes, dtype=object)[codes]})
+        if outcome.probabilities is not None:
+            p = apply_temperature(outcome.probabilities, self.facts["temperature"] or 1.0)
+            for label, column in zip(classes, p.T):
+                found[f"p_{label}"] = column
+        return found
+
+    def predict_file(self, path: str | Path) -> pd.DataFrame:
+        """:meth:`predict` for a CSV or TSV file."""
+        return self.predict(read_features(path, self.facts["columns"], self.facts["numeric"]))
+
+
+def choose(judge: Judge) -> tuple[str, int]:
+    """The objective and trial with the best mean on inner validation over all folds; ties go to the first."""
+    greater = judge.metric.greater_is_better
+    options: list[tuple[str, int]] = []
+    means: list[float] = []
+    for name in judge.names("objective"):
+        cells = [judge.cells[name][pair] for pair in judge.pairs]
+        for t in range(len(cells[0]["inner"])):
+            values = [c["inner"][t] for c in cells]
+            options.append((name, t))
+            means.append(float("nan") if any(v is None for v in values) else float(np.mean(values)))
+    return options[best_trial(means, greater)]
+
+
+def fit_winner(context: Context, store: Store) -> Winner:
+    """Fit what inner validation picks on all rows; its epochs, threshold and temperature come from one more holdout."""
+    name, number = choose(Judge(context, store))
+    cls, settings = find_objective(name), context.settings
+    trial: Trial = trials(cls, settings.trials, settings.seed)[number]
+    rows = np.arange(len(context.table.target))
+    whole = Context(context.table, replace(settings, noise=0.0, test=""))
+    pair = (settings.repeats + 1, 0)
+    whole._folds = {pair: Fold(*pair, rows, rows[:1])}
+    recipe = whole.recipe(cls)
+    tuned: list[Member] = [whole.member(pair, part, trial) for part in range(len(whole.inner(pair)))]
+    with torch.random.fork_rng(devices=[]):
+        train(recipe, tuned)
+        epochs = max(1, round(float(np.mean([m.epochs for m in tuned]))))
+        final = whole.member(pair, -1, trial, length=epochs)
+        train(recipe, [final])
+    assert final.objective is not None and final.state is not None
+    frame = context.table.frame
+    prepared = Preprocessor().fit(frame)
+    width = int(final.split.inputs.shape[1])
+    network = build(recipe.backbone, width, final.objective, final.info, backbone_seed=0, head_seed=0)
+    network.load_state_dict(final.state)
+    facts = {
+        "format": 1,
+        "objective": name,
+        "hyper": trial.hyper,
+        "settings": trial.describe(),
+        "model": settings.model,
+        "width": width,
+        "info": asdict(final.info),
+        "epochs": epochs,
+        "classes": list(context.table.classes),
+        "target": context.table.target_name,
+        "columns": [str(c) for c in frame.columns],
+        "numeric": prepared.numeric,
+        "preprocessing": prepared.to_json(),
+        "scale": list(final.split.scale),
+        **operating_point(whole, tuned),
+    }
+    return Winner(network.eval(), facts)
+
+
+def usage(folder: Path, objective: str, hyper: dict[str, Any], data: str) -> str:
+    """The Python lines that use the winner."""
+    cls = find_objective(objective)
+    arguments = ", ".join(f"{k}={v!r}" for k, v in hyper.items())
+    room = cls.__module__.split(".")
+    home = "steepest.losses" if cls.__module__.startswith("steepest.losses") else ".".join(room)
+    return (
+        f"from steepest.comparison import Winner\n\n"
+        f"winner = Winner.load({str(folder / 'winner')!r})\n"
+        f"print(winner.predict_file({data!r}))\n\n"
+        f"# or its objective in your own loop; info describes your training split (steepest.core.objective.TaskInfo)\n"
+        f"from {home} import {cls.__name__}\n\n"
+        f"objective = {cls.__name__}.from_task(info, {arguments})\n".replace("(info, )", "(info)")
+    )

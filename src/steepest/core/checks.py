@@ -1,0 +1,150 @@
+"""Argument checks: one helper makes every error, so that all of them read alike.
+
+Shapes, types and Python scalars are always checked. Values inside tensors are checked on CPU tensors in eager
+mode; under ``torch.compile``, under ``vmap`` or on an accelerator only after ``steepest.checks(True)``, because
+looking at a value there costs a synchronisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+_everywhere = False
+
+
+def checks(everywhere: bool) -> None:
+    """Check the *values* of tensors everywhere (``True``), or on CPU tensors in eager mode only (``False``)."""
+    global _everywhere
+    _everywhere = bool(everywhere)
+
+
+def values_visible(*tensors: Tensor) -> bool:
+    """Whether the values of ``tensors`` may be looked at here without a hidden synchronisation."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    return _everywhere or all(t.device.type == "cpu" for t in tensors)
+
+
+def describe(got: object) -> str:
+    """A short text for what came: the shape and type of a tensor, the value of anything else."""
+    if isinstance(got, Tensor):
+        return f"a {str(got.dtype).removeprefix('torch.')} tensor of shape {tuple(got.shape)}"
+    text = repr(got)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def refuse(argument: str, expected: str, got: object) -> NoReturn:
+    """Raise the uniform ``ValueError``: the argument, what was expected, what came.
+
+    >>> refuse("tau", "a number >= 0", -1)
+    Traceback (most recent call last):
+    ValueError: tau: expected a number >= 0, got -1
+    """
+    raise ValueError(f"{argument}: expected {expected}, got {describe(got)}")
+
+
+def refuse_type(argument: str, expected: str, got: object) -> NoReturn:
+    """Raise the uniform ``TypeError``."""
+    raise TypeError(f"{argument}: expected {expected}, got {describe(got)} ({type(got).__name__})")
+
+
+def check_number(
+    argument: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    integer: bool = False,
+) -> None:
+    """Check a Python scalar against a range, open or closed at either end."""
+    kind = "an integer" if integer else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+        refuse_type(argument, kind, value)
+    inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+    if not inside:  # NaN lands here too
+        parts = []
+        if low > -math.inf:
+            parts.append(f"{'>' if open_low else '>='} {low:g}")
+        if high < math.inf:
+            parts.append(f"{'<' if open_high else '<='} {high:g}")
+        refuse(argument, " ".join([kind, " and ".join(parts)]).strip(), value)
+
+
+def check_choice(argument: str, value: object, options: Collection[object]) -> None:
+    """Check that ``value`` is one of ``options``."""
+    if value not in options:
+        refuse(argument, "one of " + ", ".join(map(repr, options)), value)
+
+
+def check_tensor(
+    argument: str,
+    value: object,
+    *,
+    ndim: int | tuple[int, ...] | None = None,
+    floating: bool | None = None,
+    shape: tuple[int | None, ...] | None = None,
+) -> None:
+    """Check that ``value`` is a tensor of a kind: number of dimensions, floating or integer, shape (``None``: any)."""
+    if not isinstance(value, Tensor):
+        refuse_type(argument, "a tensor", value)
+    if floating is not None and value.is_floating_point() != floating:
+        refuse_type(argument, "a floating tensor" if floating else "an integer tensor", value)
+    if ndim is not None and value.ndim not in ((ndim,) if isinstance(ndim, int) else ndim):
+        wanted = ndim if isinstance(ndim, int) else " or ".join(map(str, ndim))
+        refuse(argument, f"{wanted} dimensions", value)
+    if shape is not None and (
+        value.ndim != len(shape) or any(w is not None and w != s for w, s in zip(shape, value.shape))
+    ):
+        refuse(argument, f"shape ({', '.join('*' if w is None else str(w) for w in shape)})", value)
+
+
+def check_logits(outputs: object, *, argument: str = "outputs", classes: int = 2) -> None:
+    """Check ``[N, C]`` floating outputs with at least ``classes`` columns."""
+    check_tensor(argument, outputs, ndim=2, floating=True)
+    assert isinstance(outputs, Tensor)
+    if outputs.shape[1] < classes:
+        refuse(argument, f"at least {classes} classes in dimension 1", outputs)
+
+
+def check_index(target: object, outputs: Tensor, *, argument: str = "target", ignore_index: int | None = None) -> None:
+    """Check class indices ``[N]`` for ``[N, C]`` outputs, values included where they may be looked at."""
+    check_tensor(argument, target, floating=False, shape=(outputs.shape[0],))
+    assert isinstance(target, Tensor)
+    if target.dtype == torch.bool:
+        refuse_type(argument, "class indices of an integer type", target)
+    check_range(argument, target, 0, outputs.shape[1] - 1, ignore_index=ignore_index)
+
+
+def check_range(argument: str, value: Tensor, low: int, high: int, *, ignore_index: int | None = None) -> None:
+    """Check that integer values lie in ``low..high`` or equal ``ignore_index``, where they may be looked at."""
+    if value.numel() == 0 or not values_visible(value):
+        return
+    kept = value if ignore_index is None else value[value != ignore_index]
+    if kept.numel() and (int(kept.min()) < low or int(kept.max()) > high):
+        extra = "" if ignore_index is None else f" or {ignore_index}"
+        refuse(argument, f"values in {low}..{high}{extra}", [int(kept.min()), int(kept.max())])
+
+
+def check_binary(target: object, outputs: Tensor, *, argument: str = "target") -> None:
+    """Check labels in {0, 1} (integer, bool or floating) of the shape of ``outputs``."""
+    check_tensor(argument, target, shape=tuple(outputs.shape))
+    assert isinstance(target, Tensor)
+    if target.numel() and values_visible(target) and not bool(((target == 0) | (target == 1)).all()):
+        refuse(argument, "labels in {0, 1}", torch.unique(target).tolist())
+
+
+def check_weight(weight: object, rows: int) -> None:
+    """Check sample weights ``[N]``: floating, not negative."""
+    if weight is None:
+        return
+    check_tensor("weight", weight, floating=True, shape=(rows,))
+    assert isinstance(weight, Tensor)
+    if weight.numel() and values_visible(weight) and bool((weight < 0).any()):
+        refuse("weight", "values >= 0", float(weight.min()))

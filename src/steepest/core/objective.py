@@ -1,0 +1,263 @@
+"""The contract of an objective: a loss of outputs and targets that a comparison can use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_choice, check_number, check_tensor, check_weight, refuse, refuse_type
+from .heads import ScalarHead
+from .reductions import REDUCTIONS
+from .search import Space
+
+TASKS = ("binary", "multiclass", "multilabel", "regression")
+DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
+TARGETS = ("index", "soft", "multi_hot", "real")
+NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "mask")
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What an objective may know of its task: facts of the *training split*, nothing of validation or test.
+
+    Args:
+        task: ``"binary"``, ``"multiclass"``, ``"multilabel"`` or ``"regression"``.
+        num_samples: rows of the training split; ``index`` runs over ``0..num_samples - 1``.
+        num_classes: number of classes C (1 for regression).
+        class_counts: C training counts (empty for regression).
+        feature_dim: width of the features that reach the head.
+        epochs: planned epochs.
+        steps_per_epoch: steps in one epoch.
+        seed: seed of whatever the objective draws.
+    """
+
+    task: str
+    num_samples: int
+    num_classes: int = 1
+    class_counts: tuple[int, ...] = ()
+    feature_dim: int = 0
+    epochs: int = 1
+    steps_per_epoch: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.task, TASKS)
+
+
+Sample = tuple[tuple[Tensor, ...], dict[str, Any]]
+
+
+class Objective(nn.Module):
+    """A loss of outputs and targets. Members declare what they take; nothing is guessed.
+
+    Class attributes:
+        name: the command line's word, snake_case, unique.
+        tasks, domain, targets: what it can be used for, what its outputs are, which targets it takes.
+        unit: ``"sample"`` (reductions none / mean / sum, ``weight=`` [N]) or ``"batch"`` (mean only).
+        gradient: ``"exact"``, or ``"surrogate"`` with ``reference_gradient`` for the conformance suite.
+        needs: keyword arguments of ``forward`` beyond outputs and target, from a closed list.
+        views: how many views of each input one step takes.
+        stateful: whether ``forward`` or the epoch calls write state (per-sample memory, random streams).
+        search: hyper-parameters a comparison tunes; defaults are those of ``__init__``.
+        exempt: names of conformance checks that don't apply, each with its reason.
+    """
+
+    name: ClassVar[str] = ""
+    tasks: ClassVar[tuple[str, ...]] = ()
+    domain: ClassVar[str] = "logits"
+    targets: ClassVar[tuple[str, ...]] = ("index",)
+    unit: ClassVar[str] = "sample"
+    gradient: ClassVar[str] = "exact"
+    needs: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[int] = 1
+    stateful: ClassVar[bool] = False
+    search: ClassVar[dict[str, Space]] = {}
+    exempt: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS if self.unit == "sample" else ("mean",))
+        self.reduction = reduction
+        self.terms: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_task(cls, info: TaskInfo, **hyper: Any) -> Self:
+        """The objective for a task, with hyper-parameters by name."""
+        return cls(**hyper)
+
+    def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
+        """The output layer this objective wants over ``feature_dim`` features; it belongs to the model."""
+        if info.task == "regression" or (self.domain == "score" and info.task == "binary"):
+            return ScalarHead(feature_dim)
+        return nn.Linear(feature_dim, info.num_classes)
+
+    def forward(self, outputs: Tensor, target: Tensor, **kwargs: Any) -> Tensor:
+        """The loss; see the class for shapes."""
+        raise NotImplementedError
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Class probabilities ``[N, C]``, or None where the method gives none."""
+        return None
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Class indices ``[N]`` (from scores ``[N]``: positive is class 1), or real predictions ``[N]``."""
+        if self.tasks == ("regression",):
+            return outputs
+        return (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, 1-based: the only channel through which an objective learns of time."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: projections, dual and temperature updates."""
+
+    def sampler(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor] | None:
+        """Index batches of one epoch, or None for plain shuffling."""
+        return None
+
+    @classmethod
+    def samples(
+        cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> list[tuple[Self, Sample]]:
+        """Instances with valid ``(args, kwargs)`` for each task: what the conformance suite runs on.
+
+        The default covers every member that ``from_task`` can build; others override it.
+        """
+        found: list[tuple[Self, Sample]] = []
+        for task in cls.tasks:
+            rows, classes = 7, {"binary": 2, "regression": 1}.get(task, 5)
+            counts = torch.bincount(torch.arange(3 * rows) % classes, minlength=classes).tolist()
+            info = TaskInfo(
+                task,
+                num_samples=3 * rows,
+                num_classes=classes,
+                class_counts=tuple(counts) if task != "regression" else (),
+                feature_dim=6,
+                epochs=10,
+                steps_per_epoch=3,
+                seed=1,
+            )
+            scalar = task == "regression" or (cls.domain == "score" and task == "binary")
+            shape = (rows,) if scalar else (rows, classes)
+            outputs = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if cls.domain == "cosine":
+                outputs = torch.tanh(outputs)
+            if task == "regression":
+                target = torch.randn(rows, generator=generator, dtype=torch.float64).to(dtype)
+            else:
+                target = torch.randint(classes, (rows,), generator=generator)
+                target[:classes] = torch.arange(min(classes, rows))
+            kwargs: dict[str, Any] = {}
+            for need in cls.needs:
+                if need == "index":
+                    kwargs[need] = torch.randperm(3 * rows, generator=generator)[:rows].to(device)
+                elif need == "features":
+                    kwargs[need] = torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(device, dtype)
+                else:
+                    refuse("needs", "samples() of its own for " + need, cls.__name__)
+            objective = cls.from_task(info).to(device)
+            found.append((objective, ((outputs.to(device, dtype), target.to(device)), kwargs)))
+        return found
+
+    def check_call(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """The checks that all members share: tensors of one length, weights where they are allowed."""
+        check_tensor("outputs", outputs, floating=True)
+        check_tensor("target", target)
+        if target.shape[:1] != outputs.shape[:1]:
+            refuse("target", f"{outputs.shape[0]} rows, as outputs", target)
+        if weight is not None and self.unit != "sample":
+            refuse_type("weight", f"None ({self.name} is a loss of the batch, not of samples)", weight)
+        check_weight(weight, outputs.shape[0])
+
+    @classmethod
+    def fits(cls, task: str) -> bool:
+        """Whether it can be used for ``task``."""
+        return task in cls.tasks
+
+
+@dataclass
+class Batch:
+    """One step's data, as the loop hands it to a method.
+
+    Args:
+        inputs: ``[B, ...]``.
+        target: ``[B, ...]``.
+        index: positions in the training split, ``[B]``.
+        weight: sample weights ``[B]`` or None.
+        extra: further tensors by the names of ``needs`` (attributes, teacher, mask).
+    """
+
+    inputs: Any
+    target: Tensor
+    index: Tensor | None = None
+    weight: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Penalty(nn.Module):
+    """A term of named tensors (``features``, ``target``, ``outputs`` ...) that is added to an objective.
+
+    ``wants`` names the arguments of ``forward``, from ``outputs``, ``target`` and an objective's ``needs``.
+    """
+
+    name: ClassVar[str] = ""
+    wants: ClassVar[tuple[str, ...]] = ("features", "target")
+
+    def forward(self, **tensors: Tensor) -> Tensor:
+        """The penalty, a scalar."""
+        raise NotImplementedError
+
+
+class WithPenalty(Objective):
+    """``objective + weight * penalty``: how a penalty enters a comparison or a loop.
+
+    Args:
+        objective: any objective with ``reduction="mean"``.
+        penalty: the added term.
+        weight: its factor, >= 0.
+
+    The sum is a loss of the batch, because a penalty is.
+    """
+
+    unit = "batch"
+
+    def __init__(self, objective: Objective, penalty: Penalty, weight: float = 1.0) -> None:
+        super().__init__("mean")
+        check_number("weight", weight, low=0.0)
+        if objective.reduction != "mean":
+            refuse("objective", "reduction 'mean'", objective.reduction)
+        self.objective, self.penalty, self.penalty_weight = objective, penalty, float(weight)
+        self.name = f"{objective.name}+{penalty.name}"
+        self.tasks, self.domain, self.targets = objective.tasks, objective.domain, objective.targets
+        self.stateful = objective.stateful
+        wanted = [n for n in penalty.wants if n not in ("outputs", "target")]
+        self.needs = tuple(dict.fromkeys([*objective.needs, *wanted]))
+
+    def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
+        return self.objective.head(feature_dim, info)
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        return self.objective.probabilities(outputs)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        return self.objective.predict(outputs)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.objective.start_epoch(epoch, epochs)
+
+    def after_step(self) -> None:
+        self.objective.after_step()
+
+    def forward(self, outputs: Tensor, target: Tensor, *, weight: Tensor | None = None, **named: Any) -> Tensor:
+        self.check_call(outputs, target, weight)
+        own = {name: named[name] for name in self.objective.needs}
+        loss = self.objective(outputs, target, **own)
+        tensors = {"outputs": outputs, "target": target, **named}
+        term = self.penalty(**{name: tensors[name] for name in self.penalty.wants})
+        self.terms = {self.objective.name: loss.detach(), self.penalty.name: term.detach()}
+        total: Tensor = loss + self.penalty_weight * term
+        return total

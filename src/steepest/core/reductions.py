@@ -1,0 +1,51 @@
+"""Precision and reductions: half inputs are widened, per-sample losses become one number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def widen(value: Tensor) -> Tensor:
+    """``value`` in float32 if it is a half type, unchanged otherwise.
+
+    >>> widen(torch.zeros(2, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return value.float() if value.dtype in _HALF else value
+
+
+def reduce(loss: Tensor, reduction: str = "mean", weight: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """Reduce per-sample losses.
+
+    ``mean`` is sum_i w_i l_i / sum_i w_i over the valid samples, ``sum`` is sum_i w_i l_i, ``none`` is w_i l_i with
+    0 where a sample is not valid. Nothing valid: the mean is NaN, as in torch.
+
+    Args:
+        loss: per-sample losses ``[N]``.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        weight: sample weights ``[N]`` >= 0, or None for ones.
+        valid: boolean ``[N]``; samples that are False count neither above nor below the line.
+
+    Returns:
+        ``[N]`` for ``"none"``, else a scalar.
+
+    >>> reduce(torch.tensor([1.0, 3.0]), "mean", torch.tensor([3.0, 1.0]))
+    tensor(1.5000)
+    """
+    if weight is not None:
+        weight = weight.to(loss.dtype)
+    if valid is not None:
+        loss = torch.where(valid, loss, torch.zeros_like(loss))
+        weight = valid.to(loss.dtype) if weight is None else weight * valid
+        if reduction == "none":
+            return loss * weight
+    if weight is None:
+        return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    weighted = loss * weight
+    if reduction == "none":
+        return weighted
+    return weighted.sum() / weight.sum() if reduction == "mean" else weighted.sum()

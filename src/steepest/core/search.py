@@ -1,0 +1,66 @@
+"""Search spaces: what an objective lets a comparison tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .checks import refuse
+
+
+@dataclass(frozen=True)
+class Float:
+    """A real hyper-parameter in ``[low, high]``, on a logarithmic scale if ``log``.
+
+    >>> Float(0.1, 10.0, log=True).at(0.5)
+    1.0
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            refuse("low, high", "low < high (and low > 0 on a log scale)", (self.low, self.high))
+
+    def at(self, u: float) -> float:
+        """The value at position ``u`` in [0, 1)."""
+        if self.log:
+            return math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+        return self.low + u * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Int:
+    """An integer hyper-parameter in ``low..high``, both included.
+
+    >>> Int(1, 3).at(0.99)
+    3
+    """
+
+    low: int
+    high: int
+
+    def at(self, u: float) -> int:
+        """The value at position ``u`` in [0, 1)."""
+        return min(self.low + int(u * (self.high - self.low + 1)), self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values.
+
+    >>> Choice(("a", "b")).at(0.4)
+    'a'
+    """
+
+    options: Sequence[object]
+
+    def at(self, u: float) -> object:
+        """The value at position ``u`` in [0, 1)."""
+        return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
+
+
+Space = Float | Int | Choice

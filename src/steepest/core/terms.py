@@ -1,0 +1,17 @@
+"""Named parts of a loss, kept for the reader of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kept_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``terms`` detached; nothing inside ``vmap`` or ``torch.func.grad``, whose tensors die with the transform.
+
+    >>> kept_terms({"clean": torch.tensor(1.0, requires_grad=True)})
+    {'clean': tensor(1.)}
+    """
+    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        return {}
+    return {name: term.detach() for name, term in terms.items()}

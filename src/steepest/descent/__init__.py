@@ -1,0 +1,24 @@
+"""The training loop itself: batches, one loop, hooks, exact resume, and many small models trained as one stack."""
+
+from .batches import ArrayBatches, Batches, LoaderBatches
+from .hooks import Checkpoint, EarlyStopping, Hook, drop
+from .loop import Descent
+from .stack import Stack, StackedBatches, StackedObjective, StackedStep, stackable
+from .stacked_adamw import StackedAdamW
+
+__all__ = [
+    "ArrayBatches",
+    "Batches",
+    "Checkpoint",
+    "Descent",
+    "EarlyStopping",
+    "Hook",
+    "LoaderBatches",
+    "Stack",
+    "StackedAdamW",
+    "StackedBatches",
+    "StackedObjective",
+    "StackedStep",
+    "drop",
+    "stackable",
+]

@@ -1,0 +1,101 @@
+"""AdamW over a stack of models, each with its own learning rate and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import check_number, refuse
+from .stack import Stack
+
+
+class StackedAdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay on all models of a stack at once; the same numbers as torch's AdamW on each.
+
+    .. math:: w \\leftarrow (1 - \\eta_m \\lambda_m) w - \\eta_m \\hat m / (\\sqrt{\\hat v} + \\epsilon)
+
+    The group's ``lr`` is a common factor on the models' own rates, so that any ``LRScheduler`` works.
+
+    Args:
+        stack: the models.
+        lr: M learning rates > 0.
+        weight_decay: M decays >= 0.
+        betas: decay rates of the two averages.
+        eps: added to the root.
+
+    Source: Decoupled Weight Decay Regularization, arXiv:1711.05101.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        lr: Sequence[float],
+        weight_decay: Sequence[float],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if len(lr) != len(stack) or len(weight_decay) != len(stack):
+            refuse("lr, weight_decay", f"{len(stack)} values, one a model", (len(lr), len(weight_decay)))
+        for rate, decay in zip(lr, weight_decay):
+            check_number("lr", rate, low=0.0, open_low=True)
+            check_number("weight_decay", decay, low=0.0)
+        super().__init__(list(stack.parameters()), {"lr": 1.0})
+        self.stack, self.betas, self.eps = stack, betas, eps
+        flat = stack.flat
+        self.rate = torch.tensor(lr, dtype=flat.dtype, device=flat.device).unsqueeze(1)
+        self.decay = torch.tensor(weight_decay, dtype=flat.dtype, device=flat.device).unsqueeze(1)
+        self.first, self.second = torch.zeros_like(flat), torch.zeros_like(flat)
+        self.steps = 0
+
+    def keep(self, going: Sequence[bool]) -> None:
+        """Follow the stack after its own ``keep``."""
+        on = torch.as_tensor(going, device=self.first.device)
+        self.rate, self.decay = self.rate[on], self.decay[on]
+        self.first, self.second = self.first[on], self.second[on]
+        self.param_groups[0]["params"] = list(self.stack.parameters())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every model."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        views = self.stack.views.values()
+        gradient = torch.cat([_gradient(view).flatten(1) for view in views], 1)
+        self.steps += 1
+        b1, b2 = self.betas
+        rate = self.rate * self.param_groups[0]["lr"]
+        self.first.lerp_(gradient, 1 - b1)
+        self.second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        torch.sqrt(self.second, out=gradient)
+        gradient.mul_((1 - b2**self.steps) ** -0.5).add_(self.eps)
+        torch.div(self.first, gradient, out=gradient)
+        flat = self.stack.flat
+        flat.mul_(1 - rate * self.decay)
+        flat.addcmul_(gradient, rate, value=-1 / (1 - b1**self.steps))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, step and rates."""
+        return {
+            "first": self.first.clone(),
+            "second": self.second.clone(),
+            "steps": self.steps,
+            "lr": float(self.param_groups[0]["lr"]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        self.first.copy_(state_dict["first"])
+        self.second.copy_(state_dict["second"])
+        self.steps = int(state_dict["steps"])
+        self.param_groups[0]["lr"] = state_dict["lr"]
+
+
+def _gradient(view: Tensor) -> Tensor:
+    return torch.zeros_like(view) if view.grad is None else view.grad

@@ -1,0 +1,136 @@
+"""Orthogonal projection: features of one class point the same way, those of different classes are orthogonal."""
+
+from __future__ import annotations
+
+from jaxtyping import Float as F
+from jaxtyping import Int as I
+from torch import Tensor
+
+from ...core.checks import check_index, check_logits, check_number, check_tensor
+from ...core.cosine import unit_rows
+from ...core.objective import Penalty, WithPenalty
+from ...core.search import Float
+from ...core.terms import kept_terms
+from .cross_entropy import CrossEntropyLoss
+
+
+def orthogonal_projection_loss(
+    features: F[Tensor, "batch features"],
+    target: I[Tensor, " batch"],
+    *,
+    gamma: float = 0.5,
+    absolute: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    r"""Attraction of features within classes and orthogonality between classes, over the pairs of one batch.
+
+    .. math:: L = (1 - s) + \gamma |d|, \qquad g_i = f_i / \|f_i\|_2
+
+    with s the mean of :math:`g_i^\top g_j` over pairs i != j of one class and d that over pairs of different classes.
+    A mean over no pairs is 0: one class gives d = 0, labels that all differ give the constant 1 - s = 1.
+
+    Args:
+        features: ``[B, D]``, the input of the head. More classes than dimensions cannot all be orthogonal.
+        target: class labels ``[B]``, any integers.
+        gamma: factor of the term between classes, >= 0.
+        absolute: \|d\| as in the paper; False for d itself, as in its published code, which can go below 0.
+        eps: norm of a feature up to which it has no direction and counts as zero, > 0.
+
+    Returns:
+        A scalar in float32 or wider.
+
+    Raises:
+        ValueError: wrong shapes, a negative ``gamma``.
+        TypeError: labels that are not integers.
+
+    Example:
+        >>> import torch
+        >>> f = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> orthogonal_projection_loss(f, torch.tensor([0, 0, 1, 1]))
+        tensor(0.3232)
+
+    Source: Orthogonal Projection Loss, arXiv:2103.14021.
+    """
+    check_tensor("features", features, ndim=2, floating=True)
+    check_tensor("target", target, floating=False, shape=(features.shape[0],))
+    check_number("gamma", gamma, low=0.0)
+    check_number("eps", eps, low=0.0, open_low=True)
+    g = unit_rows(features, eps)
+    cosine = g @ g.mT
+    alike = target.unsqueeze(-1) == target.unsqueeze(-2)
+    # each unordered pair once, none of a sample with itself
+    same, apart = alike.to(cosine).tril(-1), (~alike).to(cosine).tril(-1)
+    s = (cosine * same).sum() / same.sum().clamp_min(1)
+    d = (cosine * apart).sum() / apart.sum().clamp_min(1)
+    return (1 - s) + gamma * (d.abs() if absolute else d)
+
+
+class OrthogonalProjectionLoss(Penalty):
+    """Orthogonal projection as a penalty on features; see :func:`orthogonal_projection_loss`.
+
+    Args:
+        gamma: factor of the term between classes, >= 0.
+        absolute: False for the published code's signed form.
+        eps: norm of a feature up to which it has no direction and counts as zero, > 0.
+
+    Example:
+        >>> import torch
+        >>> OrthogonalProjectionLoss()(torch.eye(3), torch.tensor([0, 1, 2]))
+        tensor(1.)
+    """
+
+    name = "orthogonal_projection"
+    wants = ("features", "target")
+
+    def __init__(self, gamma: float = 0.5, absolute: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        check_number("gamma", gamma, low=0.0)
+        check_number("eps", eps, low=0.0, open_low=True)
+        self.gamma, self.absolute, self.eps = gamma, absolute, eps
+
+    def forward(self, features: F[Tensor, "batch features"], target: I[Tensor, " batch"]) -> Tensor:
+        """The penalty of features and class labels."""
+        return orthogonal_projection_loss(features, target, gamma=self.gamma, absolute=self.absolute, eps=self.eps)
+
+
+class CrossEntropyWithOPL(WithPenalty):
+    """Cross-entropy of logits plus the orthogonal projection loss of the features under them.
+
+    Args:
+        weight: factor of the penalty, >= 0.
+        gamma: its factor of the term between classes, >= 0.
+        absolute: False for the published code's signed form.
+        reduction: ``"mean"``; the penalty is one number a batch.
+
+    Example:
+        >>> import torch
+        >>> logits, features = torch.zeros(2, 2), torch.eye(2)
+        >>> CrossEntropyWithOPL()(logits, torch.tensor([0, 1]), features=features)
+        tensor(1.6931)
+    """
+
+    name = "orthogonal_projection"
+    tasks = ("binary", "multiclass")
+    needs = ("features",)
+    search = {"weight": Float(0.05, 5.0, log=True), "gamma": Float(0.1, 2.0, log=True)}
+
+    def __init__(self, weight: float = 1.0, gamma: float = 0.5, absolute: bool = True, reduction: str = "mean") -> None:
+        super().__init__(CrossEntropyLoss(reduction=reduction), OrthogonalProjectionLoss(gamma, absolute), weight)
+        # a label must be one class: a soft or an ignored one has no pairs
+        self.name, self.targets = type(self).name, ("index",)  # type: ignore[misc]
+
+    def forward(
+        self,
+        outputs: F[Tensor, "batch classes"],
+        target: I[Tensor, " batch"],
+        *,
+        features: F[Tensor, "batch features"],
+        weight: None = None,
+    ) -> Tensor:
+        """The loss of logits, class indices and features."""
+        self.check_call(outputs, target, weight)
+        check_logits(outputs)
+        check_index(target, outputs)
+        loss = super().forward(outputs, target, features=features)
+        self.terms = kept_terms(self.terms)
+        return loss

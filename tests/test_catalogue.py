@@ -1,0 +1,295 @@
+"""The rows of the catalogue, and what is derived from them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import keyword
+import re
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from steepest import catalogue
+from steepest.catalogue import KINDS, find, owners, source_files, systems
+
+BUILT_IN = {
+    "cross-entropy",
+    "cross-entropy-smoothed",
+    "cross-entropy-weighted",
+    "focal",
+    "squared-error",
+    "absolute-error",
+    "huber",
+    "log-cosh",
+    "quantile",
+}
+ROOMS = {
+    "kernels", "nn", "losses", "gradients", "optim", "data", "post", "continual", "federated", "boosting", "scaling",
+    "watch", "comparison", "lab",
+}  # fmt: skip
+PRESENT = [pytest.param(system, id=system.slug) for system in systems() if source_files(system.module)]
+
+
+def test_every_system_has_a_row():
+    built_in = {system.slug for system in systems() if not system.experiment}
+    assert built_in == BUILT_IN
+    assert len(systems()) - len(built_in) == 292
+    assert all((system.holds == 0) == (system.slug in BUILT_IN) for system in systems())
+
+
+def test_rows_are_well_formed():
+    for system in systems():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", system.slug)
+        assert system.title
+        assert system.source
+        assert 1700 < system.year < 2100, system
+        assert system.kind in KINDS, system
+        assert system.room.partition(".")[0] in ROOMS, system
+        assert f"{system.module}.".startswith(f"{system.room}."), system
+        assert all(part.isidentifier() and not keyword.iskeyword(part) for part in system.module.split(".")), system
+        assert system.names
+        assert all(name.isidentifier() for name in system.names), system
+        if system.experiment:
+            assert system.experiment in (system.module, f"lab.{system.module}"), system
+
+
+def test_slugs_modules_and_experiments_are_unique():
+    assert max(Counter(system.slug for system in systems()).values()) == 1
+    shared = [module for module, rows in Counter(system.module for system in systems()).items() if rows > 1]
+    assert shared == ["losses.classification.cross_entropy"]
+    assert max(Counter(system.experiment for system in systems() if system.experiment).values()) == 1
+
+
+def test_names_have_one_owner():
+    assert [name for name, rows in Counter(name for s in systems() for name in s.names).items() if rows > 1] == []
+    assert sum(len(system.names) for system in systems()) == len(owners())
+    assert owners()["SAM"].slug == "sam"
+
+
+def test_shortlist():
+    short = [system for system in systems() if system.default]
+    assert all(system.kind == "objective" for system in short)
+    assert len([s for s in short if s.room == "losses.classification" or s.slug == "squared-error"]) == 8
+    assert [s.slug for s in short if s.room == "losses.regression"] == [
+        "squared-error",
+        "absolute-error",
+        "huber",
+        "log-cosh",
+    ]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+def test_shortlist_of_a_task_is_short(task):
+    """By what the classes themselves declare."""
+    rows = [system for system in systems() if system.default and source_files(system.module)]
+    for_task = [row.slug for row in rows if any(task in getattr(thing, "tasks", ()) for thing in _things(row))]
+    assert len(for_task) <= 8, for_task
+
+
+def _things(system):
+    module = importlib.import_module(f"steepest.{system.module}")
+    return [getattr(module, name) for name in system.names]
+
+
+@pytest.mark.parametrize("system", PRESENT)
+def test_no_half_systems(system):
+    """A module that exists exports all its names, and each room around it exports the same things."""
+    module = importlib.import_module(f"steepest.{system.module}")
+    absent = [name for name in system.names if not hasattr(module, name)]
+    assert absent == []
+    assert catalogue.there(system)
+    for path in system.rooms:
+        room = importlib.import_module(f"steepest.{path}")
+        assert [name for name in system.names if getattr(room, name) is not getattr(module, name)] == [], path
+        assert set(system.names) <= set(dir(room)), path
+
+
+def test_find_suggests():
+    assert find("ldr").module == "losses.classification.ldr"
+    with pytest.raises(ValueError, match=r"no system 'ldrr'; did you mean 'ldr'\?"):
+        find("ldrr")
+    with pytest.raises(ValueError, match=r"^no system '#'$"):
+        find("#")
+
+
+ROW = """
+[[system]]
+slug = "{slug}"
+title = "T"
+year = 2000
+source = "s"
+room = "{room}"
+module = "{module}"
+kind = "objective"
+names = {names}
+holds = {holds}
+default = false
+experiment = "{experiment}"
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A checkout of its own with the real ``catalogue.py`` in it, so that every status can be produced at will."""
+    package = tmp_path / "src" / "toy"
+    for folder in ("room/family", "lab/room"):
+        (package / folder).mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copy(catalogue.__file__, package)
+    rows = [
+        ROW.format(slug="thing", room="room", module="room.thing", names='["thing", "Other"]', holds=2,
+                   experiment="lab.room.thing"),
+        ROW.format(slug="half", room="room.family", module="room.family.half", names='["a", "b"]', holds=0,
+                   experiment=""),
+        ROW.format(slug="absent", room="room", module="room.absent", names='["Gone"]', holds=1,
+                   experiment="lab.absent"),
+    ]  # fmt: skip
+    (package / "catalogue.toml").write_text("".join(rows))
+    (package / "__init__.py").touch()
+    lazy = "from toy.catalogue import lazy_room\n__getattr__, __dir__ = lazy_room(__name__)\n"
+    (package / "room" / "__init__.py").write_text(lazy)
+    (package / "room" / "family" / "__init__.py").write_text(lazy)
+    (package / "room" / "thing.py").write_text("def thing(): return 1\nclass Other: pass\n")
+    (package / "room" / "family" / "half.py").write_text("a = 1\n")
+    (package / "lab" / "room" / "thing.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    yield importlib.import_module("toy.catalogue"), tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toy"]:
+        del sys.modules[name]
+
+
+def test_there(toy):
+    module, _ = toy
+    assert [module.there(module.find(slug)) for slug in ("thing", "half", "absent")] == [True, False, False]
+
+
+def test_there_is_false_where_the_import_fails(toy):
+    module, root = toy
+    (root / "src/toy/room/thing.py").write_text("import toy.nowhere\n")
+    assert not module.there(module.find("thing"))
+
+
+def test_checked(toy):
+    module, root = toy
+    thing, half = module.find("thing"), module.find("half")
+    assert module.checked(thing) is False
+    test = root / "tests" / "test_a.py"
+    test.write_text('import pytest\n@pytest.mark.holds("thing", 1)\ndef test_a(): pass\n')
+    module.marks.cache_clear()
+    assert module.checked(thing) is False
+    (root / "tests" / "test_b.py").write_text('import pytest\npytestmark = [pytest.mark.holds("thing", 2)]\n')
+    module.marks.cache_clear()
+    assert module.checked(thing) is True
+    assert module.checked(half) is False
+    test.write_text('import pytest\n@pytest.mark.holds("half")\nclass TestIt:\n    pass\n')
+    module.marks.cache_clear()
+    assert module.checked(half) is True
+    assert module.missing(thing, module.marks(root / "tests")) == [1]
+
+
+def test_checked_is_unknown_without_tests(toy):
+    module, root = toy
+    shutil.rmtree(root / "tests")
+    assert module.checked(module.find("thing")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ('@pytest.mark.holds("s", 1, 3)\nasync def test_a(): pass', {1, 3}),
+        ('class TestA:\n    @pytest.mark.holds("s", 2)\n    def test_a(self): pass', {2}),
+        ('@pytest.mark.parametrize("x", [pytest.param(1, marks=pytest.mark.holds("s", 4))])\ndef test_a(x): pass', {4}),
+        ('@pytest.mark.holds("s", 1)\ndef helper(): pass', None),
+        ('@pytest.mark.holds("s", 1)\n@pytest.mark.xfail\ndef test_a(): pass', None),
+        ('@pytest.mark.skipif(True, reason="r")\n@pytest.mark.holds("s", 1)\ndef test_a(): pass', None),
+        ('def test_a():\n    """pytest.mark.holds("s", 1)"""', None),
+    ],
+)
+def test_where_a_mark_counts(tmp_path, text, numbers):
+    (tmp_path / "test_x.py").write_text(text)
+    assert catalogue.marks(tmp_path) == ({} if numbers is None else {"s": frozenset(numbers)})
+
+
+@pytest.mark.parametrize("arguments", ["*range(3)", "SLUG, 1", '"s", N', ""])
+def test_marks_are_written_out(tmp_path, arguments):
+    (tmp_path / "test_x.py").write_text(f"@pytest.mark.holds({arguments})\ndef test_a(): pass\n")
+    with pytest.raises(ValueError, match="written out"):
+        catalogue.marks(tmp_path)
+
+
+def test_verdict_is_kept_while_the_source_is_the_same(toy):
+    module, root = toy
+    thing = module.find("thing")
+    assert module.verdict(thing) is None
+    files = [root / "src/toy/room/thing.py", root / "src/toy/lab/room/thing.py"]
+    digest = hashlib.sha256(b"".join(file.read_bytes() + b"\0" for file in files)).hexdigest()
+    evidence = root / "evidence" / "thing.json"
+    evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
+    assert module.verdict(thing) == "not shown"
+    evidence.write_text(json.dumps({"verdict": "probably", "source_hash": digest}))
+    assert module.verdict(thing) is None
+    for file in files:
+        evidence.write_text(json.dumps({"verdict": "shown", "source_hash": module.source_hash(thing)}))
+        assert module.verdict(thing) == "shown"
+        file.write_text(file.read_text() + "# changed\n")
+        assert module.verdict(thing) is None
+
+
+def test_source_of_a_package_is_all_of_it(toy):
+    module, root = toy
+    assert [file.name for file in module.source_files("room")] == ["__init__.py", "__init__.py", "half.py", "thing.py"]
+    before = module.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, ""))
+    (root / "src/toy/room/family/half.py").write_text("a = 2\n")
+    assert module.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, "")) != before
+
+
+def test_a_room_loads_what_is_asked_for(toy):
+    room = importlib.import_module("toy.room")
+    assert dir(room) == ["Other", "a", "b", "family", "thing"]
+    assert "toy.room.thing" not in sys.modules
+    assert room.Other.__module__ == "toy.room.thing"
+    assert "toy.room.family.half" not in sys.modules
+    assert room.family.a == room.a == 1
+    with pytest.raises(AttributeError, match=r"module 'toy.room' has no attribute 'Othr'; did you mean 'Other'\?"):
+        _ = room.Othr
+    with pytest.raises(AttributeError, match=r"has no attribute 'Gone'"):
+        _ = room.Gone
+    with pytest.raises(AttributeError, match=r"has no attribute '__path_x__'$"):
+        _ = room.__path_x__
+
+
+@pytest.mark.parametrize("first", ["toy.room.thing", "toy.room"])
+def test_a_name_wins_over_its_module(toy, first):
+    """Whichever is imported first."""
+    importlib.import_module(first)
+    from toy.room import thing
+
+    assert not isinstance(thing, ModuleType)
+    assert thing() == 1
+    module = importlib.import_module("toy.room.thing")
+    assert isinstance(module, ModuleType)
+    assert sys.modules["toy.room"].thing is thing is module.thing
+
+
+def test_import_line_runs():
+    for system in systems():
+        if catalogue.there(system):
+            exec(system.import_line, scope := {})
+            assert set(system.names) <= set(scope)
+    assert find("sam").import_line.startswith("from steepest.optim.sharpness import")
+    assert find("ldr").import_line.startswith("from steepest.losses import")
+
+
+def test_the_catalogue_ships_with_the_package():
+    assert (Path(catalogue.__file__).with_name("catalogue.toml")).is_file()
+    root = catalogue.checkout()
+    assert root is not None
+    assert '"catalogue.toml"' in (root / "pyproject.toml").read_text()
