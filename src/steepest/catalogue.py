@@ -306,7 +306,7 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
     inside = [system for system in systems() if system.room == room or system.room.startswith(room + ".")]
     names = {name: system.module for system in inside for name in system.names if name not in families(room)}
     module = sys.modules[package]
-    vars(module)["_names"] = frozenset(name for name, path in names.items() if path == f"{room}.{name}")
+    vars(module)["_names"] = frozenset(names)
     module.__class__ = _Room
 
     def get(name: str) -> Any:

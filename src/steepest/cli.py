@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .comparison.cli import register as register_comparison
+
 if TYPE_CHECKING:
     from .catalogue import System
 
@@ -41,7 +43,7 @@ def _top(
     pass
 
 
-# Commands of other rooms are registered here: app.command("compare")(...), each importing what it needs when it runs.
+register_comparison(app)
 
 
 @app.command("systems")

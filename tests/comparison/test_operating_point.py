@@ -95,7 +95,7 @@ def test_threshold_is_the_best_of_all_cuts(seed, weighted):
     generator = np.random.default_rng(seed)
     y = (generator.random(40) < 0.25).astype(int)
     decision = np.round(generator.normal(size=40) + y - 1.5, 1)  # ties in it
-    weights = generator.uniform(0.1, 2, 40) if weighted else None
+    weights = generator.exponential(size=40) ** 2 if weighted else None
 
     def score(threshold):
         return f1_score(y, decision > threshold, average="macro", sample_weight=weights, zero_division=0)

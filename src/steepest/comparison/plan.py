@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from .cells import Context, Job, Pair
-from .design import Trial, trials
+from .design import trials
+from .metrics import Metric
 from .objectives import find_objective
 from .training import Member, Recipe, train
 
@@ -70,36 +72,53 @@ def make_jobs(context: Context) -> list[Job]:
     return sorted(jobs, key=lambda job: (first[job.cells[0]], kinds[job.kind]))
 
 
-def time_job(context: Context, job: Job, steps: int = 3) -> float:
+def time_job(context: Context, job: Job, steps: int = 4) -> float:
     """Expected seconds of a job at full length, from a few steps of its own stack.
 
-    The stack of the first fold runs two short epochs; what they took is scaled to all epochs, splits and refits.
+    The stack of the first fold runs short epochs; the fastest of them, scaled to all epochs, splits and refits.
     """
     settings = context.settings
     cls = find_objective(job.name)
     pair = job.cells[0]
-    settings_of = trials(cls, settings.trials, settings.seed)
-    parts = len(context.inner(pair))
+    chosen = trials(cls, settings.trials, settings.seed)
     recipe = context.recipe(cls)
     _, full_steps = recipe.steps(len(context.split(pair, 0).inputs))
     take = min(full_steps, steps)
-
-    def run(epochs: int, chosen: Sequence[Trial]) -> float:
-        short = _Short(**{**vars(recipe), "epochs": epochs, "patience": epochs + 1}, cut=take)
-        members: list[Member] = [context.member(pair, 0, trial) for trial in chosen]
+    short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
+    members: list[Member] = [context.member(pair, 0, trial) for trial in chosen]
+    clock = EpochClock(context.metric)
+    with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            train(short, members)
-        return time.perf_counter() - started
-
-    run(1, settings_of[:1])
-    once, thrice = run(1, settings_of), run(3, settings_of)
-    look_and_steps = max((thrice - once) / 2, 1e-5)
-    step = look_and_steps / take
-    search = settings.epochs * full_steps * step * parts
+        train(replace(short, metric=clock.metric()), members)
+        took = time.perf_counter() - started
+    epoch = clock.fastest(len(members), took)
+    search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
     _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
-    refit = settings.epochs * refit_steps * step / max(1.0, len(settings_of) / 2)
-    return (search + refit) * len(job.cells) + max(once - look_and_steps, 0.0)
+    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)
+    return (search + refit) * len(job.cells)
+
+
+class EpochClock:
+    """A metric that notes when it is called, to tell how long an epoch of a stack takes."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.inner, self.calls = metric, [time.perf_counter()]
+
+    def metric(self) -> Metric:
+        """The same metric, noting each call."""
+
+        def function(y: Any, outcome: Any, weights: Any) -> float | None:
+            value = self.inner(y, outcome, weights)
+            self.calls.append(time.perf_counter())
+            return value
+
+        return replace(self.inner, function=function)
+
+    def fastest(self, models: int, took: float) -> float:
+        """Seconds of the fastest epoch: from one epoch's last call to the next one's."""
+        ends = self.calls[models::models]
+        gaps = [b - a for a, b in pairwise(ends)]
+        return max(min(gaps, default=took), 1e-6)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from .cells import CellResult, Context, Job
-from .results import Judge
+from .judge import Judge
 from .store import Store
 
 STYLES = {"better": "green", "worse": "red", "baseline": "bold"}

@@ -12,111 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from .cells import Context, Pair, best_trial
-from .design import seed_of
-from .metrics import CLASSIFICATION, REGRESSION, Metric, apply_temperature, reliability_bins
+from ..catalogue import owners
+from .cells import Context
+from .judge import Judge
+from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, reliability_bins
 from .objectives import find_objective
 from .statistics import (
     BETTER,
     SAME,
     WORSE,
     PairedResult,
-    bootstrap_metric_difference,
-    combined_f_5x2,
     corrected_resampled_ttest,
     holm,
-    tiers,
 )
 from .store import Store
 
 QUESTION = "Does choosing the objective help?"
-Cells = dict[str, dict[Pair, dict[str, Any]]]
-
-
-def finite_or_worst(value: float | None, metric: Metric) -> float:
-    """A stored score; None was not finite and is the worst that the metric can say."""
-    return value if value is not None else (0.0 if metric.greater_is_better else float("inf"))
-
-
-class Judge:
-    """Scores and tests of a run's finished cells, under the design that was declared beforehand."""
-
-    def __init__(self, context: Context, store: Store) -> None:
-        self.context, self.store = context, store
-        self.cells: Cells = store.cells()
-        self.settings, self.metric = context.settings, context.metric
-        self.pairs: list[Pair] = list(context.folds)
-
-    def complete(self, name: str) -> bool:
-        """Whether every fold of ``name`` is finished."""
-        return len(self.cells.get(name, {})) == len(self.pairs)
-
-    def names(self, kind: str) -> list[str]:
-        """Objectives or classical learners that are complete, in the settings' order."""
-        known = self.settings.objectives if kind == "objective" else self.settings.classical
-        return [name for name in known if self.complete(name)]
-
-    def scores(self, name: str) -> np.ndarray:
-        """The metric on each test part."""
-        return np.array([finite_or_worst(self.cells[name][p]["score"], self.metric) for p in self.pairs])
-
-    def inner(self, name: str, pair: Pair) -> float:
-        """The best score of ``name`` on inner validation."""
-        found = [s for s in self.cells[name][pair]["inner"] if s is not None]
-        greater = self.metric.greater_is_better
-        return (max(found) if greater else min(found)) if found else float("nan")
-
-    def procedure(self, names: Sequence[str]) -> list[str]:
-        """What inner validation picks among ``names`` in each fold; ties go to the first."""
-        greater = self.metric.greater_is_better
-        return [names[best_trial([self.inner(n, pair) for n in names], greater)] for pair in self.pairs]
-
-    def picked_scores(self, picked: Sequence[str]) -> np.ndarray:
-        """The test scores of a procedure that takes ``picked[i]`` in fold i."""
-        found = [self.cells[n][p]["score"] for n, p in zip(picked, self.pairs)]
-        return np.array([finite_or_worst(value, self.metric) for value in found])
-
-    def test_name(self) -> str:
-        """The test of this design, in words."""
-        if self.settings.test:
-            return "paired bootstrap on the fixed test set"
-        if self.settings.repeats == 5 and self.settings.folds == 2:
-            return "combined 5x2cv F test"
-        return f"corrected resampled t test, {len(self.pairs)} differences"
-
-    def compare(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
-        """The test of procedure ``a`` minus procedure ``b``, each a name for every fold."""
-        if self.settings.test:
-            return self._bootstrap(a, b)
-        differences = self.picked_scores(a) - self.picked_scores(b)
-        differences = np.where(np.isfinite(differences), differences, 0.0)
-        sizes = [(len(f.train), len(f.test)) for f in self.context.folds.values()]
-        train, test = (round(float(np.mean(part))) for part in zip(*sizes))
-        found = corrected_resampled_ttest(differences, n_train=train, n_test=test)
-        if self.settings.repeats == 5 and self.settings.folds == 2 and np.any(differences):
-            p = combined_f_5x2(differences.reshape(5, 2)).pvalue
-            found = PairedResult(**{**vars(found), "pvalue": p})
-        return found
-
-    def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
-        test = self.context.test
-        assert test is not None
-        pair = self.pairs[0]
-        if a[0] == b[0]:
-            return PairedResult(0.0, 0.0, 0.0, 1.0, 0, 0.0, 0.0, degenerate=True)
-        found = bootstrap_metric_difference(
-            self.metric,
-            test.target,
-            self.store.outcome(a[0], *pair),
-            self.store.outcome(b[0], *pair),
-            seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
-        )
-        error = (found.high - found.low) / (2 * 1.96)
-        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
-
-    def tier(self, result: PairedResult, p: float) -> str:
-        """better, not told apart, or worse."""
-        return str(tiers([result], [p], greater_is_better=self.metric.greater_is_better)[0])
 
 
 def assemble(context: Context, store: Store, *, command: str, seconds: float, version: str) -> dict[str, Any]:
@@ -155,7 +66,7 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         **_numbers(head),
         "p": head.pvalue,
         "p_holm": None,
-        "metrics": {metric.name: _interval(means[0])},
+        "metrics": {metric.name: _interval(means[0], judge.ratio)},
         "seconds_per_epoch": None,
         "peak_memory_mb": None,
         "diverged": 0,
@@ -275,9 +186,9 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
     cells = [judge.cells[name][p] for p in judge.pairs]
     keys = (REGRESSION if judge.context.table.task == "regression" else CLASSIFICATION).keys()
     extra = [k for k in cells[0]["metrics"] if k not in keys]
-    metrics = {k: _interval([c["metrics"].get(k) for c in cells]) for k in [*keys, *extra]}
+    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio) for k in [*keys, *extra]}
     if judge.metric.name not in metrics:
-        metrics[judge.metric.name] = _interval(judge.scores(name))
+        metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio)
     tier = ""
     if kind == "objective":
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
@@ -300,7 +211,11 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
 
 
 def _title(name: str) -> str:
-    return (find_objective(name).__doc__ or name).strip().splitlines()[0].split("; see")[0].rstrip(".")
+    cls = find_objective(name)
+    row = owners().get(cls.__name__)
+    if row is not None and cls.__module__ == f"steepest.{row.module}":
+        return row.title
+    return (cls.__doc__ or name).strip().splitlines()[0].rstrip(".")
 
 
 def _numbers(result: PairedResult) -> dict[str, float | None]:
@@ -320,13 +235,19 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def _interval(values: Sequence[float | None] | np.ndarray) -> dict[str, float | None]:
-    """Mean over folds, with the 2.5% and 97.5% points of the folds' own spread."""
+def _interval(values: Sequence[float | None] | np.ndarray, ratio: float) -> dict[str, float | None]:
+    """Mean over folds with its 95% interval; ``ratio`` is test rows over training rows, for the overlap correction."""
     kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
     if not len(kept):
         return {"mean": None, "low": None, "high": None}
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return {"mean": float(kept.mean()), "low": float(low), "high": float(high)}
+    mean = float(kept.mean())
+    if len(kept) < 2 or ratio <= 0:
+        return {"mean": mean, "low": None, "high": None}
+    found = corrected_resampled_ttest(kept, test_fraction=ratio / (1 + ratio))
+    low, high = found.low, found.high
+    if kept.min() >= 0 and kept.max() <= 1:  # a share stays one
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"mean": mean, "low": low, "high": high}
 
 
 def _curve(curves: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
@@ -357,7 +278,7 @@ def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:
     y = np.concatenate(targets)
     cells = [judge.cells[name][p] for p in judge.pairs]
     bins = reliability_bins(np.concatenate(probabilities), y)
-    mean = {k: _interval([c["metrics"][k] for c in cells])["mean"] for k in ("ece", "ece_calibrated")}
+    mean = {k: _interval([c["metrics"][k] for c in cells], 0.0)["mean"] for k in ("ece", "ece_calibrated")}
     return {**bins, **mean, "temperature": float(np.median([c["temperature"] or 1.0 for c in cells]))}
 
 

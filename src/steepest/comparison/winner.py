@@ -19,10 +19,10 @@ from .cells import Context, best_trial, operating_point
 from .design import Trial, trials
 from .errors import InputError
 from .folds import Fold
+from .judge import Judge
 from .metrics import Outcome, apply_temperature
 from .models import build, find_model
 from .objectives import find_objective
-from .results import Judge
 from .store import Store
 from .tables import Preprocessor, read_features
 from .training import Member, Split, outcome_of, train

@@ -363,7 +363,7 @@ def check_probabilities(cls: type[Objective]) -> None:
 def check_head(cls: type[Objective]) -> None:
     """Its own head maps features to outputs that it takes."""
     for objective, (args, kwargs) in cases(cls, torch.float32):
-        regression = args[1].is_floating_point()
+        regression = args[1].is_floating_point() and args[1].ndim == 1
         classes = 1 if regression else 2 if args[0].ndim == 1 else args[0].shape[1]
         task = "regression" if regression else "binary" if classes == 2 else "multiclass"
         counts = () if regression else tuple([5] * classes)

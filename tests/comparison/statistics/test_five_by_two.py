@@ -102,12 +102,17 @@ def test_each_fit_has_its_own_seed_and_the_halves_are_stratified(data):
         sizes.append(int(y.sum()))
         return DummyClassifier().fit(X, y).predict
 
-    first = five_by_two_differences(fit, KNeighborsClassifier(1), X, y, accuracy, seed=4)
-    assert len(set(seen)) == 10
+    first = five_by_two_differences(fit, fit, X, y, accuracy, seed=4)
+    assert len(set(seen)) == 20
     assert max(sizes) - min(sizes) <= 1
-    assert (first == five_by_two_differences(fit, KNeighborsClassifier(1), X, y, accuracy, seed=4)).all()
-    assert seen[:10] == seen[10:]
-    assert (first != five_by_two_differences(fit, KNeighborsClassifier(1), X, y, accuracy, seed=5)).any()
+    five_by_two_differences(fit, fit, X, y, accuracy, seed=4)
+    assert seen[:20] == seen[20:]
+    assert not first.any()
+    one, again, other = (
+        five_by_two_differences(fit, KNeighborsClassifier(1), X, y, accuracy, seed=seed) for seed in (4, 4, 5)
+    )
+    assert (one == again).all()
+    assert (one != other).any()
 
 
 def test_a_clear_winner_is_found(data):

@@ -46,8 +46,11 @@ def derived_seed(*parts: int) -> int:
 
     >>> derived_seed(0, 1) == derived_seed(0, 1), derived_seed(0, 1) == derived_seed(1, 0)
     (True, False)
+    >>> derived_seed(1) == derived_seed(1, 0)
+    False
     """
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+    # the length leads, because SeedSequence pads with zeros and would not tell (1,) from (1, 0)
+    return int(np.random.SeedSequence([len(parts), *parts]).generate_state(1)[0])
 
 
 def is_discrete(y: np.ndarray) -> bool:

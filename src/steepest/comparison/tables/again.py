@@ -111,7 +111,8 @@ def _frame(raw: RawTable, names: list[str], places: list[int], numeric: Sequence
             column = _numbers(parse(column, decimal_comma=raw.decimal_comma), name)
             check_finite(name, column)
         elif is_number(column):
-            column = np.where(np.isnan(column), None, class_labels(np.nan_to_num(column)))
+            missing, column = np.isnan(column), class_labels(np.nan_to_num(column))
+            column[missing] = None
         columns[name] = column
     return pd.DataFrame({name: pd.Series(c, dtype=c.dtype) for name, c in columns.items()})
 

@@ -100,7 +100,7 @@ class Preprocessor:
             at += len(self.indicated)
         for column, some in zip(self.text, self.categories):
             known = [c for c in some if c is not None]
-            codes = pd.Index(known, dtype=object).get_indexer(frame[column].astype(object))
+            codes = pd.Index(known, dtype=object).get_indexer(pd.Index(frame[column], dtype=object))
             if len(known) < len(some):
                 codes[frame[column].isna().to_numpy()] = len(known)
             rows = np.flatnonzero(codes >= 0)

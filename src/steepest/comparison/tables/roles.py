@@ -13,8 +13,9 @@ from .raw import show
 from .task import check_present
 
 
-def read_groups(column: np.ndarray, name: str) -> np.ndarray:
-    """``[rows]`` int64 codes, equal where the cells are."""
+def read_groups(column: np.ndarray, name: str, comma: bool = False) -> np.ndarray:
+    """``[rows]`` int64 codes, equal where the cells (numbers or text) are."""
+    column = parse(column, decimal_comma=comma, booleans=False)
     check_present(column, f"the group {show(name)}", "every row needs one")
     return np.asarray(pd.factorize(column)[0], dtype=np.int64)
 

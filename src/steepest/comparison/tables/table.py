@@ -175,8 +175,7 @@ def _build(
     readers = {"group": read_groups, "time": read_times, "weight": read_weights}
     values: dict[str, np.ndarray | None] = dict.fromkeys(parts)
     for part, i in found.items():
-        column = raw.columns[i]
-        values[part] = (readers[part](column, raw.names[i], *([comma] if part != "group" else [])))[made.keep]
+        values[part] = readers[part](raw.columns[i], raw.names[i], comma)[made.keep]
         decisions.append(f"{part}: {show(raw.names[i])}")
     if dropped:
         decisions.append(f"dropped as asked: {listing([raw.names[i] for i in dict.fromkeys(dropped)], limit=200)}")

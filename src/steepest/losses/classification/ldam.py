@@ -39,8 +39,8 @@ def ldam_margins(class_counts: Counts, max_margin: float = 0.5) -> F[Tensor, " c
     tensor([0.1581, 0.2812, 0.5000])
     """
     check_number("max_margin", max_margin, low=0.0)
-    counts = _checked_counts(class_counts).double()
-    return (max_margin * (counts.min() / counts) ** 0.25).float()
+    counts = _checked_counts(class_counts)
+    return max_margin * (counts.min() / counts) ** 0.25
 
 
 def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> F[Tensor, " classes"]:
@@ -65,10 +65,10 @@ def effective_number_weights(class_counts: Counts, beta: float = 0.9999) -> F[Te
     Source: Class-Balanced Loss Based on Effective Number of Samples, arXiv:1901.05555.
     """
     check_number("beta", beta, low=0.0, high=1.0, open_high=True)
-    counts = _checked_counts(class_counts).double()
-    # 1 - beta^n without cancellation where beta^n is near 1
-    inverse = -1.0 / torch.expm1(counts * torch.tensor(beta, dtype=torch.float64, device=counts.device).log())
-    return (len(counts) * inverse / inverse.sum()).float()
+    counts = _checked_counts(class_counts)
+    # 1 - beta^n without cancellation where beta^n is near 1; on the CPU, as not every device has float64
+    inverse = -1.0 / torch.expm1(counts.cpu() * torch.tensor(beta, dtype=torch.float64).log())
+    return (len(counts) * inverse / inverse.sum()).float().to(counts.device)
 
 
 def _due(epoch: int, epochs: int, start: float) -> bool:

@@ -140,12 +140,10 @@ class PastPredictions(nn.Module):
     @torch.no_grad()
     def turn(self) -> None:
         """Start an epoch: what was written becomes the past. Samples that were not visited keep theirs."""
-        new = self.fresh.seen
-        self.past.values[new] = self.fresh.values[new]
+        self.past.values.copy_(self.fresh.values)
+        self.past.seen.copy_(self.fresh.seen)
         if self.topk:
-            self.past_classes.values[new] = self.fresh_classes.values[new]
-        self.past.seen |= new
-        new.zero_()
+            self.past_classes.values.copy_(self.fresh_classes.values)
 
 
 class PSKDLoss(Objective):

@@ -1,0 +1,55 @@
+"""Several data sets in one call: Friedman over all objectives, then Wilcoxon against the baseline with Holm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .statistics import friedman, wilcoxon_holm
+
+
+def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several finished comparisons say together.
+
+    Args:
+        results: one dict for each data set, as ``results.json`` holds them; objectives that all of them ran are used,
+            and only data sets of one metric can be ranked together.
+
+    Returns:
+        ``lines`` for people, and the numbers: objectives, data sets, mean ranks, p values.
+
+    >>> compare_across([])["lines"]
+    ['across data sets: nothing to compare']
+    """
+    shared = [n for n in (results[0]["fold_scores"] if results else {}) if all(n in r["fold_scores"] for r in results)]
+    objectives = {row["name"] for r in results for row in r["rows"] if row["kind"] == "objective"}
+    names = [n for n in shared if n in objectives]
+    directions = {r["metric"]["greater_is_better"] for r in results}
+    baselines = {r["headline"]["baseline"] for r in results}
+    if len(names) < 2 or len(directions) != 1 or len(baselines) != 1:
+        return {"lines": ["across data sets: nothing to compare"], "objectives": names}
+    greater, baseline = directions.pop(), baselines.pop()
+    order = [baseline, *(n for n in names if n != baseline)]
+
+    def mean(result: dict[str, Any], name: str) -> float:
+        values = [v for v in result["fold_scores"][name] if v is not None]
+        return float(np.mean(values)) if values else (-np.inf if greater else np.inf)
+
+    scores = np.array([[mean(r, n) for n in order] for r in results])
+    lines = [f"across {len(results)} data sets, {len(order)} objectives:"]
+    found: dict[str, Any] = {"objectives": order, "data_sets": [r["data"]["name"] for r in results]}
+    if len(order) > 2:
+        overall = friedman(scores, greater_is_better=greater)
+        ranks = ", ".join(f"{n} {rank:.2f}" for n, rank in sorted(zip(order, overall.ranks), key=lambda pair: pair[1]))
+        lines.append(f"  mean ranks: {ranks}")
+        lines.append(f"  Friedman: statistic {overall.statistic:.3g}, p = {overall.pvalue:.3g}")
+        found |= {"ranks": list(overall.ranks), "friedman_p": overall.pvalue}
+    pairs = wilcoxon_holm(scores, baseline=0, greater_is_better=greater)
+    for index, p in zip(pairs.methods, pairs.adjusted):
+        lines.append(f"  {order[index]} against {baseline}: Wilcoxon p = {p:.3g} (Holm)")
+    if pairs.message:
+        lines.append(f"  {pairs.message}")
+    found |= {"wilcoxon_holm": dict(zip([order[i] for i in pairs.methods], pairs.adjusted)), "message": pairs.message}
+    return {"lines": lines, **found}

@@ -1,0 +1,296 @@
+"""The commands ``compare``, ``runs``, ``report`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+OUT = "steepest-runs"
+
+
+def compare_command(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="A CSV or TSV file, or digits, wine, iris, breast_cancer, diabetes; several compare across data sets."
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="Target column, by name or number. Default: the last.", rich_help_panel="Data")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="auto, classification, binary, multiclass or regression.", rich_help_panel="Data")
+    ] = "auto",
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Columns not to use; commas, or the option again. @FILE reads one name a line.", rich_help_panel="Data"
+        ),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal cells never straddle a split.", rich_help_panel="Data")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of times: folds go forward in time.", rich_help_panel="Data")
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Column of sample weights.", rich_help_panel="Data")] = None,
+    rare: Annotated[
+        str | None, typer.Option(help="drop or merge classes with too few rows.", rich_help_panel="Data")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="A file that is the test set, instead of outer folds.", rich_help_panel="Data")
+    ] = None,
+    noise: Annotated[
+        float, typer.Option(help="Share of training labels replaced by another class.", rich_help_panel="Data")
+    ] = 0.0,
+    objectives: Annotated[
+        str, typer.Option(help="default, all, names with commas, or module:Class.", rich_help_panel="What is compared")
+    ] = "default",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Metric that selects and compares, or module:function.", rich_help_panel="What is compared"),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="mlp, residual, or module:function from width to backbone.", rich_help_panel="What is compared"
+        ),
+    ] = "mlp",
+    classical: Annotated[
+        bool, typer.Option(help="Run classical learners beside the objectives.", rich_help_panel="What is compared")
+    ] = True,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            help="Rounds of outer folds. Default: 3 up to 5,000 rows, else 1. 5 with --folds 2: combined 5x2cv F test.",
+            rich_help_panel="Design",
+        ),
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Outer folds.", rich_help_panel="Design")] = 5,
+    trials: Annotated[int, typer.Option(help="Settings that each objective may try.", rich_help_panel="Design")] = 8,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Most epochs of a training. Default: 60, or 30 above 10,000 rows.", rich_help_panel="Design"),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without improvement until a training stops.", rich_help_panel="Design")
+    ] = 10,
+    batch: Annotated[
+        int | None, typer.Option(help="Rows a step. Default: 64, or 256 above 5,000 rows.", rich_help_panel="Design")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel="Design")] = 0,
+    budget: Annotated[
+        float,
+        typer.Option(help="Minutes that the plan may take; over it nothing is trained.", rich_help_panel="Running"),
+    ] = 30.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes. Default: one a core.", rich_help_panel="Running")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel="Running")] = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel="Running")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where run folders live.", rich_help_panel="Running")] = Path(OUT),
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the results as JSON; messages go to standard error.", rich_help_panel="Running"
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print the sentence and the report's path only.", rich_help_panel="Running"),
+    ] = False,
+) -> None:
+    """Which objective to use on your data: all tuned alike, tested in the same nested folds.
+
+    One question is declared beforehand and tested alone: does choosing the objective help? The answer is one sentence
+    with its interval; below it each objective against cross-entropy (squared error for numbers) in three tiers. The
+    same command goes on where it stopped.
+
+    Examples:
+
+    steepest compare digits
+
+    steepest compare wine.csv --target quality --task regression
+
+    steepest compare clinic.csv --group patient --metric balanced_accuracy --objectives all --budget 120
+
+    steepest compare a.csv b.csv c.csv d.csv e.csv f.csv
+
+    steepest compare data.csv --objectives ldr,my_losses:MyLoss --model my_nets:backbone --dry-run
+    """
+    from .api import OverBudget, execute
+    from .preparing import prepare
+    from .progress import Terminal
+
+    options: dict[str, Any] = {
+        "target": target,
+        "task": task,
+        "drop": _columns(drop),
+        "group": group,
+        "time": time,
+        "weight": weight,
+        "rare": rare,
+        "test": test,
+        "noise": noise,
+        "objectives": objectives,
+        "metric": metric,
+        "model": model,
+        "classical": classical,
+        "repeats": repeats,
+        "folds": folds,
+        "trials": trials,
+        "epochs": epochs,
+        "patience": patience,
+        "batch_size": batch,
+        "seed": seed,
+        "device": device,
+    }
+    prepared = [prepare(source, **options) for source in data]  # every file is read before the first training
+    terminal = Terminal(quiet=quiet, to_stderr=as_json)
+    found = []
+    for source, (context, notes) in zip(data, prepared):
+        command = (
+            ["steepest", *sys.argv[1:]]
+            if len(data) == 1
+            else ["steepest", *(w for w in sys.argv[1:] if w not in data or w == source)]
+        )
+        if len(data) > 1:
+            terminal.line(f"== {source}", "bold")
+        try:
+            done = execute(
+                context,
+                notes,
+                budget=budget,
+                workers=workers,
+                out=out,
+                command=command,
+                terminal=terminal,
+                dry_run=dry_run,
+            )
+        except OverBudget as error:
+            typer.echo(f"steepest: error: {error}", err=True)
+            for line in error.commands:
+                typer.echo(f"  {line}", err=True)
+            raise typer.Exit(2) from None
+        if done is not None:
+            found.append(done)
+    across = None
+    if len(found) > 1:
+        from .across import compare_across
+
+        across = compare_across([c.results for c in found])
+        for line in across["lines"]:
+            terminal.line(line)
+    if as_json and found:
+        results: Any = (
+            found[0].results if len(found) == 1 else {"data_sets": [c.results for c in found], "across": across}
+        )
+        typer.echo(json.dumps(results, allow_nan=False))
+    elif quiet:
+        for comparison in found:
+            typer.echo(comparison.sentence)
+            typer.echo(str(comparison.report))
+
+
+def _columns(drop: list[str] | None) -> list[str]:
+    """Column names: commas part them, ``@FILE`` holds one a line."""
+    from .errors import InputError
+
+    names: list[str] = []
+    for word in drop or []:
+        if word.startswith("@"):
+            try:
+                names += [
+                    line.strip() for line in Path(word[1:]).read_text(encoding="utf-8").splitlines() if line.strip()
+                ]
+            except OSError as error:
+                raise InputError(f"--drop: cannot read {word[1:]!r}: {error.strerror}") from error
+        else:
+            names += [part.strip() for part in word.split(",") if part.strip()]
+    return names
+
+
+def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT)) -> None:
+    """List the runs, newest first: how far each is, and what it found.
+
+    Example: `steepest runs`.
+    """
+    from .store import Store, runs
+
+    folders = runs(out)
+    if not folders:
+        typer.echo(f"no runs under {str(out)!r}; `steepest compare digits` makes one")
+    for folder in folders:
+        store = Store(folder)
+        done, total = len(store.finished()), store.fact("cells")
+        state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
+        typer.echo(f"{folder.name}  {store.fact('data')}  {done}/{total} cells  {state}")
+        store.close()
+
+
+def report_command(
+    run: Annotated[str, typer.Argument(help="A run's ID, the start of one, its folder, or last.")] = "last",
+    out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
+) -> None:
+    """Write the report of a finished run again, and print where it is.
+
+    Example: `steepest report last`.
+    """
+    from .errors import InputError
+    from .report import write_report
+    from .store import Store, find_run
+
+    folder = find_run(run, out)
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        store = Store(folder)
+        done, total, command = len(store.finished()), store.fact("cells"), store.fact("command")
+        store.close()
+        raise InputError(f"run {folder.name} has {done} of {total} cells; this goes on: {command}") from error
+    for path in write_report(results, folder):
+        typer.echo(str(path))
+
+
+def predict_command(
+    run: Annotated[str, typer.Argument(help="A run's ID, the start of one, its folder, or last.")],
+    rows: Annotated[Path, typer.Argument(help="A CSV or TSV file with the columns of the training data.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
+) -> None:
+    """Predict new rows with a run's winner: tuned threshold, calibrated probabilities.
+
+    Example: `steepest predict last new-rows.csv --to predictions.csv`.
+    """
+    from .errors import InputError
+    from .report.files import write_atomically
+    from .store import find_run
+    from .winner import Winner
+
+    frame = Winner.load(find_run(run, out) / "winner").predict_file(rows)
+    text = frame.to_csv(index=False)
+    if to is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        write_atomically(to, text)
+    except OSError as error:
+        raise InputError(f"--to: cannot write {str(to)!r}: {error.strerror}") from error
+    typer.echo(f"{len(frame)} predictions in {shlex.quote(str(to))}", err=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("compare")(compare_command)
+    app.command("runs")(runs_command)
+    app.command("report")(report_command)
+    app.command("predict")(predict_command)

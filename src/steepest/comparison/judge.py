@@ -1,0 +1,113 @@
+"""Scores, picks and tests of a run's finished cells, under the design that was declared beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .cells import Context, Pair, best_trial
+from .design import seed_of
+from .metrics import Metric
+from .statistics import (
+    PairedResult,
+    bootstrap_metric_difference,
+    combined_f_5x2,
+    corrected_resampled_ttest,
+    tiers,
+)
+from .store import Store
+
+Cells = dict[str, dict[Pair, dict[str, Any]]]
+
+
+def finite_or_worst(value: float | None, metric: Metric) -> float:
+    """A stored score; None was not finite and is the worst that the metric can say."""
+    return value if value is not None else (0.0 if metric.greater_is_better else float("inf"))
+
+
+class Judge:
+    """Scores and tests of a run's finished cells, under the design that was declared beforehand."""
+
+    def __init__(self, context: Context, store: Store) -> None:
+        self.context, self.store = context, store
+        self.cells: Cells = store.cells()
+        self.settings, self.metric = context.settings, context.metric
+        self.pairs: list[Pair] = list(context.folds)
+
+    @property
+    def ratio(self) -> float:
+        """Test rows over training rows, on average over the folds; 0 with a fixed test set."""
+        sizes = [(len(fold.train), len(fold.test)) for fold in self.context.folds.values()]
+        train, test = (float(np.mean(part)) for part in zip(*sizes))
+        return test / train
+
+    def complete(self, name: str) -> bool:
+        """Whether every fold of ``name`` is finished."""
+        return len(self.cells.get(name, {})) == len(self.pairs)
+
+    def names(self, kind: str) -> list[str]:
+        """Objectives or classical learners that are complete, in the settings' order."""
+        known = self.settings.objectives if kind == "objective" else self.settings.classical
+        return [name for name in known if self.complete(name)]
+
+    def scores(self, name: str) -> np.ndarray:
+        """The metric on each test part."""
+        return np.array([finite_or_worst(self.cells[name][p]["score"], self.metric) for p in self.pairs])
+
+    def inner(self, name: str, pair: Pair) -> float:
+        """The best score of ``name`` on inner validation."""
+        found = [s for s in self.cells[name][pair]["inner"] if s is not None]
+        greater = self.metric.greater_is_better
+        return (max(found) if greater else min(found)) if found else float("nan")
+
+    def procedure(self, names: Sequence[str]) -> list[str]:
+        """What inner validation picks among ``names`` in each fold; ties go to the first."""
+        greater = self.metric.greater_is_better
+        return [names[best_trial([self.inner(n, pair) for n in names], greater)] for pair in self.pairs]
+
+    def picked_scores(self, picked: Sequence[str]) -> np.ndarray:
+        """The test scores of a procedure that takes ``picked[i]`` in fold i."""
+        found = [self.cells[n][p]["score"] for n, p in zip(picked, self.pairs)]
+        return np.array([finite_or_worst(value, self.metric) for value in found])
+
+    def test_name(self) -> str:
+        """The test of this design, in words."""
+        if self.settings.test:
+            return "paired bootstrap on the fixed test set"
+        if self.settings.repeats == 5 and self.settings.folds == 2:
+            return "combined 5x2cv F test"
+        return f"corrected resampled t test, {len(self.pairs)} differences"
+
+    def compare(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
+        """The test of procedure ``a`` minus procedure ``b``, each a name for every fold."""
+        if self.settings.test:
+            return self._bootstrap(a, b)
+        differences = self.picked_scores(a) - self.picked_scores(b)
+        differences = np.where(np.isfinite(differences), differences, 0.0)
+        found = corrected_resampled_ttest(differences, test_fraction=self.ratio / (1 + self.ratio))
+        if self.settings.repeats == 5 and self.settings.folds == 2 and np.any(differences):
+            p = combined_f_5x2(differences.reshape(5, 2)).pvalue
+            found = PairedResult(**{**vars(found), "pvalue": p})
+        return found
+
+    def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
+        test = self.context.test
+        assert test is not None
+        pair = self.pairs[0]
+        if a[0] == b[0]:
+            return PairedResult(0.0, 0.0, 0.0, 1.0, 0, 0.0, 0.0, degenerate=True)
+        found = bootstrap_metric_difference(
+            self.metric,
+            test.target,
+            self.store.outcome(a[0], *pair),
+            self.store.outcome(b[0], *pair),
+            seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
+        )
+        error = (found.high - found.low) / (2 * 1.96)
+        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
+
+    def tier(self, result: PairedResult, p: float) -> str:
+        """better, not told apart, or worse."""
+        return str(tiers([result], [p], greater_is_better=self.metric.greater_is_better)[0])
