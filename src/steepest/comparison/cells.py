@@ -232,19 +232,22 @@ def operating_point(context: Context, tuned: Sequence[Member]) -> dict[str, floa
         assert m.objective is not None and m.outputs is not None
         m.objective.eval()
         outcomes.append(outcome_of(m.objective, m.outputs, m.split))
-    return _operating_point(context, np.concatenate([m.split.other_target for m in tuned]), outcomes)
+    return _operating_point(context, [m.split for m in tuned], outcomes)
 
 
-def _operating_point(context: Context, y: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+def _operating_point(context: Context, splits: Sequence[Split], outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    y = np.concatenate([split.other_target for split in splits])
+    parts = [split.other_weight for split in splits if split.other_weight is not None]
+    weights = np.concatenate(parts) if parts else None
     if context.table.task == "regression" or not all(o.finite for o in outcomes):
         return {"threshold": None, "temperature": None}
     threshold = temperature = None
     decisions = [o.decision for o in outcomes if o.decision is not None]
     if context.table.task == "binary" and len(decisions) == len(outcomes):
-        threshold = float(tune_threshold(y, np.concatenate(decisions)))
+        threshold = float(tune_threshold(y, np.concatenate(decisions), weights))
     probabilities = [o.probabilities for o in outcomes if o.probabilities is not None]
     if len(probabilities) == len(outcomes):
-        temperature = float(fit_temperature(np.concatenate(probabilities), y))
+        temperature = float(fit_temperature(np.concatenate(probabilities), y, weights))
     return {"threshold": threshold, "temperature": temperature}
 
 
@@ -253,17 +256,17 @@ def _classical(context: Context, job: Job) -> list[CellResult]:
     for pair in job.cells:
         started = time.perf_counter()
         seed = seed_of(context.settings.seed, *pair, "classical") % 2**31
-        scores, outcomes, targets = [], [], []
+        scores, outcomes, splits = [], [], []
         for part in range(len(context.inner(pair))):
             split = context.split(pair, part)
             outcome = _fit_classical(context, job.name, seed, split)
             scores.append(context.metric(split.other_target, outcome, split.other_weight))
             outcomes.append(outcome)
-            targets.append(split.other_target)
+            splits.append(split)
         split = context.split(pair, -1)
         outcome = _fit_classical(context, job.name, seed, split)
         values: dict[str, Any] = {"inner": [_finite(np.mean(scores))], "diverged": 0, "trial_text": ""}
-        values |= _operating_point(context, np.concatenate(targets), outcomes)
+        values |= _operating_point(context, splits, outcomes)
         values["seconds"] = time.perf_counter() - started
         results.append(_scored(context, job, pair, values, outcome))
     return results

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .cells import Context, Pair, best_trial
 from .design import seed_of
-from .metrics import Metric
 from .statistics import (
     PairedResult,
     bootstrap_metric_difference,
@@ -20,11 +20,6 @@ from .statistics import (
 from .store import Store
 
 Cells = dict[str, dict[Pair, dict[str, Any]]]
-
-
-def finite_or_worst(value: float | None, metric: Metric) -> float:
-    """A stored score; None was not finite and is the worst that the metric can say."""
-    return value if value is not None else (0.0 if metric.greater_is_better else float("inf"))
 
 
 class Judge:
@@ -52,9 +47,17 @@ class Judge:
         known = self.settings.objectives if kind == "objective" else self.settings.classical
         return [name for name in known if self.complete(name)]
 
+    def score(self, name: str, pair: Pair) -> float:
+        """The metric on one test part; a model that diverged gets the worst score that any got there."""
+        value = self.cells[name][pair]["score"]
+        if value is not None:
+            return float(value)
+        finite = [own[pair]["score"] for own in self.cells.values() if own.get(pair, {}).get("score") is not None]
+        return float((min if self.metric.greater_is_better else max)(finite, default=0.0))
+
     def scores(self, name: str) -> np.ndarray:
         """The metric on each test part."""
-        return np.array([finite_or_worst(self.cells[name][p]["score"], self.metric) for p in self.pairs])
+        return np.array([self.score(name, pair) for pair in self.pairs])
 
     def inner(self, name: str, pair: Pair) -> float:
         """The best score of ``name`` on inner validation."""
@@ -69,8 +72,7 @@ class Judge:
 
     def picked_scores(self, picked: Sequence[str]) -> np.ndarray:
         """The test scores of a procedure that takes ``picked[i]`` in fold i."""
-        found = [self.cells[n][p]["score"] for n, p in zip(picked, self.pairs)]
-        return np.array([finite_or_worst(value, self.metric) for value in found])
+        return np.array([self.score(name, pair) for name, pair in zip(picked, self.pairs)])
 
     def test_name(self) -> str:
         """The test of this design, in words."""
@@ -85,11 +87,10 @@ class Judge:
         if self.settings.test:
             return self._bootstrap(a, b)
         differences = self.picked_scores(a) - self.picked_scores(b)
-        differences = np.where(np.isfinite(differences), differences, 0.0)
         found = corrected_resampled_ttest(differences, test_fraction=self.ratio / (1 + self.ratio))
-        if self.settings.repeats == 5 and self.settings.folds == 2 and np.any(differences):
-            p = combined_f_5x2(differences.reshape(5, 2)).pvalue
-            found = PairedResult(**{**vars(found), "pvalue": p})
+        five_by_two = self.settings.repeats == 5 and self.settings.folds == 2
+        if five_by_two and np.ptp(differences.reshape(5, 2), axis=1).any():  # F has no value without spread in a round
+            found = replace(found, pvalue=combined_f_5x2(differences.reshape(5, 2)).pvalue)
         return found
 
     def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
@@ -98,12 +99,18 @@ class Judge:
         pair = self.pairs[0]
         if a[0] == b[0]:
             return PairedResult(0.0, 0.0, 0.0, 1.0, 0, 0.0, 0.0, degenerate=True)
+        first, second = self.store.outcome(a[0], *pair), self.store.outcome(b[0], *pair)
+        if not (first.finite and second.finite):  # a diverged model is worse for certain
+            gap = self.score(a[0], pair) - self.score(b[0], pair)
+            return PairedResult(gap, gap, gap, 0.0 if gap else 1.0, 0, 0.0, 0.0, degenerate=True)
         found = bootstrap_metric_difference(
             self.metric,
             test.target,
-            self.store.outcome(a[0], *pair),
-            self.store.outcome(b[0], *pair),
+            first,
+            second,
             seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
+            n=int(np.clip(4_000_000 // len(test.target), 400, 2000)),
+            weights=test.weights,
         )
         error = (found.high - found.low) / (2 * 1.96)
         return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)

@@ -28,6 +28,7 @@ def _fast_sklearn() -> Iterator[Any]:
 
 
 def accuracy(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Share of rows predicted right."""
     return np.average(outcome.predicted == y, weights=weights)
 
 
@@ -44,12 +45,14 @@ def _masses(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) ->
 
 
 def balanced_accuracy(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Mean recall over the classes in y."""
     actual, _, agreed = _masses(y, outcome.predicted, weights)
     present = actual > 0
     return np.mean(agreed[present] / actual[present])
 
 
 def macro_f1(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Mean of 2 TP / (2 TP + FP + FN) over the classes in y or predicted."""
     actual, predicted, agreed = _masses(y, outcome.predicted, weights)
     both = actual + predicted
     return np.mean(2 * agreed[both > 0] / both[both > 0])
@@ -109,25 +112,30 @@ def of_probabilities(score: Callable[..., float]) -> Function:
 
 
 def brier(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> float:
+    """Mean over rows of the summed squares of p - onehot(y); with two classes half of it, (p_1 - y)^2."""
     classes = probabilities.shape[1]
     squares = ((probabilities - np.eye(classes)[y]) ** 2).sum(1)
     return np.average(squares, weights=weights) / (2 if classes == 2 else 1)
 
 
 def ece(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None) -> float:
+    """Expected calibration error: sum over 15 bins of the largest probability, share |confidence - accuracy|."""
     mass, confidence, accuracy = bin_sums(probabilities, y, 15, weights)
     return np.abs(confidence - accuracy).sum() / mass.sum()
 
 
 def rmse(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Root of the mean squared error."""
     return np.sqrt(np.average((outcome.predicted.astype(np.float64) - y) ** 2, weights=weights))
 
 
 def mae(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Mean absolute error."""
     return np.average(np.abs(outcome.predicted.astype(np.float64) - y), weights=weights)
 
 
 def r2(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
+    """1 - squared error / squared deviation of y from its mean; None for a constant y."""
     if len(y) < 2 or np.ptp(y) == 0 or not np.isfinite(outcome.predicted).all():
         return None
     with _fast_sklearn() as metrics:

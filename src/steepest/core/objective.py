@@ -13,6 +13,7 @@ from .checks import check_choice, check_number, check_tensor, check_weight, refu
 from .heads import ScalarHead
 from .reductions import REDUCTIONS
 from .search import Space
+from .terms import kept_terms
 
 TASKS = ("binary", "multiclass", "multilabel", "regression")
 DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
@@ -258,6 +259,6 @@ class WithPenalty(Objective):
         loss = self.objective(outputs, target, **own)
         tensors = {"outputs": outputs, "target": target, **named}
         term = self.penalty(**{name: tensors[name] for name in self.penalty.wants})
-        self.terms = {self.objective.name: loss.detach(), self.penalty.name: term.detach()}
+        self.terms = kept_terms({self.objective.name: loss, self.penalty.name: term})
         total: Tensor = loss + self.penalty_weight * term
         return total

@@ -25,15 +25,17 @@ def test_nested_cv_chooses_inside_and_scores_outside():
     """A memoriser is best on its own rows; only rows never seen in fitting or choosing may score it."""
     X = np.arange(50.0)[:, None]
     y = np.arange(50) % 2
-    fitted = []
+    fitted, seeds = [], []
 
     def memoriser(X, y, seed):
         fitted.append(frozenset(X[:, 0]))
+        seeds.append(seed)
         table = dict(zip(X[:, 0], y))
         return lambda X: np.array([table.get(value, -1) for value in X[:, 0]])
 
     result = nested_cv({"memoriser": memoriser}, X, y, accuracy, outer=5, inner=2)
     assert result.scores == (0.0,) * 5
+    assert len(set(seeds)) == 15
     assert [len(rows) for rows in fitted] == [20, 20, 40] * 5
     assert len({frozenset(X[:, 0]) - rows for rows in fitted[2::3]}) == 5
 

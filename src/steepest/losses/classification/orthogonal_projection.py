@@ -10,7 +10,6 @@ from ...core.checks import check_index, check_logits, check_number, check_tensor
 from ...core.cosine import unit_rows
 from ...core.objective import Penalty, WithPenalty
 from ...core.search import Float
-from ...core.terms import kept_terms
 from .cross_entropy import CrossEntropyLoss
 
 
@@ -131,6 +130,4 @@ class CrossEntropyWithOPL(WithPenalty):
         self.check_call(outputs, target, weight)
         check_logits(outputs)
         check_index(target, outputs)
-        loss = super().forward(outputs, target, features=features)
-        self.terms = kept_terms(self.terms)
-        return loss
+        return super().forward(outputs, target, features=features)
