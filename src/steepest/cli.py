@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .comparison.cli import register as register_comparison
+from .lab.cli import lab_app
 
 if TYPE_CHECKING:
     from .catalogue import System
@@ -44,6 +45,7 @@ def _top(
 
 
 register_comparison(app)
+app.add_typer(lab_app, name="lab")
 
 
 @app.command("systems")
@@ -130,7 +132,7 @@ def _first_line(row: System) -> str:
 
 
 def _refused(what: str, word: str, known: set[str]) -> Exception:
-    from .comparison.errors import InputError, nearest
+    from .core.errors import InputError, nearest
 
     return InputError(f"no {what} {word!r}{nearest(word, sorted(known)) or '; see `steepest systems`'}")
 
@@ -189,7 +191,7 @@ def _users_fault(error: Exception) -> str | None:
     parser = tuple(base for base in typer.BadParameter.__mro__ if base not in (Exception, BaseException, object))
     if isinstance(error, parser):
         return getattr(error, "format_message", lambda: str(error))()
-    from .comparison.errors import InputError
+    from .core.errors import InputError
 
     return str(error) if isinstance(error, InputError) else None
 

@@ -30,6 +30,8 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False, to_stderr: bool = False) -> None:
         self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 140  # a file or a pipe has no width: keep the rows of tables whole
         self.live: Live | None = None
 
     def line(self, text: str, style: str = "") -> None:

@@ -1,0 +1,22 @@
+"""What a user of a command did wrong, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A file, column or option that cannot be used; the command prints it as one line and exits with 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string.
+
+    >>> nearest("qualty", ["quality", "alcohol"])
+    "; did you mean 'quality'?"
+    >>> nearest("zzz", ["quality"])
+    ''
+    """
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

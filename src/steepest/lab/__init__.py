@@ -1,0 +1,1 @@
+"""One experiment for each system: its publication's central claim, with the claim's numbers fixed before it runs."""

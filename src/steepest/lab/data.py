@@ -1,0 +1,89 @@
+"""Real data of the experiments: what scikit-learn carries, and image sets from a folder."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def digits(seed: int, *, train: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``(x, y, x_test, y_test)`` of scikit-learn's digits, standardised by the training part, stratified by seed."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return split(x, y, seed, train=train)
+
+
+def built_in(
+    name: str, seed: int, *, train: float | int = 0.7
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same for ``wine``, ``iris``, ``breast_cancer`` or ``diabetes``."""
+    from sklearn import datasets
+
+    x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    return split(x, y, seed, train=train)
+
+
+def split(
+    x: np.ndarray, y: np.ndarray, seed: int, *, train: float | int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test part, stratified where ``y`` holds classes, features standardised by the training part."""
+    from sklearn.model_selection import train_test_split
+
+    kinds = y if y.dtype.kind in "iu" else None
+    a, b, ya, yb = train_test_split(x, y, train_size=train, stratify=kinds, random_state=seed)
+    mean, scale = a.mean(0), a.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return (a - mean) / scale, ya, (b - mean) / scale, yb
+
+
+def folder() -> Path:
+    """Where image sets lie: ``$STEEPEST_DATA``, or ``data`` under the current directory."""
+    return Path(os.environ.get("STEEPEST_DATA", "data"))
+
+
+def mnist_10k() -> tuple[np.ndarray, np.ndarray]:
+    """The 10,000 MNIST test digits, ``[10000, 784]`` in [0, 1], and their labels.
+
+    Raises:
+        FileNotFoundError: the two IDX files are not in :func:`folder`.
+    """
+    with gzip.open(_file("mnist-10k-images-idx3-ubyte.gz")) as file:
+        x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784) / 255.0
+    with gzip.open(_file("mnist-10k-labels-idx1-ubyte.gz")) as file:
+        y = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
+    return x, y
+
+
+def cifar10_subset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``(x_train, y_train, x_test, y_test)``, images ``[N, 3, 32, 32]`` in [0, 1].
+
+    Raises:
+        FileNotFoundError: ``cifar10-subset.npz`` is not in :func:`folder`.
+    """
+    with np.load(_file("cifar10-subset.npz"), allow_pickle=False) as file:
+        images = [file[k].transpose(0, 3, 1, 2) / 255.0 for k in ("x_train", "x_test")]
+        labels = [file[k].reshape(-1).astype(np.int64) for k in ("y_train", "y_test")]
+    return images[0], labels[0], images[1], labels[1]
+
+
+def _file(name: str) -> Path:
+    path = folder() / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} is not in {str(folder())!r}; set STEEPEST_DATA to the folder that holds it")
+    return path
+
+
+def flip_labels(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels with ``share`` of them replaced by another class, and where."""
+    rng = np.random.default_rng([seed, 71])
+    classes = int(y.max()) + 1
+    hit = rng.permutation(len(y))[: round(share * len(y))]
+    noisy = y.copy()
+    noisy[hit] = (noisy[hit] + rng.integers(1, classes, len(hit))) % classes
+    where = np.zeros(len(y), dtype=bool)
+    where[hit] = True
+    return noisy, where
