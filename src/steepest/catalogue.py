@@ -203,13 +203,31 @@ def verdict(system: System) -> str | None:
 
 
 def source_hash(system: System) -> str:
-    """SHA-256 over the source text of a system's module and experiment: evidence is fresh while this stays equal."""
+    """SHA-256 over the code of a system's module and experiment: evidence is fresh while this stays equal.
+
+    Comments, docstrings and layout don't count.
+    """
     digest = hashlib.sha256()
     for module in dict.fromkeys((system.module, system.experiment)):
         for file in source_files(module):
-            digest.update(file.read_text(encoding="utf-8").encode())
+            digest.update(_code(file.read_text(encoding="utf-8")).encode())
             digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _code(text: str) -> str:
+    """Python source without comments, docstrings and layout.
+
+    >>> _code('def f():\\n    "Says so."\\n    return 1  # one')
+    'def f():\\n    return 1'
+    """
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def source_files(module: str) -> list[Path]:
