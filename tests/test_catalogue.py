@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import keyword
@@ -230,16 +229,18 @@ def test_verdict_is_kept_while_the_source_is_the_same(toy):
     thing = module.find("thing")
     assert module.verdict(thing) is None
     files = [root / "src/toy/room/thing.py", root / "src/toy/lab/room/thing.py"]
-    digest = hashlib.sha256(b"".join(file.read_bytes() + b"\0" for file in files)).hexdigest()
+    digest = module.source_hash(thing)
     evidence = root / "evidence" / "thing.json"
     evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
     assert module.verdict(thing) == "not shown"
     evidence.write_text(json.dumps({"verdict": "probably", "source_hash": digest}))
     assert module.verdict(thing) is None
+    files[0].write_text("# a comment\n" + files[0].read_text() + "\n\n# another\n")
+    assert module.source_hash(thing) == digest
     for file in files:
         evidence.write_text(json.dumps({"verdict": "shown", "source_hash": module.source_hash(thing)}))
         assert module.verdict(thing) == "shown"
-        file.write_text(file.read_text() + "# changed\n")
+        file.write_text(file.read_text() + "changed = 1\n")
         assert module.verdict(thing) is None
 
 

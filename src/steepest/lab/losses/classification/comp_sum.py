@@ -1,8 +1,8 @@
 """Comp-sum losses: tau = 1 balances bound and optimisability; tau = 0 and tau = 2 are hard to train.
 
 Set-up of the claim: 10,000 images of ten classes, a small MLP, equal budget, tau in {0, .5, 1, 1.5, 2}; MNIST digits
-take the place of Fashion-MNIST (half train, half test). Expected: 1, then 1.5, on top, 0 or 2 at the bottom, a gap of at
-least half a point. The bound of zero-one regret by surrogate regret is checked by Monte Carlo beside it. The weight
+take the place of Fashion-MNIST (half train, half test). Expected: 1, then 1.5, on top, 0 or 2 at the bottom, a gap of
+at least half a point. The bound of zero-one regret by surrogate regret is checked by Monte Carlo beside it. The weight
 p_y^(tau - 1) that a loss gives a sample's gradient at the start is reported as the reason.
 """
 
