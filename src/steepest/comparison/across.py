@@ -26,8 +26,12 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shared = [n for n in (results[0]["fold_scores"] if results else {}) if all(n in r["fold_scores"] for r in results)]
     objectives = {row["name"] for r in results for row in r["rows"] if row["kind"] == "objective"}
     names = [n for n in shared if n in objectives]
+    metrics = sorted({r["metric"]["name"] for r in results})
     directions = {r["metric"]["greater_is_better"] for r in results}
     baselines = {r["headline"]["baseline"] for r in results}
+    if len(metrics) > 1:
+        line = f"across data sets: nothing to compare, their metrics differ ({', '.join(metrics)}); --metric sets one"
+        return {"lines": [line], "objectives": names}
     if len(names) < 2 or len(directions) != 1 or len(baselines) != 1:
         return {"lines": ["across data sets: nothing to compare"], "objectives": names}
     greater, baseline = directions.pop(), baselines.pop()
@@ -35,9 +39,12 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     def mean(result: dict[str, Any], name: str) -> float:
         values = [v for v in result["fold_scores"][name] if v is not None]
-        return float(np.mean(values)) if values else (-np.inf if greater else np.inf)
+        return float(np.mean(values)) if values else float("nan")
 
     scores = np.array([[mean(r, n) for n in order] for r in results])
+    for row in scores:  # what never was finite ties with the worst of its data set
+        known = row[np.isfinite(row)]
+        row[~np.isfinite(row)] = (known.min() if greater else known.max()) if len(known) else 0.0
     lines = [f"across {len(results)} data sets, {len(order)} objectives:"]
     found: dict[str, Any] = {"objectives": order, "data_sets": [r["data"]["name"] for r in results]}
     if len(order) > 2:

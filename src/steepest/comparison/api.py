@@ -17,7 +17,7 @@ import pandas as pd
 
 from .. import __version__
 from . import plan as planning
-from .cells import Context
+from .cells import Context, Job
 from .errors import InputError
 from .preparing import default_workers, prepare
 from .progress import Terminal, clock, summary
@@ -135,14 +135,7 @@ def execute(
         screen.line(f"warning: {text}", "yellow")
     folder = Path(out) / settings.run_id(table.sha256, _table_hash(table) + __version__)
     with one_thread():
-        existing = (folder / "run.sqlite").exists()
-        store: Store | None = Store(folder) if existing else None
-        jobs = (
-            planning.make_jobs(context)
-            if store is None or store.fact("plan") is None
-            else planning.from_json(store.fact("plan"))
-        )
-        missing = list(jobs) if store is None else remaining(jobs, store)
+        jobs, missing = _stored_jobs(context, folder)
         if any(job.kind == "objective" for job in missing):
             found = planning.make_plan(context, count, jobs)
             share = sum(len(j.cells) for j in missing if j.kind == "objective") / max(
@@ -165,12 +158,27 @@ def execute(
             expected = 0.0
         if dry_run:
             return None
-        store = Store(folder) if store is None else store
-        with store.locked():
-            try:
+        store = Store(folder)
+        try:
+            with store.locked():
+                missing = remaining(jobs, store)  # another process may have ended since the plan
                 return _run(context, store, jobs, missing, expected, count, command, screen)
-            finally:
-                store.close()
+        finally:
+            store.close()
+
+
+def _stored_jobs(context: Context, folder: Path) -> tuple[list[Job], list[Job]]:
+    """All jobs and the missing ones, as a run that was begun fixed them; makes no folder."""
+    if not (folder / "run.sqlite").exists():
+        jobs = planning.make_jobs(context)
+        return jobs, jobs
+    store = Store(folder)
+    try:
+        plan = store.fact("plan")
+        jobs = planning.make_jobs(context) if plan is None else planning.from_json(plan)
+        return jobs, remaining(jobs, store)
+    finally:
+        store.close()
 
 
 def _table_hash(table: Table) -> str:
@@ -194,11 +202,17 @@ def _run(
     screen: Terminal,
 ) -> Comparison:
     if store.fact("plan") is None:
-        store.set_fact("plan", planning.to_json(jobs))
-        store.set_fact("settings", context.settings.to_json())
-        store.set_fact("data", context.table.name)
-        store.set_fact("cells", sum(len(job.cells) for job in jobs))
-    store.set_fact("command", shlex.join(command))
+        store.set_facts(
+            {
+                "plan": planning.to_json(jobs),
+                "settings": context.settings.to_json(),
+                "data": context.table.name,
+                "cells": sum(len(job.cells) for job in jobs),
+                "command": shlex.join(command),
+            }
+        )
+    else:
+        store.set_fact("command", shlex.join(command))
     started = time.monotonic()
     before = float(store.fact("seconds") or 0.0)
     if missing:

@@ -167,10 +167,15 @@ class Context:
 
 
 def run_job(context: Context, job: Job) -> list[CellResult]:
-    """Compute the cells of a job; torch's random state is left as it was."""
+    """Compute the cells of a job; the random states of torch and NumPy are left as they were."""
     reset_peak()
-    with torch.random.fork_rng(devices=[]):
-        found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
+    before = np.random.get_state()  # noqa: NPY002  # scikit-learn's SVC draws from it
+    np.random.seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32)  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
     peak = peak_megabytes()
     for cell in found:
         cell.values["peak_memory_mb"] = peak
@@ -219,6 +224,7 @@ def _objective(context: Context, job: Job) -> list[CellResult]:
         assert final.objective is not None and final.outputs is not None
         final.objective.eval()
         outcome = outcome_of(final.objective, final.outputs, final.split)
+        values["diverged"] += not outcome.finite
         results.append(_scored(context, job, pair, values, outcome))
     return results
 
@@ -244,7 +250,7 @@ def _operating_point(context: Context, splits: Sequence[Split], outcomes: Sequen
     threshold = temperature = None
     decisions = [o.decision for o in outcomes if o.decision is not None]
     if context.table.task == "binary" and len(decisions) == len(outcomes):
-        threshold = float(tune_threshold(y, np.concatenate(decisions), weights))
+        threshold = float(tune_threshold(y, np.concatenate(decisions), weights=weights))
     probabilities = [o.probabilities for o in outcomes if o.probabilities is not None]
     if len(probabilities) == len(outcomes):
         temperature = float(fit_temperature(np.concatenate(probabilities), y, weights))

@@ -125,6 +125,9 @@ def compare_command(
 
     steepest compare data.csv --objectives ldr,my_losses:MyLoss --model my_nets:backbone --dry-run
     """
+    import sqlite3
+    from concurrent.futures import BrokenExecutor
+
     from .api import OverBudget, execute
     from .preparing import prepare
     from .progress import Terminal
@@ -179,6 +182,12 @@ def compare_command(
             for line in error.commands:
                 typer.echo(f"  {line}", err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("steepest: interrupted; what is finished is kept, and the same command goes on", err=True)
+            raise typer.Exit(130) from None
+        except (OSError, sqlite3.Error, BrokenExecutor) as error:
+            typer.echo(f"steepest: failed: {' '.join(str(error).split())}; the same command goes on", err=True)
+            raise typer.Exit(1) from None
         if done is not None:
             found.append(done)
     across = None
@@ -231,7 +240,10 @@ def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.
         store = Store(folder)
         done, total = len(store.finished()), store.fact("cells")
         state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
-        typer.echo(f"{folder.name}  {store.fact('data')}  {done}/{total} cells  {state}")
+        if total is None:
+            typer.echo(f"{folder.name}  nothing was computed yet")
+        else:
+            typer.echo(f"{folder.name}  {store.fact('data')}  {done}/{total} cells  {state}")
         store.close()
 
 

@@ -12,6 +12,7 @@ from .errors import InputError
 from .tables import Table
 
 OUTER, INNER = 0, 1
+CLASSES = ("binary", "multiclass")
 SMALL = 500
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -99,7 +100,7 @@ def inner_splits(table: Table, train: np.ndarray, *, seed: int, folds: int | Non
     parts = _kfold(table, train, min(4 if folds == 1 else folds, units), [seed, 0, 0, INNER])
     if folds == 1:
         parts = parts[:1]
-    if table.task == "regression" or table.groups is not None:
+    if table.task not in CLASSES or table.groups is not None:
         return parts
     return [_keep_classes(fit, valid, table.target) for fit, valid in parts]
 
@@ -124,7 +125,7 @@ def _state(entropy: list[int]) -> int:
 def _kfold(table: Table, rows: np.ndarray, folds: int, entropy: list[int]) -> list[Split]:
     """``folds`` splits of ``rows``; the parts are disjoint and cover them."""
     y = table.target[rows]
-    classes = table.task != "regression"
+    classes = table.task in CLASSES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes thinner than the folds are spread as far as they go
         if table.groups is not None:

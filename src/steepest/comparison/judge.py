@@ -10,6 +10,7 @@ import numpy as np
 
 from .cells import Context, Pair, best_trial
 from .design import seed_of
+from .metrics import Outcome
 from .statistics import (
     PairedResult,
     bootstrap_metric_difference,
@@ -48,12 +49,25 @@ class Judge:
         return [name for name in known if self.complete(name)]
 
     def score(self, name: str, pair: Pair) -> float:
-        """The metric on one test part; a model that diverged gets the worst score that any got there."""
+        """The metric on one test part; a model that diverged gets the worst score there, chance among them."""
         value = self.cells[name][pair]["score"]
         if value is not None:
             return float(value)
         finite = [own[pair]["score"] for own in self.cells.values() if own.get(pair, {}).get("score") is not None]
-        return float((min if self.metric.greater_is_better else max)(finite, default=0.0))
+        blind = self._blind(pair)
+        known = [*finite, blind] if np.isfinite(blind) else finite
+        return float((min if self.metric.greater_is_better else max)(known, default=0.0))
+
+    def _blind(self, pair: Pair) -> float:
+        """The metric of a model that knows the training target and nothing of the rows."""
+        split = self.context.split(pair, -1)
+        rows, classes = len(split.other_target), self.context.classes
+        if self.context.table.task == "regression":
+            outcome = Outcome(np.full(rows, split.scale[0]))
+        else:
+            common = int(np.bincount(split.target.numpy()).argmax())
+            outcome = Outcome(np.full(rows, common), np.full((rows, classes), 1 / classes))
+        return self.metric(split.other_target, outcome, split.other_weight)
 
     def scores(self, name: str) -> np.ndarray:
         """The metric on each test part."""

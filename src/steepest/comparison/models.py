@@ -68,6 +68,8 @@ def feature_width(backbone: nn.Module, in_features: int) -> int:
     Raises:
         InputError: it doesn't map ``[rows, in_features]`` to ``[rows, width]``.
     """
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"--model: expected the function to give a torch.nn.Module, got {type(backbone).__name__}")
     was = backbone.training
     backbone.eval()
     try:

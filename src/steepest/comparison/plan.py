@@ -20,6 +20,9 @@ from .training import Member, Recipe, train
 STACK_WORK = 60e9
 """Floating-point operations that one job may take: about two to four seconds of one core."""
 
+MARGIN = 0.7
+"""The part of a budget that offered commands fill: a second measurement of the same steps differs."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -151,6 +154,7 @@ def fitting_commands(plan: Plan, context: Context, budget: float, command: Seque
     settings = context.settings
     total = plan.expected
     lines = []
+    budget *= MARGIN
     share = budget / total
     fewer = int(settings.trials * share)
     if fewer >= 3:
@@ -165,7 +169,7 @@ def fitting_commands(plan: Plan, context: Context, budget: float, command: Seque
             spent += cost
     if len(kept) > 1 and spent <= budget:
         lines.append(_with(command, "--objectives", ",".join(kept)))
-    lines.append(_with(command, "--budget", math.ceil(total / 60 * 1.1)))
+    lines.append(_with(command, "--budget", math.ceil(total / 60 / MARGIN)))
     return lines
 
 

@@ -110,7 +110,11 @@ def prepare(
     context = Context(table, settings, fixed)
     width = int(context.split(next(iter(context.folds)), 0).inputs.shape[1])
     with torch.random.fork_rng(devices=[]):
-        feature_width(backbone(width), width)
+        try:
+            body = backbone(width)
+        except Exception as error:
+            raise InputError(f"--model: the function failed for {width} features: {error}") from error
+        feature_width(body, width)
     return context, notes
 
 
@@ -122,7 +126,7 @@ def _spec(thing: Any) -> str:
     """A name, or ``module:name`` for a class or function."""
     if isinstance(thing, str):
         return thing
-    if not hasattr(thing, "__qualname__") or "<" in thing.__qualname__:
+    if not hasattr(thing, "__qualname__") or "<" in thing.__qualname__ or "." in thing.__qualname__:
         raise InputError(f"expected a name, or a class or function at the top of a module, got {thing!r}")
     if inspect.isclass(thing) and thing.__module__.startswith("steepest.losses"):
         return str(thing.name)  # type: ignore[attr-defined]

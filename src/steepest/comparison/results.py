@@ -187,7 +187,7 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
     keys = (REGRESSION if judge.context.table.task == "regression" else CLASSIFICATION).keys()
     extra = [k for k in cells[0]["metrics"] if k not in keys]
     metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio) for k in [*keys, *extra]}
-    if judge.metric.name not in metrics:
+    if judge.metric.name not in metrics or any(c["score"] is None for c in cells):  # a diverged fold counts, as worst
         metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio)
     tier = ""
     if kind == "objective":

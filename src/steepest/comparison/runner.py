@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,7 @@ _context: Context | None = None
 def _start(table: Table, settings: Settings, test: Table | None) -> None:
     """Set a worker up; it ends itself when its parent is gone, however that died."""
     global _context
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     torch.set_num_threads(1)
     _context = Context(table, settings, test)
     parent = multiprocessing.parent_process()
@@ -97,7 +99,8 @@ def compute(
     running: dict[Future[list[CellResult]], Job] = {}
     try:
         for job in queue:
-            running[pool.submit(_work, job)] = job
+            with _no_interrupt():
+                running[pool.submit(_work, job)] = job
             if len(running) <= workers:  # one spare job in the queue keeps every worker busy
                 continue
             _collect(running, store, progress)
@@ -109,6 +112,16 @@ def compute(
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, and never hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(

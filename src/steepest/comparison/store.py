@@ -61,24 +61,34 @@ class Store:
 
     def set_fact(self, key: str, value: Any) -> None:
         """Store a fact (JSON)."""
-        text = json.dumps(value, allow_nan=False)
-        self.connection.execute("insert or replace into facts values (?, ?)", (key, text))
+        self.set_facts({key: value})
 
-    def add(self, results: Sequence[CellResult]) -> None:
-        """Write the cells of one job, all or none."""
-        rows = [(r.kind, r.name, r.repeat, r.fold, json.dumps(r.values, allow_nan=False), r.arrays()) for r in results]
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        """Store facts (JSON), all or none."""
+        rows = [(key, json.dumps(value, allow_nan=False)) for key, value in facts.items()]
+        with self._transaction():
+            self.connection.executemany("insert or replace into facts values (?, ?)", rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         self.connection.execute("begin immediate")
         try:
-            self.connection.executemany(
-                "insert into cells values (?, ?, ?, ?, 1, ?, ?) on conflict (name, repeat, fold) do update set "
-                "computed = computed + 1, content = excluded.content, outcome = excluded.outcome",
-                rows,
-            )
+            yield
             self.connection.execute("commit")
         except BaseException:
             if self.connection.in_transaction:
                 self.connection.execute("rollback")
             raise
+
+    def add(self, results: Sequence[CellResult]) -> None:
+        """Write the cells of one job, all or none."""
+        rows = [(r.kind, r.name, r.repeat, r.fold, json.dumps(r.values, allow_nan=False), r.arrays()) for r in results]
+        with self._transaction():
+            self.connection.executemany(
+                "insert into cells values (?, ?, ?, ?, 1, ?, ?) on conflict (name, repeat, fold) do update set "
+                "computed = computed + 1, content = excluded.content, outcome = excluded.outcome",
+                rows,
+            )
 
     def finished(self) -> set[tuple[str, int, int]]:
         """``(name, repeat, fold)`` of every finished cell."""
@@ -122,7 +132,12 @@ class Store:
 def runs(root: Path = RUNS) -> list[Path]:
     """The folders of all runs under ``root``, newest first."""
     found = [path.parent for path in root.glob("*/run.sqlite")]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+    def begun(folder: Path) -> float:  # reading a run touches its folder, computing it its lock
+        lock = folder / "lock"
+        return (lock if lock.exists() else folder / "run.sqlite").stat().st_mtime
+
+    return sorted(found, key=begun, reverse=True)
 
 
 def find_run(name: str, root: Path = RUNS) -> Path:

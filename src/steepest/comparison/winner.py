@@ -11,10 +11,11 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..core.objective import TaskInfo
+from ..core.objective import Objective, TaskInfo
 from .cells import Context, best_trial, operating_point
 from .design import Trial, trials
 from .errors import InputError
@@ -27,6 +28,9 @@ from .store import Store
 from .tables import Preprocessor, read_features
 from .training import Member, Split, outcome_of, train
 
+OBJECTIVE = "objective."
+"""Before the names of the objective's own tensors, beside the network's."""
+
 
 class Winner:
     """A fitted network with its preprocessing, threshold and temperature.
@@ -35,11 +39,11 @@ class Winner:
     probabilities.
     """
 
-    def __init__(self, network: nn.Module, facts: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, facts: dict[str, Any], objective: Objective) -> None:
         self.network, self.facts = network, facts
         self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
         self.info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
-        self.objective = find_objective(facts["objective"]).from_task(self.info, **facts["hyper"]).eval()
+        self.objective = objective.cpu().eval()
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -52,20 +56,30 @@ class Winner:
         try:
             facts = json.loads((folder / "winner.json").read_text(encoding="utf-8"))
             state = load_file(folder / "winner.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"no saved winner in {str(folder)!r}: {error}") from error
-        info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
-        objective = find_objective(facts["objective"]).from_task(info, **facts["hyper"])
-        network = build(find_model(facts["model"]), facts["width"], objective, info, backbone_seed=0, head_seed=0)
-        network.load_state_dict(state)
-        return cls(network.eval(), facts)
+        try:
+            info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
+            with torch.random.fork_rng(devices=[]):
+                objective = find_objective(facts["objective"]).from_task(info, **facts["hyper"])
+            network = build(find_model(facts["model"]), facts["width"], objective, info, backbone_seed=0, head_seed=0)
+            network.load_state_dict({k: v for k, v in state.items() if not k.startswith(OBJECTIVE)})
+            objective.load_state_dict(
+                {k.removeprefix(OBJECTIVE): v for k, v in state.items() if k.startswith(OBJECTIVE)}
+            )
+            return cls(network.eval(), facts, objective)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"the saved winner in {str(folder)!r} is not whole: {error!r}") from error
 
     def save(self, folder: str | Path) -> None:
         """Write ``winner.safetensors`` and ``winner.json``, each in one step."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".winner.safetensors.part"
-        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, part)
+        state = {**self.network.state_dict(), **{OBJECTIVE + k: v for k, v in self.objective.state_dict().items()}}
+        save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, part)
         os.replace(part, folder / "winner.safetensors")
         text = folder / ".winner.json.part"
         text.write_text(json.dumps(self.facts, indent=1, allow_nan=False), encoding="utf-8")
@@ -167,7 +181,7 @@ def fit_winner(context: Context, store: Store) -> Winner:
         "scale": list(final.split.scale),
         **operating_point(whole, tuned),
     }
-    return Winner(network.eval(), facts)
+    return Winner(network.eval(), facts, final.objective)
 
 
 def usage(folder: Path, objective: str, hyper: dict[str, Any], data: str) -> str:

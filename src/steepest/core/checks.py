@@ -1,8 +1,8 @@
 """Argument checks: one helper makes every error, so that all of them read alike.
 
-Shapes, types and Python scalars are always checked. Values inside tensors are checked on CPU tensors in eager
-mode; under ``torch.compile``, under ``vmap`` or on an accelerator only after ``steepest.checks(True)``, because
-looking at a value there costs a synchronisation.
+Shapes, types and Python scalars are always checked. Values inside tensors are checked on CPU tensors in eager mode; on
+an accelerator only after ``steepest.checks(True)``, because looking at a value there costs a synchronisation; under
+``torch.compile`` and ``vmap`` never, because there is no value to look at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _everywhere = False
 
 
 def checks(everywhere: bool) -> None:
-    """Check the *values* of tensors everywhere (``True``), or on CPU tensors in eager mode only (``False``)."""
+    """Check the *values* of tensors on every device (``True``), or on CPU tensors only (``False``); in eager mode."""
     global _everywhere
     _everywhere = bool(everywhere)
 
@@ -79,7 +79,7 @@ def check_number(
 
 def check_choice(argument: str, value: object, options: Collection[object]) -> None:
     """Check that ``value`` is one of ``options``."""
-    if value not in options:
+    if value not in list(options):  # a list takes values that cannot be hashed
         refuse(argument, "one of " + ", ".join(map(repr, options)), value)
 
 

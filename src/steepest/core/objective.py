@@ -15,7 +15,7 @@ from .reductions import REDUCTIONS
 from .search import Space
 from .terms import kept_terms
 
-TASKS = ("binary", "multiclass", "multilabel", "regression")
+TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask")
 DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
 TARGETS = ("index", "soft", "multi_hot", "real")
 NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "mask")

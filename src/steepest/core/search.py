@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +27,10 @@ class Float:
     def at(self, u: float) -> float:
         """The value at position ``u`` in [0, 1)."""
         if self.log:
-            return math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
-        return self.low + u * (self.high - self.low)
+            found = float(self.low * (self.high / self.low) ** u)
+        else:
+            found = self.low + u * (self.high - self.low)
+        return min(max(found, self.low), self.high)  # rounding may step outside
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Int:
 
     low: int
     high: int
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            refuse("low, high", "low <= high", (self.low, self.high))
 
     def at(self, u: float) -> int:
         """The value at position ``u`` in [0, 1)."""
@@ -57,6 +62,10 @@ class Choice:
     """
 
     options: Sequence[object]
+
+    def __post_init__(self) -> None:
+        if not self.options:
+            refuse("options", "at least one", self.options)
 
     def at(self, u: float) -> object:
         """The value at position ``u`` in [0, 1)."""

@@ -3,7 +3,7 @@
 from .batches import ArrayBatches, Batches, LoaderBatches
 from .hooks import Checkpoint, EarlyStopping, Hook, drop
 from .loop import Descent
-from .stack import Stack, StackedBatches, StackedObjective, StackedStep, stackable
+from .stack import Stack, StackedBatches, StackedObjective, StackedStep, architecture, stackable
 from .stacked_adamw import StackedAdamW
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "StackedBatches",
     "StackedObjective",
     "StackedStep",
+    "architecture",
     "drop",
     "stackable",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,13 +42,20 @@ def epoch_order(
     """Row indices ``[steps, batch_size]`` of one epoch.
 
     Shuffled passes over the rows one after the other, cut to ``steps`` full batches: the last batch of an epoch is
-    filled up from the next pass, so that every batch is full and every row of the first pass is seen.
+    filled up from the next pass, so that every batch is full and every row of the first pass is seen. A sampler that
+    gives fewer batches is asked again; one that gives None leaves the order to shuffling.
     """
-    if sampler is not None:
-        drawn = sampler(labels, batch_size, generator)
-        if drawn is not None:
-            found = [batch for _, batch in zip(range(steps), drawn)]
-            return torch.stack(found)
+    if sampler is not None and (drawn := sampler(labels, batch_size, generator)) is not None:
+        found = list(islice(drawn, steps))
+        while found and len(found) < steps:
+            again = list(islice(sampler(labels, batch_size, generator) or (), steps - len(found)))
+            if not again:
+                break
+            found += again
+        if len(found) < steps or any(batch.shape != (batch_size,) for batch in found):
+            sizes = sorted({tuple(batch.shape) for batch in found})
+            refuse("sampler", f"batches of {batch_size} row indices", f"{len(found)} batches of shapes {sizes}")
+        return torch.stack(found)
     passes = -(-steps * batch_size // rows)
     order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(passes)])
     return order[: steps * batch_size].view(steps, batch_size)
@@ -112,8 +120,8 @@ class ArrayBatches:
 class LoaderBatches:
     """Batches of a ``DataLoader`` with items ``(inputs, target)``, ``(inputs, target, index)`` or :class:`Batch`.
 
-    The order is the loader's own; the loop saves torch's random state at the start of an epoch, so a resumed run
-    draws the same order and skips what was done.
+    The order is the loader's own; the loop saves the random states at the start of an epoch (the loader's and its
+    sampler's ``generator`` too), so a resumed run draws the same order and skips what was done.
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:

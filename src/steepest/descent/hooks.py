@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from ..core.checks import check_number
+from ..core.checks import check_number, refuse
 from ..core.objective import Batch
 
 if TYPE_CHECKING:
@@ -115,13 +116,16 @@ class EarlyStopping(Hook):
         self._state: dict[str, Tensor] | None = None
 
     def on_epoch_end(self, descent: Descent) -> None:
-        value = self.evaluate(descent)
-        values = [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
+        values: list[float] = torch.as_tensor(self.evaluate(descent), dtype=torch.float64).reshape(-1).tolist()
         if not self.best:
             self.alive = list(range(len(values)))
             self.best = [-math.inf * self.sign] * len(values)
             self.best_epoch = [0] * len(values)
             self.curves = [[] for _ in values]
+        if len(values) != len(self.alive):
+            refuse("evaluate", f"{len(self.alive)} values, one for each model still there", values)
+        if self.keep_best and len(self.best) > 1:
+            refuse("keep_best", "False for a stack; 'improved' can keep a model's best", True)
         for model, found in zip(self.alive, values):
             self.curves[model].append(found)
             if self.best_epoch[model] == 0 or self.sign * found > self.sign * self.best[model]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,8 @@ class Descent:
             default AdamW with torch's defaults.
         schedule: an ``LRScheduler``, stepped after each step.
         gradients: ``gradients(loss, model)`` fills ``.grad``; default ``loss.backward()``. The place for aggregators.
-        hooks: see :class:`Hook`; called in order, checkpoints last.
+        hooks: see :class:`Hook`; called in order, checkpoints last; at the end of ``fit`` checkpoints first, so that
+            their file holds the state in which training goes on.
         device: where the batches go; default the model's.
         autocast: a dtype (``torch.bfloat16``) to run forward passes under, or None.
 
@@ -99,7 +102,7 @@ class Descent:
         self.stop = False
         self.history: list[dict[str, float]] = []
         self._sum: Tensor | None = None
-        self._random_at_epoch: dict[str, Tensor] | None = None
+        self._random_at_epoch: dict[str, Any] | None = None
 
     def loss(self, batch: Batch) -> Tensor:
         """The method's loss of one batch, under autocast if asked for."""
@@ -122,7 +125,11 @@ class Descent:
 
     def _to_device(self, batch: Batch) -> Batch:
         def move(value: Any) -> Any:
-            return value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            if isinstance(value, Tensor):
+                return value.to(self.device, non_blocking=True)
+            if isinstance(value, dict):
+                return {name: move(part) for name, part in value.items()}
+            return type(value)(map(move, value)) if type(value) in (list, tuple) else value
 
         extra = {name: move(tensor) for name, tensor in batch.extra.items()}
         return Batch(move(batch.inputs), move(batch.target), move(batch.index), move(batch.weight), extra)
@@ -138,27 +145,36 @@ class Descent:
         self._call("on_start")
         while self.epoch < epochs and not self.stop:
             self._one_epoch()
-        self._call("on_end")
+        for hook in sorted(self.hooks, key=lambda hook: not isinstance(hook, Checkpoint)):
+            hook.on_end(self)
         return self
+
+    def _random_state(self) -> dict[str, Any]:
+        return random_state() | {"batches": [g.get_state() for g in _generators(self.batches)]}
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        set_random_state(state)
+        for generator, saved in zip(_generators(self.batches), state["batches"]):
+            generator.set_state(saved.cpu())
 
     def _one_epoch(self) -> None:
         number, done = self.epoch + 1, self.step
+        for part in (self.model, self.objective, self.method):
+            part.train()
         if done == 0:
-            self._random_at_epoch = random_state()
             self.objective.start_epoch(number, self.epochs)
             self.method.start_epoch(number, self.epochs)
             self._call("on_epoch_start")
+            self._random_at_epoch = self._random_state()
             source = iter(self.batches.epoch(number))
         else:  # a loader draws its order from the random state at the epoch's start; what was done is skipped
-            now = random_state()
+            now = self._random_state()
             assert self._random_at_epoch is not None
-            set_random_state(self._random_at_epoch)
+            self._set_random_state(self._random_at_epoch)
             source = iter(self.batches.epoch(number))
             for _ in range(done):
-                next(source)
-            set_random_state(now)
-        self.model.train()
-        self.objective.train()
+                next(source, None)
+            self._set_random_state(now)
         for batch in source:
             batch = self._to_device(batch)
             closure = Closure(self, batch)
@@ -168,7 +184,8 @@ class Descent:
             self.objective.after_step()
             self.method.after_step()
             self.step += 1
-            self._sum = loss if self._sum is None else self._sum + loss
+            total = loss.sum() if loss.ndim else loss
+            self._sum = total if self._sum is None else self._sum + total
             self._call("on_step", batch, loss)
             if self.stop:
                 break
@@ -191,7 +208,7 @@ class Descent:
             "stop": self.stop,
             "sum": self._sum,
             "history": self.history,
-            "random": random_state(),
+            "random": self._random_state(),
             "random_at_epoch": self._random_at_epoch,
         }
 
@@ -210,7 +227,7 @@ class Descent:
         self.epoch, self.step, self.stop = state["epoch"], state["step"], state["stop"]
         self._sum, self.history = state["sum"], list(state["history"])
         self._random_at_epoch = state["random_at_epoch"]
-        set_random_state(state["random"])
+        self._set_random_state(state["random"])
 
     def save(self, path: str | Path) -> None:
         """Write the state atomically: the file is the old one or the new one, never half."""
@@ -232,17 +249,33 @@ class Descent:
         return self
 
 
-def random_state() -> dict[str, Tensor]:
-    """Torch's random states: CPU, and each GPU that is in use."""
-    state = {"cpu": torch.get_rng_state()}
+def random_state() -> dict[str, Any]:
+    """Random states as tensors and plain values: torch's on the CPU and each GPU in use, Python's, NumPy's."""
+    _, words, *rest = np.random.get_state()  # noqa: NPY002 - datasets draw from it
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+        "numpy": torch.from_numpy(np.asarray(words, dtype=np.int64)),
+        "numpy_rest": list(rest),
+    }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+        state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Tensor]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     """Set what :func:`random_state` gave."""
     torch.set_rng_state(state["cpu"].cpu())
-    for name, value in state.items():
-        if name != "cpu":
-            torch.cuda.set_rng_state(value.cpu(), name)
+    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+    np.random.set_state(("MT19937", state["numpy"].cpu().numpy().astype(np.uint32), *state["numpy_rest"]))  # noqa: NPY002
+    for device, value in enumerate(state.get("cuda", ())):
+        torch.cuda.set_rng_state(value.cpu(), device)
+
+
+def _generators(batches: Any) -> list[torch.Generator]:
+    """The generators that a DataLoader was given, for itself and for its sampler."""
+    loader = getattr(batches, "loader", None)
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())

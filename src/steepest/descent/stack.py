@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import refuse
+from ..core.heads import ScalarHead
 from ..core.method import Method, needed
 from ..core.objective import Batch, Objective
 from ..nn.networks import Network, Residual
@@ -24,7 +25,7 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.
 
 def batched(module: nn.Module, prefix: str = "") -> Run:
     """How ``module`` runs for a stack: ``run(parameters, x)`` with a leading dimension of models everywhere."""
-    if isinstance(module, nn.Sequential):
+    if type(module) is nn.Sequential:
         parts = [batched(child, f"{prefix}{name}.") for name, child in module.named_children()]
 
         def sequential(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -33,10 +34,13 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
             return x
 
         return sequential
-    if isinstance(module, Network):
+    if type(module) is Network:
         backbone, head = batched(module.backbone, prefix + "backbone."), batched(module.head, prefix + "head.")
         return lambda parameters, x: head(parameters, backbone(parameters, x))
-    if isinstance(module, Residual):
+    if type(module) is ScalarHead:
+        linear = batched(module.linear, prefix + "linear.")
+        return lambda parameters, x: linear(parameters, x).squeeze(-1)
+    if type(module) is Residual:
         inner = batched(module.inner, prefix + "inner.")
         return lambda parameters, x: x + inner(parameters, x)
     if type(module) is nn.Linear:
@@ -64,6 +68,25 @@ def stackable(module: nn.Module) -> bool:
     return not noisy and next(module.buffers(), None) is None
 
 
+def _settings(module: nn.Module) -> str:
+    """A module's own plain attributes, as text."""
+    mine = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("terms", "training")}
+    return repr([(k, v.tolist() if isinstance(v, Tensor) else v) for k, v in sorted(mine.items())])
+
+
+def architecture(model: nn.Module) -> str:
+    """Equal for models that differ in nothing but the values of their parameters: those that one stack can hold.
+
+    >>> architecture(nn.Linear(3, 2)) == architecture(nn.Linear(3, 2)), architecture(nn.ReLU()) == "Tanh"
+    (True, False)
+    """
+    lines = []
+    for name, part in model.named_modules():
+        shapes = {k: tuple(p.shape) for k, p in part.named_parameters(recurse=False)}
+        lines.append(f"{name} {type(part).__name__} {shapes} {_settings(part)}")
+    return "\n".join(lines)
+
+
 class Stack(nn.Module):
     """M models of one architecture as one module: inputs ``[M, B, ...]``, outputs ``[M, B, ...]``.
 
@@ -86,16 +109,17 @@ class Stack(nn.Module):
         super().__init__()
         if not models:
             refuse("models", "at least one", models)
-        shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in models]
-        if any(shape != shapes[0] for shape in shapes):
-            refuse("models", "one architecture", sorted({str(shape) for shape in shapes}))
-        self.shapes = shapes[0]
+        different = next((m for m in models if architecture(m) != architecture(models[0])), None)
+        if different is not None:
+            first, other = architecture(models[0]).split("\n"), architecture(different).split("\n")
+            line = next((b for a, b in zip(first, other) if a != b), f"{len(other)} layers instead of {len(first)}")
+            refuse("models", "one architecture", line)
+        self.shapes = {name: tuple(p.shape) for name, p in models[0].named_parameters()}
         self._template = [models[0]]  # in a list: its own parameters are not this module's
         rows = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
         self.views: dict[str, nn.Parameter] = {}
         self._build(torch.stack(rows))
         template = models[0]
-        self._split = isinstance(template, Network)
         self._backbone = batched(template.backbone, "backbone.") if isinstance(template, Network) else None
         self._head = batched(template.head, "head.") if isinstance(template, Network) else None
         self._run = batched(template)
@@ -140,20 +164,17 @@ class Stack(nn.Module):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Take what :meth:`state_dict` gave."""
+        if state_dict["flat"].shape != self.flat.shape:
+            refuse("flat", f"{len(self)} models of {self.flat.shape[1]} numbers, as now", state_dict["flat"])
         with torch.no_grad():
             self.flat.copy_(state_dict["flat"])
 
 
-def _key(objective: Objective) -> tuple[object, ...]:
+def _key(objective: nn.Module) -> tuple[object, ...]:
     """Equal for two objectives that compute the same function."""
-    hyper = {k: v for k, v in vars(objective).items() if not k.startswith("_") and k not in ("terms", "training")}
     buffers = tuple((name, str(b.dtype), b.detach().cpu().numpy().tobytes()) for name, b in objective.named_buffers())
-    children = tuple((name, *_key_of_child(child)) for name, child in objective.named_children())
-    return (type(objective), repr(sorted(hyper.items())), buffers, children)
-
-
-def _key_of_child(child: nn.Module) -> tuple[object, ...]:
-    return _key(child) if isinstance(child, Objective) else (type(child), repr(child), repr(sorted(vars(child).keys())))
+    parts = tuple((name, type(part), _settings(part)) for name, part in objective.named_modules())
+    return (buffers, parts)
 
 
 class StackedObjective(Objective):
@@ -219,13 +240,18 @@ class StackedObjective(Objective):
             reduction, member.reduction = member.reduction, "none"
             try:
                 flat = {k: v.flatten(0, 1) for k, v in named.items()}
-                each: Tensor = member(outputs.flatten(0, 1), target.flatten(0, 1), **flat).view(models, rows)
+                each: Tensor = member(outputs.flatten(0, 1), target.flatten(0, 1), **flat)
             finally:
                 member.reduction = reduction
+            each = each.view(models, rows, -1)  # several numbers a sample for several labels
+            total = each.sum((1, 2))
             if reduction == "sum":
-                return each.sum(1)
-            weight = named.get("weight")
-            return each.mean(1) if weight is None else each.sum(1) / weight.to(each.dtype).sum(1)
+                return total
+            counted = each.new_ones(models, rows) if (w := named.get("weight")) is None else w.to(each.dtype)
+            ignored = getattr(member, "ignore_index", None)
+            if ignored is not None and target.shape == counted.shape and not target.is_floating_point():
+                counted = counted * (target != ignored)
+            return total / (counted.sum(1) * each.shape[2])
         names = list(named)
 
         def one(o: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
@@ -276,6 +302,8 @@ class StackedBatches:
         self.inputs = torch.nn.utils.rnn.pad_sequence([d[0] for d in datasets], batch_first=True)
         self.target = torch.nn.utils.rnn.pad_sequence([d[1] for d in datasets], batch_first=True)
         weights = [d[2] for d in datasets]
+        if 0 < sum(w is None for w in weights) < len(weights):
+            refuse("datasets", "weights for all or for none", [w is not None for w in weights])
         self.weight = (
             None
             if any(w is None for w in weights)

@@ -81,7 +81,7 @@ class StackedAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages, step and rates."""
+        """Averages, steps and the common factor of the rates."""
         return {
             "first": self.first.clone(),
             "second": self.second.clone(),
@@ -91,6 +91,8 @@ class StackedAdamW(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave."""
+        if state_dict["first"].shape != self.first.shape:
+            refuse("first", f"averages of {len(self.first)} models, as now", state_dict["first"])
         self.first.copy_(state_dict["first"])
         self.second.copy_(state_dict["second"])
         self.steps = int(state_dict["steps"])

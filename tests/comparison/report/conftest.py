@@ -84,9 +84,9 @@ def build(
     random = np.random.default_rng(seed)
     regression = task == "regression"
     names = REGRESSION[:objectives] if regression else NAMES[:objectives]
-    metric = {"name": "accuracy", "label": "accuracy", "greater_is_better": True}
+    metric = {"name": "accuracy", "label": "Accuracy", "greater_is_better": True}
     if regression:
-        metric = {"name": "rmse", "label": "root mean squared error", "greater_is_better": False}
+        metric = {"name": "rmse", "label": "RMSE", "greater_is_better": False}
     rows = [_row(name, position, task, random) for position, name in enumerate(names)]
     procedure = _row("chosen", 1, task, random) | {"title": "The whole procedure", "kind": "procedure"}
     procedure["tier"] = "not told apart"

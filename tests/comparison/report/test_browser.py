@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from steepest.comparison.report import write_report
@@ -109,6 +111,11 @@ def test_theme_follows_the_system_and_the_button(chrome, make_results, tmp_path)
     button.click()
     assert chrome.execute_script(ground) == dark
     assert chrome.execute_script(stroke) != before
-    chrome.refresh()
-    assert chrome.execute_script("return document.documentElement.dataset.theme") == "dark"
+    assert chrome.execute_script("return localStorage.getItem('steepest-theme')") == "dark"
+    for _ in range(20):  # the browser hands what was stored to a new page with some delay
+        chrome.refresh()
+        if (kept := chrome.execute_script("return document.documentElement.dataset.theme")) == "dark":
+            break
+        time.sleep(0.2)
+    assert kept == "dark"
     assert chrome.get_log("browser") == []

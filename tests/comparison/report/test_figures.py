@@ -42,8 +42,12 @@ def test_forest_draws_each_interval_where_its_numbers_are():
 
 
 def test_an_interval_beyond_the_axis_is_cut_at_it():
-    drawing = figures.forest([forest_row("a", -9.0, 1.0)], "worse", 4.0, True, 1, figures.WIDE, "t")
-    assert all(0.24 * figures.WIDE <= a <= b <= 0.65 * figures.WIDE for a, b in horizontal(drawing, "worse"))
+    rows = [forest_row("a", -3.0, 2.5), forest_row("b", -9.0, 1.0)]
+    drawing = figures.forest(rows, "worse", 4.0, True, 1, figures.WIDE, "t")
+    left, width = 0.245 * figures.WIDE, 0.395 * figures.WIDE
+    drawn = horizontal(drawing, "worse")
+    assert drawn[0] == pytest.approx((left, left + width * 3.5 / 8), abs=0.02)
+    assert all(left - 0.02 <= end <= left + width for ends in drawn for end in ends)
     assert "−9.0 [−10.0, −8.0]" in drawing
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from steepest.comparison.report import cost, figures, multiples, palette, views
-from steepest.comparison.report.numbers import compact, duration, interval, number, probability
+from steepest.comparison.report.numbers import compact, duration, inline, interval, number, probability
 from steepest.comparison.report.tables import difference_places, prepare, results_json, score, spread_places
 
 HERE = Path(__file__).parent
@@ -26,17 +26,19 @@ def report_html(results: dict[str, Any]) -> str:
     """
     results = prepare(results)
     metric, head = results["metric"], results["headline"]
+    metric["label"] = inline(metric["label"])
     greater, places = metric["greater_is_better"], difference_places(results)
+    head_places = max(places, difference_places(results | {"rows": []}))
     script = (HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    headline = [figures.headline(head, greater, places, width, f"h{width}") for width in (figures.NARROW, 640)]
+    headline = [figures.headline(head, greater, head_places, width, f"h{width}") for width in (figures.NARROW, 640)]
     return _environment().get_template("report.html").render(
         r=results,
         head=head,
         data=results["data"],
         metric=metric,
-        places=places,
-        score_places=spread_places(results, metric["name"]),
+        places=head_places,
+        score_places=max(head_places, spread_places(results, metric["name"])),
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         script=Markup(script),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),

@@ -81,6 +81,15 @@ def probability(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
 
 
+def inline(label: str) -> str:
+    """A label inside a sentence: words start small, abbreviations stay.
+
+    >>> inline("Balanced accuracy"), inline("RMSE"), inline("R²")
+    ('balanced accuracy', 'RMSE', 'R²')
+    """
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
+
+
 def compact(value: float | None) -> str:
     """A positive quantity in three significant digits.
 

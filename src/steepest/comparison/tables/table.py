@@ -17,6 +17,7 @@ from .leaks import find_copies, find_leaks
 from .raw import RawTable, count, listing, show
 from .read import read_file
 from .roles import read_groups, read_times, read_weights
+from .several import Part, read_targets, target_names
 from .task import check_options, read_target
 
 
@@ -29,14 +30,16 @@ class Table:
         frame: ``[rows, features]``: float64 columns (NaN: missing), or text columns (objects, None: missing).
         target: ``[rows]`` int64 class codes ``0..C-1``, or float64.
         target_name: of the target's column.
-        task: ``"binary"``, ``"multiclass"`` or ``"regression"``.
-        classes: C labels in code order; empty for regression.
+        task: ``"binary"``, ``"multiclass"``, ``"regression"``, or with several targets ``"multilabel"`` (target
+            ``[rows, L]`` of 0/1) or ``"multitask"`` (``[rows, T]`` float64, class codes or numbers).
+        classes: C labels in code order, the L label names of multilabel; empty for regression and multitask.
         groups: ``[rows]`` int64 codes, or None.
         times: ``[rows]`` float64 ranks in time order, or None.
         weights: ``[rows]`` float64 >= 0, or None.
         decisions: what was decided, a line each.
         warnings: what to beware of, a line each.
         sha256: of the file's bytes, or of the arrays' contents.
+        parts: each of several targets; empty for one.
     """
 
     name: str
@@ -51,12 +54,13 @@ class Table:
     decisions: tuple[str, ...]
     warnings: tuple[str, ...]
     sha256: str
+    parts: tuple[Part, ...] = ()
 
 
 def load_table(
     source: str | Path,
     *,
-    target: str | int | None = None,
+    target: str | int | Sequence[str] | None = None,
     task: str = "auto",
     drop: str | Sequence[str] = (),
     group: str | None = None,
@@ -69,7 +73,8 @@ def load_table(
 
     Args:
         source: a built-in name (breast_cancer, diabetes, digits, iris, wine), or a CSV or TSV file.
-        target: the target's column, by name or number (1 is the first); default the last.
+        target: the target's column, by name or number (1 is the first), or several with commas between; default the
+            last.
         task: ``"auto"`` (text, or at most 10 distinct integers, is classification), ``"classification"``, ``"binary"``,
             ``"multiclass"`` or ``"regression"``.
         drop: columns that are not to be used.
@@ -140,7 +145,7 @@ def read_source(source: str | Path) -> RawTable:
 def _build(
     raw: RawTable,
     name: str,
-    target: str | int | None,
+    target: str | int | Sequence[str] | None,
     task: str,
     drop: str | Sequence[str],
     group: str | None,
@@ -151,8 +156,9 @@ def _build(
 ) -> Table:
     merge_same_names(raw)
     decisions, warned = raw.decisions, raw.warnings
-    goal = len(raw.names) - 1 if target is None else raw.find(target, "target")
-    target_name = raw.names[goal]
+    asked = [] if target is None else target_names(target, raw.names)
+    goals = list(dict.fromkeys(raw.find(name, "target") for name in asked)) or [len(raw.names) - 1]
+    target_name = ", ".join(raw.names[goal] for goal in goals)
     decisions.append(
         f"target: {show(target_name)}" + (" (the last column)" if target is None and not raw.arrays else "")
     )
@@ -160,15 +166,20 @@ def _build(
     found = {part: raw.find(column, part) for part, column in parts.items() if column is not None}
     dropped = [raw.find(column, "drop") for column in _columns(drop, raw.names)]
     for part, column in [*found.items(), *(("drop", d) for d in dropped)]:
-        if column == goal:
-            raise InputError(f"{part}: {show(target_name)} is the target")
+        if column in goals:
+            raise InputError(f"{part}: {show(raw.names[column])} is {'the' if len(goals) == 1 else 'a'} target")
     comma = raw.decimal_comma
-    goal_column = raw.columns[goal]
-    made = read_target(goal_column, target_name, task=task, rare=rare, folds=folds, comma=comma)
+    goal_column = raw.columns[goals[0]]
+    several: tuple[Part, ...] = ()
+    if len(goals) > 1:
+        own = [raw.columns[goal] for goal in goals]
+        made, several = read_targets(own, [raw.names[goal] for goal in goals], folds=folds, comma=comma)
+    else:
+        made = read_target(goal_column, target_name, task=task, rare=rare, folds=folds, comma=comma)
     decisions += made.decisions
     warned += made.warnings
     stray = stray_words(goal_column)
-    if stray:
+    if stray and not several:
         warned.append(
             f"the target is text: {count(stray[0], 'word')} among numbers (first: {show(stray[2])}, row {stray[1]})"
         )
@@ -179,10 +190,11 @@ def _build(
         decisions.append(f"{part}: {show(raw.names[i])}")
     if dropped:
         decisions.append(f"dropped as asked: {listing([raw.names[i] for i in dict.fromkeys(dropped)], limit=200)}")
-    rest = [i for i in range(len(raw.names)) if i not in {goal, *found.values(), *dropped}]
+    rest = [i for i in range(len(raw.names)) if i not in {*goals, *found.values(), *dropped}]
     frame = _features(raw, rest, made.keep, decisions, warned)
-    warned += find_copies(frame, made.values)
-    warned += find_leaks(frame, made.values, made.task)
+    if not several:
+        warned += find_copies(frame, made.values)
+        warned += find_leaks(frame, made.values, made.task)
     return Table(
         name=name,
         frame=frame,
@@ -196,6 +208,7 @@ def _build(
         decisions=tuple(decisions),
         warnings=tuple(warned),
         sha256=raw.sha256,
+        parts=several,
     )
 
 

@@ -1,0 +1,33 @@
+"""Write what a benchmark measured beside when and on what."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine_kind(device: str = "cpu") -> str:
+    """The name of the processor, or of the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def record(name: str, numbers: dict[str, Any], device: str = "cpu") -> Path:
+    """Write ``results/NAME-DATE-KIND.json`` and give its path."""
+    kind, date = machine_kind(device), datetime.date.today().isoformat()
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{date}-{re.sub(r'[^a-z0-9]+', '-', kind.lower()).strip('-')}.json"
+    facts = {"benchmark": name, "date": date, "machine": kind, "device": device, "torch": torch.__version__}
+    path.write_text(json.dumps({**facts, **numbers}, indent=2) + "\n", encoding="utf-8")
+    return path

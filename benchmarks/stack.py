@@ -1,0 +1,105 @@
+"""Ten small networks as one stack against the same ten one by one, through Descent and in a hand-written loop.
+
+Networks 64 -> 64 -> 64 -> 10, batches of 32, cross-entropy, AdamW, one thread. A step counts for all ten.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from _record import record
+from torch import Tensor, nn
+
+from steepest.descent import (
+    ArrayBatches,
+    Descent,
+    Stack,
+    StackedAdamW,
+    StackedBatches,
+    StackedObjective,
+    StackedStep,
+)
+from steepest.losses import CrossEntropyLoss
+from steepest.nn.networks import Network, mlp
+
+MODELS, ROWS, FEATURES, CLASSES, HIDDEN, BATCH = 10, 2048, 64, 10, 64, 32
+STEPS, ROUNDS = 200, 7
+
+
+def networks(device: str) -> list[Network]:
+    """The same ten networks each time."""
+    torch.manual_seed(0)
+    return [Network(mlp(FEATURES, width=HIDDEN), nn.Linear(HIDDEN, CLASSES)).to(device) for _ in range(MODELS)]
+
+
+def stacked(x: Tensor, y: Tensor) -> Callable[[], object]:
+    stack = Stack(networks(x.device.type))
+    run = Descent(
+        stack,
+        StackedObjective([CrossEntropyLoss() for _ in range(MODELS)]),
+        StackedBatches([(x, y, None)], [0] * MODELS, list(range(MODELS)), batch_size=BATCH, steps=STEPS),
+        method=StackedStep(),
+        optimizer=StackedAdamW(stack, lr=[1e-3] * MODELS, weight_decay=[1e-2] * MODELS),
+    )
+    return lambda: run.fit(run.epoch + 1)
+
+
+def separate(x: Tensor, y: Tensor) -> Callable[[], object]:
+    runs = [
+        Descent(
+            model,
+            CrossEntropyLoss(),
+            ArrayBatches(x, y, batch_size=BATCH, steps=STEPS, seed=seed),
+            optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2),
+        )
+        for seed, model in enumerate(networks(x.device.type))
+    ]
+    return lambda: [run.fit(run.epoch + 1) for run in runs]
+
+
+def by_hand(x: Tensor, y: Tensor) -> Callable[[], object]:
+    models = networks(x.device.type)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2) for model in models]
+
+    def epoch() -> None:
+        for model, optimizer in zip(models, optimizers):
+            order = torch.randint(ROWS, (STEPS, BATCH), device=x.device)
+            for index in order:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+                optimizer.step()
+
+    return epoch
+
+
+def measure(device: str) -> None:
+    """Rounds of all three in turn; medians."""
+    torch.manual_seed(1)
+    x = torch.randn(ROWS, FEATURES, device=device)
+    y = torch.randint(CLASSES, (ROWS,), device=device)
+    ways = {"stack": stacked(x, y), "separate": separate(x, y), "plain_torch": by_hand(x, y)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(ROUNDS + 1):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            run()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if round_:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+    speed = {name: round(STEPS / statistics.median(found), 1) for name, found in seconds.items()}
+    ratios = {name: round(speed["stack"] / speed[name], 2) for name in ("separate", "plain_torch")}
+    overhead = round(speed["plain_torch"] / speed["separate"], 2)
+    print(f"{device}: steps of all {MODELS} a second: " + ", ".join(f"{name} {found}" for name, found in speed.items()))
+    print(f"  stack is {ratios['separate']}x separate, {ratios['plain_torch']}x plain; Descent costs {overhead}x plain")
+    numbers = {"steps_per_second": speed, "stack_over": ratios, "descent_over_plain_time": overhead}
+    print("  " + record("stack", {"models": MODELS, "threads": torch.get_num_threads(), **numbers}, device).name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for where in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        measure(where)

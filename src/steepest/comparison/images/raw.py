@@ -1,0 +1,87 @@
+"""What every source of images becomes first: pixels and labels of one or two parts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError, nearest
+from ..tables.raw import show
+
+
+@dataclass
+class RawPart:
+    """Pixels ``[N, H, W, C]`` uint8 and labels ``[N]`` of text (objects)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class RawImages:
+    """Images as read.
+
+    Args:
+        name: of the source.
+        train: the images, or the training part of them.
+        test: the source's own test part, or None.
+        sha256: of the bytes read.
+        label: what the source calls its labels, for messages.
+        decisions, warnings: a line each.
+    """
+
+    name: str
+    train: RawPart
+    test: RawPart | None
+    sha256: str
+    label: str = "the labels"
+    decisions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: for a file that is missing, a folder, or unreadable.
+    """
+    named = show(path, limit=200)
+    try:
+        if path.is_dir():
+            raise InputError(f"{named} is a folder; expected a file of images")
+        return path.read_bytes()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise InputError(f"no file {named}{nearest(path.name, beside)}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {named}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def size_of(shape: tuple[int, ...]) -> str:
+    """A shape as a line shows it.
+
+    >>> size_of((32, 32, 3))
+    '32 x 32 x 3'
+    """
+    return " x ".join(map(str, shape))
+
+
+def copies(pixels: np.ndarray, others: np.ndarray | None = None) -> int:
+    """How many images equal an earlier one, or one of ``others`` if these are given."""
+    known = set() if others is None else {_digest(image) for image in others}
+    found = 0
+    for image in pixels:
+        digest = _digest(image)
+        found += digest in known
+        if others is None:
+            known.add(digest)
+    return found
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

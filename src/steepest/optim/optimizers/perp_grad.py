@@ -1,0 +1,213 @@
+"""Descent across the weights: each parameter's gradient without its part along the parameter itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...core.checks import check_tensor, refuse, refuse_type
+from ...core.reductions import widen
+
+_TINY = 1e-30
+_ROUNDING = 8.0
+"""A remainder below so many units of rounding of the gradient is rounding: there was nothing across the weights."""
+
+
+def perpendicular_gradient(
+    w: Tensor | Sequence[Tensor], g: Tensor | Sequence[Tensor], *, rescale: bool = True
+) -> list[Tensor]:
+    r"""The part of each gradient across its parameter.
+
+    .. math:: g_\perp = g - \frac{w \cdot g}{w \cdot w}\, w, \qquad
+        \text{rescaled: } g_\perp \frac{\|g\|}{\|g_\perp\|}
+
+    Inner products run over a whole tensor. Where g is parallel to w up to rounding, and for tensors of one element, the
+    result is 0; where w is 0 it is g.
+
+    Args:
+        w: parameters, a tensor or several.
+        g: their gradients, of the same shapes.
+        rescale: give back the length that was lost.
+
+    Returns:
+        one tensor for each gradient, in float32 or wider.
+
+    Raises:
+        ValueError: numbers or shapes that don't match.
+        TypeError: a sparse gradient.
+
+    Example:
+        >>> w, g = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])
+        >>> perpendicular_gradient(w, g, rescale=False)
+        [tensor([-0.3200,  0.2400])]
+        >>> perpendicular_gradient(w, g)
+        [tensor([-1.7889,  1.3416])]
+
+    Source: Grokking at the Edge of Numerical Stability, arXiv:2501.04697.
+    """
+    ws, gs = ([v] if isinstance(v, Tensor) else list(v) for v in (w, g))
+    if len(ws) != len(gs):
+        refuse("g", f"{len(ws)} gradients, one for each parameter", len(gs))
+    for one, slope in zip(ws, gs):
+        check_tensor("g", slope, shape=tuple(one.shape))
+        if slope.is_sparse:
+            refuse_type("g", "dense gradients", slope)
+    found = list(gs)
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, slope in enumerate(gs):
+        if slope.numel() > 1:
+            groups.setdefault((slope.device, slope.dtype), []).append(number)
+        else:
+            found[number] = torch.zeros_like(widen(slope))
+    for members in groups.values():
+        parts = _across([_real(ws[i]) for i in members], [_real(gs[i]) for i in members], rescale)
+        for i, part in zip(members, parts):
+            found[i] = torch.view_as_complex(part) if gs[i].is_complex() else part
+    return found
+
+
+def _real(value: Tensor) -> Tensor:
+    value = value.detach()
+    return torch.view_as_real(value) if value.is_complex() else widen(value)
+
+
+def _across(ws: list[Tensor], gs: list[Tensor], rescale: bool) -> list[Tensor]:
+    """For tensors of one device and type. Gradients are scaled to size 1 first: squares of tiny ones would vanish."""
+    sizes = torch._foreach_norm(gs, float("inf"))
+    torch._foreach_clamp_min_(sizes, torch.finfo(sizes[0].dtype).tiny)
+    unit = torch._foreach_div(gs, sizes)
+    along = [(w * g).sum() for w, g in zip(ws, unit)]
+    squares = torch._foreach_pow(torch._foreach_norm(ws), 2)
+    torch._foreach_add_(squares, _TINY)
+    torch._foreach_div_(along, squares)
+    across = torch._foreach_sub(unit, torch._foreach_mul(ws, along))
+    before, after = torch._foreach_norm(unit), torch._foreach_norm(across)
+    floor = _ROUNDING * torch.finfo(sizes[0].dtype).eps
+    factors = [
+        torch.where(a <= floor * b, 0.0, size * b / (a + _TINY) if rescale else size)
+        for a, b, size in zip(after, before, sizes)
+    ]
+    torch._foreach_mul_(across, factors)
+    return list(across)
+
+
+class _Projected:
+    """A closure that projects the gradients each time it has been run; its other attributes are the caller's."""
+
+    def __init__(self, closure: Callable[[], Any], project: Callable[[], None]) -> None:
+        self._closure, self._project = closure, project
+
+    def __call__(self) -> Any:
+        loss = self._closure()
+        self._project()
+        return loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._closure, name)
+
+
+class PerpGrad(Optimizer):
+    """An optimizer that sees only the gradient across the weights, so that no step merely scales them.
+
+    The gradient of each parameter is replaced by :func:`perpendicular_gradient`, in place, before the base optimizer
+    steps. Parameters of one element, which have no direction across, and those of groups with ``"perp": False`` (give
+    biases and norm scales such a group) keep their gradient. Rescaling makes the step noisy where a gradient is nearly
+    parallel to its weights. With Adam take a tiny ``eps`` (1e-25) where gradients become tiny.
+
+    State, groups and defaults are those of the base optimizer: schedules, ``state_dict``, gradient scalers and its own
+    options (``foreach``, ``fused``) work as with it alone.
+
+    Args:
+        params: parameters or groups, as for any optimizer.
+        base: class of the optimizer that steps.
+        rescale: give projected gradients the length of the whole ones.
+        **kw: arguments of ``base``.
+
+    Raises:
+        TypeError: ``base`` is no optimizer class.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = PerpGrad([w], torch.optim.SGD, rescale=False, lr=1.0)
+        >>> w.grad = torch.tensor([1.0, 2.0])
+        >>> optimizer.step()
+        >>> w.data
+        tensor([3.3200, 3.7600])
+
+    Source: Grokking at the Edge of Numerical Stability, arXiv:2501.04697.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        base: type[Optimizer] = torch.optim.AdamW,
+        rescale: bool = True,
+        **kw: Any,
+    ) -> None:
+        if not (isinstance(base, type) and issubclass(base, Optimizer)):
+            refuse_type("base", "a class of optimizer", base)
+        self.base = base(params, **kw)
+        self.rescale = rescale
+        super().__init__(self.base.param_groups, self.base.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        """Groups, state and defaults are the base optimizer's own objects."""
+        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Replace the gradients by their parts across the weights, in place."""
+        chosen = [
+            p
+            for group in self.param_groups
+            if group.get("perp", True)
+            for p in group["params"]
+            if p.grad is not None and p.numel() > 1
+        ]
+        if not chosen:
+            return
+        slopes = [p.grad for p in chosen]
+        torch._foreach_copy_(slopes, perpendicular_gradient(chosen, slopes, rescale=self.rescale))
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of the base optimizer on projected gradients; gives what it gives.
+
+        Args:
+            closure: zeroes, runs forward and backward and returns the loss. A base that calls it several times gets
+                projected gradients each time.
+        """
+        if closure is None:
+            self.project()
+            return self.base.step()
+        return self.base.step(_Projected(closure, self.project))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer."""
+        if self.__dict__.get("param_groups") is self.base.param_groups:
+            self.base.add_param_group(param_group)
+        else:  # the constructor fills its own list, which is then dropped
+            super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the base optimizer."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        self.base.load_state_dict(state_dict)
+        self._share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "base": self.base, "rescale": self.rescale}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+
+OrthoGrad = PerpGrad

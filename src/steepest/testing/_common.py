@@ -1,0 +1,92 @@
+"""What the checks of an objective share: its own samples, values on private copies, comparisons."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.objective import Objective
+
+Args = tuple[Tensor, ...]
+Case = tuple[Objective, tuple[Args, dict[str, Any]]]
+HALF_ROUNDING = 1e-5
+"""Relative error allowed to float32 arithmetic on inputs that were rounded beforehand."""
+
+
+def cases(cls: type[Objective], dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu") -> list[Case]:
+    """Fresh instances with the inputs that the member itself supplies; the same for the same seed."""
+    torch.manual_seed(seed)
+    found: list[Case] = list(cls.samples(torch.Generator().manual_seed(seed), dtype, device))
+    assert found, f"{cls.__name__}.samples() gave nothing"
+    return found
+
+
+def value(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
+    """The loss on a private copy, so that no state moves."""
+    loss: Tensor = copy.deepcopy(objective)(*args, **kwargs)
+    return loss
+
+
+def gradient(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
+    """The gradient of the (summed) loss in the outputs, on a private copy."""
+    outputs = args[0].detach().clone().requires_grad_()
+    (found,) = torch.autograd.grad(value(objective, (outputs, *args[1:]), kwargs).sum(), outputs)
+    return found
+
+
+def with_reduction(objective: Objective, reduction: str) -> Objective:
+    """A copy that reduces otherwise."""
+    twin = copy.deepcopy(objective)
+    twin.reduction = reduction
+    return twin
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+    """Assert agreement relative to the size of what was wanted."""
+    found, wanted = found.detach().double(), wanted.detach().double()
+    error = (found - wanted).abs().max().item() if found.numel() else 0.0
+    size = max(1.0, wanted.abs().max().item() if wanted.numel() else 0.0)
+    assert error <= tolerance * size, f"{what}: differs by {error:.3g} where {size:.3g} is the size"
+
+
+def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
+    """How each instance of ``samples()`` was constructed, to be repeated with some arguments changed."""
+    calls: list[Callable[..., Objective]] = []
+    original = cls.__init__
+
+    @functools.wraps(original)
+    def recording(self: Objective, *args: Any, **kwargs: Any) -> None:
+        if type(self) is cls:
+            given = dict(inspect.signature(original).bind(self, *args, **kwargs).arguments)
+            given.pop(next(iter(given)))
+            given.update(given.pop("kwargs", {}))
+            calls.append(lambda **changes: cls(**{**given, **changes}))
+        original(self, *args, **kwargs)
+
+    own = "__init__" in vars(cls)
+    cls.__init__ = recording  # type: ignore[method-assign]
+    try:
+        cases(cls)
+    finally:
+        if own:
+            cls.__init__ = original  # type: ignore[method-assign]
+        else:
+            del cls.__init__
+    assert calls, f"{cls.__name__}.samples() constructed nothing"
+    return calls
+
+
+def refused(what: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    """Assert that a call raises the uniform error."""
+    try:
+        call(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        assert ": expected " in str(error), f"{what}: not the uniform error but {error}"
+    else:
+        raise AssertionError(f"{what} was not refused")

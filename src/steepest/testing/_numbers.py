@@ -1,0 +1,190 @@
+"""Checks of an objective's numbers: reductions, weights, gradients, precision, extremes, probabilities."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.objective import Objective
+from ._common import HALF_ROUNDING, cases, close, gradient, rebuilds, refused, value, with_reduction
+
+
+def check_output(cls: type[Objective]) -> None:
+    """One finite number in float32 or wider; named parts are detached."""
+    for objective, (args, kwargs) in cases(cls):
+        outputs = args[0].clone().requires_grad_()
+        twin = copy.deepcopy(objective)
+        loss = twin(outputs, *args[1:], **kwargs)
+        assert loss.shape == () and loss.dtype == torch.float64 and math.isfinite(loss.item())
+        assert all(not t.requires_grad for t in twin.terms.values()), "terms must be detached"
+
+
+def check_reductions(cls: type[Objective]) -> None:
+    """none, mean and sum agree; a member of the batch has the mean only."""
+    if cls.unit == "batch":
+        for rebuild in rebuilds(cls) if "reduction" in inspect.signature(cls.__init__).parameters else ():
+            for reduction in ("sum", "none"):
+                refused(f"reduction={reduction!r} of a loss of the batch", rebuild, reduction=reduction)
+        return
+    for objective, (args, kwargs) in cases(cls):
+        none = value(with_reduction(objective, "none"), args, kwargs)
+        shapes = (args[0].shape[:1], args[1].shape if cls.tasks == ("multilabel",) else None)
+        assert none.shape in shapes, "none: one number a sample"
+        close(value(with_reduction(objective, "sum"), args, kwargs), none.sum(), 1e-12, "sum")
+        close(value(objective, args, kwargs), none.mean(), 1e-12, "mean")
+
+
+def check_weights(cls: type[Objective]) -> None:
+    """``weight=`` is sum w l / sum w; a loss of the batch refuses it."""
+    for objective, (args, kwargs) in cases(cls):
+        rows = args[0].shape[0]
+        weight = torch.linspace(0.0, 2.0, rows, dtype=torch.float64)
+        if cls.unit == "batch":
+            refused("weight of a loss of the batch", value, objective, args, {**kwargs, "weight": weight})
+            continue
+        none = value(with_reduction(objective, "none"), args, kwargs)
+        found = value(objective, args, {**kwargs, "weight": weight})
+        each = weight.view(-1, *[1] * (none.ndim - 1)).expand_as(none)
+        close(
+            value(with_reduction(objective, "none"), args, {**kwargs, "weight": weight}), each * none, 1e-12, "weighted"
+        )
+        close(found, (each * none).sum() / each.sum(), 1e-12, "weighted mean")
+        close(
+            value(with_reduction(objective, "sum"), args, {**kwargs, "weight": weight}),
+            (each * none).sum(),
+            1e-12,
+            "weighted sum",
+        )
+        close(value(objective, args, {**kwargs, "weight": 7.0 * weight}), found, 1e-12, "weights scale out")
+
+
+def check_gradient(cls: type[Objective]) -> None:
+    """float64 gradcheck in every floating input; a surrogate agrees with its hand-written reference."""
+    for objective, (args, kwargs) in cases(cls):
+        if cls.gradient == "surrogate":
+            wanted = copy.deepcopy(objective).reference_gradient(*args, **kwargs)  # type: ignore[operator]
+            close(gradient(objective, args, kwargs), wanted, 1e-12, "surrogate gradient")
+            continue
+        names = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()]
+        floats = [args[0], *(kwargs[n] for n in names)]
+
+        def run(
+            outputs: Tensor, *rest: Tensor, o: Any = objective, a: Any = args, k: Any = kwargs, n: Any = names
+        ) -> Tensor:
+            return value(o, (outputs, *a[1:]), {**k, **dict(zip(n, rest))})
+
+        inputs = tuple(t.detach().clone().requires_grad_() for t in floats)
+        assert torch.autograd.gradcheck(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def check_precision(cls: type[Objective]) -> None:
+    """Half and float32 inputs give a float32 loss, right for the rounded inputs, and gradients of their type."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for wide, narrow in zip(cases(cls, torch.float64), cases(cls, dtype)):
+            objective, (args, kwargs) = wide
+            args = tuple(t.to(dtype).double() if t.is_floating_point() else t for t in args)
+            kwargs = {
+                k: t.to(dtype).double() if isinstance(t, Tensor) and t.is_floating_point() else t
+                for k, t in kwargs.items()
+            }
+            found = value(narrow[0], *narrow[1])
+            assert found.dtype == torch.float32, f"{dtype} gives {found.dtype}"
+            close(found, value(objective, args, kwargs), HALF_ROUNDING, f"loss in {dtype}")
+            slope = gradient(narrow[0], *narrow[1])
+            assert slope.dtype == dtype
+            epsilon = torch.finfo(dtype).eps
+            close(slope, gradient(objective, args, kwargs), HALF_ROUNDING + 4 * epsilon, f"gradient in {dtype}")
+
+
+def check_extremes(cls: type[Objective]) -> None:
+    """Loss, gradient and probabilities stay finite for outputs up to 1e4 in either direction."""
+    if cls.domain not in ("logits", "score", "real"):
+        return
+    for objective, (args, kwargs) in cases(cls, torch.float32):
+        largest = args[0].abs().max()
+        for size in (1e2, 1e4):
+            for sign in (1.0, -1.0):
+                wild = (sign * size / largest * args[0], *args[1:])
+                assert torch.isfinite(value(objective, wild, kwargs)).all(), f"loss at {sign * size:g}"
+                assert torch.isfinite(gradient(objective, wild, kwargs)).all(), f"gradient at {sign * size:g}"
+                p = objective.probabilities(wild[0])
+                assert p is None or torch.isfinite(p).all(), f"probabilities at {sign * size:g}"
+
+
+def check_order(cls: type[Objective]) -> None:
+    """The order of the batch changes nothing."""
+    for objective, (args, kwargs) in cases(cls):
+        rows = args[0].shape[0]
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(5))
+        moved = {
+            k: t[order] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()
+        }
+        found = value(objective, tuple(t[order] for t in args), moved)
+        close(found, value(objective, args, kwargs), 1e-10, "permuted batch")
+
+
+def check_ignore_index(cls: type[Objective]) -> None:
+    """With an argument ``ignore_index``: ignored rows count on neither side of the line; all ignored is NaN."""
+    if "ignore_index" not in inspect.signature(cls.__init__).parameters:
+        return
+    for objective, (args, kwargs) in cases(cls):
+        if args[1].is_floating_point():
+            continue
+        target = args[1].clone()
+        target[::2] = objective.ignore_index  # type: ignore[assignment]
+        rows = args[0].shape[0]
+        kept = {k: t[1::2] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
+        close(
+            value(objective, (args[0], target), kwargs),
+            value(objective, (args[0][1::2], target[1::2]), kept),
+            1e-12,
+            "ignored",
+        )
+        target[:] = objective.ignore_index  # type: ignore[assignment]
+        assert value(objective, (args[0], target), kwargs).isnan(), "all ignored: NaN as in torch"
+
+
+def check_empty(cls: type[Objective]) -> None:
+    """No rows: NaN as in torch, and no crash."""
+    for objective, (args, kwargs) in cases(cls):
+        rows = args[0].shape[0]
+        none = {k: t[:0] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
+        assert value(objective, tuple(t[:0] for t in args), none).isnan()
+
+
+def check_seed(cls: type[Objective]) -> None:
+    """Same seed, same bits."""
+    for (a, batch), (b, other) in zip(cases(cls, torch.float32), cases(cls, torch.float32)):
+        assert torch.equal(a(*batch[0], **batch[1]), b(*other[0], **other[1]))
+
+
+def check_probabilities(cls: type[Objective]) -> None:
+    """Where it gives probabilities they are rows of a simplex (of labels: in [0, 1]) and agree with ``predict``."""
+    for objective, (args, _) in cases(cls):
+        outputs = args[0]
+        predicted = objective.predict(outputs)
+        labels = cls.tasks == ("multilabel",)
+        assert predicted.shape == (outputs.shape if labels else outputs.shape[:1]), "predict: one value a sample"
+        p = objective.probabilities(outputs)
+        if p is None:
+            continue
+        if labels:
+            assert p.shape == outputs.shape and bool(((p >= 0) & (p <= 1)).all()), "probabilities of labels in [0, 1]"
+            assert torch.equal((p > 0.5).long(), predicted.long()), "predict is where a probability is above 1/2"
+            continue
+        assert p.shape == (outputs.shape[0], outputs.shape[1] if outputs.ndim == 2 else 2)
+        close(p.sum(-1), torch.ones(p.shape[0]), 1e-6, "probabilities sum to one")
+        assert bool((p >= 0).all()) and torch.equal(p.argmax(-1), predicted), "predict is the argmax of probabilities"
+
+
+def check_cuda(cls: type[Objective]) -> None:
+    """The same numbers on a GPU, where there is one."""
+    if not torch.cuda.is_available():
+        return
+    for (here, batch), (there, other) in zip(cases(cls), cases(cls, device="cuda")):
+        close(value(there, *other).cpu(), value(here, *batch), 1e-10, "CUDA")

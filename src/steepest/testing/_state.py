@@ -1,0 +1,104 @@
+"""Checks of an objective's state, and of the transforms that a stateless one must go through."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.objective import Objective
+from ._common import Args, cases, close, gradient, value
+
+
+def _train(objective: Objective, batch: tuple[Args, dict[str, Any]], steps: Iterator[int]) -> list[Tensor]:
+    """Two steps an epoch."""
+    args, kwargs = batch
+    losses = []
+    for step in steps:
+        if step % 2 == 0:
+            objective.start_epoch(step // 2 + 1, 4)
+        losses.append(objective(args[0] * (1 + 0.1 * step), *args[1:], **kwargs).detach())
+        objective.after_step()
+    return losses
+
+
+def check_state_dict(cls: type[Objective]) -> None:
+    """Saved in the middle of an epoch and loaded into a fresh instance, it goes on with the same bits."""
+    for (first, batch), (second, _) in zip(cases(cls), cases(cls)):
+        first.train()
+        second.train()
+        _train(first, batch, iter(range(5)))
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second.load_state_dict(torch.load(file, weights_only=True))
+        for a, b in zip(_train(first, batch, iter(range(5, 8))), _train(second, batch, iter(range(5, 8)))):
+            assert torch.equal(a, b), "a resumed objective gives other numbers"
+
+
+def _same(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+def check_eval(cls: type[Objective]) -> None:
+    """In eval mode nothing is written."""
+    for objective, (args, kwargs) in cases(cls):
+        objective.eval()
+        before = copy.deepcopy(objective.state_dict())
+        objective(*args, **kwargs)
+        after = objective.state_dict()
+        assert before.keys() == after.keys() and all(_same(before[k], after[k]) for k in before), "eval wrote state"
+
+
+def check_stateless(cls: type[Objective]) -> None:
+    """A member that is not declared ``stateful`` writes nothing in training either."""
+    if cls.stateful:
+        return
+    for objective, (args, kwargs) in cases(cls):
+        before = copy.deepcopy(objective.state_dict())
+        first = objective.train()(*args, **kwargs)
+        again = objective(*args, **kwargs)
+        assert torch.equal(first, again) and all(_same(before[k], t) for k, t in objective.state_dict().items()), (
+            "it writes state: declare stateful = True"
+        )
+
+
+def check_compile(cls: type[Objective], backend: str = "aot_eager", first_only: bool = False) -> None:
+    """A stateless member compiles into one graph with the same numbers (``first_only``: the first of its samples)."""
+    if cls.stateful:
+        return
+    for objective, (args, kwargs) in cases(cls)[: 1 if first_only else None]:
+        torch.compiler.reset()
+        compiled = torch.compile(copy.deepcopy(objective), backend=backend, fullgraph=True)
+        outputs = args[0].clone().requires_grad_()
+        loss = compiled(outputs, *args[1:], **kwargs)
+        close(loss, value(objective, args, kwargs), 1e-10, "compiled loss")
+        close(torch.autograd.grad(loss, outputs)[0], gradient(objective, args, kwargs), 1e-10, "compiled gradient")
+
+
+def check_vmap(cls: type[Objective]) -> None:
+    """A stateless member maps over a leading dimension of models, value and gradient."""
+    if cls.stateful:
+        return
+    for objective, (args, kwargs) in cases(cls):
+        names = [n for n, t in kwargs.items() if isinstance(t, Tensor)]
+
+        def run(*tensors: Tensor, o: Any = objective, n: Any = names, m: int = len(args)) -> Tensor:
+            loss: Tensor = o(*tensors[:m], **dict(zip(n, tensors[m:])))
+            return loss
+
+        two = [
+            torch.stack([t, 0.5 * t if t.is_floating_point() and i == 0 else t])
+            for i, t in enumerate([*args, *(kwargs[n] for n in names)])
+        ]
+        found = torch.func.vmap(run)(*two)
+        slopes = torch.func.vmap(torch.func.grad(run))(*two)
+        for i in range(2):
+            single = tuple(t[i] for t in two)
+            rest = dict(zip(names, single[len(args) :]))
+            close(found[i], value(objective, single[: len(args)], rest), 1e-10, "vmap")
+            close(slopes[i], gradient(objective, single[: len(args)], rest), 1e-10, "vmap of grad")

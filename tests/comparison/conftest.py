@@ -1,0 +1,191 @@
+"""What the tests of the engine share: small tables, own parts as a user's module, the command in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+OWN_PARTS = '''
+import torch
+from torch import nn
+from steepest.core.objective import Objective
+from steepest.core.search import Float
+
+
+class Plain(Objective):
+    """Cross-entropy of one's own."""
+
+    name = "plain"
+    tasks = ("binary", "multiclass")
+    search = {"tilt": Float(0.5, 2.0)}
+
+    def __init__(self, tilt=1.0, reduction="mean"):
+        super().__init__(reduction)
+        self.tilt = tilt
+
+    def forward(self, outputs, target, *, weight=None):
+        each = nn.functional.cross_entropy(outputs, target, reduction="none")
+        if weight is not None:
+            each = each * weight
+        if self.reduction == "none":
+            return each
+        return each.mean() if weight is None else each.sum() / weight.sum()
+
+    def probabilities(self, outputs):
+        return outputs.softmax(-1)
+
+
+class Lying(Plain):
+    """The same gradients as Plain; its own value claims to be splendid."""
+
+    name = "lying"
+
+    def forward(self, outputs, target, *, weight=None):
+        return super().forward(outputs, target, weight=weight) - 1e6
+
+
+class Backwards(Plain):
+    """Goes uphill, and its own value falls for ever: the lower its loss, the worse its model."""
+
+    name = "backwards"
+
+    def forward(self, outputs, target, *, weight=None):
+        return -super().forward(outputs, target, weight=weight)
+
+
+class Broken(Plain):
+    """NaN from the first step."""
+
+    name = "broken"
+
+    def forward(self, outputs, target, *, weight=None):
+        return super().forward(outputs, target, weight=weight) * float("nan")
+
+
+class BrokenNumber(Objective):
+    """NaN from the first step, for numbers."""
+
+    name = "broken_number"
+    tasks = ("regression",)
+    domain = "real"
+    targets = ("real",)
+
+    def forward(self, outputs, target, *, weight=None):
+        each = (outputs - target) ** 2 * float("nan")
+        return each if self.reduction == "none" else each.mean()
+
+
+class OfBatch(Plain):
+    """A loss of the batch."""
+
+    name = "of_batch"
+    unit = "batch"
+
+    def forward(self, outputs, target):
+        return nn.functional.cross_entropy(outputs, target)
+
+
+class Remembering(Plain):
+    """Its probabilities depend on a buffer that training moves."""
+
+    name = "remembering"
+    stateful = True
+
+    def __init__(self, tilt=1.0, reduction="mean"):
+        super().__init__(tilt, reduction)
+        self.register_buffer("heat", torch.ones(()))
+
+    def after_step(self):
+        self.heat += 0.25
+
+    def probabilities(self, outputs):
+        return (outputs / self.heat).softmax(-1)
+
+
+def dropping(width):
+    return nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Dropout(0.2))
+
+
+def small(width):
+    return nn.Sequential(nn.Linear(width, 8), nn.ReLU())
+
+
+def no_network(width):
+    return width
+
+
+def failing(width):
+    raise RuntimeError("out of ideas")
+
+
+def share_right(y, predicted):
+    return (y == predicted).mean()
+
+
+def mistakes(y, predicted):
+    return (y != predicted).mean()
+
+
+mistakes.greater_is_better = False
+'''
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of an importable module with a user's own objectives, backbones and metrics."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_parts.py").write_text(OWN_PARTS, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    return "own_parts"
+
+
+def make_blobs(rows: int = 90, classes: int = 3, spread: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian clouds ``[rows, 4]`` with codes; the rows are in random order."""
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(rows) % classes)
+    centres = np.random.default_rng(99).normal(0, 1.5, (classes, 4))
+    return centres[y] + rng.normal(0, spread, (rows, 4)), y
+
+
+@pytest.fixture
+def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return make_blobs
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    """A small file: two numbers, a text column with holes, a class of words."""
+    x, y = make_blobs(72, 2)
+    frame = pd.DataFrame({"height": x[:, 0].round(3), "width": x[:, 1].round(3)})
+    frame["colour"] = np.where(x[:, 2] > 0, "red", "blue")
+    frame.loc[[3, 17], "colour"] = None
+    frame.loc[[5], "width"] = np.nan
+    frame["kind"] = np.where(y == 1, "yes", "no")
+    path = tmp_path / "small.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """``command("compare", ...)`` runs in this process, in an empty folder: exit code, stdout, stderr."""
+    from steepest.cli import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        given = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["steepest", *given])
+        capsys.readouterr()
+        code = run(given)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

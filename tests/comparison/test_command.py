@@ -1,0 +1,338 @@
+"""The commands compare, runs, report and predict, as a user sees them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from steepest.comparison import Winner, plan
+from steepest.comparison.cells import Context, Job
+from steepest.comparison.store import Store
+
+Command = Callable[..., tuple[int, str, str]]
+FAST = ("--objectives", "comp_sum", "--no-classical", "--repeats", 1, "--folds", 2, "--trials", 2, "--epochs", 2)
+FAST = (*FAST, "--workers", 1)
+
+
+def folders(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "steepest-runs").glob("*"))
+
+
+def refused(command: Command, tmp_path: Path, *words: object, exit_code: int = 2) -> str:
+    """The one line on stderr of a command that is refused; it leaves nothing behind."""
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    code, out, err = command(*words)
+    assert (code, out) == (exit_code, "")
+    assert err.startswith("steepest: error: ")
+    assert err.count("\n") == 1
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / "steepest-runs").exists()
+    return err
+
+
+def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, csv: Path, tmp_path: Path) -> None:
+    code, out, err = command("compare", csv, *FAST)
+    assert (code, err) == (0, "")
+    (folder,) = folders(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["sentence"] in out
+    assert f"report: {Path('steepest-runs') / folder.name / 'report.html'}" in out
+    assert results["sentence"] in (folder / "report.html").read_text().replace("&#39;", "'")
+    assert shlex.split(results["command"])[:3] == ["steepest", "compare", str(csv)]
+    for name in ("leaderboard.csv", "leaderboard.md", "winner/winner.json", "winner/winner.safetensors"):
+        assert (folder / name).stat().st_size > 0
+    assert set(Store(folder).counters()) == {1}
+
+
+def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    (folder,) = folders(tmp_path)
+    before = json.loads((folder / "results.json").read_text())
+    weights = (folder / "winner" / "winner.safetensors").read_bytes()
+    code, out, _ = command("compare", csv, *FAST)
+    assert code == 0
+    assert "plan:" not in out
+    after = json.loads((folder / "results.json").read_text())
+    assert {**after, "created": ""} == {**before, "created": ""}
+    assert (folder / "winner" / "winner.safetensors").read_bytes() == weights
+    assert set(Store(folder).counters()) == {1}
+    assert folders(tmp_path) == [folder]
+
+
+def test_changed_settings_or_data_are_another_run(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    command("compare", csv, *FAST, "--seed", 1)
+    csv.write_text(csv.read_text() + "1.0,2.0,red,yes\n")
+    command("compare", csv, *FAST)
+    assert len(folders(tmp_path)) == 3
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(command: Command, csv: Path, tmp_path: Path) -> None:
+    code, out, err = command("compare", csv, *FAST, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "plan: 2 objectives and 0 classical learners in 2 outer folds; 28 trainings in" in out
+    assert "cross_entropy: at most" in out
+    assert not (tmp_path / "steepest-runs").exists()
+
+
+def test_quiet_prints_the_sentence_and_the_report(command: Command, csv: Path, tmp_path: Path) -> None:
+    code, out, err = command("compare", csv, *FAST, "--quiet")
+    assert (code, err) == (0, "")
+    sentence, report = out.splitlines()
+    assert sentence == json.loads((folders(tmp_path)[0] / "results.json").read_text())["sentence"]
+    assert Path(report).is_file()
+
+
+@pytest.mark.parametrize("more", [(), ("--quiet",)])
+def test_json_alone_is_on_stdout(command: Command, csv: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    code, out, err = command("compare", csv, *FAST, "--json", *more)
+    assert code == 0
+    assert json.loads(out)["sentence"] == json.loads((folders(tmp_path)[0] / "results.json").read_text())["sentence"]
+    assert ("plan:" in err) is not bool(more)
+
+
+def test_over_budget_offers_commands_that_fit(
+    command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(context: Context, job: Job) -> float:
+        """A slower machine whose clock is exact; a tenth of a training's time does not shrink with the trials."""
+        s = context.settings
+        return 0.2 * s.epochs * (s.trials + 0.8) * len(job.cells)
+
+    monkeypatch.setattr(plan, "time_job", cost)
+    words = ["compare", csv, *FAST, "--epochs", 30, "--trials", 8, "--repeats", 4]
+    need = plan_seconds(command("compare", *words[1:], "--dry-run")[1])
+    code, out, err = command(*words, "--budget", need * 0.6 / 60)
+    assert code == 2
+    assert "plan:" in out
+    first, *offers = err.splitlines()
+    assert first.startswith("steepest: error: the plan takes up to")
+    assert [shlex.split(offer)[-2] for offer in offers] == ["--trials", "--repeats", "--budget"]
+    assert not (tmp_path / "steepest-runs").exists()
+    for offer in offers:
+        program, *again = shlex.split(offer)
+        assert program == "steepest"
+        assert command(*again, "--dry-run")[0] == 0, offer
+    assert not (tmp_path / "steepest-runs").exists()
+
+
+def plan_seconds(text: str) -> float:
+    """The seconds that a dry run printed."""
+    number, unit = text.split("; at most ")[1].split(" on ")[0].split()
+    big, _, small = number.partition(":")
+    return {"s": 1, "min": 60, "h": 3600}[unit] * float(big) + (60 if unit == "h" else 1) * float(small or 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--target", "knd"), "did you mean 'kind'?"),
+        (("--objectives", "comp_sumo"), "did you mean 'comp_sum'?"),
+        (("--objectives", ","), "expected default, all, or names"),
+        (("--objectives", "huber"), "'huber' does not fit a binary target"),
+        (("--objectives", "own_parts:Nothing"), "has no 'Nothing'"),
+        (("--objectives", "own_parts:small"), "expected a subclass of steepest.core.objective.Objective"),
+        (("--folds", -1), "--folds"),
+        (("--folds", "abc"), "folds"),
+        (("--folds", 1), "--folds: expected an integer in 2..50, got 1"),
+        (("--repeats", 0), "--repeats: expected an integer in 1..100, got 0"),
+        (("--trials", 0), "--trials: expected an integer in 1..1024, got 0"),
+        (("--epochs", 0), "--epochs"),
+        (("--patience", 0), "--patience"),
+        (("--batch", 0), "--batch"),
+        (("--seed", -1), "--seed"),
+        (("--noise", 2), "--noise: expected a share in [0, 1), got 2.0"),
+        (("--noise", "nan"), "--noise: expected a share in [0, 1), got nan"),
+        (("--noise", 0.1, "--task", "regression", "--target", "height"), "label noise is for classes"),
+        (("--device", "cuda:77"), "--device: 'cuda:77' is not here"),
+        (("--device", "abacus"), "--device: 'abacus' is not here"),
+        (("--model", "nothing:here"), "cannot import 'nothing'"),
+        (("--model", "residul"), "did you mean 'residual'?"),
+        (("--model", "own_parts:no_network"), "expected the function to give a torch.nn.Module, got int"),
+        (("--model", "own_parts:failing"), "out of ideas"),
+        (("--model", "own_parts:smal"), "did you mean 'small'?"),
+        (("--metric", "nonsense"), "unknown metric 'nonsense'"),
+        (("--metric", "rmse"), "is not for a binary target"),
+        (("--budget", -1), "--budget: expected minutes above 0, got -1.0"),
+        (("--budget", "nan"), "--budget"),
+        (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),
+        (("--task", "poetry"), "task"),
+        (("--drop", "size"), "size"),
+        (("--drop", "@nowhere.txt"), "cannot read 'nowhere.txt'"),
+        (("--group", "size"), "size"),
+        (("--test", "nowhere.csv"), "nowhere.csv"),
+        (("--nonsense", 1), "--nonsense"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(
+    command: Command, csv: Path, tmp_path: Path, own: str, words: tuple[object, ...], said: str
+) -> None:
+    assert said in refused(command, tmp_path, "compare", csv, *words, "--quiet")
+
+
+def test_bad_files_are_one_line_and_leave_nothing(command: Command, tmp_path: Path) -> None:
+    assert "nowhere.csv" in refused(command, tmp_path, "compare", "nowhere.csv")
+    (tmp_path / "folder").mkdir()
+    assert "folder" in refused(command, tmp_path, "compare", "folder")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 20)
+    assert "binary.csv" in refused(command, tmp_path, "compare", "binary.csv")
+    (tmp_path / "empty.csv").write_text("")
+    assert "empty" in refused(command, tmp_path, "compare", "empty.csv")
+    (tmp_path / "few.csv").write_text("a,b,c\n1,2,x\n2,1,y\n")
+    refused(command, tmp_path, "compare", "few.csv")
+    refused(command, tmp_path, "compare")
+
+
+def test_one_bad_file_among_several_stops_before_the_first_training(
+    command: Command, csv: Path, tmp_path: Path
+) -> None:
+    assert "nowhere.csv" in refused(command, tmp_path, "compare", csv, "nowhere.csv", *FAST)
+
+
+def test_an_output_folder_that_cannot_be_is_one_line(command: Command, csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code, _, err = command("compare", csv, *FAST, "--out", "file", "--quiet")
+    assert code == 2
+    assert err.startswith("steepest: error: cannot keep the run in")
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
+    command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "STACK_WORK", 1.0)  # a job a cell
+    real, calls = Store.add, []
+
+    def add(self: Store, results: list) -> None:
+        calls.append(results)
+        if len(calls) == 2:
+            raise sqlite3.OperationalError("database or disk is full")
+        real(self, results)
+
+    monkeypatch.setattr(Store, "add", add)
+    code, out, err = command("compare", csv, *FAST, "--quiet")
+    assert (code, out) == (1, "")
+    assert err == "steepest: failed: database or disk is full; the same command goes on\n"
+    (folder,) = folders(tmp_path)
+    assert len(Store(folder).finished()) == 1
+    assert not (folder / "results.json").exists()
+    listed = command("runs")[1]
+    assert "1/4 cells  goes on with: steepest compare" in listed
+    code, _, err = command("report", "last")
+    assert code == 2
+    assert "has 1 of 4 cells; this goes on: steepest compare" in err
+    code, _, err = command("predict", "last", csv)
+    assert code == 2
+    assert "no saved winner" in err
+    assert command("compare", csv, *FAST, "--quiet")[0] == 0
+    assert Store(folder).counters() == [1, 1, 1, 1]
+
+
+def test_an_interrupt_is_one_line_and_130(
+    command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steepest.comparison.runner.run_job", interrupted)
+        code, out, err = command("compare", csv, *FAST, "--quiet")
+    assert (code, out) == (130, "")
+    assert err == "steepest: interrupted; what is finished is kept, and the same command goes on\n"
+    assert command("compare", csv, *FAST, "--quiet")[0] == 0
+
+
+def test_a_run_under_way_is_refused_elsewhere(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    (folder,) = folders(tmp_path)
+    with Store(folder).locked():
+        code, _, err = command("compare", csv, *FAST, "--quiet")
+    assert code == 2
+    assert err == f"steepest: error: run {folder.name} is being computed by another process\n"
+
+
+def test_runs_lists_them_newest_first(command: Command, csv: Path, tmp_path: Path) -> None:
+    code, out, _ = command("runs")
+    assert code == 0
+    assert "no runs under 'steepest-runs'" in out
+    command("compare", csv, *FAST)
+    command("compare", "iris", *FAST)
+    first, second = command("runs")[1].splitlines()
+    assert "  iris  4/4 cells  Choosing the objective" in first
+    assert "  small.csv  4/4 cells  Choosing the objective" in second
+    assert command("runs")[1].splitlines() == [first, second]
+
+
+def test_report_writes_it_again(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    (folder,) = folders(tmp_path)
+    page = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    code, out, _ = command("report", "last")
+    assert code == 0
+    assert any(line.endswith("report.html") for line in out.splitlines())
+    assert (folder / "report.html").read_bytes() == page
+    code, _, err = command("report", "zzz")
+    assert code == 2
+    assert "no run 'zzz'" in err
+
+
+def test_predict_is_the_winners_predict(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    (folder,) = folders(tmp_path)
+    rows = pd.read_csv(csv).drop(columns="kind")
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    expected = Winner.load(folder / "winner").predict_file(tmp_path / "new.csv")
+    code, out, err = command("predict", "last", "new.csv")
+    assert (code, err) == (0, "")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(out)), expected)
+    code, out, err = command("predict", folder.name[:6], csv, "--to", "said.csv")
+    assert (code, out) == (0, "")
+    assert "72 predictions in said.csv" in err
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "said.csv"), expected)
+
+
+def test_predict_refuses_in_one_line(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    pd.read_csv(csv).drop(columns="width").to_csv(tmp_path / "lacking.csv", index=False)
+    for words, said in (
+        (("last", "lacking.csv"), "no column 'width'"),
+        (("last", "nowhere.csv"), "nowhere.csv"),
+        (("zzz", csv), "no run 'zzz'"),
+        (("last", csv, "--to", "no/where.csv"), "--to: cannot write"),
+    ):
+        code, out, err = command("predict", *words)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_a_fixed_test_file_takes_the_place_of_the_folds(command: Command, csv: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(csv)
+    frame.iloc[:52].to_csv(tmp_path / "train.csv", index=False)
+    frame.iloc[52:].to_csv(tmp_path / "test.csv", index=False)
+    options = ("--objectives", "comp_sum", "--no-classical", "--trials", 2, "--epochs", 2, "--workers", 1, "--json")
+    code, out, _ = command("compare", "train.csv", "--test", "test.csv", *options)
+    assert code == 0
+    results = json.loads(out)
+    assert results["headline"]["test"] == "paired bootstrap on the fixed test set"
+    assert len(results["fold_scores"]["comp_sum"]) == 1
+
+
+def test_two_data_sets_say_that_the_test_has_no_power(command: Command, csv: Path) -> None:
+    options = (*FAST, "--metric", "accuracy")
+    code, out, _ = command("compare", csv, "iris", *options)
+    assert code == 0
+    assert "== iris" in out
+    assert "across 2 data sets, 2 objectives:" in out
+    assert "no power" in out
+    code, out, _ = command("compare", csv, "iris", *options, "--json")
+    assert [r["data"]["name"] for r in json.loads(out)["data_sets"]] == ["small.csv", "iris"]
+    assert "no power" in json.loads(out)["across"]["message"]

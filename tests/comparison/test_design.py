@@ -1,0 +1,76 @@
+"""What each objective gets to try."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import qmc
+
+from steepest.comparison.design import LEARNING_RATES, ROLES, seed_of, trials
+from steepest.core.objective import Objective
+from steepest.core.search import Choice, Float, Int
+
+
+class Searched(Objective):
+    name = "searched"
+    tasks = ("binary",)
+    search = {"tau": Float(0.5, 8.0, log=True), "k": Int(1, 5), "form": Choice(("a", "b"))}
+
+
+class Bare(Objective):
+    name = "bare"
+    tasks = ("binary",)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_up_to_three_trials_are_the_defaults_at_the_first_learning_rates(count: int) -> None:
+    found = trials(Searched, count, 0)
+    assert [t.lr for t in found] == [1e-3, 3e-3, 3e-4][:count]
+    assert all(t.hyper == {} and t.weight_decay == 1e-4 for t in found)
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 20])
+def test_further_trials_are_a_sobol_design_inside_the_ranges(count: int) -> None:
+    found = trials(Searched, count, 3)
+    assert len(found) == count
+    assert [t.lr for t in found[:3]] == list(LEARNING_RATES)
+    for t in found[3:]:
+        assert 1e-4 <= t.lr <= 1e-2
+        assert 1e-6 <= t.weight_decay <= 1e-1
+        assert 0.5 <= t.hyper["tau"] <= 8.0
+        assert t.hyper["k"] in range(1, 6)
+        assert t.hyper["form"] in ("a", "b")
+
+
+def test_the_design_is_scrambled_sobol_by_scipy() -> None:
+    engine = qmc.Sobol(2, rng=np.random.default_rng([7, ROLES.index("trials")]))
+    points = engine.random(8)[:5]
+    rates = 10 ** (-4 + 2 * points[:, 0])
+    decays = 10 ** (-6 + 5 * points[:, 1])
+    found = trials(Bare, 8, 7)[3:]
+    assert [t.lr for t in found] == pytest.approx(rates.tolist())
+    assert [t.weight_decay for t in found] == pytest.approx(decays.tolist())
+
+
+def test_a_sobol_design_fills_the_learning_rates_evenly() -> None:
+    rates = np.log10([t.lr for t in trials(Bare, 3 + 16, 0)[3:]])
+    counts, _ = np.histogram(rates, bins=4, range=(-4, -2))
+    assert counts.tolist() == [4, 4, 4, 4]
+
+
+def test_a_second_call_gives_the_same_and_another_seed_another_design() -> None:
+    assert trials(Searched, 9, 1) == trials(Searched, 9, 1)
+    assert trials(Searched, 9, 1)[3:] != trials(Searched, 9, 2)[3:]
+    assert trials(Searched, 9, 1)[:3] == trials(Searched, 9, 2)[:3]
+
+
+def test_objectives_share_the_optimizer_part_of_the_first_point() -> None:
+    """Same count and same three learning rates for all: none gets more tries than another."""
+    assert len(trials(Bare, 11, 0)) == len(trials(Searched, 11, 0)) == 11
+
+
+def test_seeds_differ_by_repeat_fold_and_role() -> None:
+    keys = [(s, r, f, role) for s in (0, 1) for r in (0, 1) for f in (0, 1) for role in ROLES]
+    found = {seed_of(*key) for key in keys}
+    assert len(found) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in found)

@@ -1,0 +1,264 @@
+"""A comparison from Python; and one that is killed and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import steepest
+from steepest.comparison import InputError, OverBudget, plan
+from steepest.comparison.store import Store
+
+FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1, "classical": False, "quiet": True}
+
+
+def test_arrays_own_parts_and_what_comes_back(blobs: Callable, own: str, tmp_path: Path) -> None:
+    import own_parts  # type: ignore[import-not-found]
+
+    x, y = blobs(60, 3)
+    options = {**FAST, "classical": True, "repeats": 2}
+    names = [own_parts.Plain, "comp_sum"]
+    torch.manual_seed(3)
+    torch.set_num_threads(2)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), os.environ.get("OMP_NUM_THREADS")  # noqa: NPY002
+    found = steepest.compare(
+        x, y, objectives=names, metric=own_parts.share_right, model=own_parts.dropping, out=tmp_path, **options
+    )
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+    assert torch.get_num_threads() == 2
+    assert os.environ.get("OMP_NUM_THREADS") == before[2]
+    board, scores = found.leaderboard, found.fold_scores
+    assert board["name"].tolist()[:4] == ["selected procedure", "cross_entropy", "own_parts:Plain", "comp_sum"]
+    assert set(board["kind"]) == {"procedure", "objective", "classical"}
+    assert {"tier", "difference", "low", "high", "p", "p_holm", "detectable", "accuracy"} <= set(board.columns)
+    assert len(scores) == 4
+    assert scores.columns.tolist() == [n for n in board["name"] if n != "selected procedure"]
+    own_row = board[board["name"] == "own_parts:Plain"].iloc[0]
+    assert own_row["accuracy"] == pytest.approx(scores["own_parts:Plain"].mean(), abs=1e-5)
+    assert own_row["own_parts:share_right"] == pytest.approx(own_row["accuracy"], abs=1e-9)
+    assert found.sentence in repr(found)
+    assert found.sentence in found._repr_html_()
+    assert found.report.is_file()
+    predicted = found.predict(pd.DataFrame(x, columns=["c1", "c2", "c3", "c4"]))
+    assert len(predicted) == 60
+    assert set(predicted["prediction"]) <= {"0", "1", "2"}
+    pd.testing.assert_frame_equal(predicted, found.winner.predict(pd.DataFrame(x, columns=["c1", "c2", "c3", "c4"])))
+
+
+def test_a_frame_and_a_metric_where_smaller_is_better(blobs: Callable, own: str, tmp_path: Path) -> None:
+    import own_parts  # type: ignore[import-not-found]
+
+    x, y = blobs(60, 2)
+    frame = pd.DataFrame(x, columns=list("abcd")).assign(goal=np.array(["no", "yes"])[y])
+    found = steepest.compare(frame, objectives=f"{own}:Backwards", metric=own_parts.mistakes, out=tmp_path, **FAST)
+    assert found.results["metric"]["greater_is_better"] is False
+    scores = found.fold_scores
+    assert scores[f"{own}:Backwards"].mean() > scores["cross_entropy"].mean()
+    assert found.results["headline"]["selected"] == {"cross_entropy": 2}  # the lower loss does not win
+    assert found.winner.facts["objective"] == "cross_entropy"
+
+
+def test_a_diverging_objective_ends_as_the_worst(blobs: Callable, own: str, tmp_path: Path) -> None:
+    x, y = blobs(60, 2, spread=0.5)
+    options = {**FAST, "epochs": 8, "folds": 4, "repeats": 2}
+    found = steepest.compare(x, y, objectives=f"{own}:Broken", metric="accuracy", out=tmp_path, **options)
+    row = found.leaderboard.set_index("name").loc[f"{own}:Broken"]
+    assert row["tier"] == "worse"
+    assert {r["name"]: r["diverged"] for r in found.results["rows"]}[f"{own}:Broken"] == 8 * (2 * 3 + 1)
+    assert found.winner.facts["objective"] == "cross_entropy"
+    assert np.isfinite(found.fold_scores.to_numpy()).all()
+    numbers = steepest.compare(
+        x, x @ [3.0, 1.0, 0.0, 0.0], task="regression", objectives=f"{own}:BrokenNumber", out=tmp_path,
+        **{**options, "epochs": 20},
+    )  # fmt: skip
+    row = numbers.leaderboard.set_index("name").loc[f"{own}:BrokenNumber"]
+    assert row["tier"] == "worse"
+    assert row["difference"] > 0
+
+
+def test_weights_refuse_a_loss_of_the_batch(blobs: Callable, own: str, tmp_path: Path) -> None:
+    x, y = blobs(60, 2)
+    frame = pd.DataFrame(x, columns=list("abcd")).assign(w=1.5, goal=y)
+    frame.loc[::2, "w"] = 0.5
+    with pytest.raises(InputError, match="'own_parts:OfBatch' does not fit"):
+        steepest.compare(frame, objectives=f"{own}:OfBatch", weight="w", out=tmp_path, **FAST)
+    assert list(tmp_path.iterdir()) == []
+    assert steepest.compare(frame, objectives="comp_sum", weight="w", out=tmp_path, **FAST).sentence
+
+
+def test_over_budget_trains_nothing(blobs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "time_job", lambda context, job: 1e5)
+    with pytest.raises(OverBudget, match="over the budget of 1 minutes") as caught:
+        steepest.compare(*blobs(60, 2), objectives="comp_sum", budget=1, out=tmp_path, **FAST)
+    assert caught.value.commands
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("thing", [lambda y, p: 0.0, 3, type("Local", (), {})])
+def test_what_has_no_name_in_a_module_is_refused(blobs: Callable, tmp_path: Path, thing: object) -> None:
+    with pytest.raises(InputError):
+        steepest.compare(*blobs(60, 2), objectives="comp_sum", metric=thing, out=tmp_path, **FAST)
+
+
+# ---- killed, and going on ----
+
+WORDS = [
+    "compare", "wine", "--objectives", "comp_sum", "--no-classical", "--repeats", "2", "--folds", "4",
+    "--trials", "3", "--workers", "2", "--quiet", "--batch", "8",
+]  # fmt: skip
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "steepest", *WORDS, *more], cwd=folder, env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finished(folder: Path) -> int:
+    """Stored cells, read from outside as the run goes on."""
+    files = list((folder / "steepest-runs").glob("*/run.sqlite"))
+    if not files:
+        return 0
+    try:
+        connection = sqlite3.connect(f"file:{files[0]}?mode=ro", uri=True, timeout=5)
+        try:
+            return int(connection.execute("select count(*) from cells").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return 0
+
+
+def members(session: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(own) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def nobody_left(session: int) -> bool:
+    deadline = time.monotonic() + 60
+    while members(session) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not members(session)
+
+
+def scores_of(folder: Path) -> dict:
+    """Every number of every cell but the costs, and the fitted winner's bytes."""
+    (run,) = (folder / "steepest-runs").iterdir()
+    store = Store(run)
+    costs = ("seconds", "seconds_per_epoch", "peak_memory_mb")
+    cells = {n: {p: {k: v for k, v in c.items() if k not in costs} for p, c in own.items()}
+             for n, own in store.cells().items()}  # fmt: skip
+    results = json.loads((run / "results.json").read_text())
+    keep = ("sentence", "headline", "fold_scores", "curves", "winner", "id")
+    return {
+        "cells": cells,
+        "counters": store.counters(),
+        "results": {k: results[k] for k in keep},
+        "weights": (run / "winner" / "winner.safetensors").read_bytes(),
+    }
+
+
+def kill_and_go_on(folder: Path, kills: int, *more: str) -> tuple[int, int]:
+    """SIGKILL the parent so often, in turn at once and right after a cell; gives kills after a cell, and cells."""
+    late = 0
+    for number in range(kills):
+        before = finished(folder)
+        process = start(folder, *more)
+        deadline = time.monotonic() + (0.3 + 0.25 * (number % 9) if number % 4 == 3 else 300)
+        while process.poll() is None and finished(folder) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        late += finished(folder) > before
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+        assert nobody_left(process.pid), f"workers outlived kill {number}"
+    return late, finished(folder)
+
+
+def finish(folder: Path, *more: str) -> None:
+    process = start(folder, *more)
+    out, err = process.communicate(timeout=600)
+    assert (process.returncode, err) == (0, "")
+    assert "Choosing the objective" in out
+
+
+def check_kills(tmp_path: Path, kills: int, *more: str) -> None:
+    hurt, whole = tmp_path / "hurt", tmp_path / "whole"
+    hurt.mkdir()
+    whole.mkdir()
+    late, cells = kill_and_go_on(hurt, kills, *more)
+    assert late >= kills / 2
+    finish(hurt, *more)
+    finish(whole, *more, "--workers", "1")  # nor do the workers matter
+    found, expected = scores_of(hurt), scores_of(whole)
+    assert set(found["counters"]) == {1}
+    assert found == expected
+    assert 0 < cells < len(found["counters"])
+
+
+@pytest.fixture
+def a_job_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of one cell each, in the subprocess too."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, sys\n"
+        "class Find(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name != 'steepest.comparison.api':\n"
+        "            return None\n"
+        "        sys.meta_path.remove(self)\n"
+        "        import steepest.comparison.plan\n"
+        "        steepest.comparison.plan.STACK_WORK = 1.0\n"
+        "        return None\n"
+        "sys.meta_path.insert(0, Find())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_three_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None:
+    check_kills(tmp_path, 3, "--epochs", "6", "--folds", "3", "--repeats", "1")
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None:
+    check_kills(tmp_path, 20, "--epochs", "12", "--folds", "6", "--repeats", "3")
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path, a_job_a_cell: None) -> None:
+    options = ("--epochs", "20", "--folds", "4", "--repeats", "2")
+    process = start(tmp_path, *options)
+    while process.poll() is None and finished(tmp_path) == 0:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "steepest: interrupted; what is finished is kept, and the same command goes on\n"
+    assert nobody_left(process.pid)
+    kept = finished(tmp_path)
+    assert kept > 0
+    finish(tmp_path, *options)
+    assert set(scores_of(tmp_path)["counters"]) == {1}

@@ -1,0 +1,272 @@
+"""A stack of models gives each the numbers that it gets alone, from ``torch.optim.AdamW`` in a run of its own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.core.heads import ScalarHead
+from steepest.core.objective import TaskInfo
+from steepest.descent import (
+    ArrayBatches,
+    Descent,
+    EarlyStopping,
+    Hook,
+    Stack,
+    StackedAdamW,
+    StackedBatches,
+    StackedObjective,
+    StackedStep,
+    architecture,
+    drop,
+    stackable,
+)
+from steepest.losses import (
+    ALDRLoss,
+    AnyLoss,
+    CompSumLoss,
+    CrossEntropyLoss,
+    CrossEntropyWithOPL,
+    EnsLoss,
+    FocalLoss,
+    HarmonicLoss,
+    HuberLoss,
+    LDAMLoss,
+    PSKDLoss,
+)
+from steepest.nn.networks import Network, Residual, mlp, residual_mlp
+
+ROWS, WIDTH, MODELS = (20, 31, 24), 6, 4
+WHICH, SEEDS = [0, 1, 2, 1], [5, 6, 7, 6]
+RATES, DECAYS = [0.01, 0.003, 0.02, 0.001], [0.0, 0.1, 0.01, 0.3]
+
+
+def datasets(kind, weighted):
+    g = torch.Generator().manual_seed(2)
+    found = []
+    for rows in ROWS:
+        x = torch.randn(rows, WIDTH, generator=g, dtype=torch.float64)
+        y = (x[:, 0] > 0).long() + (2 * (x[:, 1] > 0.5).long() if kind == "multiclass" else 0)
+        y = x[:, 0] * x[:, 1] if kind == "regression" else y.clamp_max(2)
+        weight = torch.rand(rows, generator=g, dtype=torch.float64) + 0.1 if weighted else None
+        found.append((x, y, weight))
+    return found
+
+
+def setting(make, kind, backbone, data):
+    objectives, networks = [], []
+    for m in range(MODELS):
+        torch.manual_seed(m)
+        y = data[WHICH[m]][1]
+        counts = () if kind == "regression" else tuple(torch.bincount(y).tolist())
+        info = TaskInfo(kind, len(y), max(1, len(counts)), counts, feature_dim=5, epochs=13, steps_per_epoch=4, seed=m)
+        objectives.append(make(m, info))
+        networks.append(Network(backbone(WIDTH, width=5, depth=2), objectives[-1].head(5, info)).double())
+    return objectives, networks
+
+
+class StopAfter(Hook):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def on_epoch_end(self, descent):
+        descent.stop = descent.epoch >= self.epochs
+
+
+def alone(objective, network, data, m, epochs):
+    x, y, weight = data
+    return Descent(
+        network,
+        objective,
+        ArrayBatches(x, y, batch_size=8, steps=4, seed=SEEDS[m], weight=weight),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=RATES[m], weight_decay=DECAYS[m]),
+        hooks=[StopAfter(epochs)],
+    ).fit(13)
+
+
+class DropAt(Hook):
+    """Takes models out after some epochs, and keeps what they were."""
+
+    def __init__(self, plan):
+        self.plan, self.alive, self.final = plan, list(range(MODELS)), {}
+
+    def on_epoch_end(self, descent):
+        gone = self.plan.get(descent.epoch, [])
+        for position, model in enumerate(self.alive):
+            if model in gone:
+                self.final[model] = descent.model.member(position)
+        if gone:
+            going = [model not in gone for model in self.alive]
+            drop(descent, going)
+            self.alive = [m for m in self.alive if m not in gone]
+
+
+CASES = {
+    "shared": (lambda m, i: CrossEntropyLoss(), "multiclass", mlp, False),
+    "shared-weights": (lambda m, i: CrossEntropyLoss(), "multiclass", residual_mlp, True),
+    "shared-sum": (lambda m, i: CrossEntropyLoss(reduction="sum"), "multiclass", mlp, True),
+    "two-groups": (lambda m, i: CompSumLoss(tau=(1.0, 0.5)[m % 2]), "multiclass", mlp, False),
+    "each-its-own": (lambda m, i: FocalLoss(gamma=1.0 + m), "multiclass", residual_mlp, True),
+    "scalar-head": (lambda m, i: HuberLoss(delta=0.5), "regression", mlp, True),
+    "cosine-head": (lambda m, i: LDAMLoss.from_task(i, scale=10.0), "multiclass", mlp, False),
+    "distance-head": (lambda m, i: HarmonicLoss(n=2.0 + m), "multiclass", mlp, True),
+    "batch": (lambda m, i: AnyLoss("f1"), "binary", mlp, False),
+    "batch-features": (lambda m, i: CrossEntropyWithOPL(0.5), "multiclass", mlp, False),
+    "batch-features-own": (lambda m, i: CrossEntropyWithOPL(0.5, gamma=0.1 + m), "multiclass", residual_mlp, False),
+    "ps-kd": (lambda m, i: PSKDLoss.from_task(i, alpha=0.5 + 0.1 * m), "multiclass", mlp, True),
+    "aldr": (lambda m, i: ALDRLoss.from_task(i), "multiclass", residual_mlp, False),
+    "ensloss": (lambda m, i: EnsLoss.from_task(i, period=1 + m), "binary", mlp, False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_model_as_alone(name):
+    """52 steps; model 1 leaves after 5 epochs, models 0 and 3 after 8."""
+    make, kind, backbone, weighted = CASES[name]
+    data = datasets(kind, weighted)
+    objectives, networks = setting(make, kind, backbone, data)
+    twins = copy.deepcopy((objectives, networks))
+    stack = Stack(networks)
+    watch = DropAt({5: [1], 8: [0, 3]})
+    Descent(
+        stack,
+        StackedObjective(objectives),
+        StackedBatches(data, WHICH, SEEDS, batch_size=8, steps=4),
+        method=StackedStep(),
+        optimizer=StackedAdamW(stack, lr=RATES, weight_decay=DECAYS),
+        hooks=[watch],
+    ).fit(13)
+    watch.final[2] = stack.member(0)
+    lengths = {0: 8, 1: 5, 2: 13, 3: 8}
+    for m, (objective, network) in enumerate(zip(*twins)):
+        start = {k: v.clone() for k, v in network.state_dict().items()}
+        alone(objective, network, data[WHICH[m]], m, lengths[m])
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(watch.final[m][key], value, rtol=1e-9, atol=1e-9)
+        assert any((start[k] - v).abs().max() > 1e-3 for k, v in network.state_dict().items()), "it trained"
+
+
+def test_ignored_rows_count_for_no_model():
+    z, target = torch.randn(2, 5, 3), torch.tensor([[0, 1, -100, 2, -100], [0, -100, 1, 2, 2]])
+    for weight in (None, torch.rand(2, 5)):
+        named = {} if weight is None else {"weight": weight}
+        joint = StackedObjective([CrossEntropyLoss(), CrossEntropyLoss()])
+        joint(z, target, **named)
+        for m in range(2):
+            own = CrossEntropyLoss()(z[m], target[m], **{k: v[m] for k, v in named.items()})
+            torch.testing.assert_close(joint.losses[m], own)
+
+
+def test_settings_of_parts_separate_groups():
+    same = StackedObjective([CrossEntropyWithOPL(1.0, 0.1), CrossEntropyWithOPL(1.0, 0.1)])
+    other = StackedObjective([CrossEntropyWithOPL(1.0, 0.1), CrossEntropyWithOPL(1.0, 0.2)])
+    assert (len(same.groups), len(other.groups)) == (1, 2)
+    counts = StackedObjective([LDAMLoss((5, 3)), LDAMLoss((5, 3)), LDAMLoss((3, 5))])
+    assert counts.groups == [[0, 1], [2]]
+
+
+def test_early_stopping_of_a_stack_takes_models_out():
+    data = datasets("multiclass", False)
+    objectives, networks = setting(lambda m, i: CrossEntropyLoss(), "multiclass", mlp, data)
+    stack = Stack(networks)
+    curves = {0: [3, 2, 1, 0, 0, 0], 1: [1, 2, 3, 4, 5, 6], 2: [1, 2, 1, 1, 1, 1], 3: [0, 0, 1, 0, 0, 0]}
+
+    def evaluate(descent):
+        return [float(curves[m][descent.epoch - 1]) for m in stopping.alive or range(MODELS)]
+
+    stopping = EarlyStopping(evaluate, patience=2)
+    run = Descent(
+        stack,
+        StackedObjective(objectives),
+        StackedBatches(data, WHICH, SEEDS, batch_size=8, steps=2),
+        method=StackedStep(),
+        optimizer=StackedAdamW(stack, lr=RATES, weight_decay=DECAYS),
+        hooks=[stopping],
+    ).fit(6)
+    assert run.epoch == 6
+    assert stopping.best_epoch == [1, 6, 2, 3]
+    assert [len(curve) for curve in stopping.curves] == [3, 6, 4, 5]
+    assert stopping.alive == [1]
+    assert len(stack) == len(run.objective.members) == len(run.optimizer.first) == 1
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="models: expected at least one"):
+        Stack([])
+    with pytest.raises(ValueError, match="models: expected one architecture"):
+        Stack([nn.Linear(3, 2), nn.Linear(3, 3)])
+    with pytest.raises(ValueError, match=r"models: expected one architecture, got .*LeakyReLU.*0\.3"):
+        Stack([nn.Sequential(nn.Linear(3, 2), nn.LeakyReLU(s)) for s in (0.1, 0.3)])
+    assert architecture(nn.Linear(3, 2)) != architecture(nn.Linear(3, 2, bias=False))
+    with pytest.raises(ValueError, match="model: expected layers without buffers and dropout in a stack"):
+        Stack([nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))])
+    assert not stackable(nn.BatchNorm1d(3))
+    assert stackable(nn.LayerNorm(3))
+    stack = Stack([nn.Linear(3, 2)] * 3)
+    with pytest.raises(ValueError, match="lr, weight_decay: expected 3 values"):
+        StackedAdamW(stack, lr=[0.1], weight_decay=[0.0] * 3)
+    with pytest.raises(ValueError, match="lr: expected a number > 0"):
+        StackedAdamW(stack, lr=[0.1, 0.0, 1.0], weight_decay=[0.0] * 3)
+    with pytest.raises(ValueError, match="flat: expected 3 models of 8 numbers, as now"):
+        stack.load_state_dict(Stack([nn.Linear(3, 2)]).state_dict())
+    x, y = torch.zeros(5, 3), torch.zeros(5)
+    with pytest.raises(ValueError, match="batch_size: expected at most the rows of the smallest"):
+        StackedBatches([(x, y, None)], [0], [1], batch_size=6, steps=1)
+    with pytest.raises(ValueError, match="datasets: expected weights for all or for none"):
+        StackedBatches([(x, y, None), (x, y, y)], [0, 1], [1, 1], batch_size=2, steps=1)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Linear(3, 2, bias=False), lambda: ScalarHead(3), lambda: nn.LayerNorm(3), lambda: nn.Softmax(-1),
+        lambda: Residual(nn.Linear(3, 3)), lambda: Doubled(nn.Linear(3, 2)), nn.GELU, lambda: mlp(3, width=4),
+        lambda: residual_mlp(3, width=4),
+    ],
+)  # fmt: skip
+def test_outputs_and_gradients_of_layers(layer):
+    models = [nn.Sequential(nn.Linear(3, 3), layer()).double() for _ in range(3)]
+    stack, x = Stack(models), torch.randn(3, 4, 3, dtype=torch.float64)
+    outputs = stack(x)
+    (outputs**2).sum().backward()
+    for m, model in enumerate(models):
+        wanted = model(x[m])
+        torch.testing.assert_close(outputs[m], wanted, rtol=1e-12, atol=1e-12)
+        (wanted**2).sum().backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(stack.views[name].grad[m], p.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_state_and_schedule():
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    x, y = torch.randn(2, 8, 3), torch.randint(2, (2, 8))
+
+    def run(epochs, state=None):
+        stack = Stack(models)
+        optimizer = StackedAdamW(stack, lr=[0.1, 0.2], weight_decay=[0.0, 0.1])
+        descent = Descent(
+            stack,
+            StackedObjective([CrossEntropyLoss(), CrossEntropyLoss()]),
+            StackedBatches([(x[0], y[0], None), (x[1], y[1], None)], [0, 1], [1, 2], batch_size=4, steps=2),
+            method=StackedStep(),
+            optimizer=optimizer,
+            schedule=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        )
+        if state is not None:
+            descent.load_state_dict(state)
+        return descent.fit(epochs)
+
+    whole, part = run(4), run(2)
+    again = run(4, copy.deepcopy(part.state_dict()))
+    assert torch.equal(whole.model.flat, again.model.flat)
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(0.5**8)
+    with pytest.raises(ValueError, match="first: expected averages of 2 models"):
+        part.optimizer.load_state_dict({**part.optimizer.state_dict(), "first": torch.zeros(1, 8)})
