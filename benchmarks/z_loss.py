@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from _record import record
 from torch.nn.functional import cross_entropy
 
 from steepest.losses.classification import SphericalOutputLayer
@@ -54,11 +55,16 @@ def measure(classes: int, width: int, batch: int, repeats: int) -> dict[str, flo
     weight = layer.weight.clone().requires_grad_()
     del layer
     dense = milliseconds(lambda: log_softmax_step(weight, h, target), repeats)
-    return {"classes": classes, "factored_ms": factored, "log_softmax_ms": dense, "ratio": dense / factored}
+    return {
+        "classes": classes,
+        "factored_ms": round(factored, 3),
+        "log_softmax_ms": round(dense, 3),
+        "ratio": round(dense / factored, 2),
+    }
 
 
 def main() -> None:
-    """Measure, print, and keep the numbers where the recorder is there."""
+    """Measure, print and keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", default="1000,10000,100000,1000000")
     parser.add_argument("--width", type=int, default=64)
@@ -73,7 +79,10 @@ def main() -> None:
         print(f"{classes:>9}  {row['factored_ms']:>6.2f} ms  {row['log_softmax_ms']:>8.2f} ms  {row['ratio']:>6.1f}x")
     growth = rows[-1]["factored_ms"] / rows[0]["factored_ms"]
     print(f"factored step, most classes over fewest: {growth:.2f}x")
+    facts = {"width": options.width, "batch": options.batch, "threads": torch.get_num_threads()}
+    print(record("z_loss", {**facts, "rows": rows, "factored_growth": round(growth, 2)}).name)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -1,4 +1,4 @@
-"""Write the pages of the documentation: the hand-written ones as they are, and one for each system that is there."""
+"""Write the pages of the documentation: the hand-written ones, one for each system that is there, and the tables."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import shutil
 import textwrap
 from pathlib import Path
 
+import findings
+import tables
+from findings import cell
+
 from steepest.catalogue import System, checked, systems, there, verdict
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "build" / "docs"
+INCLUDE = re.compile(r'^<!-- include: (?P<file>\S+) "(?P<title>[^"]+)" -->$', re.MULTILINE)
+PICTURE = re.compile(r"^!\[[^\]]*\]\((?P<target>[^)]+)\)\n\n?", re.MULTILINE)
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Class attributes|Shapes?|References|Examples?):$")
 
 
@@ -20,23 +26,41 @@ def main() -> None:
     """Fill the folder that mkdocs reads."""
     shutil.rmtree(TARGET, ignore_errors=True)
     (TARGET / "systems").mkdir(parents=True)
-    for file in (*HERE.glob("*.md"), *HERE.glob("*.js")):
-        shutil.copy(file, TARGET)
+    for file in sorted(file for kind in ("md", "js", "png", "svg") for file in HERE.rglob(f"*.{kind}")):
+        to = TARGET / file.relative_to(HERE)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".md":
+            to.write_text(written(file), encoding="utf-8")
+        else:
+            shutil.copy(file, to)
     present = [system for system in systems() if there(system)]
-    for system in present:
-        (TARGET / "systems" / f"{system.slug}.md").write_text(page(system), encoding="utf-8")
-    (TARGET / "systems" / "index.md").write_text(index(present), encoding="utf-8")
-    (TARGET / "systems" / "exemptions.md").write_text(exemptions(present), encoding="utf-8")
+    made = {f"systems/{system.slug}.md": page(system) for system in present}
+    made |= {"systems/index.md": index(present), "systems/exemptions.md": exemptions(present)}
+    made |= {"gallery.md": findings.page(present, TARGET), "tasks.md": tables.tasks_page(present)}
+    made |= {"benchmarks.md": tables.benchmarks_page(HERE.parent / "benchmarks")}
+    for name, text in made.items():
+        (TARGET / name).write_text(text, encoding="utf-8")
+
+
+def written(file: Path) -> str:
+    """A hand-written page: sections of other files put in, pictures that are not there left out."""
+
+    def included(found: re.Match[str]) -> str:
+        text = (HERE.parent / found["file"]).read_text(encoding="utf-8")
+        body = text.split(f"\n## {found['title']}\n", 1)[1].split("\n## ", 1)[0].strip()
+        return re.sub(r"^ {3}", "    ", body, flags=re.MULTILINE)  # four belong to a list item here
+
+    def pictured(found: re.Match[str]) -> str:
+        return found[0] if (file.parent / found["target"]).is_file() else ""
+
+    text = file.read_text(encoding="utf-8")
+    text = INCLUDE.sub(included, text)
+    return PICTURE.sub(pictured, text)
 
 
 def word(value: bool | str | None) -> str:
     """A status as a word."""
     return value if isinstance(value, str) else {True: "yes", False: "no", None: "–"}[value]
-
-
-def cell(text: object) -> str:
-    """Text that may stand in a cell of a table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 def index(present: list[System]) -> str:
@@ -70,6 +94,7 @@ def page(system: System) -> str:
     head, *rest = (f"| {key} | {value} |" for key, value in rows.items())
     lines = [f"# {system.slug}", "", head, "|---|---|", *rest]
     lines += ["", "```python", system.import_line, "```", "", markdown(inspect.getdoc(module) or "")]
+    lines += findings.section(system, TARGET)
     for name in system.names:
         thing = getattr(module, name)
         lines += ["", f"## {name}", ""]

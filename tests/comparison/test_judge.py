@@ -49,7 +49,8 @@ def fill(
             rows = len(context.split(pair, -1).other_target)
             outcome = Outcome(np.zeros(rows, dtype=np.int64)) if outcomes is None else outcomes[name]
             content = {
-                "score": score, "inner": [None, best], "metrics": {"ece": 0.1, "ece_calibrated": 0.1, context.metric.name: score},
+                "score": score, "inner": [None, best],
+                "metrics": {"ece": 0.1, "ece_calibrated": 0.1, context.metric.name: score},
                 "trial_text": "lr 1",
                 "diverged": int(score is None), "peak_memory_mb": 1.0, "curve": [best], "temperature": None,
                 "recall": [1.0, 0.5], "seconds_per_epoch": 0.1, "seconds": 1.0,

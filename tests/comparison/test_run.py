@@ -234,7 +234,8 @@ def a_job_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "        return None\n"
         "sys.meta_path.insert(0, Find())\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    known = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *([known] if known else [])]))
 
 
 def test_three_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None:

@@ -39,7 +39,9 @@ def same(a, b, where=""):
         assert a == b, where
 
 
-@pytest.mark.parametrize("source", ["arrays", "loader", pytest.param("plain-loader", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "source", ["arrays", "plain-loader", pytest.param("loader-with-generator", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_is_bit_identical(source, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()

@@ -19,13 +19,14 @@ from .. import __version__
 from . import plan as planning
 from .cells import Context, Job
 from .errors import InputError
+from .images import Images
+from .inputs import Data
 from .preparing import default_workers, prepare
 from .progress import Terminal, clock, summary
 from .report import write_report
 from .results import assemble
 from .runner import compute, one_thread, remaining
 from .store import RUNS, Store
-from .tables import Table
 from .winner import Winner, fit_winner, usage
 
 
@@ -181,9 +182,10 @@ def _stored_jobs(context: Context, folder: Path) -> tuple[list[Job], list[Job]]:
         store.close()
 
 
-def _table_hash(table: Table) -> str:
-    """What was kept of the data: columns, task, classes."""
-    facts = [list(map(str, table.frame.columns)), table.task, list(table.classes), table.target_name, len(table.target)]
+def _table_hash(table: Data) -> str:
+    """What was kept of the data: columns (or the shape of images), task, classes."""
+    columns = list(table.pixels.shape) if isinstance(table, Images) else list(map(str, table.frame.columns))
+    facts = [columns, table.task, list(table.classes), table.target_name, len(table.target)]
     parts = [p for p in (table.groups, table.times, table.weights) if p is not None]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for part in parts:

@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.objective import Objective, TaskInfo
+from ..core.objective import TaskInfo
+from ..descent.augment import default_augment
 from .baselines import Baseline, classical_learners
 from .design import Trial, seed_of, trials
-from .folds import Fold, inner_splits, outer_folds
-from .metrics import Outcome, evaluate, find_metric, fit_temperature, per_class_recall, tune_threshold
+from .folds import CLASSES, Fold, inner_splits, outer_folds
+from .images import Images
+from .inputs import Data, fit_inputs, transform
+from .metrics import Outcome, evaluate, fit_temperature, per_class_recall, tune_threshold
 from .models import find_model
-from .objectives import find_objective
 from .settings import Settings
-from .tables import Preprocessor, Table
+from .several import counts_of, metric_of, metrics_of, objective_for, target_scale
+from .tables.several import Part
 from .training import Member, Recipe, Split, outcome_of, train
 
 Pair = tuple[int, int]
@@ -69,20 +72,21 @@ def outcome_from(data: bytes) -> Outcome:
 class Context:
     """A table and settings, with what every cell of them shares."""
 
-    def __init__(self, table: Table, settings: Settings, test: Table | None = None) -> None:
+    def __init__(self, table: Data, settings: Settings, test: Data | None = None) -> None:
         self.table, self.settings, self.test = table, settings, test
-        self.metric = find_metric(settings.metric, table.task)
+        self.parts: tuple[Part, ...] = getattr(table, "parts", ())
+        self.metric = metric_of(settings.metric, table)
         self.classes = len(table.classes)
-        self._split = lru_cache(maxsize=48)(self._make_split)
+        self._split = lru_cache(maxsize=3 if isinstance(table, Images) else 48)(self._make_split)
 
     @property
     def folds(self) -> dict[Pair, Fold]:
-        """The outer folds; with a fixed test set one fold that trains on every row."""
+        """The outer folds; with a fixed test set one a seed, which trains on every row."""
         if not hasattr(self, "_folds"):
             s = self.settings
             if s.test:
                 rows = np.arange(len(self.table.target))
-                found = [Fold(0, 0, rows, np.arange(0))]
+                found = [Fold(repeat, 0, rows, np.arange(0)) for repeat in range(s.repeats)]
             else:
                 found = outer_folds(self.table, repeats=s.repeats, folds=s.folds, seed=s.seed)
             self._folds = {(f.repeat, f.fold): f for f in found}
@@ -95,7 +99,7 @@ class Context:
     def training_target(self, pair: Pair) -> np.ndarray:
         """The target with label noise in the training part of this fold, if the settings ask for it."""
         target = self.table.target
-        if not self.settings.noise or self.table.task == "regression":
+        if not self.settings.noise or self.table.task not in CLASSES:
             return target
         target = target.copy()
         rng = np.random.default_rng(seed_of(self.settings.seed, *pair, "noise"))
@@ -112,52 +116,58 @@ class Context:
         table, fold = self.table, self.folds[pair]
         rows, others = (fold.train, fold.test) if part < 0 else self.inner(pair)[part]
         target = self.training_target(pair)
-        frame = table.frame.iloc[rows]
-        prepared = Preprocessor().fit(frame)
-        outside = part < 0 and self.test is not None
-        other_frame = self.test.frame if outside and self.test is not None else table.frame.iloc[others]
-        other_target = self.test.target if outside and self.test is not None else target[others]
+        prepared = fit_inputs(table, rows)
         weights = table.weights
-        other_weight = None if weights is None else weights[others]
-        if outside and self.test is not None:
-            other_weight = self.test.weights
-        scale = (0.0, 1.0)
-        y = target[rows]
-        if table.task == "regression":
-            scale = (float(y.mean()), float(y.std()) or 1.0)
-            y = (y - scale[0]) / scale[1]
-        real = torch.float32 if table.task == "regression" else torch.int64
+        other_target, other_weight = target[others], None if weights is None else weights[others]
+        if part < 0 and self.test is not None:
+            other_inputs = transform(prepared, self.test)
+            other_target, other_weight = self.test.target, self.test.weights
+        else:
+            other_inputs = transform(prepared, table, others)
+        y, scale = target_scale(target[rows], table.task, self.parts)
+        real = torch.int64 if table.task in ("binary", "multiclass") else torch.float32
         return Split(
-            torch.as_tensor(prepared.transform(frame), dtype=torch.float32),
+            transform(prepared, table, rows),
             torch.as_tensor(y, dtype=real),
             None if weights is None else torch.as_tensor(weights[rows], dtype=torch.float32),
-            torch.as_tensor(prepared.transform(other_frame), dtype=torch.float32),
+            other_inputs,
             other_target,
             other_weight,
             scale,
+            table.task,
         )
 
     def info(self, pair: Pair, part: int) -> TaskInfo:
         """What an objective may know of the training split."""
-        split = self.split(pair, part)
-        regression = self.table.task == "regression"
-        counts = () if regression else tuple(torch.bincount(split.target, minlength=self.classes).clamp_min(1).tolist())
+        split, task = self.split(pair, part), self.table.task
+        counts = counts_of(split.target, task, self.classes, self.parts)
+        outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, self.classes)
         rows = len(split.inputs)
         batch = min(self.settings.batch_size, rows)
         return TaskInfo(
-            self.table.task,
+            task,
             num_samples=rows,
-            num_classes=1 if regression else self.classes,
+            num_classes=outputs,
             class_counts=counts,
             epochs=self.settings.epochs,
             steps_per_epoch=-(-rows // batch),
             seed=seed_of(self.settings.seed, *pair, "objective") % 2**31,
         )
 
-    def recipe(self, objective: type[Objective]) -> Recipe:
+    def objective(self, name: str) -> Any:
+        """The objective's class; with several targets of a mix, what stands for it."""
+        return objective_for(name, self.table.task, self.parts)
+
+    def recipe(self, objective: Any) -> Recipe:
         """What is the same for every training of an objective."""
         s = self.settings
-        return Recipe(objective, find_model(s.model), s.epochs, s.patience, s.batch_size, self.metric, s.device)
+        augment = None
+        if isinstance(self.table, Images) and s.augment:
+            height, width, channels = self.table.pixels.shape[1:]
+            augment = default_augment((channels, height, width))
+        return Recipe(
+            objective, find_model(s.model), s.epochs, s.patience, s.batch_size, self.metric, s.device, augment
+        )
 
     def member(self, pair: Pair, part: int, trial: Trial, length: int | None = None) -> Member:
         """One training in one split; equal folds have equal backbones and orders, whatever the objective."""
@@ -183,7 +193,7 @@ def run_job(context: Context, job: Job) -> list[CellResult]:
 
 
 def _objective(context: Context, job: Job) -> list[CellResult]:
-    cls = find_objective(job.name)
+    cls = context.objective(job.name)
     recipe = context.recipe(cls)
     settings = trials(cls, context.settings.trials, context.settings.seed)
     parts = {pair: len(context.inner(pair)) for pair in job.cells}
@@ -231,7 +241,7 @@ def _objective(context: Context, job: Job) -> list[CellResult]:
 
 def operating_point(context: Context, tuned: Sequence[Member]) -> dict[str, float | None]:
     """Threshold and temperature from the inner validation rows of the chosen setting."""
-    if context.table.task == "regression":
+    if context.table.task not in CLASSES:
         return {"threshold": None, "temperature": None}
     outcomes = []
     for m in tuned:
@@ -245,7 +255,7 @@ def _operating_point(context: Context, splits: Sequence[Split], outcomes: Sequen
     y = np.concatenate([split.other_target for split in splits])
     parts = [split.other_weight for split in splits if split.other_weight is not None]
     weights = np.concatenate(parts) if parts else None
-    if context.table.task == "regression" or not all(o.finite for o in outcomes):
+    if context.table.task not in CLASSES or not all(o.finite for o in outcomes):
         return {"threshold": None, "temperature": None}
     threshold = temperature = None
     decisions = [o.decision for o in outcomes if o.decision is not None]
@@ -300,16 +310,21 @@ def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outc
     split, task = context.split(pair, -1), context.table.task
     y, w = split.other_target, split.other_weight
     values["score"] = _finite(context.metric(y, outcome, w))
-    values["metrics"] = evaluate(
-        y,
-        outcome,
-        task,
-        context.classes or None,
-        weights=w,
-        threshold=values.get("threshold"),
-        temperature=values.get("temperature"),
-    )
-    if task != "regression":
+    if task in ("multilabel", "multitask"):
+        own = metrics_of(context.table)
+        found = {name: metric(y, outcome, w) for name, metric in own.items()}
+        values["metrics"] = {name: _finite(value) for name, value in found.items()}
+    else:
+        values["metrics"] = evaluate(
+            y,
+            outcome,
+            task,
+            context.classes or None,
+            weights=w,
+            threshold=values.get("threshold"),
+            temperature=values.get("temperature"),
+        )
+    if task in CLASSES:
         values["recall"] = list(per_class_recall(y, outcome, context.classes, w).values())
     return CellResult(job.kind, job.name, *pair, values, outcome)
 

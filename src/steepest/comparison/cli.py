@@ -17,7 +17,9 @@ def compare_command(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="A CSV or TSV file, or digits, wine, iris, breast_cancer, diabetes; several compare across data sets."
+            help="A CSV, TSV or Parquet file; digits, wine, iris, breast_cancer, diabetes; images as .npz, as IDX "
+            "images.gz:labels.gz or as a folder of class folders; several of them, or a folder of CSV files, compare "
+            "across data sets."
         ),
     ],
     target: Annotated[
@@ -45,6 +47,18 @@ def compare_command(
     test: Annotated[
         str | None, typer.Option(help="A file that is the test set, instead of outer folds.", rich_help_panel="Data")
     ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Images that carry a test part: file keeps it and repeats seeds, pool joins both for folds.",
+            rich_help_panel="Data",
+        ),
+    ] = "auto",
+    pool: Annotated[bool, typer.Option("--pool", help="The same as --split pool.", rich_help_panel="Data")] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Resize images to this many pixels a side.", rich_help_panel="Data")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Shift (and flip) images in training.", rich_help_panel="Data")] = True,
     noise: Annotated[
         float, typer.Option(help="Share of training labels replaced by another class.", rich_help_panel="Data")
     ] = 0.0,
@@ -56,11 +70,12 @@ def compare_command(
         typer.Option(help="Metric that selects and compares, or module:function.", rich_help_panel="What is compared"),
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="mlp, residual, or module:function from width to backbone.", rich_help_panel="What is compared"
+            help="mlp, residual, resnet (images), or module:function from width to backbone. Default: mlp or resnet.",
+            rich_help_panel="What is compared",
         ),
-    ] = "mlp",
+    ] = None,
     classical: Annotated[
         bool, typer.Option(help="Run classical learners beside the objectives.", rich_help_panel="What is compared")
     ] = True,
@@ -72,7 +87,10 @@ def compare_command(
         ),
     ] = None,
     folds: Annotated[int, typer.Option(help="Outer folds.", rich_help_panel="Design")] = 5,
-    trials: Annotated[int, typer.Option(help="Settings that each objective may try.", rich_help_panel="Design")] = 8,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Settings an objective may try. Default: 8, or 1 for images.", rich_help_panel="Design"),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Most epochs of a training. Default: 60, or 30 above 10,000 rows.", rich_help_panel="Design"),
@@ -123,13 +141,19 @@ def compare_command(
 
     steepest compare a.csv b.csv c.csv d.csv e.csv f.csv
 
+    steepest compare clinic.csv --target diabetes,stroke,asthma
+
+    steepest compare cifar10.npz --repeats 3
+
+    steepest compare images.gz:labels.gz --folds 5 --objectives squentropy,ldr
+
     steepest compare data.csv --objectives ldr,my_losses:MyLoss --model my_nets:backbone --dry-run
     """
     import sqlite3
     from concurrent.futures import BrokenExecutor
 
     from .api import OverBudget, execute
-    from .preparing import prepare
+    from .preparing import expand, prepare
     from .progress import Terminal
 
     options: dict[str, Any] = {
@@ -141,6 +165,9 @@ def compare_command(
         "weight": weight,
         "rare": rare,
         "test": test,
+        "split": "pool" if pool else split,
+        "size": size,
+        "augment": augment,
         "noise": noise,
         "objectives": objectives,
         "metric": metric,
@@ -155,6 +182,7 @@ def compare_command(
         "seed": seed,
         "device": device,
     }
+    data = [each for source in data for each in expand(source)]
     prepared = [prepare(source, **options) for source in data]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
     found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,22 @@ from .statistics import (
 from .store import Store
 
 Cells = dict[str, dict[Pair, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What several trainings say about the same fixed test rows."""
+
+    outcomes: list[Outcome]
+
+    def rows(self, index: np.ndarray) -> Seeds:
+        """The same of some rows, for all of them alike."""
+        return Seeds([outcome.rows(index) for outcome in self.outcomes])
+
+    @property
+    def finite(self) -> bool:
+        """Whether none diverged."""
+        return all(outcome.finite for outcome in self.outcomes)
 
 
 class Judge:
@@ -91,7 +107,8 @@ class Judge:
     def test_name(self) -> str:
         """The test of this design, in words."""
         if self.settings.test:
-            return "paired bootstrap on the fixed test set"
+            seeds = len(self.pairs)
+            return "paired bootstrap on the fixed test set" + (f", {seeds} seeds" if seeds > 1 else "")
         if self.settings.repeats == 5 and self.settings.folds == 2:
             return "combined 5x2cv F test"
         return f"corrected resampled t test, {len(self.pairs)} differences"
@@ -110,24 +127,30 @@ class Judge:
     def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
         test = self.context.test
         assert test is not None
-        pair = self.pairs[0]
-        if a[0] == b[0]:
+        if list(a) == list(b):
             return PairedResult(0.0, 0.0, 0.0, 1.0, 0, 0.0, 0.0, degenerate=True)
-        first, second = self.store.outcome(a[0], *pair), self.store.outcome(b[0], *pair)
+        first, second = self._seeds(a), self._seeds(b)
         if not (first.finite and second.finite):  # a diverged model is worse for certain
-            gap = self.score(a[0], pair) - self.score(b[0], pair)
+            gap = float(np.mean(self.picked_scores(a) - self.picked_scores(b)))
             return PairedResult(gap, gap, gap, 0.0 if gap else 1.0, 0, 0.0, 0.0, degenerate=True)
+
+        def metric(y: np.ndarray, seeds: Seeds, weights: np.ndarray | None = None) -> float:
+            return float(np.mean([self.metric(y, outcome, weights) for outcome in seeds.outcomes]))
+
         found = bootstrap_metric_difference(
-            self.metric,
+            metric,
             test.target,
             first,
             second,
             seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
-            n=int(np.clip(4_000_000 // len(test.target), 400, 2000)),
+            n=int(np.clip(4_000_000 // (len(test.target) * len(self.pairs)), 400, 2000)),
             weights=test.weights,
         )
         error = (found.high - found.low) / (2 * 1.96)
         return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
+
+    def _seeds(self, names: Sequence[str]) -> Seeds:
+        return Seeds([self.store.outcome(name, *pair) for name, pair in zip(names, self.pairs)])
 
     def tier(self, result: PairedResult, p: float) -> str:
         """better, not told apart, or worse."""

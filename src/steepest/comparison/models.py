@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..core.objective import Objective, TaskInfo
+from ..nn.convnet import small_resnet
 from ..nn.networks import Network, mlp, residual_mlp
 from .errors import InputError, nearest
 
@@ -20,7 +21,9 @@ Backbone = Callable[[int], nn.Module]
 MODELS: dict[str, Backbone] = {
     "mlp": partial(mlp, width=128, depth=2),
     "residual": partial(residual_mlp, width=128, depth=2),
+    "resnet": small_resnet,
 }
+IMAGE_MODELS = ("resnet",)
 
 
 def imported(option: str, spec: str) -> Any:
@@ -62,21 +65,22 @@ def find_model(spec: str) -> Backbone:
     return found
 
 
-def feature_width(backbone: nn.Module, in_features: int) -> int:
-    """The width of what a backbone gives for rows of ``in_features`` numbers.
+def feature_width(backbone: nn.Module, shape: tuple[int, ...]) -> int:
+    """The width of what a backbone gives for inputs of this shape: ``(features,)`` or ``(C, H, W)``.
 
     Raises:
-        InputError: it doesn't map ``[rows, in_features]`` to ``[rows, width]``.
+        InputError: it doesn't map ``[rows, *shape]`` to ``[rows, width]``.
     """
     if not isinstance(backbone, nn.Module):
         raise InputError(f"--model: expected the function to give a torch.nn.Module, got {type(backbone).__name__}")
+    what = f"{shape[0]} numbers" if len(shape) == 1 else " x ".join(map(str, shape))
     was = backbone.training
     backbone.eval()
     try:
         with torch.no_grad():
-            features = backbone(torch.zeros(2, in_features))
+            features = backbone(torch.zeros(2, *shape))
     except Exception as error:
-        raise InputError(f"--model: the backbone refused 2 rows of {in_features} numbers: {error}") from error
+        raise InputError(f"--model: the backbone refused 2 rows of {what}: {error}") from error
     backbone.train(was)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or features.shape[0] != 2:
         raise InputError("--model: expected features [rows, width] from the backbone")

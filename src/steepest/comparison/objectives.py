@@ -12,7 +12,7 @@ from ..core.objective import Objective
 from .errors import InputError, nearest
 from .models import imported
 
-PREFERRED_FIRST = {"regression": "squared_error"}
+PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
 SUPPORTED_NEEDS = {"index", "features", "inputs"}
 """What the tables of a comparison can give an objective."""
 
@@ -44,9 +44,9 @@ def baseline_of(task: str) -> str:
     return PREFERRED_FIRST.get(task, "cross_entropy")
 
 
-def why_not(cls: type[Objective], task: str, weighted: bool) -> str:
-    """Why an objective cannot be used here, or an empty string."""
-    if not cls.fits(task):
+def why_not(cls: type[Objective], task: str, weighted: bool, kinds: Sequence[str] = ()) -> str:
+    """Why an objective cannot be used here, or an empty string; ``kinds`` are the tasks of several targets."""
+    if not any(cls.fits(each) for each in kinds or (task,)):
         return f"it is for {' and '.join(cls.tasks)} targets"
     missing = set(cls.needs) - SUPPORTED_NEEDS
     if missing:
@@ -79,13 +79,16 @@ def find_objective(name: str) -> type[Objective]:
     )
 
 
-def choose_objectives(asked: str | Sequence[str], task: str, *, weighted: bool = False) -> tuple[list[str], list[str]]:
+def choose_objectives(
+    asked: str | Sequence[str], task: str, *, weighted: bool = False, kinds: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Names to run, the baseline first, and a line for each that was left out of a group word.
 
     Args:
         asked: ``"default"``, ``"all"``, or names (a list, or one text with commas).
         task: of the table.
         weighted: whether there are sample weights.
+        kinds: the tasks of several targets; an objective must fit one of them.
 
     Raises:
         InputError: an unknown name, or one that does not fit the task.
@@ -97,17 +100,19 @@ def choose_objectives(asked: str | Sequence[str], task: str, *, weighted: bool =
     if not words:
         raise InputError("--objectives: expected default, all, or names")
     known = known_objectives()
-    fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted)]
-    found, notes = [baseline_of(task)], []
+    fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted, kinds)]
+    numbers = bool(kinds) and all(kind == "regression" for kind in kinds)
+    found, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
         if word in ("default", "all"):
-            chosen = [n for n, (cls, default) in known.items() if (default or word == "all") and cls.fits(task)]
+            wanted = [n for n, (_, default) in known.items() if default or word == "all"]
+            chosen = [n for n in wanted if any(known[n][0].fits(each) for each in kinds or (task,))]
             for name in chosen:
-                reason = why_not(known[name][0], task, weighted)
+                reason = why_not(known[name][0], task, weighted, kinds)
                 notes += [f"left out {name}: {reason}"] if reason else []
             found += [name for name in chosen if name in fitting]
             continue
-        reason = why_not(find_objective(word), task, weighted)
+        reason = why_not(find_objective(word), task, weighted, kinds)
         if reason:
             raise InputError(
                 f"objective {word!r} does not fit a {task} target: {reason}. Those that fit: {', '.join(fitting)}"

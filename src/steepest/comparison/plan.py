@@ -13,8 +13,8 @@ import torch
 
 from .cells import Context, Job, Pair
 from .design import trials
+from .images import Images
 from .metrics import Metric
-from .objectives import find_objective
 from .training import Member, Recipe, train
 
 STACK_WORK = 60e9
@@ -56,13 +56,15 @@ def make_jobs(context: Context) -> list[Job]:
     """
     settings = context.settings
     pairs = list(context.folds)
-    width = context.split(pairs[0], -1).inputs.shape[1]
     rows = len(context.folds[pairs[0]].train)
     batch = min(settings.batch_size, rows)
     inner = len(context.inner(pairs[0]))
-    step_work = 6.0 * batch * _parameters(width, context.classes)
-    fold_work = settings.trials * inner * settings.epochs * math.ceil(rows / batch) * step_work
-    together = max(1, int(STACK_WORK / fold_work))
+    together = 1
+    if not isinstance(context.table, Images):
+        width = int(context.split(pairs[0], -1).inputs.shape[1])
+        step_work = 6.0 * batch * _parameters(width, context.classes)
+        fold_work = settings.trials * inner * settings.epochs * math.ceil(rows / batch) * step_work
+        together = max(1, int(STACK_WORK / fold_work))
     jobs = [
         Job("objective", name, tuple(pairs[i : i + together]))
         for name in settings.objectives
@@ -81,7 +83,7 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
     The stack of the first fold runs short epochs; the fastest of them, scaled to all epochs, splits and refits.
     """
     settings = context.settings
-    cls = find_objective(job.name)
+    cls = context.objective(job.name)
     pair = job.cells[0]
     chosen = trials(cls, settings.trials, settings.seed)
     recipe = context.recipe(cls)

@@ -15,26 +15,31 @@ import torch
 
 from .baselines import classical_learners
 from .cells import Context
-from .errors import InputError
-from .metrics import default_metric, find_metric
-from .models import feature_width, find_model, imported
-from .objectives import baseline_of, choose_objectives
+from .errors import InputError, nearest
+from .folds import CLASSES
+from .images import Images, is_image_source, load_images
+from .inputs import Data, shape_text
+from .models import IMAGE_MODELS, MODELS, feature_width, find_model, imported
+from .objectives import choose_objectives
+from .results import class_counts
 from .settings import Settings
-from .tables import Table, load_like, load_table, table_from_arrays
+from .several import default_of, metric_of
+from .tables import Table, load_like, load_table, table_from_arrays, table_from_frame
+from .tables.several import target_names
 
 
 def prepare(
     data: Any,
     y: Any = None,
     *,
-    target: str | int | None = None,
+    target: str | int | Sequence[str] | None = None,
     task: str = "auto",
     objectives: Any = "default",
     metric: Any = None,
-    model: Any = "mlp",
+    model: Any = None,
     repeats: int | None = None,
     folds: int = 5,
-    trials: int = 8,
+    trials: int | None = None,
     epochs: int | None = None,
     patience: int = 10,
     batch_size: int | None = None,
@@ -47,6 +52,9 @@ def prepare(
     weight: str | None = None,
     rare: str | None = None,
     test: str | Path | None = None,
+    split: str = "auto",
+    size: int | None = None,
+    augment: bool = True,
     device: str = "cpu",
     name: str = "data",
 ) -> tuple[Context, list[str]]:
@@ -66,60 +74,113 @@ def prepare(
         "rare": rare,
         "folds": folds,
     }
-    if y is None:
-        if isinstance(data, pd.DataFrame):
-            goal = data.columns[-1] if target is None else target
-            if goal not in data.columns:
-                raise InputError(f"target: the frame has no column {goal!r}")
-            table = table_from_arrays(data.drop(columns=[goal]), data[goal], name=name, **options)
-        else:
-            table = load_table(data, target=target, **options)
+    fixed: Data | None = None
+    table: Data
+    if y is None and isinstance(data, (str, Path)) and is_image_source(data):
+        asked = {**options, "target": target, "test": test}
+        refused = [o for o in ("target", "drop", "group", "time", "weight", "rare", "test") if asked[o]]
+        if refused:
+            raise InputError(f"--{refused[0]} is for tables, and {str(data)!r} holds images")
+        table, fixed = load_images(str(data), split=split, size=size, folds=folds)
     else:
-        table = table_from_arrays(data, y, name=name, **options)
-    fixed: Table | None = None if test is None else load_like(test, table)
-    rows = len(table.target)
-    counts = None if table.task == "regression" else np.bincount(table.target, minlength=len(table.classes)).tolist()
-    if noise and table.task == "regression":
-        raise InputError("--noise: label noise is for classes, and this target is a number")
+        if split != "auto":
+            raise InputError("--split and --pool are for images that carry their own test part")
+        table = _table(data, y, target, name, options)
+        fixed = None if test is None else load_like(test, table)
+        if fixed is not None and table.parts:
+            raise InputError("--test: takes one target")
+    images, rows = isinstance(table, Images), len(table.target)
+    counts = class_counts(table)
+    if noise and table.task not in CLASSES:
+        raise InputError(f"--noise: label noise is for classes, and this task is {table.task}")
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(
             f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
         )
-    chosen, notes = choose_objectives(_specs(objectives), table.task, weighted=table.weights is not None)
-    metric_spec = default_metric(table.task, counts).name if metric is None else _spec(metric)
-    find_metric(metric_spec, table.task)
-    backbone = find_model(_spec(model))
+    parts = getattr(table, "parts", ())
+    kinds = [part.task for part in parts] if table.task == "multitask" else []
+    chosen, notes = choose_objectives(_specs(objectives), table.task, weighted=table.weights is not None, kinds=kinds)
+    metric_spec = default_of(table, counts or None).name if metric is None else _spec(metric)
+    metric_of(metric_spec, table)
+    model_spec = ("resnet" if images else "mlp") if model is None else _spec(model)
+    if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
+        fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
+        raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
+    backbone = find_model(model_spec)
+    learners = classical and not images and not parts
     settings = Settings(
         objectives=tuple(chosen),
-        baseline=baseline_of(table.task),
+        baseline=chosen[0],
         metric=metric_spec,
-        model=_spec(model),
-        repeats=1 if fixed is not None else _repeats(table, rows) if repeats is None else repeats,
+        model=model_spec,
+        repeats=_repeats(table, rows, fixed) if repeats is None else repeats,
         folds=folds,
-        trials=trials,
-        epochs=(60 if rows <= 10_000 else 30) if epochs is None else epochs,
+        trials=(1 if images else 8) if trials is None else trials,
+        epochs=(20 if images else 60 if rows <= 10_000 else 30) if epochs is None else epochs,
         patience=patience,
-        batch_size=(64 if rows <= 5_000 else 256) if batch_size is None else batch_size,
-        classical=tuple(learner.name for learner in classical_learners(table.task, rows)) if classical else (),
+        batch_size=(128 if images else 64 if rows <= 5_000 else 256) if batch_size is None else batch_size,
+        classical=tuple(learner.name for learner in classical_learners(table.task, rows)) if learners else (),
         noise=noise,
         seed=seed,
         test="" if fixed is None else fixed.sha256,
         device=device,
-        code=_code_hash([*chosen, _spec(model), metric_spec]),
+        augment=augment and images,
+        code=_code_hash([*chosen, model_spec, metric_spec]),
     )
     context = Context(table, settings, fixed)
-    width = int(context.split(next(iter(context.folds)), 0).inputs.shape[1])
+    shape = tuple(context.split(next(iter(context.folds)), 0).inputs.shape[1:])
     with torch.random.fork_rng(devices=[]):
         try:
-            body = backbone(width)
+            body = backbone(shape[0])
         except Exception as error:
-            raise InputError(f"--model: the function failed for {width} features: {error}") from error
-        feature_width(body, width)
+            raise InputError(f"--model: the function failed for {shape_text(table)}: {error}") from error
+        feature_width(body, shape)
     return context, notes
 
 
-def _repeats(table: Table, rows: int) -> int:
-    return 1 if rows > 5_000 or table.times is not None else 3
+def expand(source: str) -> list[str]:
+    """A folder of tables as its files, in order of name; anything else as it is.
+
+    >>> expand("wine")
+    ['wine']
+    """
+    path = Path(source)
+    if not path.is_dir() or is_image_source(source):
+        return [source]
+    kinds = (".csv", ".tsv", ".parquet")
+    return sorted(str(file) for file in path.iterdir() if file.suffix.lower() in kinds) or [source]
+
+
+def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -> Table:
+    """A table from whatever a caller has: a file, a frame with its target inside, features and target apart."""
+    if y is None and not isinstance(data, pd.DataFrame):
+        return load_table(data, target=target, **options)
+    if y is not None and getattr(y, "ndim", 1) == 2 and np.shape(y)[1] > 1:
+        targets = y if isinstance(y, pd.DataFrame) else pd.DataFrame(np.asarray(y)).add_prefix("target_")
+        features = data if isinstance(data, pd.DataFrame) else pd.DataFrame(np.asarray(data)).add_prefix("c")
+        if len(features) != len(targets):
+            raise InputError(f"X has {len(features)} rows and y has {len(targets)}: expected one length")
+        data = pd.concat([features.reset_index(drop=True), targets.reset_index(drop=True)], axis=1)
+        y, target = None, [str(column) for column in targets.columns]
+    if y is not None:
+        return table_from_arrays(data, y, name=name, **options)
+    names = [str(column) for column in data.columns]
+    goals = [names[-1]] if target is None else target_names(target, names)
+    for goal in goals:
+        if goal not in names:
+            raise InputError(f"target: the frame has no column {goal!r}{nearest(goal, names)}")
+    frame = data.set_axis(names, axis=1)
+    rest = [column for column in names if column not in goals]
+    if len(goals) == 1:
+        return table_from_arrays(frame[rest], frame[goals[0]], name=name, **options)
+    return table_from_frame(frame[[*rest, *goals]], goals, name=name, **options)
+
+
+def _repeats(table: Data, rows: int, fixed: Data | None) -> int:
+    """Rounds of folds; with a fixed test part seeds, three for images."""
+    if isinstance(table, Images):
+        return 3 if fixed is not None else 1
+    return 1 if rows > 5_000 or table.times is not None or fixed is not None else 3
 
 
 def _spec(thing: Any) -> str:

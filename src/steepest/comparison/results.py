@@ -14,9 +14,13 @@ import numpy as np
 
 from ..catalogue import owners
 from .cells import Context
+from .folds import CLASSES
+from .images import Images
+from .inputs import Data, shape_text
 from .judge import Judge
 from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, reliability_bins
 from .objectives import find_objective
+from .several import metrics_of
 from .statistics import (
     BETTER,
     SAME,
@@ -93,14 +97,12 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
             "name": table.name,
             "sha256": table.sha256,
             "rows": len(table.target),
-            "features": table.frame.shape[1],
-            "columns": [str(c) for c in table.frame.columns],
+            "features": int(np.prod(context.split(judge.pairs[0], -1).inputs.shape[1:])),
+            "columns": [] if isinstance(table, Images) else [str(c) for c in table.frame.columns],
             "target": table.target_name,
             "task": table.task,
             "classes": list(table.classes),
-            "class_counts": []
-            if table.task == "regression"
-            else np.bincount(table.target, minlength=len(table.classes)).tolist(),
+            "class_counts": class_counts(table),
             "decisions": list(table.decisions),
             "warnings": list(table.warnings),
         },
@@ -114,7 +116,7 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
     }
     results["sentence"] = sentence(results)
-    if table.task != "regression":
+    if table.task in CLASSES:
         results["reliability"] = {n: r for n in names if (r := _reliability(judge, n)) is not None}
         results["recall"] = {
             "classes": list(table.classes),
@@ -184,7 +186,7 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
 
 def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None) -> dict[str, Any]:
     cells = [judge.cells[name][p] for p in judge.pairs]
-    keys = (REGRESSION if judge.context.table.task == "regression" else CLASSIFICATION).keys()
+    keys = _metric_names(judge.context.table)
     extra = [k for k in cells[0]["metrics"] if k not in keys]
     metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio) for k in [*keys, *extra]}
     if judge.metric.name not in metrics or any(c["score"] is None for c in cells):  # a diverged fold counts, as worst
@@ -208,6 +210,19 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
         "diverged": int(sum(c["diverged"] for c in cells)),
         "settings": f"{typical[0]} (in {typical[1]} of {len(cells)} folds)" if typical[0] else "",
     }
+
+
+def _metric_names(data: Data) -> list[str]:
+    if data.task in ("multilabel", "multitask"):
+        return list(metrics_of(data))
+    return list(REGRESSION if data.task == "regression" else CLASSIFICATION)
+
+
+def class_counts(data: Data) -> list[int]:
+    """Rows of each class, positives of each label; empty for numbers."""
+    if data.task == "multilabel":
+        return [int(n) for n in data.target.sum(0)]
+    return np.bincount(data.target, minlength=len(data.classes)).tolist() if data.task in CLASSES else []
 
 
 def _title(name: str) -> str:
@@ -305,20 +320,24 @@ def protocol(context: Context) -> dict[str, str]:
     pair = next(iter(context.folds))
     parts = len(context.inner(pair))
     kind = "forward chaining" if table.times is not None else "grouped" if table.groups is not None else "stratified"
-    if table.task == "regression" and kind == "stratified":
+    if table.task not in CLASSES and kind == "stratified":
         kind = "shuffled"
-    design = "a fixed test set" if s.test else f"{s.repeats} x {s.folds} {kind} folds"
+    seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
+    design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
     return {
         "outer design": design,
         "inner validation": "one 25% holdout" if parts == 1 else f"{parts} folds",
         "objectives": ", ".join(s.objectives),
         "baseline": s.baseline,
-        "trials an objective": f"{s.trials}: defaults at three learning rates, then a Sobol design",
+        "trials an objective": "1: its defaults"
+        if s.trials == 1
+        else f"{s.trials}: defaults at three learning rates, then a Sobol design",
         "epochs": f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
         "metric": context.metric.name,
         "model": s.model,
         "batch size": str(s.batch_size),
         "optimizer": "AdamW",
+        "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),
         "classical learners": ", ".join(s.classical) or "none",
         "label noise": f"{s.noise:.0%} of training labels" if s.noise else "none",
         "seed": str(s.seed),

@@ -28,6 +28,7 @@ class Settings:
         seed: of everything.
         test: hash of the fixed test set that takes the place of the outer folds, or empty.
         device: where networks train.
+        augment: whether images are augmented in training.
         code: hash of the user's own modules among objectives, model and metric, or empty.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     seed: int = 0
     test: str = ""
     device: str = "cpu"
+    augment: bool = True
     code: str = ""
 
     def __post_init__(self) -> None:

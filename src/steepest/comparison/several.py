@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..core.checks import check_tensor
 from ..core.objective import Objective, TaskInfo
 from . import scores
-from .metrics import Metric, Outcome
+from .errors import InputError, nearest
+from .metrics import Metric, Outcome, default_metric, find_metric
+from .objectives import baseline_of, find_objective
 from .operating_point import negative_log_likelihood
 from .tables.several import Part
 
@@ -99,6 +101,61 @@ def multitask_metrics(parts: Sequence[Part]) -> dict[str, Metric]:
     return {metric.name: metric for metric in found}
 
 
+def metrics_of(data: Any) -> dict[str, Metric]:
+    """The metrics that describe a task of several targets."""
+    return MULTILABEL if data.task == "multilabel" else multitask_metrics(data.parts)
+
+
+def metric_of(spec: str, data: Any) -> Metric:
+    """The metric of that name for this data, whatever its task.
+
+    Raises:
+        InputError: unknown, or not for this task.
+    """
+    if data.task not in ("multilabel", "multitask") or ":" in spec:
+        return find_metric(spec, "multiclass" if ":" in spec else data.task)
+    known = metrics_of(data)
+    if spec not in known:
+        raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} For {data.task}: {', '.join(known)}")
+    return known[spec]
+
+
+def default_of(data: Any, counts: Sequence[int] | None) -> Metric:
+    """The metric where the user names none: macro average precision of labels, the mean score of a mix."""
+    if data.task in ("multilabel", "multitask"):
+        return next(iter(metrics_of(data).values()))
+    return default_metric(data.task, counts)
+
+
+def target_scale(y: np.ndarray, task: str, parts: Sequence[Part]) -> tuple[np.ndarray, tuple[Any, Any]]:
+    """Targets on the training scale, and the mean and deviation that bring predictions back.
+
+    >>> target_scale(np.array([1.0, 3.0]), "regression", ())
+    (array([-1.,  1.]), (2.0, 1.0))
+    """
+    if task == "regression":
+        scale: tuple[Any, Any] = (float(y.mean()), float(y.std()) or 1.0)
+    elif task == "multitask":
+        numbers = np.array([part.task == "regression" for part in parts])
+        deviation = np.where(numbers & (y.std(0) > 0), y.std(0), 1.0)
+        scale = (np.where(numbers, y.mean(0), 0.0), deviation)
+    else:
+        return y, (0.0, 1.0)
+    return (y - scale[0]) / scale[1], scale
+
+
+def counts_of(target: Tensor, task: str, classes: int, parts: Sequence[Part]) -> tuple[int, ...]:
+    """Training counts of each class, at least 1; positives of each label; of all class targets of a mix."""
+    if task == "regression":
+        return ()
+    if task == "multilabel":
+        return tuple(int(n) for n in target.sum(0).clamp_min(1))
+    if task == "multitask":
+        columns = [(target[:, t].long(), part) for t, part in enumerate(parts) if part.classes]
+        return tuple(n for y, part in columns for n in counts_of(y, "multiclass", len(part.classes), ()))
+    return tuple(torch.bincount(target, minlength=classes).clamp_min(1).tolist())
+
+
 class SeveralHeads(nn.Module):
     """One head a target, outputs side by side: ``[B, D] -> [B, sum of widths]``."""
 
@@ -172,6 +229,14 @@ class SeveralTargets(Objective):
     def after_step(self) -> None:
         for member in self._all():
             member.after_step()
+
+
+def objective_for(name: str, task: str, parts: Sequence[Part]) -> Any:
+    """The class of an objective; with a mix of targets, what stands for it there."""
+    cls = find_objective(name)
+    if task != "multitask":
+        return cls
+    return SeveralFactory(cls, parts, lambda kind: find_objective(baseline_of(kind)))
 
 
 def part_infos(info: TaskInfo, parts: Sequence[Part]) -> list[TaskInfo]:

@@ -22,9 +22,11 @@ from ..descent import (
     StackedBatches,
     StackedObjective,
     StackedStep,
+    architecture,
     drop,
     stackable,
 )
+from ..descent.augment import Augment
 from ..nn.networks import Network
 from .design import Trial
 from .metrics import Metric, Outcome
@@ -41,8 +43,9 @@ class Split:
     other_inputs: Tensor
     other_target: np.ndarray
     other_weight: np.ndarray | None
-    scale: tuple[float, float] = (0.0, 1.0)
-    """Mean and deviation of a regression target; predictions go back to its own units."""
+    scale: tuple[Any, Any] = (0.0, 1.0)
+    """Mean and deviation of a regression target (arrays for several); predictions go back to its own units."""
+    task: str = "multiclass"
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Recipe:
     batch_size: int
     metric: Metric
     device: str = "cpu"
+    augment: Augment | None = None
 
     def steps(self, rows: int) -> tuple[int, int]:
         """``(batch size, steps an epoch)`` for so many rows."""
@@ -84,11 +88,12 @@ def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
     """What a model with these outputs says, in the units of the data."""
     with torch.no_grad():
         predicted = objective.predict(outputs).cpu().numpy()
-        if predicted.dtype.kind == "f":
+        if split.task in ("regression", "multitask"):
             mean, deviation = split.scale
             return Outcome(predicted.astype(np.float64) * deviation + mean, None, None)
         probabilities = objective.probabilities(outputs)
-        decision = outputs if outputs.ndim == 1 else outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
+        two = split.task == "binary" and outputs.ndim == 2
+        decision = outputs[:, 1] - outputs[:, 0] if two else outputs
         return Outcome(
             predicted,
             None if probabilities is None else probabilities.double().cpu().numpy(),
@@ -118,17 +123,20 @@ class _Watch(Hook):
 def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
     """Train all members, in place; gives seconds, steps and epochs spent.
 
-    Members of equal width, batch size and steps train as one stack.
+    Members of equal architecture, batch size and steps train as one stack; images, and models or objectives that
+    cannot be stacked, one by one.
     """
-    groups: dict[tuple[int, ...], list[Member]] = {}
-    for member in members:
-        rows, width = member.split.inputs.shape
-        groups.setdefault((width, *recipe.steps(rows), member.length is None), []).append(member)
     spent = {"seconds": 0.0, "epochs": 0.0}
-    for group in groups.values():
+    groups: dict[tuple[Any, ...], list[tuple[Member, Network]]] = {}
+    for member, network in zip(members, _networks(recipe, members)):
+        rows = len(member.split.inputs)
+        key = (architecture(network), *recipe.steps(rows), member.length is None)
+        groups.setdefault(key, []).append((member, network))
+    for pairs in groups.values():
         started = time.perf_counter()
-        networks = _networks(recipe, group)
-        together = stackable(networks[0]) and not any(list(m.objective.parameters()) for m in group if m.objective)
+        group, networks = [m for m, _ in pairs], [n for _, n in pairs]
+        own = any(list(m.objective.parameters()) for m in group if m.objective)
+        together = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2 and recipe.augment is None
         (_train_stack if together else _train_each)(recipe, group, networks)
         spent["seconds"] += time.perf_counter() - started
         spent["epochs"] += sum(len(m.curve) if m.length is None else m.length for m in group)
@@ -138,16 +146,16 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
 def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
     found = []
     for member in members:
-        width = int(member.split.inputs.shape[1])
+        shape = tuple(member.split.inputs.shape[1:])
         if member.info.feature_dim == 0:
             with torch.random.fork_rng(devices=[]):
-                features = feature_width(recipe.backbone(width), width)
+                features = feature_width(recipe.backbone(shape[0]), shape)
             member.info = TaskInfo(**{**vars(member.info), "feature_dim": features})
         torch.manual_seed(member.seeds["objective"])
         member.objective = recipe.objective.from_task(member.info, **member.trial.hyper).to(recipe.device)
         network = build(
             recipe.backbone,
-            width,
+            shape[0],
             member.objective,
             member.info,
             backbone_seed=member.seeds["backbone"],
@@ -248,6 +256,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             seed=member.seeds["order"],
             weight=None if split.weight is None else split.weight.to(recipe.device),
             sampler=_sampler(objective),
+            augment=recipe.augment,
         )
         optimizer = torch.optim.AdamW(
             [*network.parameters(), *objective.parameters()], lr=member.trial.lr, weight_decay=member.trial.weight_decay
@@ -256,7 +265,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         def look(network: Network = network, other: Tensor = other) -> Tensor:
             network.eval()
             with torch.no_grad():
-                found: Tensor = network(other)
+                found = torch.cat([network(part) for part in other.split(4096)])
             network.train()
             return found
 

@@ -20,12 +20,16 @@ from .cells import Context, best_trial, operating_point
 from .design import Trial, trials
 from .errors import InputError
 from .folds import Fold
+from .images import ImageScaler, load_images
+from .inputs import fit_inputs, restore
 from .judge import Judge
 from .metrics import Outcome, apply_temperature
 from .models import build, find_model
 from .objectives import find_objective
+from .several import objective_for
 from .store import Store
 from .tables import Preprocessor, read_features
+from .tables.several import Part
 from .training import Member, Split, outcome_of, train
 
 OBJECTIVE = "objective."
@@ -41,7 +45,8 @@ class Winner:
 
     def __init__(self, network: nn.Module, facts: dict[str, Any], objective: Objective) -> None:
         self.network, self.facts = network, facts
-        self.preprocessor = Preprocessor.from_json(facts["preprocessing"])
+        self.prepared = restore(facts["preprocessing"])
+        self.parts = [Part(p["name"], p["task"], tuple(p["classes"])) for p in facts["parts"]]
         self.info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
         self.objective = objective.cpu().eval()
 
@@ -61,7 +66,9 @@ class Winner:
         try:
             info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
             with torch.random.fork_rng(devices=[]):
-                objective = find_objective(facts["objective"]).from_task(info, **facts["hyper"])
+                parts = [Part(p["name"], p["task"], tuple(p["classes"])) for p in facts["parts"]]
+                cls_or_factory = objective_for(facts["objective"], info.task, parts)
+                objective = cls_or_factory.from_task(info, **facts["hyper"])
             network = build(find_model(facts["model"]), facts["width"], objective, info, backbone_seed=0, head_seed=0)
             network.load_state_dict({k: v for k, v in state.items() if not k.startswith(OBJECTIVE)})
             objective.load_state_dict(
@@ -85,32 +92,44 @@ class Winner:
         text.write_text(json.dumps(self.facts, indent=1, allow_nan=False), encoding="utf-8")
         os.replace(text, folder / "winner.json")
 
-    def outcome(self, frame: pd.DataFrame) -> Outcome:
-        """What the network says of the rows of ``frame``, uncalibrated."""
-        inputs = torch.as_tensor(self.preprocessor.transform(frame[self.facts["columns"]]), dtype=torch.float32)
+    def outcome(self, rows: pd.DataFrame | np.ndarray) -> Outcome:
+        """What the network says of the rows of a frame, or of images uint8 ``[N, H, W, C]``, uncalibrated."""
+        if isinstance(self.prepared, ImageScaler):
+            found = self.prepared.transform(np.asarray(rows))
+        else:
+            assert isinstance(rows, pd.DataFrame)
+            found = self.prepared.transform(rows[self.facts["columns"]])
+        inputs = torch.as_tensor(found, dtype=torch.float32)
+        scale = tuple(np.asarray(each) for each in self.facts["scale"])
         empty = torch.zeros(0)
-        split = Split(empty, empty, None, inputs, np.zeros(0), None, tuple(self.facts["scale"]))
+        split = Split(empty, empty, None, inputs, np.zeros(0), None, (scale[0], scale[1]), self.info.task)
         with torch.no_grad():
-            return outcome_of(self.objective, self.network(inputs), split)
+            outputs = torch.cat([self.network(part) for part in inputs.split(4096)])
+            return outcome_of(self.objective, outputs, split)
 
-    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """A frame of predictions for rows that have the training columns.
+    def predict(self, frame: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+        """A frame of predictions for rows that have the training columns, or for images.
 
         Args:
-            frame: ``[rows, ...]`` with the columns ``facts["columns"]``; others are ignored.
+            frame: ``[rows, ...]`` with the columns ``facts["columns"]``, others are ignored; or images uint8
+                ``[N, H, W, C]``.
 
         Returns:
             ``prediction`` (class labels; for two classes cut at the tuned threshold), and ``p_LABEL`` for each class
-            after temperature scaling where the objective gives probabilities.
+            after temperature scaling where the objective gives probabilities. With several targets a column for each
+            (and ``p_LABEL`` of each label).
 
         Raises:
             InputError: a column is missing.
         """
-        missing = [c for c in self.facts["columns"] if c not in frame.columns]
-        if missing:
-            raise InputError(f"the rows lack the column {missing[0]!r}")
+        if isinstance(frame, pd.DataFrame):
+            missing = [c for c in self.facts["columns"] if c not in frame.columns]
+            if missing:
+                raise InputError(f"the rows lack the column {missing[0]!r}")
         outcome = self.outcome(frame)
         classes = self.facts["classes"]
+        if self.parts:
+            return several_predictions(outcome, self.parts)
         if not classes:
             return pd.DataFrame({"prediction": outcome.predicted})
         codes = outcome.predicted
@@ -124,7 +143,9 @@ class Winner:
         return found
 
     def predict_file(self, path: str | Path) -> pd.DataFrame:
-        """:meth:`predict` for a CSV or TSV file."""
+        """:meth:`predict` for a CSV, TSV or Parquet file, or for images as they were compared."""
+        if isinstance(self.prepared, ImageScaler):
+            return self.predict(load_images(str(path), split="pool")[0].pixels)
         return self.predict(read_features(path, self.facts["columns"], self.facts["numeric"]))
 
 
@@ -145,7 +166,7 @@ def choose(judge: Judge) -> tuple[str, int]:
 def fit_winner(context: Context, store: Store) -> Winner:
     """Fit what inner validation picks on all rows; its epochs, threshold and temperature come from one more holdout."""
     name, number = choose(Judge(context, store))
-    cls, settings = find_objective(name), context.settings
+    cls, settings = context.objective(name), context.settings
     trial: Trial = trials(cls, settings.trials, settings.seed)[number]
     rows = np.arange(len(context.table.target))
     whole = Context(context.table, replace(settings, noise=0.0, test=""))
@@ -159,8 +180,8 @@ def fit_winner(context: Context, store: Store) -> Winner:
         final = whole.member(pair, -1, trial, length=epochs)
         train(recipe, [final])
     assert final.objective is not None and final.state is not None
-    frame = context.table.frame
-    prepared = Preprocessor().fit(frame)
+    prepared = fit_inputs(context.table, rows)
+    tabular = isinstance(prepared, Preprocessor)
     width = int(final.split.inputs.shape[1])
     network = build(recipe.backbone, width, final.objective, final.info, backbone_seed=0, head_seed=0)
     network.load_state_dict(final.state)
@@ -175,13 +196,25 @@ def fit_winner(context: Context, store: Store) -> Winner:
         "epochs": epochs,
         "classes": list(context.table.classes),
         "target": context.table.target_name,
-        "columns": [str(c) for c in frame.columns],
-        "numeric": prepared.numeric,
+        "parts": [asdict(part) for part in context.parts],
+        "columns": [str(c) for c in context.table.frame.columns] if tabular else [],
+        "numeric": prepared.numeric if tabular else [],
         "preprocessing": prepared.to_json(),
-        "scale": list(final.split.scale),
+        "scale": [np.asarray(each).tolist() for each in final.split.scale],
         **operating_point(whole, tuned),
     }
     return Winner(network.eval(), facts, final.objective)
+
+
+def several_predictions(outcome: Outcome, parts: Sequence[Part]) -> pd.DataFrame:
+    """A column for each target: labels, numbers; ``p_LABEL`` where there are probabilities."""
+    found: dict[str, Any] = {}
+    for t, part in enumerate(parts):
+        column = outcome.predicted[:, t]
+        found[part.name] = np.array(part.classes, dtype=object)[column.astype(int)] if part.classes else column
+    if outcome.probabilities is not None:
+        found |= {f"p_{part.name}": outcome.probabilities[:, t] for t, part in enumerate(parts)}
+    return pd.DataFrame(found)
 
 
 def usage(folder: Path, objective: str, hyper: dict[str, Any], data: str) -> str:

@@ -126,6 +126,9 @@ def check_range(argument: str, value: Tensor, low: int, high: int, *, ignore_ind
     """Check that integer values lie in ``low..high`` or equal ``ignore_index``, where they may be looked at."""
     if value.numel() == 0 or not values_visible(value):
         return
+    least, greatest = value.aminmax()
+    if int(least) >= low and int(greatest) <= high:
+        return
     kept = value if ignore_index is None else value[value != ignore_index]
     if kept.numel() and (int(kept.min()) < low or int(kept.max()) > high):
         extra = "" if ignore_index is None else f" or {ignore_index}"

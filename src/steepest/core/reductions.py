@@ -39,10 +39,10 @@ def reduce(loss: Tensor, reduction: str = "mean", weight: Tensor | None = None, 
     if weight is not None:
         weight = weight.to(loss.dtype)
     if valid is not None:
-        loss = torch.where(valid, loss, torch.zeros_like(loss))
-        weight = valid.to(loss.dtype) if weight is None else weight * valid
-        if reduction == "none":
-            return loss * weight
+        loss = torch.where(valid, loss, 0.0)
+        if weight is None and reduction == "mean":
+            return loss.sum() / valid.sum()
+        weight = None if weight is None else weight * valid
     if weight is None:
         return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
     weighted = loss * weight

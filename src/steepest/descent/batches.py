@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.checks import check_number, refuse
 from ..core.objective import Batch
+from .augment import Augment
 
 Sampler = Callable[[Tensor, int, torch.Generator], Iterator[Tensor] | None]
 
@@ -74,6 +75,7 @@ class ArrayBatches:
         extra: further tensors ``[N, ...]`` by name of an objective's needs.
         sampler: an objective's ``sampler``.
         shuffle: False gives the rows in order, the last batch shorter.
+        augment: ``augment(inputs, generator)`` on each batch's inputs; its draws depend on seed and epoch alone.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ArrayBatches:
         extra: dict[str, Tensor] | None = None,
         sampler: Sampler | None = None,
         shuffle: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         check_number("batch_size", batch_size, low=1, integer=True)
         if len(inputs) != len(target) or len(inputs) == 0:
@@ -95,7 +98,7 @@ class ArrayBatches:
         self.inputs, self.target, self.weight, self.extra = inputs, target, weight, extra or {}
         self.batch_size = min(batch_size, len(inputs))
         self.steps_per_epoch = -(-len(inputs) // self.batch_size) if steps is None else steps
-        self.seed, self.sampler, self.shuffle = seed, sampler, shuffle
+        self.seed, self.sampler, self.shuffle, self.augment = seed, sampler, shuffle, augment
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of a 1-based epoch."""
@@ -107,9 +110,11 @@ class ArrayBatches:
             ).to(device)
         else:
             order = torch.arange(len(self.inputs), device=self.inputs.device).split(self.batch_size)
+        draws = seeded(self.seed, epoch, 1)
         for index in order:
+            inputs = self.inputs[index]
             yield Batch(
-                self.inputs[index],
+                inputs if self.augment is None else self.augment(inputs, draws),
                 self.target[index],
                 index,
                 None if self.weight is None else self.weight[index],

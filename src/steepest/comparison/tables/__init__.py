@@ -3,6 +3,15 @@
 from .again import load_like, read_features
 from .builtin import BUILTIN
 from .preprocess import Preprocessor
-from .table import Table, load_table, table_from_arrays
+from .table import Table, load_table, table_from_arrays, table_from_frame
 
-__all__ = ["BUILTIN", "Preprocessor", "Table", "load_like", "load_table", "read_features", "table_from_arrays"]
+__all__ = [
+    "BUILTIN",
+    "Preprocessor",
+    "Table",
+    "load_like",
+    "load_table",
+    "read_features",
+    "table_from_arrays",
+    "table_from_frame",
+]

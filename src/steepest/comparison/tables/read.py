@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError, nearest
+from .arrays import from_frame
 from .builtin import BUILTIN
 from .columns import number
 from .raw import MISSING, RawTable, count, show
@@ -21,7 +23,7 @@ _SAMPLE = 200
 
 
 def read_file(path: str | Path) -> RawTable:
-    """Read a CSV or TSV file: UTF-8 (latin-1 with a warning), separated by commas, tabs or semicolons.
+    """Read a Parquet file, or CSV or TSV: UTF-8 (latin-1 with a warning), separated by commas, tabs or semicolons.
 
     A first row without a number and without an empty cell is a header; without one the columns are ``c1 .. cN``.
 
@@ -31,6 +33,8 @@ def read_file(path: str | Path) -> RawTable:
     path = Path(path)
     data = _bytes(path)
     name = show(path.name)
+    if path.suffix.lower() == ".parquet":
+        return _parquet(data, name)
     warnings: list[str] = []
     text = _decode(data, name, warnings)
     delimiter = _sniff(text)
@@ -65,6 +69,20 @@ def read_file(path: str | Path) -> RawTable:
         decisions=decisions,
         warnings=warnings,
     )
+
+
+def _parquet(data: bytes, name: str) -> RawTable:
+    """A Parquet file; its reader is an optional dependency."""
+    try:
+        frame = pd.read_parquet(io.BytesIO(data))
+    except ImportError as error:
+        raise InputError(f"{name}: reading Parquet needs pyarrow; pip install 'steepest[parquet]'") from error
+    except Exception as error:
+        raise InputError(f"{name} is not a Parquet file that can be read: {error}") from error
+    raw = from_frame(frame.reset_index(drop=True), name)
+    raw.decisions = [f"read: {count(raw.rows, 'row')}, {count(len(raw.names), 'column')} of a Parquet file"]
+    raw.sha256 = hashlib.sha256(data).hexdigest()
+    return raw
 
 
 def _bytes(path: Path) -> bytes:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
+from .columns import is_number, parse
 from .raw import count, show
-from .task import Target, read_target
+from .task import Target, check_present, read_target
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,43 @@ def read_targets(
     Raises:
         InputError: what a single target is refused for; a label with too few rows on either side.
     """
-    each = [read_target(column, name, folds=folds, comma=comma) for column, name in zip(columns, names)]
-    values = [target.values for target in each]
-    warnings = [line for target in each for line in target.warnings]
-    keep = np.ones(len(columns[0]), dtype=bool)
-    if all(target.classes in (("0", "1"), ("False", "True")) for target in each):
-        counts = [int(v.sum()) for v in values]
-        for name, positive in zip(names, counts):
-            least = max(4, folds)
-            if min(positive, len(keep) - positive) < least:
+    rows = len(columns[0])
+    flags = [_flags(column, name, comma) for column, name in zip(columns, names)]
+    if all(flag is not None for flag in flags):
+        matrix = np.stack([flag for flag in flags if flag is not None], 1)
+        least = max(4, folds)
+        for name, positive in zip(names, matrix.sum(0).tolist()):
+            if min(positive, rows - positive) < least:
                 raise InputError(
-                    f"the label {show(name)} has {count(positive, 'positive row')} of {len(keep)}: expected at least "
+                    f"the label {show(name)} has {count(positive, 'positive row')} of {rows}: expected at least "
                     f"{least} on either side; leave it out of the target"
                 )
-        line = f"task: multilabel, {len(each)} labels ({', '.join(f'{n}: {c}' for n, c in zip(names, counts))})"
+        counts = ", ".join(f"{name}: {n}" for name, n in zip(names, matrix.sum(0)))
+        line = f"task: multilabel, {len(names)} labels ({counts})"
+        keep = np.ones(rows, dtype=bool)
         parts = tuple(Part(name, "binary", ("0", "1")) for name in names)
-        matrix = np.stack(values, 1).astype(np.int64)
-        return Target(matrix, keep, "multilabel", tuple(names), [line], warnings), parts
+        return Target(matrix, keep, "multilabel", tuple(names), [line], []), parts
+    each = []
+    for column, name in zip(columns, names):
+        try:
+            each.append(read_target(column, name, folds=folds, comma=comma))
+        except InputError as error:  # with several targets, rows cannot be dropped for the sake of one
+            raise InputError(
+                str(error).replace("choose --rare drop or --rare merge", "leave it out of the target")
+            ) from error
+    values = [target.values for target in each]
+    warnings = [line for target in each for line in target.warnings]
+    keep = np.ones(rows, dtype=bool)
     parts = tuple(Part(name, target.task, target.classes) for name, target in zip(names, each))
     lines = [f"task: multitask, {len(each)} targets"]
     lines += [f"{name}: {line}" for name, target in zip(names, each) for line in target.decisions]
     return Target(np.stack(values, 1).astype(np.float64), keep, "multitask", (), lines, warnings), parts
+
+
+def _flags(column: np.ndarray, name: str, comma: bool) -> np.ndarray | None:
+    """``[rows]`` int64 if the column holds 0 and 1 (or false and true) alone, else None."""
+    values = parse(column, decimal_comma=comma)
+    check_present(values, f"the target {show(name)}", "drop them or choose another target")
+    if not is_number(values) or not np.isin(values, (0.0, 1.0)).all():
+        return None
+    return values.astype(np.int64)

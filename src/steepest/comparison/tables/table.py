@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,6 +132,19 @@ def table_from_arrays(
     check_options(task, rare, folds)
     raw = from_arrays(X, y, target)
     return _build(raw, name, None, task, drop, group, time, weight, rare, folds)
+
+
+def table_from_frame(frame: pd.DataFrame, targets: Sequence[str], *, name: str = "data", **options: Any) -> Table:
+    """A table of a frame whose columns ``targets`` are several targets; options as in ``load_table``."""
+    raw = from_frame(frame, name)
+    raw.decisions, raw.arrays = (
+        [f"read: {count(raw.rows, 'row')}, {count(len(raw.names), 'column')} from a frame"],
+        True,
+    )
+    settings = {"task": "auto", "drop": (), "group": None, "time": None, "weight": None, "rare": None, "folds": 5}
+    settings |= options
+    check_options(settings["task"], settings["rare"], settings["folds"])
+    return _build(raw, name, list(targets), **settings)
 
 
 def read_source(source: str | Path) -> RawTable:

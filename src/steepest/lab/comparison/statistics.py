@@ -31,7 +31,7 @@ from ...comparison.statistics.fitting import Fit, Predict
 from ..experiment import Claim, Evidence
 from ..figures import bars_figure
 
-SEEDS = 8
+SEEDS = 20
 LEVEL = 0.05
 ROWS, SPLITS, BLOCK = 150, 30, 4
 CLAIMS = (

@@ -28,7 +28,7 @@ from ...data import built_in, digits, mnist_10k, split
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 
-SEEDS = 8
+SEEDS = 20
 RATES = (3e-4, 1e-3, 3e-3)
 OBJECTIVES = {"cross-entropy": CrossEntropyLoss, "squared error": SquaredErrorLoss, "squentropy": SquentropyLoss}
 CLAIMS = (
@@ -57,12 +57,12 @@ def run(scale: str, seed: int) -> Evidence:
     data: dict[str, tuple[Data, Backbone, int]] = {
         "digits": (digits(seed, train=500 if full else 200), None, 20),
         "wine": (built_in("wine", seed, train=0.5), None, 40),
-        "breast_cancer": (built_in("breast_cancer", seed, train=0.5), None, 20),
+        "breast_cancer": (built_in("breast_cancer", seed, train=0.5), None, 40),
     }
     if full:
         x, y = mnist_10k()
         x, y, x_test, y_test = split(x, y, seed, train=1000)
-        data["mnist"] = (x, y, x_test[:3000], y_test[:3000]), small_cnn, 10
+        data["mnist"] = (x, y, x_test[:3000], y_test[:3000]), small_cnn, 20
     rows = []
     for name, (parts, backbone, epochs) in data.items():
         rows += measure(name, parts, backbone, epochs if full else 2, seed)

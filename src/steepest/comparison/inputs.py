@@ -1,0 +1,49 @@
+"""From rows of the data to tensors of a network: tables by their preprocessor, images by their scaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .images import Images, ImageScaler
+from .tables import Preprocessor, Table
+
+Data = Table | Images
+
+
+def shape_text(data: Data) -> str:
+    """What one row is, for people.
+
+    >>> from steepest.comparison.tables import load_table
+    >>> shape_text(load_table("iris"))
+    '4 features'
+    """
+    if isinstance(data, Images):
+        return " x ".join(map(str, data.pixels.shape[1:])) + " pixels"
+    return f"{data.frame.shape[1]} features"
+
+
+def fit_inputs(data: Data, rows: np.ndarray) -> Preprocessor | ImageScaler:
+    """The preparation of inputs, learnt on ``rows`` alone."""
+    if isinstance(data, Images):
+        return ImageScaler().fit(data.pixels[rows])
+    return Preprocessor().fit(data.frame.iloc[rows])
+
+
+def transform(prepared: Preprocessor | ImageScaler, data: Data, rows: np.ndarray | None = None) -> Tensor:
+    """Float32 inputs of ``rows`` (None: all): ``[N, features]`` or ``[N, C, H, W]``."""
+    if isinstance(prepared, ImageScaler):
+        assert isinstance(data, Images)
+        pixels = data.pixels if rows is None else data.pixels[rows]
+        return torch.from_numpy(np.ascontiguousarray(prepared.transform(pixels)))
+    assert isinstance(data, Table)
+    frame = data.frame if rows is None else data.frame.iloc[rows]
+    return torch.as_tensor(prepared.transform(frame), dtype=torch.float32)
+
+
+def restore(values: dict[str, Any]) -> Preprocessor | ImageScaler:
+    """What ``to_json`` of either gave."""
+    return ImageScaler.from_json(values) if "std" in values else Preprocessor.from_json(values)

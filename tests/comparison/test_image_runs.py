@@ -1,0 +1,112 @@
+"""Whole comparisons of images: the file's own test part with seeds, joined parts in folds, the saved winner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import steepest
+from steepest.comparison.cells import Context
+from steepest.comparison.errors import InputError
+from steepest.comparison.preparing import expand, prepare
+
+SMALL = {"epochs": 2, "workers": 1, "quiet": True, "budget": 60, "objectives": "squentropy"}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Bright squares in three corners, separable by any network."""
+    rng = np.random.default_rng(0)
+
+    def part(rows):
+        y = np.arange(rows) % 3
+        x = rng.integers(0, 60, (rows, 8, 8, 1), dtype=np.uint8)
+        for image, label in zip(x, y):
+            row, column = [(0, 0), (0, 5), (5, 0)][label]
+            image[row : row + 3, column : column + 3] = 250
+        return x, y
+
+    (x, y), (tx, ty) = part(60), part(30)
+    path = tmp_path / "squares.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=tx, y_test=ty)
+    return str(path)
+
+
+def test_own_test_part_with_three_seeds(file, tmp_path):
+    done = steepest.compare(file, out=tmp_path, augment=False, **SMALL)
+    assert done.results["headline"]["test"] == "paired bootstrap on the fixed test set, 3 seeds"
+    assert done.results["protocol"]["trials an objective"].startswith("1")
+    assert [len(scores) for scores in done.results["fold_scores"].values()] == [3, 3]
+    assert done.results["data"]["columns"] == []
+    assert done.report.is_file()
+    found = done.winner.predict_file(file)
+    assert len(found) == 90
+    assert set(found["prediction"]) <= {"0", "1", "2"}
+    pixels = np.load(file)["x_test"]
+    assert done.predict(pixels)["prediction"].tolist() == found["prediction"].tolist()[60:]
+
+
+def test_seeds_differ_in_start_and_order_and_objectives_share_them(file):
+    context, _ = prepare(file, objectives="squentropy")
+    members = [context.member((repeat, 0), -1, None) for repeat in range(3)]
+    assert len({m.seeds["backbone"] for m in members}) == 3
+    assert len({m.seeds["order"] for m in members}) == 3
+    assert context.settings.augment
+    assert context.recipe(None).augment is not None
+
+
+def test_pool_joins_both_parts(file, tmp_path):
+    done = steepest.compare(file, split="pool", folds=3, out=tmp_path, **SMALL)
+    assert done.results["data"]["rows"] == 90
+    assert done.results["headline"]["test"].startswith("corrected resampled t test, 3")
+
+
+def test_scaling_sees_the_training_part_only(file):
+    context, _ = prepare(file, objectives="squentropy", augment=False)
+    before = context.split((0, 0), -1).inputs.clone()
+    context.test.pixels[:] = 255
+    fresh = Context(context.table, context.settings, context.test)
+    assert (fresh.split((0, 0), -1).inputs == before).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "y"}, "--target is for tables"),
+        ({"weight": "w"}, "--weight is for tables"),
+        ({"model": "mlp"}, "--model: 'mlp' does not take 8 x 8 x 1 pixels; use resnet"),
+    ],
+)
+def test_what_is_for_tables_is_refused(file, options, message):
+    with pytest.raises(InputError, match=message):
+        prepare(file, objectives="squentropy", **options)
+
+
+def test_a_table_takes_no_image_model():
+    with pytest.raises(InputError, match="use mlp or residual"):
+        prepare("wine", model="resnet")
+    with pytest.raises(InputError, match="are for images"):
+        prepare("wine", split="pool")
+
+
+def test_a_folder_of_tables_is_its_files(tmp_path):
+    for name in ("b.csv", "a.tsv", "note.txt"):
+        (tmp_path / name).write_text("x,y\n1,2\n")
+    assert [each.rpartition("/")[2] for each in expand(str(tmp_path))] == ["a.tsv", "b.csv"]
+
+
+def test_parquet_is_read_like_csv(tmp_path):
+    from sklearn.datasets import load_iris
+
+    from steepest.comparison.tables import load_table
+
+    frame = load_iris(as_frame=True).frame
+    frame.to_parquet(tmp_path / "iris.parquet")
+    frame.to_csv(tmp_path / "iris.csv", index=False)
+    parquet, csv = (load_table(tmp_path / f"iris.{kind}") for kind in ("parquet", "csv"))
+    assert parquet.task == csv.task == "multiclass"
+    assert (parquet.frame == csv.frame).all(axis=None)
+    assert (parquet.target == csv.target).all()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a Parquet file"):
+        load_table(tmp_path / "broken.parquet")
