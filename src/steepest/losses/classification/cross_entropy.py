@@ -10,7 +10,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_number, check_tensor, refuse
+from ...core.checks import check_index, check_logits, check_number, check_tensor, refuse
 from ...core.logpartition import pick
 from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
@@ -62,6 +62,15 @@ def cross_entropy(
     Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567.
     """
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
+    check_tensor("target", target)
+    if weight is None and class_weight is None and not label_smoothing and not target.is_floating_point():
+        check_logits(logits)
+        check_index(target, logits, ignore_index=ignore_index)
+        ignored = -100 if ignore_index is None else ignore_index
+        # one fused kernel for the plain form
+        return torch.nn.functional.cross_entropy(
+            widen(logits), target.long(), ignore_index=ignored, reduction=reduction
+        )
     target, valid = class_targets(logits, target, ignore_index)
     if class_weight is not None:
         check_tensor("class_weight", class_weight, floating=True, shape=(logits.shape[1],))
