@@ -263,3 +263,19 @@ def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path, a_job_a_cell: None) 
     assert kept > 0
     finish(tmp_path, *options)
     assert set(scores_of(tmp_path)["counters"]) == {1}
+
+
+def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    """Worker processes do not run the caller's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import steepest\n"
+        "print('once')\n"
+        "done = steepest.compare('iris', objectives='squentropy', classical=False, trials=1, epochs=1, repeats=1,\n"
+        f"                        folds=3, workers=2, budget=500, out={str(tmp_path / 'runs')!r}, quiet=True)\n"
+        "print(done.sentence, __file__)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("once") == 1
+    assert "Choosing the objective" in done.stdout

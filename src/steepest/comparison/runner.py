@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -99,7 +100,7 @@ def compute(
     running: dict[Future[list[CellResult]], Job] = {}
     try:
         for job in queue:
-            with _no_interrupt():
+            with _no_interrupt(), _without_main():
                 running[pool.submit(_work, job)] = job
             if len(running) <= workers:  # one spare job in the queue keeps every worker busy
                 continue
@@ -122,6 +123,21 @@ def _no_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that don't run the caller's script again: a script needs no ``if __name__ == "__main__"``."""
+    main = sys.modules["__main__"]
+    kept = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    for name in kept:
+        delattr(main, name)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        del main.__spec__
+        vars(main).update(kept)
 
 
 def _collect(
