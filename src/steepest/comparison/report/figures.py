@@ -87,7 +87,7 @@ def forest(
         axes.set_xlim(-reach, reach)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(_ticks(reach, 2 if slim else 3))
+        axes.xaxis.set_major_locator(_ticks(reach, 2))
         axes.xaxis.set_major_formatter(_tick_text)
         for position, row in enumerate(rows):
             y = position + (0.2 if slim else 0.0)

@@ -10,7 +10,7 @@ without them. Growth is a factor of 20 over the series with noise of 15%. Losses
 natural unit, with Huber's delta 0.5 (the survey's code) and quantile 0.5; the net's output is scaled by the training
 targets' mean and deviation. "First" is by the mean of the three ranks: losses of one minimiser count as one family,
 which has to be ahead of the best loss outside it. The card gives ranks no number: a lead of one rank is taken as its
-size. The best loss outside is picked anew in each draw of the data, so that chance favours it.
+size. The best of several losses is picked anew in each draw of the data, so that chance favours the larger group.
 
 "Safe" compares the worst of the four data sets: MAE over the best loss's MAE, of MAE, Huber and quantile against the
 mean of MSE and MAPE; a difference of a tenth is taken. Each seed is the mean over ten draws of series and splits.
