@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from findings import cell
 from steepest.catalogue import System, owners
 from steepest.comparison import metrics
 from steepest.comparison.objectives import known_objectives
+from steepest.comparison.several import MULTILABEL, multitask_metrics
+from steepest.comparison.tables.several import Part
 from steepest.core.objective import TASKS, Objective
 from steepest.core.search import Choice, Float, Int, Space
 
@@ -22,7 +23,7 @@ WORDS = {
     "multiclass": "several classes, one a row",
     "multilabel": "several labels a row, each 0 or 1",
     "regression": "a number",
-    "multitask": "several targets of different kinds",
+    "multitask": "several targets of any kinds, here classes A and numbers B; each target takes a loss of its own kind",
 }
 
 
@@ -50,10 +51,12 @@ def notes(cls: type[Objective]) -> str:
 
 def metric_tables() -> dict[str, dict[str, metrics.Metric]]:
     """The metrics of each task that a comparison takes."""
-    found = {task: metrics.REGRESSION if task == "regression" else metrics.CLASSIFICATION for task in metrics.TASKS}
-    if "multilabel" in found:
-        found["multilabel"] = importlib.import_module("steepest.comparison.several").MULTILABEL
-    return {task: table for task, table in found.items() if task != "multitask"}
+    example = [Part("A", "multiclass", ("a", "b", "c")), Part("B", "regression")]
+    return {
+        **{task: metrics.REGRESSION if task == "regression" else metrics.CLASSIFICATION for task in metrics.TASKS},
+        "multilabel": MULTILABEL,
+        "multitask": multitask_metrics(example),
+    }
 
 
 def tasks_page(present: Sequence[System]) -> str:
