@@ -187,6 +187,7 @@ def test_an_objective_knows_the_training_rows_and_their_positions():
     kept = clone(model).set_params(validation_fraction=0.2).fit(x, y)
     assert sorted(kept.objective_.seen) == list(range(72))
     assert sum(kept.objective_.info.class_counts) == 72
+    np.testing.assert_allclose(kept.objective_.info.class_counts, 0.8 * np.bincount(y), atol=1)
 
 
 @pytest.mark.parametrize("patience", [3, None])
@@ -201,6 +202,14 @@ def test_early_stopping_keeps_the_best_epoch(patience):
     assert model.best_epoch_ < 22, "the data no longer overfit"
     there = clone(model).set_params(epochs=model.best_epoch_).fit(x, y)
     np.testing.assert_array_equal(there.predict_proba(x), model.predict_proba(x))
+
+
+def test_what_is_kept_for_validation_is_not_standardised_with():
+    x, y = numbers()
+    model = ObjectiveRegressor(**QUICK, validation_fraction=0.2).fit(x, y)
+    assert model.scaler_.n_samples_seen_ == 48
+    assert abs(model.target_mean_ - y.mean()) > 1e-6
+    assert ObjectiveRegressor(**QUICK).fit(x, y).target_mean_ == pytest.approx(y.mean())
 
 
 def test_rows_of_weight_zero_are_not_there():
@@ -336,12 +345,15 @@ def test_grid_search_over_objectives_and_their_parameters():
     assert search.predict_proba(x).shape == (90, 2)
 
 
-@pytest.mark.parametrize("model", ["residual", lambda features: torch.nn.Linear(features, 5)], ids=["name", "function"])
-def test_models(model):
+def test_models():
+    def noisy(features):
+        return torch.nn.Sequential(torch.nn.Linear(features, 5), torch.nn.Dropout(0.5))
+
     x, y = classes(3)
-    fitted = ObjectiveClassifier(model=model, **QUICK).fit(x, y)
-    assert fitted.network_.head.in_features == (8 if model == "residual" else 5)
-    assert fitted.predict(x).shape == (90,)
+    for model, width in (("residual", 8), (noisy, 5)):
+        fitted = ObjectiveClassifier(model=model, **QUICK).fit(x, y)
+        assert fitted.network_.head.in_features == width
+        np.testing.assert_array_equal(fitted.predict_proba(x), fitted.predict_proba(x))
 
 
 def test_inputs_are_taken_as_they_are_without_standardise():

@@ -119,9 +119,7 @@ class ObjectiveEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
-        if (
-            "objective_" in state
-        ):  # an objective may hold functions, which cannot be pickled; its state_dict is complete
+        if "objective_" in state:  # it may hold functions, which pickle refuses; its state_dict is complete
             state["objective_"] = state["objective_"].state_dict()
         return state
 
