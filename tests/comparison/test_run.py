@@ -249,7 +249,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None
 
 @pytest.mark.slow
 def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path, a_job_a_cell: None) -> None:
-    options = ("--epochs", "20", "--folds", "4", "--repeats", "2")
+    options = ("--epochs", "300", "--patience", "300", "--folds", "4", "--repeats", "2")
     process = start(tmp_path, *options)
     while process.poll() is None and finished(tmp_path) == 0:
         time.sleep(0.01)

@@ -60,7 +60,9 @@ def is_image_source(source: str | Path) -> bool:
     (True, True, False)
     """
     text = str(source)
-    return text.lower().endswith(".npz") or idx_pair(text) is not None or is_image_folder(Path(text))
+    if text.lower().endswith(".npz") or idx_pair(text) is not None:
+        return True
+    return bool(text) and is_image_folder(Path(text))
 
 
 def load_images(
