@@ -1,11 +1,19 @@
-"""Every objective of the catalogue keeps the contract of an objective."""
+"""Every member of the catalogue keeps the contract of its kind."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+
 import pytest
 
+from steepest.catalogue import systems, there
 from steepest.comparison.objectives import known_objectives
-from steepest.testing import objective_checks
+from steepest.core.calibrator import Calibrator
+from steepest.core.loss import Loss
+from steepest.core.method import Method
+from steepest.core.objective import Objective
+from steepest.testing import calibrator_checks, loss_checks, method_checks, objective_checks
 from steepest.testing.objective import check_compile
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
@@ -16,14 +24,45 @@ EVERY = [
     for title, check in objective_checks(cls)
 ]
 SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "huber"]
+SUITES = {Loss: loss_checks, Calibrator: calibrator_checks, Method: method_checks}
+
+
+def members(contract):
+    """The classes under a contract among the public names of what is there, in order of the catalogue."""
+    found = {}
+    for row in systems():
+        if there(row):
+            module = importlib.import_module(f"steepest.{row.module}")
+            own = [getattr(module, name, None) for name in row.names]
+            classes = [c for c in own if inspect.isclass(c) and issubclass(c, contract)]
+            found |= {c.name: c for c in classes if not issubclass(c, Objective)}
+    return found
+
+
+OTHERS = [
+    pytest.param(check, id=f"{name}-{title}")
+    for contract, suite in SUITES.items()
+    for name, cls in members(contract).items()
+    for title, check in suite(cls)
+]
 
 
 def test_the_catalogue_has_objectives():
     assert set(SIX) <= set(CLASSES)
 
 
+def test_the_catalogue_has_penalties_and_methods():
+    assert "orthogonal_projection" in members(Loss)
+    assert "smooth_adversarial_comp_sum" in members(Method)
+
+
 @pytest.mark.parametrize("check", EVERY)
 def test_contract(check):
+    check()
+
+
+@pytest.mark.parametrize("check", OTHERS)
+def test_contract_of_other_kinds(check):
     check()
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import steepest
-from steepest.comparison.cells import Context
+from steepest.comparison.cells import Context, Job, run_job
+from steepest.comparison.design import PEAK, trials
 from steepest.comparison.errors import InputError
+from steepest.comparison.inputs import fit_inputs, transform
+from steepest.comparison.models import build
+from steepest.comparison.plan import make_plan
 from steepest.comparison.preparing import expand, prepare
+from steepest.comparison.training import train
 
 SMALL = {"epochs": 2, "workers": 1, "quiet": True, "budget": 60, "objectives": "squentropy"}
 
@@ -110,3 +116,48 @@ def test_parquet_is_read_like_csv(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match="not a Parquet file"):
         load_table(tmp_path / "broken.parquet")
+
+
+def test_images_train_once_over_a_whole_cycle_of_the_learning_rate(file):
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    context, _ = prepare(file, objectives="cross_entropy", epochs=3, batch_size=16)
+    assert context.settings.one_cycle
+    pair = (0, 0)
+    fit, valid = context.inner(pair)[0]
+    assert (len(context.inner(pair)), len(fit), len(valid)) == (1, 52, 8)
+    rates = []
+    handle = register_optimizer_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    try:
+        (cell,) = run_job(context, Job("objective", "cross_entropy", (pair,)))
+    finally:
+        handle.remove()
+    # one training of 3 epochs of 4 steps, nothing refitted
+    assert len(rates) == 12
+    assert max(rates) == pytest.approx(PEAK * 1e-3, rel=0.05)
+    assert rates[0] == pytest.approx(PEAK * 1e-3 / 25)
+    assert rates[-1] < 1e-6
+    assert cell.values["epochs"] == len(cell.values["curve"]) == 3
+    assert len(cell.outcome.predicted) == 30  # of the file's own test part
+
+
+def test_the_tuned_network_itself_is_scored(file):
+    context, _ = prepare(file, objectives="cross_entropy", split="pool", epochs=2)
+    pair = next(iter(context.folds))
+    split = context.split(pair, 0)
+    scaler = fit_inputs(context.table, context.inner(pair)[0][0])
+    own = transform(scaler, context.table, context.folds[pair].test)
+    assert torch.equal(split.test_inputs, own)
+    recipe = context.recipe(context.objective("cross_entropy"))
+    member = context.member(pair, 0, trials(recipe.objective, 1, 0)[0])
+    train(recipe, [member])
+    network = build(recipe.backbone, 1, member.objective, member.info, backbone_seed=0, head_seed=0)
+    network.load_state_dict(member.state)
+    with torch.no_grad():
+        assert torch.allclose(network.eval()(own), member.test_outputs, atol=1e-5)
+        assert torch.allclose(network(split.other_inputs), member.outputs, atol=1e-5)
+
+
+def test_the_plan_counts_one_training_a_fold(file):
+    context, _ = prepare(file, objectives="cross_entropy", split="pool")
+    assert make_plan(context, 1).trainings == 3

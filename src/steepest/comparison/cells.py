@@ -94,7 +94,14 @@ class Context:
 
     def inner(self, pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
         """Row positions ``(fit, valid)`` inside one outer training part."""
-        return inner_splits(self.table, self.folds[pair].train, seed=seed_of(self.settings.seed, *pair, "inner"))
+        once = self.settings.one_cycle
+        return inner_splits(
+            self.table,
+            self.folds[pair].train,
+            seed=seed_of(self.settings.seed, *pair, "inner"),
+            folds=1 if once else None,
+            parts=8 if once else 4,
+        )
 
     def training_target(self, pair: Pair) -> np.ndarray:
         """The target with label noise in the training part of this fold, if the settings ask for it."""
@@ -119,6 +126,9 @@ class Context:
         prepared = fit_inputs(table, rows)
         weights = table.weights
         other_target, other_weight = target[others], None if weights is None else weights[others]
+        test_inputs = None
+        if self.settings.one_cycle and part >= 0:
+            test_inputs = transform(prepared, *((table, fold.test) if self.test is None else (self.test,)))
         if part < 0 and self.test is not None:
             other_inputs = transform(prepared, self.test)
             other_target, other_weight = self.test.target, self.test.weights
@@ -135,6 +145,7 @@ class Context:
             other_weight,
             scale,
             table.task,
+            test_inputs,
         )
 
     def info(self, pair: Pair, part: int) -> TaskInfo:
@@ -166,7 +177,15 @@ class Context:
             height, width, channels = self.table.pixels.shape[1:]
             augment = default_augment((channels, height, width))
         return Recipe(
-            objective, find_model(s.model), s.epochs, s.patience, s.batch_size, self.metric, s.device, augment
+            objective,
+            find_model(s.model),
+            s.epochs,
+            s.patience,
+            s.batch_size,
+            self.metric,
+            s.device,
+            augment,
+            s.one_cycle,
         )
 
     def member(self, pair: Pair, part: int, trial: Trial, length: int | None = None) -> Member:
@@ -209,10 +228,13 @@ def _objective(context: Context, job: Job) -> list[CellResult]:
     for pair in job.cells:
         scores = [float(np.mean([m.score for m in members[pair, t]])) for t in range(len(settings))]
         chosen[pair] = best_trial(scores, context.metric.greater_is_better)
+        if recipe.one_cycle:
+            (finals[pair],) = members[pair, chosen[pair]]
+            continue
         epochs = max(1, round(float(np.mean([m.epochs for m in members[pair, chosen[pair]]]))))
         finals[pair] = context.member(pair, -1, settings[chosen[pair]], length=epochs)
-    again = train(recipe, list(finals.values()))
-    total = {k: (spent[k] + again[k]) for k in spent}
+    again = {} if recipe.one_cycle else train(recipe, list(finals.values()))
+    total = {k: spent[k] + again.get(k, 0.0) for k in spent}
     results = []
     for pair in job.cells:
         best = chosen[pair]
@@ -223,7 +245,7 @@ def _objective(context: Context, job: Job) -> list[CellResult]:
             ],
             "trial": best,
             "trial_text": settings[best].describe(),
-            "epochs": finals[pair].length,
+            "epochs": finals[pair].length or finals[pair].epochs,
             "curve": _mean_curve([m.curve for m in members[pair, best]]),
             "diverged": sum(not np.isfinite(m.score) for t in range(len(settings)) for m in members[pair, t]),
             "seconds": total["seconds"] / len(job.cells),
@@ -231,9 +253,10 @@ def _objective(context: Context, job: Job) -> list[CellResult]:
         }
         values |= operating_point(context, members[pair, best])
         final = finals[pair]
-        assert final.objective is not None and final.outputs is not None
+        outputs = final.test_outputs if recipe.one_cycle else final.outputs
+        assert final.objective is not None and outputs is not None
         final.objective.eval()
-        outcome = outcome_of(final.objective, final.outputs, final.split)
+        outcome = outcome_of(final.objective, outputs, final.split)
         values["diverged"] += not outcome.finite
         results.append(_scored(context, job, pair, values, outcome))
     return results

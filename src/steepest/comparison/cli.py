@@ -86,17 +86,23 @@ def compare_command(
             rich_help_panel="Design",
         ),
     ] = None,
-    folds: Annotated[int, typer.Option(help="Outer folds.", rich_help_panel="Design")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(help="Outer folds. Default: 5, or 3 for images.", rich_help_panel="Design")
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(help="Settings an objective may try. Default: 8, or 1 for images.", rich_help_panel="Design"),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Most epochs of a training. Default: 60, or 30 above 10,000 rows.", rich_help_panel="Design"),
+        typer.Option(
+            help="Most epochs of a training. Default: 60, or 30 above 10,000 rows; for images 20, all of them.",
+            rich_help_panel="Design",
+        ),
     ] = None,
     patience: Annotated[
-        int, typer.Option(help="Epochs without improvement until a training stops.", rich_help_panel="Design")
+        int,
+        typer.Option(help="Epochs without improvement until a training stops (not images).", rich_help_panel="Design"),
     ] = 10,
     batch: Annotated[
         int | None, typer.Option(help="Rows a step. Default: 64, or 256 above 5,000 rows.", rich_help_panel="Design")
@@ -221,10 +227,13 @@ def compare_command(
     across = None
     if len(found) > 1:
         from .across import compare_across
+        from .report.across import write_across
 
         across = compare_across([c.results for c in found])
         for line in across["lines"]:
             terminal.line(line)
+        page = write_across([c.results for c in found], across, [c.folder for c in found])
+        terminal.line(f"report over all: {page}")
     if as_json and found:
         results: Any = (
             found[0].results if len(found) == 1 else {"data_sets": [c.results for c in found], "across": across}

@@ -15,6 +15,8 @@ from ..core.search import Float, Space
 LEARNING_RATES = (1e-3, 3e-3, 3e-4)
 WEIGHT_DECAY = 1e-4
 OPTIMIZER_SPACE: dict[str, Space] = {"lr": Float(1e-4, 1e-2, log=True), "weight_decay": Float(1e-6, 1e-1, log=True)}
+PEAK = 5.0
+"""A cycle's highest learning rate over the constant one that takes its place."""
 
 ROLES = ("folds", "inner", "backbone", "head", "order", "objective", "noise", "trials", "bootstrap", "classical")
 

@@ -69,7 +69,9 @@ def outer_folds(table: Table, *, repeats: int, folds: int, seed: int) -> list[Fo
     return out
 
 
-def inner_splits(table: Table, train: np.ndarray, *, seed: int, folds: int | None = None) -> list[Split]:
+def inner_splits(
+    table: Table, train: np.ndarray, *, seed: int, folds: int | None = None, parts: int = 4
+) -> list[Split]:
     """Row positions ``(fit, valid)`` inside ``train``, to tune and stop on.
 
     One holdout of a quarter, or 3 folds below 500 rows; stratified, groups whole. With times the last quarter is the
@@ -81,6 +83,7 @@ def inner_splits(table: Table, train: np.ndarray, *, seed: int, folds: int | Non
         train: row positions.
         seed: >= 0.
         folds: 1 for a holdout, more for so many folds, None for the rule above.
+        parts: one of so many is the holdout, except with times.
 
     Raises:
         InputError: for fewer than 2 rows, or one group only.
@@ -97,12 +100,12 @@ def inner_splits(table: Table, train: np.ndarray, *, seed: int, folds: int | Non
     units = len(train) if table.groups is None else len(np.unique(table.groups[train]))
     if units < 2:
         raise InputError("the rows of a training part are all of one group: expected at least 2 groups to hold one out")
-    parts = _kfold(table, train, min(4 if folds == 1 else folds, units), [seed, 0, 0, INNER])
+    found = _kfold(table, train, min(parts if folds == 1 else folds, units), [seed, 0, 0, INNER])
     if folds == 1:
-        parts = parts[:1]
+        found = found[:1]
     if table.task not in CLASSES or table.groups is not None:
-        return parts
-    return [_keep_classes(fit, valid, table.target) for fit, valid in parts]
+        return found
+    return [_keep_classes(fit, valid, table.target) for fit, valid in found]
 
 
 def _check(name: str, value: int, least: int) -> None:

@@ -15,7 +15,7 @@ from .cells import Context, Job, Pair
 from .design import trials
 from .images import Images
 from .metrics import Metric
-from .training import Member, Recipe, train
+from .training import Member, Recipe, Split, train
 
 STACK_WORK = 60e9
 """Floating-point operations that one job may take: about two to four seconds of one core."""
@@ -91,6 +91,9 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
     take = min(full_steps, steps)
     short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
     members: list[Member] = [context.member(pair, 0, trial) for trial in chosen]
+    if settings.one_cycle:  # looking at all held-out images would be most of so short an epoch
+        for member in members:
+            member.split = _shortened(member.split, take / full_steps)
     clock = EpochClock(context.metric)
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
@@ -98,9 +101,24 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
         took = time.perf_counter() - started
     epoch = clock.fastest(len(members), took)
     search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
+    if settings.one_cycle:
+        return search * len(job.cells)
     _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
     refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)
     return (search + refit) * len(job.cells)
+
+
+def _shortened(split: Split, share: float) -> Split:
+    """The same with a share of the rows to look at."""
+    step = max(1, round(1 / share))
+    weight = None if split.other_weight is None else split.other_weight[::step]
+    return replace(
+        split,
+        other_inputs=split.other_inputs[::step],
+        other_target=split.other_target[::step],
+        other_weight=weight,
+        test_inputs=None,
+    )
 
 
 class EpochClock:
@@ -147,7 +165,8 @@ def make_plan(context: Context, workers: int, jobs: Sequence[Job] | None = None)
         own = [job for job in found if job.name == name and job.kind == "objective"]
         cells = sum(len(job.cells) for job in own)
         seconds[name] = time_job(context, own[0]) / len(own[0].cells) * cells
-        trainings += cells * (settings.trials * len(context.inner(own[0].cells[0])) + 1)
+        refits = 0 if settings.one_cycle else 1
+        trainings += cells * (settings.trials * len(context.inner(own[0].cells[0])) + refits)
     return Plan(found, seconds, trainings, workers)
 
 

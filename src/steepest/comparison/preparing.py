@@ -38,7 +38,7 @@ def prepare(
     metric: Any = None,
     model: Any = None,
     repeats: int | None = None,
-    folds: int = 5,
+    folds: int | None = None,
     trials: int | None = None,
     epochs: int | None = None,
     patience: int = 10,
@@ -63,6 +63,8 @@ def prepare(
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
+    pictures = y is None and isinstance(data, (str, Path)) and is_image_source(data)
+    folds = (3 if pictures else 5) if folds is None else folds
     if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= 50:
         raise InputError(f"--folds: expected an integer in 2..50, got {folds!r}")
     options: dict[str, Any] = {
@@ -76,7 +78,7 @@ def prepare(
     }
     fixed: Data | None = None
     table: Data
-    if y is None and isinstance(data, (str, Path)) and is_image_source(data):
+    if pictures:
         asked = {**options, "target": target, "test": test}
         refused = [o for o in ("target", "drop", "group", "time", "weight", "rare", "test") if asked[o]]
         if refused:
@@ -125,6 +127,7 @@ def prepare(
         test="" if fixed is None else fixed.sha256,
         device=device,
         augment=augment and images,
+        one_cycle=images,
         code=_code_hash([*chosen, model_spec, metric_spec]),
     )
     context = Context(table, settings, fixed)

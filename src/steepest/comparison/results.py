@@ -326,13 +326,15 @@ def protocol(context: Context) -> dict[str, str]:
     design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
     return {
         "outer design": design,
-        "inner validation": "one 25% holdout" if parts == 1 else f"{parts} folds",
+        "inner validation": f"one {'12.5' if s.one_cycle else '25'}% holdout" if parts == 1 else f"{parts} folds",
         "objectives": ", ".join(s.objectives),
         "baseline": s.baseline,
         "trials an objective": "1: its defaults"
         if s.trials == 1
         else f"{s.trials}: defaults at three learning rates, then a Sobol design",
-        "epochs": f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
+        "epochs": f"{s.epochs}, one-cycle learning rate; the tuned network is scored, no refit"
+        if s.one_cycle
+        else f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
         "metric": context.metric.name,
         "model": s.model,
         "batch size": str(s.batch_size),

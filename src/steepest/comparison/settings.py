@@ -29,6 +29,8 @@ class Settings:
         test: hash of the fixed test set that takes the place of the outer folds, or empty.
         device: where networks train.
         augment: whether images are augmented in training.
+        one_cycle: whether a training runs all its epochs under a one-cycle learning rate and is scored as it is,
+            instead of stopping early and being fitted again on the whole training part.
         code: hash of the user's own modules among objectives, model and metric, or empty.
     """
 
@@ -48,6 +50,7 @@ class Settings:
     test: str = ""
     device: str = "cpu"
     augment: bool = True
+    one_cycle: bool = False
     code: str = ""
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from ..descent import (
 )
 from ..descent.augment import Augment
 from ..nn.networks import Network
-from .design import Trial
+from .design import PEAK, Trial
 from .metrics import Metric, Outcome
 from .models import Backbone, build, feature_width
 
@@ -46,11 +46,16 @@ class Split:
     scale: tuple[Any, Any] = (0.0, 1.0)
     """Mean and deviation of a regression target (arrays for several); predictions go back to its own units."""
     task: str = "multiclass"
+    test_inputs: Tensor | None = None
+    """Rows of the outer test part, where the tuned network itself is scored there."""
 
 
 @dataclass
 class Member:
-    """One training: a split, a trial, seeds; ``length`` None is early stopping, else so many epochs."""
+    """One training: a split, a trial, seeds; ``length`` None is early stopping, else so many epochs.
+
+    ``outputs`` are those of ``split.other_inputs``, ``test_outputs`` those of ``split.test_inputs``.
+    """
 
     split: Split
     trial: Trial
@@ -61,6 +66,7 @@ class Member:
     epochs: int = 0
     curve: list[float] = field(default_factory=list)
     outputs: Tensor | None = None
+    test_outputs: Tensor | None = None
     objective: Objective | None = None
     state: dict[str, Tensor] | None = None
 
@@ -77,6 +83,7 @@ class Recipe:
     metric: Metric
     device: str = "cpu"
     augment: Augment | None = None
+    one_cycle: bool = False
 
     def steps(self, rows: int) -> tuple[int, int]:
         """``(batch size, steps an epoch)`` for so many rows."""
@@ -99,6 +106,26 @@ def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
             None if probabilities is None else probabilities.double().cpu().numpy(),
             decision.double().cpu().numpy(),
         )
+
+
+class _Cycle(Hook):
+    """Looks after each epoch of a cycle; what counts is the last one."""
+
+    def __init__(self, recipe: Recipe, member: Member, look: Callable[[Tensor], Tensor]) -> None:
+        self.recipe, self.member, self.look = recipe, member, look
+
+    def on_epoch_end(self, descent: Descent) -> None:
+        member, split = self.member, self.member.split
+        if len(split.other_inputs):
+            member.outputs = self.look(split.other_inputs)
+            member.score, member.epochs = _score(self.recipe, member, member.outputs), descent.epoch
+            member.curve.append(member.score)
+
+    def on_end(self, descent: Descent) -> None:
+        member = self.member
+        member.state = {k: v.detach().cpu().clone() for k, v in descent.model.state_dict().items()}
+        if member.split.test_inputs is not None:
+            member.test_outputs = self.look(member.split.test_inputs)
 
 
 class _Watch(Hook):
@@ -136,7 +163,8 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
         started = time.perf_counter()
         group, networks = [m for m, _ in pairs], [n for _, n in pairs]
         own = any(list(m.objective.parameters()) for m in group if m.objective)
-        together = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2 and recipe.augment is None
+        alike = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2
+        together = alike and recipe.augment is None and not recipe.one_cycle
         (_train_stack if together else _train_each)(recipe, group, networks)
         spent["seconds"] += time.perf_counter() - started
         spent["epochs"] += sum(len(m.curve) if m.length is None else m.length for m in group)
@@ -246,7 +274,6 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
     for member, network in zip(members, networks):
         split, objective = member.split, member.objective
         assert objective is not None
-        other = split.other_inputs.to(recipe.device)
         batch, steps = recipe.steps(len(split.inputs))
         batches = ArrayBatches(
             split.inputs.to(recipe.device),
@@ -262,10 +289,10 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             [*network.parameters(), *objective.parameters()], lr=member.trial.lr, weight_decay=member.trial.weight_decay
         )
 
-        def look(network: Network = network, other: Tensor = other) -> Tensor:
+        def look(inputs: Tensor = split.other_inputs, network: Network = network) -> Tensor:
             network.eval()
             with torch.no_grad():
-                found = torch.cat([network(part) for part in other.split(4096)])
+                found = torch.cat([network(part.to(recipe.device)) for part in inputs.split(1024)])
             network.train()
             return found
 
@@ -282,18 +309,25 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             member.outputs = look()
             member.state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
-        hook: Hook = (
-            EarlyStopping(
+        schedule, hook = None, Hook()
+        if recipe.one_cycle:
+            hook = _Cycle(recipe, member, look)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, PEAK * member.trial.lr, total_steps=steps * recipe.epochs, cycle_momentum=False
+            )
+        elif member.length is None:
+            hook = EarlyStopping(
                 evaluate,
                 patience=recipe.patience,
                 greater_is_better=recipe.metric.greater_is_better,
                 improved=improved,
             )
-            if member.length is None
-            else _Watch([member.length], finished)
-        )
+        else:
+            hook = _Watch([member.length], finished)
         torch.manual_seed(member.seeds["objective"])
-        Descent(network, objective, batches, optimizer=optimizer, hooks=[hook], device=recipe.device).fit(recipe.epochs)
+        Descent(
+            network, objective, batches, optimizer=optimizer, schedule=schedule, hooks=[hook], device=recipe.device
+        ).fit(recipe.epochs)
         if isinstance(hook, EarlyStopping):
             member.score, member.epochs, member.curve = hook.best[0], hook.best_epoch[0], hook.curves[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -17,6 +17,8 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str] = ""
+    exempt: ClassVar[dict[str, str]] = {}
+    """Names of conformance checks that don't apply, each with its reason."""
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         """The loss to go down, a scalar."""
@@ -27,6 +29,11 @@ class Method(nn.Module):
 
     def after_step(self) -> None:
         """Called after each optimizer step."""
+
+    @classmethod
+    def instances(cls) -> list[Self]:
+        """Methods for the conformance suite, which brings model, batch and objective."""
+        return [cls()]
 
 
 def needed(objective: Objective, batch: Batch, features: Tensor | None, head: nn.Module | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .checks import check_choice, check_number, check_tensor, check_weight, refuse, refuse_type
 from .heads import ScalarHead
+from .loss import Loss, Sample
 from .reductions import REDUCTIONS
 from .search import Space
 from .terms import kept_terms
@@ -49,10 +50,7 @@ class TaskInfo:
         check_choice("task", self.task, TASKS)
 
 
-Sample = tuple[tuple[Tensor, ...], dict[str, Any]]
-
-
-class Objective(nn.Module):
+class Objective(Loss):
     """A loss of outputs and targets. Members declare what they take; nothing is guessed.
 
     Class attributes:
@@ -72,18 +70,14 @@ class Objective(nn.Module):
     domain: ClassVar[str] = "logits"
     targets: ClassVar[tuple[str, ...]] = ("index",)
     unit: ClassVar[str] = "sample"
-    gradient: ClassVar[str] = "exact"
     needs: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 1
-    stateful: ClassVar[bool] = False
     search: ClassVar[dict[str, Space]] = {}
-    exempt: ClassVar[dict[str, str]] = {}
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS if self.unit == "sample" else ("mean",))
         self.reduction = reduction
-        self.terms: dict[str, Tensor] = {}
 
     @classmethod
     def from_task(cls, info: TaskInfo, **hyper: Any) -> Self:
@@ -109,12 +103,6 @@ class Objective(nn.Module):
         if self.tasks == ("regression",):
             return outputs
         return (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
-
-    def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each epoch, 1-based: the only channel through which an objective learns of time."""
-
-    def after_step(self) -> None:
-        """Called after each optimizer step: projections, dual and temperature updates."""
 
     def sampler(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor] | None:
         """Index batches of one epoch, or None for plain shuffling."""
@@ -199,18 +187,31 @@ class Batch:
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Penalty(nn.Module):
+class Penalty(Loss):
     """A term of named tensors (``features``, ``target``, ``outputs`` ...) that is added to an objective.
 
     ``wants`` names the arguments of ``forward``, from ``outputs``, ``target`` and an objective's ``needs``.
     """
 
-    name: ClassVar[str] = ""
     wants: ClassVar[tuple[str, ...]] = ("features", "target")
+    differentiable = ("features", "outputs")
 
     def forward(self, **tensors: Tensor) -> Tensor:
         """The penalty, a scalar."""
         raise NotImplementedError
+
+    @classmethod
+    def samples(
+        cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> list[tuple[Self, Sample]]:
+        """The defaults on features, outputs and class labels; penalties that want other tensors override it."""
+        rows, classes = 9, 3
+        have = {
+            "features": torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(device, dtype),
+            "outputs": torch.randn(rows, classes, generator=generator, dtype=torch.float64).to(device, dtype),
+            "target": (torch.arange(rows) % classes).to(device),
+        }
+        return [(cls().to(device), ((), {name: have[name] for name in cls.wants}))]
 
 
 class WithPenalty(Objective):

@@ -66,7 +66,7 @@ class ConvNet(nn.Module):
         return features.mean(dim=(2, 3))
 
 
-def small_resnet(in_channels: int, *, width: int = 24) -> ConvNet:
+def small_resnet(in_channels: int, *, width: int | None = None) -> ConvNet:
     """A residual network for images of about 28 x 28 or 32 x 32 pixels: ``[B, C, H, W] -> [B, 4 width]``.
 
     A 3 x 3 convolution to 2/3 ``width`` channels and a max-pool, residual blocks of two 3 x 3 convolutions to 2 and
@@ -76,7 +76,7 @@ def small_resnet(in_channels: int, *, width: int = 24) -> ConvNet:
 
     Args:
         in_channels: 1 for grey images, 3 for colour.
-        width: a quarter of the features, >= 1.
+        width: a quarter of the features, >= 1; None is 24 for colour and 16 for grey.
 
     Returns:
         The network; ``out_features`` is the number of its features.
@@ -91,6 +91,7 @@ def small_resnet(in_channels: int, *, width: int = 24) -> ConvNet:
     Source: Deep Residual Learning for Image Recognition, arXiv 1512.03385; Group Normalization, arXiv 1803.08494.
     """
     check_number("in_channels", in_channels, low=1, integer=True)
+    width = (16 if in_channels == 1 else 24) if width is None else width
     check_number("width", width, low=1, integer=True)
     return ConvNet(in_channels, width)
 

@@ -29,6 +29,7 @@ from ._numbers import (
     check_weights,
 )
 from ._state import check_compile, check_eval, check_state_dict, check_stateless, check_vmap
+from ._suite import bound, run_all
 
 
 def check_declaration(cls: type[Objective]) -> None:
@@ -106,17 +107,7 @@ def objective_checks(cls: type[Objective]) -> list[tuple[str, Callable[[], None]
     Raises:
         ValueError: an exemption from a check that doesn't exist.
     """
-    names = {check.__name__.removeprefix("check_") for check in CHECKS}
-    unknown = set(cls.exempt) - names
-    if unknown:
-        raise ValueError(f"exempt: expected names of checks, got {sorted(unknown)}")
-
-    def bind(check: Callable[[type[Objective]], None]) -> Callable[[], None]:
-        return lambda: check(cls)
-
-    return [
-        (name, bind(check)) for check in CHECKS if (name := check.__name__.removeprefix("check_")) not in cls.exempt
-    ]
+    return bound(CHECKS, cls)
 
 
 def check_objective(cls: type[Objective]) -> None:
@@ -125,8 +116,4 @@ def check_objective(cls: type[Objective]) -> None:
     Raises:
         AssertionError: the first promise that the class does not keep.
     """
-    for name, check in objective_checks(cls):
-        try:
-            check()
-        except Exception as error:
-            raise AssertionError(f"{cls.__name__}, {name}: {error}") from error
+    run_all(objective_checks(cls), cls)

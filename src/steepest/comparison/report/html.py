@@ -29,21 +29,15 @@ def report_html(results: dict[str, Any]) -> str:
     metric["label"] = inline(metric["label"])
     greater, places = metric["greater_is_better"], difference_places(results)
     head_places = max(places, difference_places(results | {"rows": []}))
-    script = (HERE / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     headline = [figures.headline(head, greater, head_places, width, f"h{width}") for width in (figures.NARROW, 640)]
-    return _environment().get_template("report.html").render(
+    return environment().get_template("report.html").render(
         r=results,
         head=head,
         data=results["data"],
         metric=metric,
         places=head_places,
         score_places=max(head_places, spread_places(results, metric["name"])),
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        script=Markup(script),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        light=Markup(palette.declarations(0)),
-        dark=Markup(palette.declarations(1)),
+        page=page_parts(),
         embedded=_embedded(results),
         headline_figures=[figure for figure in headline if figure],
         tiers=_tiers(results, greater, places),
@@ -55,6 +49,20 @@ def report_html(results: dict[str, Any]) -> str:
         reliability=_reliability(results),
         cost=_cost(results, greater),
     )  # fmt: skip
+
+
+@cache
+def page_parts() -> dict[str, Any]:
+    """What every page carries: style, script and the policy that allows only them."""
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "script": Markup(script),
+        "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        "light": Markup(palette.declarations(0)),
+        "dark": Markup(palette.declarations(1)),
+    }
 
 
 def _embedded(results: dict[str, Any]) -> Markup:
@@ -74,7 +82,7 @@ def _rounded(value: Any) -> Any:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

@@ -75,6 +75,8 @@ def spectral_decoupling(
     check_tensor("outputs", outputs, ndim=(1, 2), floating=True)
     check_choice("reduction", reduction, REDUCTIONS)
     check_weight(weight, outputs.shape[0])
+    if target is not None:
+        check_tensor("target", target, floating=False, shape=(outputs.shape[0],))
     h = widen(outputs)
     factor = _of_sample("lam", lam, outputs, target)
     pull = _of_sample("gamma", gamma, outputs, target)

@@ -1,8 +1,12 @@
-"""Real data of the experiments: what scikit-learn carries, and image sets from a folder."""
+"""Real data of the experiments: what scikit-learn carries, image sets and a text from a folder.
+
+The experiments of the room ``steepest.data`` lie in the packages below.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from pathlib import Path
 
@@ -41,7 +45,7 @@ def split(
 
 
 def folder() -> Path:
-    """Where image sets lie: ``$STEEPEST_DATA``, or ``data`` under the current directory."""
+    """Where image sets and texts lie: ``$STEEPEST_DATA``, or ``data`` under the current directory."""
     return Path(os.environ.get("STEEPEST_DATA", "data"))
 
 
@@ -58,6 +62,16 @@ def mnist_10k() -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
+def halved(x: np.ndarray) -> np.ndarray:
+    """Flat square images ``[N, side ** 2]`` of even side, averaged over 2 x 2 pixels: ``[N, (side / 2) ** 2]``.
+
+    >>> halved(np.arange(16.0)[None]).tolist()
+    [[2.5, 4.5, 10.5, 12.5]]
+    """
+    half = math.isqrt(x.shape[1]) // 2
+    return x.reshape(len(x), half, 2, half, 2).mean((2, 4)).reshape(len(x), -1)
+
+
 def cifar10_subset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``(x_train, y_train, x_test, y_test)``, images ``[N, 3, 32, 32]`` in [0, 1].
 
@@ -68,6 +82,15 @@ def cifar10_subset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         images = [file[k].transpose(0, 3, 1, 2) / 255.0 for k in ("x_train", "x_test")]
         labels = [file[k].reshape(-1).astype(np.int64) for k in ("y_train", "y_test")]
     return images[0], labels[0], images[1], labels[1]
+
+
+def shakespeare() -> str:
+    """Forty thousand lines of Shakespeare's plays, the text known as tiny Shakespeare.
+
+    Raises:
+        FileNotFoundError: ``tiny-shakespeare.txt`` is not in :func:`folder`.
+    """
+    return _file("tiny-shakespeare.txt").read_text(encoding="utf-8")
 
 
 def _file(name: str) -> Path:

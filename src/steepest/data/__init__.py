@@ -1,0 +1,7 @@
+"""Which samples a network sees, how weighted, how mixed, a package for each kind."""
+
+from __future__ import annotations
+
+from ..catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)

@@ -1,0 +1,7 @@
+"""Training on mixtures of samples: methods that run the model themselves."""
+
+from __future__ import annotations
+
+from ...catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)

@@ -1,0 +1,7 @@
+"""Is this input of a kind the network was trained on?"""
+
+from __future__ import annotations
+
+from ...catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)

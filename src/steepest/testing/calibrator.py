@@ -1,0 +1,126 @@
+"""Conformance of a calibrator, on logits of an over-confident classifier."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.calibrator import Calibrator
+from ._common import close, refused
+from ._suite import bound, run_all
+
+
+def logits_of(
+    rows: int = 240, classes: int = 4, scale: float = 4.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Logits that are ``scale`` times too large, and labels drawn from the probabilities without that factor."""
+    generator = torch.Generator().manual_seed(0)
+    true = 1.5 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    target = torch.multinomial(true.softmax(1), 1, generator=generator).squeeze(1)
+    return (scale * true).to(dtype), target
+
+
+def check_declaration(cls: type[Calibrator]) -> None:
+    """A name, a docstring with an example, instances to check."""
+    assert cls.name.isidentifier() and cls.name == cls.name.lower(), "name: snake_case"
+    assert cls.__doc__ and "Example" in cls.__doc__, "docstring with an example"
+    assert cls.instances(), "instances"
+
+
+def check_probabilities(cls: type[Calibrator]) -> None:
+    """Rows are probabilities, in the width of the logits; half logits give float32; each row stands for itself."""
+    logits, target = logits_of()
+    for each in cls.instances():
+        assert each.fit(logits, target) is each, "fit returns self"
+        found = each.transform(logits)
+        assert found.shape == logits.shape and not found.requires_grad
+        assert bool((found >= 0).all()), "negative"
+        close(found.sum(1), torch.ones(len(logits)), 1e-5, "rows sum to 1")
+        assert each.transform(logits.bfloat16()).dtype == torch.float32, "half logits"
+        close(each.transform(logits[5:6]), found[5:6], 1e-6, "a row alone")
+
+
+def check_decision(cls: type[Calibrator]) -> None:
+    """Where it is declared, the most probable class is that of the largest logit."""
+    if cls.keeps_decision:
+        logits, target = logits_of()
+        for each in cls.instances():
+            found = each.fit_transform(logits, target)
+            best = found.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
+            assert bool((best >= found.max(1).values - 1e-9).all()), "another class became the most probable"
+
+
+def check_extremes(cls: type[Calibrator]) -> None:
+    """Logits of ±1e4 give finite probabilities."""
+    logits, target = logits_of()
+    for each in cls.instances():
+        each.fit(logits, target)
+        wild = torch.tensor([[1e4, -1e4, 0.0, 0.0], [-1e4, -1e4, -1e4, -1e4], [0.0, 0.0, 0.0, 0.0]], dtype=logits.dtype)
+        found = each.transform(wild)
+        assert bool(torch.isfinite(found).all()), "not finite"
+
+
+def check_helps(cls: type[Calibrator]) -> None:
+    """On logits that are four times too large, fresh rows get a lower negative log-likelihood."""
+    logits, target = logits_of(480)
+    half = len(logits) // 2
+    for each in cls.instances():
+        found = each.fit(logits[:half], target[:half]).transform(logits[half:])
+        rows = torch.arange(half)
+        own = -found[rows, target[half:]].clamp_min(1e-30).log().mean()
+        raw = torch.nn.functional.cross_entropy(logits[half:], target[half:])
+        assert own < raw, f"negative log-likelihood {own:.3g}, uncalibrated {raw:.3g}"
+
+
+def check_state_dict(cls: type[Calibrator]) -> None:
+    """What was fitted goes through ``state_dict``; the same fit gives the same bits."""
+    logits, target = logits_of()
+    for first, second, third in zip(cls.instances(), cls.instances(), cls.instances()):
+        wanted = first.fit_transform(logits, target)
+        assert torch.equal(second.fit_transform(logits, target), wanted), "other bits from the same fit"
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        third.load_state_dict(torch.load(file, weights_only=True))
+        assert torch.equal(third.transform(logits), wanted), "loaded, other numbers"
+
+
+def check_bad_input(cls: type[Calibrator]) -> None:
+    """Wrong input is refused; transforming before fitting too."""
+    logits, target = logits_of()
+    for each in cls.instances():
+        try:
+            each.transform(logits)
+        except RuntimeError as error:
+            assert "fit" in str(error)
+        else:
+            raise AssertionError("transform before fit was not refused")
+        refused("a list", each.fit, logits.tolist(), target)
+        refused("integer logits", each.fit, logits.long(), target)
+        refused("a target too short", each.fit, logits, target[:-1])
+        refused("a label out of range", each.fit, logits, target + 9)
+        refused("no rows", each.fit, logits[:0], target[:0])
+        refused("NaN", each.fit, logits * float("nan"), target)
+
+
+CHECKS: tuple[Callable[[type[Calibrator]], None], ...] = (
+    check_declaration, check_probabilities, check_decision, check_extremes, check_helps, check_state_dict,
+    check_bad_input,
+)  # fmt: skip
+
+
+def calibrator_checks(cls: type[Calibrator]) -> list[tuple[str, Callable[[], None]]]:
+    """``(name, check)`` for every check that ``cls`` is not exempt from."""
+    return bound(CHECKS, cls)
+
+
+def check_calibrator(cls: type[Calibrator]) -> None:
+    """Run the whole suite on a class.
+
+    Raises:
+        AssertionError: the first promise that the class does not keep.
+    """
+    run_all(calibrator_checks(cls), cls)

@@ -1,0 +1,248 @@
+"""The suites of losses, calibrators and methods find what breaks a promise, each by the check that is named for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.core.calibrator import Calibrator
+from steepest.core.checks import check_tensor
+from steepest.core.loss import Loss
+from steepest.core.method import Method
+from steepest.core.reductions import widen
+from steepest.core.terms import kept_terms
+from steepest.testing import calibrator_checks, check_calibrator, check_loss, check_method, loss_checks, method_checks
+
+
+class Apart(Loss):
+    """Mean squared distance of pairs.
+
+    Example: see the test.
+    """
+
+    name = "apart"
+    differentiable = (0, 1)
+
+    def forward(self, first, second):
+        check_tensor("first", first, floating=True)
+        check_tensor("second", second, floating=True)
+        found = (widen(first) - widen(second)).square().mean()
+        self.terms = kept_terms({"distance": found})
+        return found
+
+    @classmethod
+    def samples(cls, generator, dtype=torch.float32, device="cpu"):
+        pair = [torch.randn(4, 3, generator=generator, dtype=torch.float64).to(device, dtype) for _ in range(2)]
+        return [(cls(), (tuple(pair), {}))]
+
+
+class NoExample(Apart):
+    """Nothing shown."""
+
+
+class Vector(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return super().forward(first, second).repeat(2)
+
+
+class Writes(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        found = super().forward(first, second)
+        with torch.no_grad():
+            first.mul_(1.5)
+        return found
+
+
+class Stopped(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return super().forward(first, second.detach() if isinstance(second, torch.Tensor) else second)
+
+
+class Half(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return super().forward(first, second).to(first.dtype)
+
+
+class Noisy(Apart):
+    """Example."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = torch.rand(()).item()
+
+    def forward(self, first, second):
+        return super().forward(first, second) * (1 + torch.rand((), generator=torch.Generator().manual_seed(id(self))))
+
+
+class Counts(Apart):
+    """Example."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, first, second):
+        self.calls += 1
+        return super().forward(first, second)
+
+
+class Trusting(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return (torch.as_tensor(first).float() - torch.as_tensor(second)).square().mean()
+
+
+class Temperature(Calibrator):
+    """One temperature, by a grid.
+
+    Example: see the test.
+    """
+
+    name = "grid_temperature"
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float64))
+
+    def _fit(self, logits, target):
+        grid = torch.logspace(-1, 1.5, 60, dtype=torch.float64)
+        losses = torch.stack([nn.functional.cross_entropy(logits / t, target) for t in grid])
+        self.temperature.copy_(grid[losses.argmin()])
+
+    def _transform(self, logits):
+        return (logits / self.temperature.to(logits.dtype)).softmax(1)
+
+
+class Unnormalised(Temperature):
+    """Example."""
+
+    def _transform(self, logits):
+        return 0.9 * super()._transform(logits)
+
+
+class Reversed(Temperature):
+    """Example."""
+
+    def _transform(self, logits):
+        return super()._transform(-logits)
+
+
+class Overflows(Temperature):
+    """Example."""
+
+    def _transform(self, logits):
+        e = (logits / self.temperature.to(logits.dtype)).float().exp().to(logits.dtype)
+        return e / e.sum(1, keepdim=True)
+
+
+class Useless(Temperature):
+    """Example."""
+
+    def _fit(self, logits, target):
+        self.temperature.fill_(0.5)
+
+
+class Forgets(Temperature):
+    """Example."""
+
+    def __init__(self):
+        super().__init__()
+        del self.temperature
+        self.temperature = torch.tensor(1.0, dtype=torch.float64)
+
+
+class Unchecked(Temperature):
+    """Example."""
+
+    def transform(self, logits):
+        return self._transform(widen(logits))
+
+
+class Doubled(Method):
+    """The loss of the batch, twice.
+
+    Example: see the test.
+    """
+
+    name = "doubled"
+
+    def loss(self, model, batch, objective):
+        return 2 * objective(model(batch.inputs), batch.target)
+
+
+class Zero(Doubled):
+    """Example."""
+
+    def loss(self, model, batch, objective):
+        return 0 * super().loss(model, batch, objective)
+
+
+class Own(Doubled):
+    """Example."""
+
+    def loss(self, model, batch, objective):
+        return super().loss(model, batch, objective) * torch.rand((), generator=torch.Generator().manual_seed(id(self)))
+
+
+class Memory(Doubled):
+    """Example."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def loss(self, model, batch, objective):
+        self.calls += 1
+        return super().loss(model, batch, objective) * self.calls
+
+
+def test_good_members_pass():
+    check_loss(Apart)
+    check_calibrator(Temperature)
+    check_method(Doubled)
+
+
+BROKEN = [
+    (loss_checks, NoExample, "declaration"),
+    (loss_checks, Vector, "output"),
+    (loss_checks, Writes, "output"),
+    (loss_checks, Stopped, "gradient"),
+    (loss_checks, Half, "precision"),
+    (loss_checks, Noisy, "seed"),
+    (loss_checks, Counts, "state"),
+    (loss_checks, Trusting, "bad_input"),
+    (calibrator_checks, Unnormalised, "probabilities"),
+    (calibrator_checks, Reversed, "decision"),
+    (calibrator_checks, Overflows, "extremes"),
+    (calibrator_checks, Useless, "helps"),
+    (calibrator_checks, Forgets, "state_dict"),
+    (calibrator_checks, Unchecked, "bad_input"),
+    (method_checks, Zero, "loss"),
+    (method_checks, Own, "seed"),
+    (method_checks, Memory, "resume"),
+]
+
+
+@pytest.mark.parametrize(("suite", "cls", "check"), BROKEN, ids=[cls.__name__ for _, cls, _ in BROKEN])
+def test_a_broken_member_fails_the_check_named_for_it(suite, cls, check):
+    with pytest.raises((AssertionError, RuntimeError)):
+        dict(suite(cls))[check]()
+
+
+@pytest.mark.parametrize("base", [Apart, Temperature, Doubled])
+def test_an_exemption_from_no_check_is_refused(base):
+    suite = {Apart: loss_checks, Temperature: calibrator_checks, Doubled: method_checks}[base]
+    with pytest.raises(ValueError, match="names of checks"):
+        suite(type("Odd", (base,), {"exempt": {"nothing": "because"}}))
+    names = [name for name, _ in suite(type("Fine", (base,), {"exempt": {"declaration": "because"}}))]
+    assert "declaration" not in names
