@@ -24,6 +24,7 @@ from typing import Any
 PACKAGE = __name__.rpartition(".")[0]
 KINDS = (
     "objective",
+    "loss",
     "penalty",
     "method",
     "aggregator",

@@ -241,7 +241,8 @@ def _run(
     store.set_fact("seconds", seconds)
     results = assemble(context, store, command=shlex.join(command), seconds=seconds, version=__version__)
     results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
-    results["usage"] = usage(folder, facts["objective"], facts["hyper"], "new-rows.csv")
+    new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
+    results["usage"] = usage(folder, facts["objective"], facts["hyper"], new)
     write_report(results, folder)
     store.set_fact("sentence", results["sentence"])
     comparison = Comparison(results, folder)

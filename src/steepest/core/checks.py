@@ -23,9 +23,14 @@ def checks(everywhere: bool) -> None:
     _everywhere = bool(everywhere)
 
 
+def eager() -> bool:
+    """Whether operations run as they are called: neither compiled, nor under a transform of ``torch.func``."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+
+
 def values_visible(*tensors: Tensor) -> bool:
     """Whether the values of ``tensors`` may be looked at here without a hidden synchronisation."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    if not eager():
         return False
     return _everywhere or all(t.device.type == "cpu" for t in tensors)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from steepest.core.objective import TaskInfo
+from steepest.losses.classification import orthogonal_projection as module
 from steepest.losses.classification.comp_sum import CompSumLoss
 from steepest.losses.classification.orthogonal_projection import (
     CrossEntropyWithOPL,
@@ -163,3 +164,27 @@ def test_terms_do_not_outlive_a_transform(generator):
     assert loss.terms == {}
     loss(logits[0], Y4, features=F4.float())
     torch.testing.assert_close(loss.terms["cross_entropy"], CompSumLoss()(logits[0], Y4))
+
+
+@pytest.mark.parametrize("labels", ["few", "one", "distinct", "odd"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_large_batches_go_by_class_sums_and_give_the_same(labels, absolute, generator, monkeypatch):
+    features = torch.randn(60, 7, generator=generator).requires_grad_()
+    target = {
+        "few": torch.randint(4, (60,), generator=generator),
+        "one": torch.zeros(60, dtype=torch.long),
+        "distinct": torch.arange(60),
+        "odd": 1000 * torch.randint(3, (60,), generator=generator) - 500,
+    }[labels]
+    found = []
+    for pairs in (10**6, 0):
+        monkeypatch.setattr(module, "PAIRS", pairs)
+        loss = orthogonal_projection_loss(features, target, absolute=absolute)
+        found.append((loss, *torch.autograd.grad(loss, features)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_sixty_thousand_rows_need_no_matrix_of_rows():
+    features, target = torch.randn(60_000, 4).requires_grad_(), torch.arange(60_000) % 7
+    orthogonal_projection_loss(features, target).backward()  # 60,000 squared numbers would be 14 GB
+    assert bool(torch.isfinite(features.grad).all())

@@ -14,6 +14,7 @@ from ...core.checks import check_index, check_logits, check_number
 from ...core.logpartition import class_mask, pick
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
+from ...core.rowwise import at, rowwise, softmax_into
 from ...core.search import Float
 from ...core.terms import kept_terms
 from ._cells import MultilabelObjective, check_multi_hot, reduce_cells
@@ -276,15 +277,37 @@ class AsymmetricLossSingleLabel(Objective):
         self.check_call(outputs, target, weight)
         check_logits(outputs)
         check_index(target, outputs)
-        x = widen(outputs)
-        own = class_mask(target, x.shape[1])
-        log_p = torch.log_softmax(x, dim=-1)
-        # log(1 - p_y) from the margin over the others, which does not round to -inf where p_y rounds to 1
-        margin = pick(x, target) - torch.logsumexp(x.masked_fill(own, -torch.inf), dim=-1)
-        true = torch.exp(self.gamma_pos * nnf.logsigmoid(-margin)) * pick(log_p, target)
-        others = torch.where(own, 0.0, torch.exp(self.gamma_neg * log_p) * log_p).sum(-1)
-        share = self.label_smoothing / x.shape[1]
-        return reduce(-(1 - self.label_smoothing + share) * true - share * others, self.reduction, weight)
+        y, share = target.long(), self.label_smoothing / outputs.shape[1]
+        whole = 1 - self.label_smoothing + share
+
+        def plain(x: Tensor) -> Tensor:
+            own = class_mask(y, x.shape[1])
+            log_p = torch.log_softmax(x, dim=-1)
+            # log(1 - p_y) from the margin over the others, which does not round to -inf where p_y rounds to 1
+            margin = pick(x, y) - torch.logsumexp(x.masked_fill(own, -torch.inf), dim=-1)
+            true = torch.exp(self.gamma_pos * nnf.logsigmoid(-margin)) * pick(log_p, y)
+            others = torch.where(own, 0.0, torch.exp(self.gamma_neg * log_p) * log_p).sum(-1)
+            return -whole * true - share * others
+
+        def rule(x: Tensor, g: Tensor, rows: slice) -> Tensor:
+            column = y[rows].unsqueeze(1)
+            log_p = x - softmax_into(x, g)
+            p, own = at(g, y[rows]), at(log_p, y[rows])
+            g.scatter_(1, column, 0.0)
+            rest = g.sum(1, keepdim=True)
+            g.scatter_(1, column, p)
+            power = rest.pow(self.gamma_pos)
+            slope = self.gamma_pos * p * power * torch.where(rest > 0, own / rest, -1.0)
+            # what log p_k is weighed with; slopes in log p_k
+            weights = torch.exp(self.gamma_neg * log_p) if self.gamma_neg else torch.ones_like(log_p)
+            weights.scatter_(1, column, 0.0)
+            others = (weights * log_p).sum(1, keepdim=True)
+            slopes = weights.mul_(log_p.mul_(self.gamma_neg).add_(1.0)).mul_(-share)
+            slopes.scatter_(1, column, -whole * (power - slope))
+            g.mul_(-slopes.sum(1, keepdim=True)).add_(slopes)
+            return (-whole * power * own - share * others).squeeze(1)
+
+        return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax; focusing leaves it flatter than the conditional distribution."""

@@ -11,6 +11,7 @@ from ...core.checks import check_binary, check_choice, check_index, check_logits
 from ...core.logpartition import class_mask
 from ...core.objective import Objective
 from ...core.reductions import reduce, widen
+from ...core.rowwise import at, rowwise
 from ...core.search import Choice
 from ...nn.networks import Network
 from ._cells import reduce_cells
@@ -109,8 +110,33 @@ class OneVsRestHingeLoss(Objective):
     ) -> Tensor:
         """The loss of scores and class indices."""
         self.check_call(outputs, target, weight)
-        cells = squared_hinge_loss(outputs, target, p=self.p, C=self.C, reduction="none")
-        return reduce(cells if cells.ndim == 1 else cells.mean(-1), self.reduction, weight)
+        if outputs.ndim != 2:
+            return reduce(
+                squared_hinge_loss(outputs, target, p=self.p, C=self.C, reduction="none"), self.reduction, weight
+            )
+        check_logits(outputs)
+        check_index(target, outputs)
+        y = target.long()
+
+        def plain(z: Tensor) -> Tensor:
+            return squared_hinge_loss(z, y, p=self.p, C=self.C, reduction="none").mean(-1)
+
+        def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+            own, column = at(z, y[rows]), y[rows].unsqueeze(1)
+            torch.add(z, 1.0, out=g)
+            g.scatter_(1, column, 1.0 - own)
+            g.clamp_min_(0.0)
+            factor = self.C / z.shape[1]
+            if self.p == 2:
+                loss = factor * g.square().sum(1)
+                g.mul_(2.0 * factor)
+            else:
+                loss = factor * g.sum(1)
+                g.sign_().mul_(factor)
+            g.scatter_(1, column, -at(g, y[rows]))
+            return loss
+
+        return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
 
 
 class SVMHead(nn.Linear):

@@ -15,7 +15,8 @@ from ...core.logpartition import margins_to_target, target_log_probability
 from ...core.method import Method
 from ...core.objective import Batch, Objective
 from ...core.random import RandomStream
-from ...core.reductions import reduce
+from ...core.reductions import reduce, widen
+from ...core.rowwise import log_probability_rule, rowwise
 from ...core.search import Float
 from ...core.terms import kept_terms
 
@@ -59,13 +60,20 @@ def comp_sum_loss(
     check_number("tau", tau, low=0.0)
     check_logits(logits)
     check_index(target, logits)
-    log_p = target_log_probability(logits, target)
-    if tau < 1.0:
-        log_p = log_p.clamp_min(_LOWEST)
     q = tau - 1.0
-    # Phi = (1 - p^q) / q = -expm1(q log p) / q, whose limit at q = 0 is -log p
-    loss = -log_p if abs(q) < 1e-12 else -torch.expm1(q * log_p) / q
-    return reduce(loss, reduction, weight)
+
+    def value(log_p: Tensor) -> Tensor:
+        # Phi = (1 - p^q) / q = -expm1(q log p) / q, whose limit at q = 0 is -log p
+        log_p = log_p.clamp_min(_LOWEST) if tau < 1.0 else log_p
+        return -log_p if abs(q) < 1e-12 else -torch.expm1(q * log_p) / q
+
+    def phi(log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        slope = -torch.exp(q * log_p)
+        return value(log_p), torch.where(log_p < _LOWEST, 0.0, slope) if tau < 1.0 else slope
+
+    rule = log_probability_rule(target.long(), phi)
+    losses = rowwise(widen(logits), lambda z: value(target_log_probability(z, target)), rule)
+    return reduce(losses, reduction, weight)
 
 
 class CompSumLoss(Objective):

@@ -10,10 +10,11 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_index, check_logits, check_number, check_tensor, refuse
+from ...core.checks import check_number, check_tensor, refuse
 from ...core.logpartition import pick
 from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
+from ...core.rowwise import Rule, add_at, at, log_probability_rule, rowwise, softmax_into
 from ...core.search import Float
 from ._targets import class_targets
 
@@ -63,25 +64,39 @@ def cross_entropy(
     """
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     check_tensor("target", target)
-    if weight is None and class_weight is None and not label_smoothing and not target.is_floating_point():
-        check_logits(logits)
-        check_index(target, logits, ignore_index=ignore_index)
-        ignored = -100 if ignore_index is None else ignore_index
-        # one fused kernel for the plain form
-        return torch.nn.functional.cross_entropy(
-            widen(logits), target.long(), ignore_index=ignored, reduction=reduction
-        )
     target, valid = class_targets(logits, target, ignore_index)
     if class_weight is not None:
         check_tensor("class_weight", class_weight, floating=True, shape=(logits.shape[1],))
-    losses = -torch.log_softmax(widen(logits), dim=-1)
-    if class_weight is not None:
-        losses = losses * class_weight.to(losses.dtype)
-    # a probability of 0 must not meet an infinite loss (a class masked by a logit of -inf)
-    loss = torch.where(target == 0, 0.0, target * losses).sum(-1) if target.ndim == 2 else pick(losses, target)
-    if label_smoothing:
-        loss = (1.0 - label_smoothing) * loss + label_smoothing * losses.mean(-1)
-    return reduce(loss, reduction, weight, valid)
+    z = widen(logits)
+    factor = None if class_weight is None else class_weight.to(z.dtype)
+
+    def plain(z: Tensor) -> Tensor:
+        losses = -torch.log_softmax(z, dim=-1)
+        losses = losses if factor is None else losses * factor
+        # a probability of 0 must not meet an infinite loss (a class masked by a logit of -inf)
+        loss = torch.where(target == 0, 0.0, target * losses).sum(-1) if target.ndim == 2 else pick(losses, target)
+        return (1.0 - label_smoothing) * loss + label_smoothing * losses.mean(-1) if label_smoothing else loss
+
+    if target.ndim == 2 or (label_smoothing and factor is not None):
+        return reduce(plain(z), reduction, weight, valid)
+    return reduce(rowwise(z, plain, _rule(target.long(), factor, label_smoothing)), reduction, weight, valid)
+
+
+def _rule(target: Tensor, factor: Tensor | None, smoothing: float) -> Rule:
+    """Of cross-entropy with class factors, or with smoothing."""
+
+    def phi(log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        own = log_p.new_ones(()) if factor is None else factor[target[rows]].unsqueeze(1)
+        return -own * log_p, -own.expand_as(log_p)
+
+    def smoothed(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y = target[rows]
+        partition = softmax_into(z, g)
+        g.sub_(smoothing / z.shape[1])
+        add_at(g, y, smoothing - 1.0)
+        return (partition - (1.0 - smoothing) * at(z, y) - smoothing * z.mean(1, keepdim=True)).squeeze(1)
+
+    return smoothed if smoothing else log_probability_rule(target, phi)
 
 
 class CrossEntropyLoss(Objective):

@@ -14,6 +14,7 @@ from ...core.checks import check_index, check_logits, check_number, check_tensor
 from ...core.logpartition import class_mask, pick
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
+from ...core.rowwise import Rule, add_at, at, rowwise, softmax_into
 from ...core.search import Float
 
 
@@ -56,14 +57,40 @@ def focal_loss(
     check_number("gamma", gamma, low=0.0)
     check_logits(logits)
     check_index(target, logits)
-    logits = widen(logits)
-    others = logits.masked_fill(class_mask(target, logits.shape[1]), -torch.inf)
-    margin = pick(logits, target) - torch.logsumexp(others, dim=-1)
-    loss = -torch.exp(gamma * nnf.logsigmoid(-margin)) * nnf.logsigmoid(margin)
+
+    def plain(z: Tensor) -> Tensor:
+        others = z.masked_fill(class_mask(target, z.shape[1]), -torch.inf)
+        margin = pick(z, target) - torch.logsumexp(others, dim=-1)
+        return -torch.exp(gamma * nnf.logsigmoid(-margin)) * nnf.logsigmoid(margin)
+
+    loss = rowwise(widen(logits), plain, focal_rule(target.long(), gamma))
     if alpha is not None:
         check_tensor("alpha", alpha, floating=True, shape=(logits.shape[1],))
         loss = alpha.to(loss.dtype)[target.long()] * loss
     return reduce(loss, reduction, weight)
+
+
+def focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
+    r"""Value and gradient of the focal loss of each row, with r = 1 - p_y summed over the other classes.
+
+    .. math:: \frac{\partial \ell}{\partial \log p_y} = \gamma\, p_y\, r^{\gamma} \frac{\log p_y}{r} - r^{\gamma}
+    """
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y = target[rows]
+        partition = softmax_into(z, g)
+        p = at(g, y)
+        g.scatter_(1, y.unsqueeze(1), 0.0)
+        rest = g.sum(1, keepdim=True)
+        log_p = torch.where(p > 0.5, -torch.log1p(rest / p), at(z, y) - partition)
+        power = rest.pow(gamma)
+        # log p / r tends to -1 as the rest vanishes
+        slope = gamma * p * power * torch.where(rest > 0, log_p / rest, -1.0) - power
+        g.mul_(-slope)
+        add_at(g, y, slope * rest)
+        return (-power * log_p).squeeze(1)
+
+    return rule
 
 
 class FocalLoss(Objective):

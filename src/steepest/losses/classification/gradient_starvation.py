@@ -27,6 +27,7 @@ from ...core.checks import (
 )
 from ...core.objective import Objective, Penalty, Sample
 from ...core.reductions import REDUCTIONS, reduce, widen
+from ...core.rowwise import add_at, at, rowwise, softmax_into
 from ...core.search import Float
 from ...core.terms import kept_terms
 from .cross_entropy import cross_entropy
@@ -185,14 +186,35 @@ class SpectralDecouplingLoss(Objective):
             check_binary(target, outputs)
             h = widen(outputs)
             entropy = nnf.softplus((1 - 2 * target.to(h.dtype)) * h)
-        else:
-            check_logits(outputs)
-            entropy = cross_entropy(outputs, target, ignore_index=None, reduction="none")
-        decoupling = spectral_decoupling(
-            outputs, target, lam=self.penalty.lam, gamma=self.penalty.gamma, reduction="none"
+            decoupling = self._decoupling(outputs, target)
+            self.terms = kept_terms({"cross_entropy": entropy.mean(), "spectral_decoupling": decoupling.mean()})
+            return reduce(entropy + decoupling, self.reduction, weight)
+        check_logits(outputs)
+        check_index(target, outputs)
+        y = target.long()
+        factor = _of_sample("lam", self.penalty.lam, outputs, y)
+        pull = _of_sample("gamma", self.penalty.gamma, outputs, y)
+
+        def plain(h: Tensor) -> Tensor:
+            return cross_entropy(h, y, ignore_index=None, reduction="none") + self._decoupling(h, y)
+
+        def rule(h: Tensor, g: Tensor, rows: slice) -> Tensor:
+            lam, gamma = (v[rows].unsqueeze(1) if isinstance(v, Tensor) else v for v in (factor, pull))
+            entropy = softmax_into(h, g) - at(h, y[rows])
+            add_at(g, y[rows], -1.0)
+            apart = h - gamma
+            g.addcmul_(apart, lam) if isinstance(lam, Tensor) else g.add_(apart, alpha=lam)
+            return (entropy + 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)).squeeze(1)
+
+        losses = rowwise(widen(outputs), plain, rule)
+        decoupling = self._decoupling(outputs.detach(), y)
+        self.terms = kept_terms(
+            {"cross_entropy": (losses - decoupling).mean(), "spectral_decoupling": decoupling.mean()}
         )
-        self.terms = kept_terms({"cross_entropy": entropy.mean(), "spectral_decoupling": decoupling.mean()})
-        return reduce(entropy + decoupling, self.reduction, weight)
+        return reduce(losses, self.reduction, weight)
+
+    def _decoupling(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return spectral_decoupling(outputs, target, lam=self.penalty.lam, gamma=self.penalty.gamma, reduction="none")
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax: for gamma = 0 the minimiser is shrunk towards even probabilities, with the argmax of q."""

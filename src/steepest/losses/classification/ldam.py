@@ -16,6 +16,7 @@ from ...core.cosine import unit_rows
 from ...core.logpartition import class_mask, pick, target_log_probability
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
+from ...core.rowwise import add_at, at, rowwise, softmax_into
 from ...core.search import Choice, Float
 from .cross_entropy import CrossEntropyLoss
 
@@ -122,7 +123,7 @@ def ldam_loss(
     if class_weight is not None:
         check_tensor("class_weight", class_weight, floating=True, shape=(classes,))
     if cosines.numel() and values_visible(cosines):
-        largest = float(cosines.detach().abs().max())
+        largest = max(abs(float(end)) for end in cosines.detach().aminmax())
         if largest > 1 + 8 * torch.finfo(cosines.dtype).eps:
             message = (
                 f"cosines: expected values in [-1, 1], got {largest:.4g}; margins mean nothing without NormedLinear"
@@ -130,11 +131,22 @@ def ldam_loss(
             warnings.warn(message, stacklevel=2)
     z, y = widen(cosines), target.long()
     own = margins.to(z)[y]
-    mask = class_mask(y, classes)
-    if hinge:
-        loss = (z.masked_fill(mask, -torch.inf).amax(-1) - pick(z, y) + own).clamp_min(0)
-    else:
-        loss = -target_log_probability(scale * torch.where(mask, z - own.unsqueeze(-1), z), y)
+
+    def plain(z: Tensor) -> Tensor:
+        mask = class_mask(y, classes)
+        if hinge:
+            return (z.masked_fill(mask, -torch.inf).amax(-1) - pick(z, y) + own).clamp_min(0)
+        return -target_log_probability(scale * torch.where(mask, z - own.unsqueeze(-1), z), y)
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        lowered = scale * z
+        add_at(lowered, y[rows], -scale * own[rows].unsqueeze(1))
+        loss = softmax_into(lowered, g) - at(lowered, y[rows])
+        add_at(g, y[rows], -1.0)
+        g.mul_(scale)
+        return loss.squeeze(1)
+
+    loss = plain(z) if hinge else rowwise(z, plain, rule)
     if class_weight is not None:
         weight = class_weight.to(z)[y] * (1.0 if weight is None else weight.to(z))
     return reduce(loss, reduction, weight)

@@ -11,13 +11,12 @@ from jaxtyping import Int as I
 from torch import Tensor
 
 from ...core.checks import check_choice, check_index, check_logits, check_number, check_tensor, refuse, values_visible
-from ...core.logpartition import class_mask, margins_to_target
+from ...core.logpartition import class_mask
 from ...core.memory import SampleMemory
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
 from ...core.search import Choice, Float
-
-NORMALIZERS = (None, "l1", "softplus")
+from ._robust import NORMALIZERS, gaps, largest_gap, normalized, worst_mean
 
 _LOWEST = 1e-6
 """Floor of an adaptive temperature as a share of its start; only alpha near 1 meets it."""
@@ -27,40 +26,6 @@ def _checked(logits: Tensor, target: Tensor, margin: float) -> None:
     check_number("margin", margin, low=0.0)
     check_logits(logits)
     check_index(target, logits)
-
-
-def _normalized(logits: Tensor, how: str | None) -> Tensor:
-    """Logits in float32 or wider, divided by the mean of their absolute values, or softplus by its mean."""
-    check_choice("normalize", how, NORMALIZERS)
-    f = widen(logits)
-    if how == "l1":
-        size = f.abs().mean(-1, keepdim=True)
-        return f / torch.where(size > 0, size, torch.inf)  # zero logits stay 0
-    if how == "softplus":
-        # through the logarithm, which is f itself far below 0, where every softplus of a row may round to 0
-        low = f < -30.0
-        log = torch.where(low, f, torch.nn.functional.softplus(f.masked_fill(low, 0.0)).log())
-        return log.softmax(-1) * f.shape[-1]
-    return f
-
-
-def _gaps(f: Tensor, target: Tensor, margin: float) -> Tensor:
-    """d_k = f_k - f_y + margin 1[k != y]."""
-    d = margins_to_target(f, target)
-    return torch.where(class_mask(target, f.shape[-1]), d, d + margin)
-
-
-def _soft_max(d: Tensor, lam: Tensor | float) -> Tensor:
-    """lam log mean_k exp(d_k / lam), exact for small and for large lam."""
-    lam = torch.as_tensor(lam, dtype=d.dtype, device=d.device)
-    scale = lam.unsqueeze(-1)
-    top = d.detach().amax(-1, keepdim=True)
-    u = (d - top) / scale
-    # spread small against lam: log mean exp is near 0, and a difference of logarithms would leave its rounding error
-    close = u.detach().amin(-1) > -1.0
-    near = torch.log1p(torch.expm1(u).mean(-1).clamp_min(-0.75))
-    far = torch.logsumexp(u, dim=-1) - math.log(d.shape[-1])
-    return top.squeeze(-1) + lam * torch.where(close, near, far)
 
 
 def ldr_kl_loss(
@@ -111,8 +76,7 @@ def ldr_kl_loss(
             refuse("lam", "values > 0", float(lam.min()))
     else:
         check_number("lam", lam, low=0.0, open_low=True)
-    d = _gaps(_normalized(logits, normalize), target, margin)
-    return reduce(_soft_max(d, lam), reduction, weight)
+    return reduce(worst_mean(normalized(logits, normalize), target.long(), lam, margin), reduction, weight)
 
 
 @torch.no_grad()
@@ -177,7 +141,7 @@ def crammer_singer_loss(
     Source: Crammer and Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines (2001).
     """
     _checked(logits, target, margin)
-    return reduce(_gaps(widen(logits), target, margin).amax(-1), reduction, weight)
+    return reduce(largest_gap(widen(logits), target.long(), margin), reduction, weight)
 
 
 class LDRLoss(Objective):
@@ -224,7 +188,7 @@ class LDRLoss(Objective):
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """softmax(f / lam), which with margin 0 and no normalisation is the conditional distribution at the minimum."""
-        return (_normalized(outputs, self.normalize) / self.lam).softmax(-1)
+        return (normalized(outputs, self.normalize) / self.lam).softmax(-1)
 
     @classmethod
     def samples(
@@ -313,26 +277,26 @@ class ALDRLoss(Objective):
         self.check_call(outputs, target, weight)
         _checked(outputs, target, self.margin)
         self.memory.check(index, outputs.shape[0])
-        f = _normalized(outputs, self.normalize)
+        f = normalized(outputs, self.normalize)
         lam = self._lambda(f, index)
         if self.training:
             self.memory.write(index, lam)
         price = self.alpha * math.log(f.shape[1]) / (2.0 * self.lam0) * (lam - self.lam0) ** 2
-        return reduce(_soft_max(_gaps(f, target, self.margin), lam) - price, self.reduction, weight)
+        return reduce(worst_mean(f, target.long(), lam, self.margin) - price, self.reduction, weight)
 
     def reference_gradient(self, outputs: Tensor, target: Tensor, *, index: Tensor) -> Tensor:
         """The slope of the mean loss at fixed temperatures: (softmax(d / lam) - onehot) / N, through the scaling."""
         leaf = outputs.detach().requires_grad_()
-        f = _normalized(leaf, self.normalize)
+        f = normalized(leaf, self.normalize)
         lam = self._lambda(f, index).unsqueeze(-1)
-        d = _gaps(f.detach(), target, self.margin)
+        d = gaps(f.detach(), target, self.margin)
         slope = (d / lam).softmax(-1) - class_mask(target, f.shape[1]).to(f.dtype)
         (found,) = torch.autograd.grad(f, leaf, slope / f.shape[0])
         return found
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """softmax(f / lam) with the temperature that a sample gets when it is first seen."""
-        f = _normalized(outputs, self.normalize)
+        f = normalized(outputs, self.normalize)
         start = torch.full_like(f[:, 0], self.lam0)
         lam = adaptive_lambda(f, start, lam0=self.lam0, alpha=self.alpha)
         return (f / lam.unsqueeze(-1)).softmax(-1)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_index, check_logits, check_number, check_tensor
+from ...core.checks import check_index, check_logits, check_number, check_tensor, eager
 from ...core.cosine import unit_rows
 from ...core.objective import Penalty, WithPenalty
 from ...core.search import Float
 from .cross_entropy import CrossEntropyLoss
+
+PAIRS = 256
+"""Rows up to which all pairs are formed; beyond, sums of classes give the same without a matrix of rows by rows."""
+
+Sums = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def orthogonal_projection_loss(
@@ -55,13 +61,30 @@ def orthogonal_projection_loss(
     check_number("gamma", gamma, low=0.0)
     check_number("eps", eps, low=0.0, open_low=True)
     g = unit_rows(features, eps)
+    (same, apart), (pairs, others) = _by_class(g, target) if len(g) > PAIRS and eager() else _by_pair(g, target)
+    s, d = same / pairs.clamp_min(1), apart / others.clamp_min(1)
+    return (1 - s) + gamma * (d.abs() if absolute else d)
+
+
+def _by_pair(g: Tensor, target: Tensor) -> Sums:
+    """Sums of cosines and numbers of pairs, of one class and of two; each unordered pair once, none with itself."""
     cosine = g @ g.mT
     alike = target.unsqueeze(-1) == target.unsqueeze(-2)
-    # each unordered pair once, none of a sample with itself
     same, apart = alike.to(cosine).tril(-1), (~alike).to(cosine).tril(-1)
-    s = (cosine * same).sum() / same.sum().clamp_min(1)
-    d = (cosine * apart).sum() / apart.sum().clamp_min(1)
-    return (1 - s) + gamma * (d.abs() if absolute else d)
+    return ((cosine * same).sum(), (cosine * apart).sum()), (same.sum(), apart.sum())
+
+
+def _by_class(g: Tensor, target: Tensor) -> Sums:
+    """The same from the sums of each class: their squared lengths hold every pair twice and each sample once."""
+    _, place, counts = torch.unique(target, return_inverse=True, return_counts=True)
+    wide = g.double()  # the sums are large where the pairs may be few
+    sums = wide.new_zeros(len(counts), g.shape[1]).index_add(0, place, wide)
+    own, squares = wide.square().sum(), sums.square().sum()
+    same, every = (squares - own) / 2, (sums.sum(0).square().sum() - own) / 2
+    pairs, rows = (counts * (counts - 1)).sum() / 2, len(g)
+    others = rows * (rows - 1) / 2 - pairs
+    same, apart = torch.where(pairs > 0, same, 0.0), torch.where(others > 0, every - same, 0.0)
+    return (same.to(g.dtype), apart.to(g.dtype)), (pairs, others)
 
 
 class OrthogonalProjectionLoss(Penalty):

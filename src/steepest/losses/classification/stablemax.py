@@ -12,7 +12,9 @@ from torch import Tensor
 from ...core.checks import check_choice, check_index, check_logits, check_tensor, refuse
 from ...core.logpartition import pick
 from ...core.objective import Objective
-from ...core.reductions import widen
+from ...core.reductions import reduce, widen
+from ...core.rowwise import add_at, at, rowwise
+from ._targets import class_targets
 from .cross_entropy import cross_entropy
 
 DTYPES = (torch.float32, torch.float64)
@@ -81,10 +83,27 @@ def stablemax_cross_entropy(
     """
     check_choice("dtype", dtype, DTYPES)
     check_logits(logits)
-    wide = widen(logits)
-    x = wide.to(torch.promote_types(wide.dtype, dtype))
-    loss = cross_entropy(_log_s(x), target, ignore_index=ignore_index, weight=weight, reduction=reduction)
-    return loss.to(wide.dtype)
+    target, valid = class_targets(logits, target, ignore_index)
+    z = widen(logits)
+    wide = torch.promote_types(z.dtype, dtype)
+
+    def plain(z: Tensor) -> Tensor:
+        return cross_entropy(_log_s(z.to(wide)), target, ignore_index=None, reduction="none")
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y = target[rows].long()
+        x = z.to(wide)
+        slope = x.abs().add_(1.0).reciprocal_()  # of log s
+        s = torch.where(x >= 0, x + 1.0, slope)
+        total, own = s.sum(1, keepdim=True), at(s, y)
+        s.div_(total)
+        add_at(s, y, -1.0)
+        torch.mul(s, slope, out=s)
+        g.copy_(s)
+        return (total.log() - own.log()).squeeze(1)
+
+    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, rule)
+    return reduce(losses, reduction, weight, valid).to(z.dtype)
 
 
 class StableMaxCrossEntropy(Objective):

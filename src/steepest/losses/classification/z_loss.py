@@ -14,6 +14,7 @@ from ...core.checks import check_choice, check_index, check_logits, check_number
 from ...core.logpartition import pick
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
+from ...core.rowwise import add_at, at, rowwise
 from ...core.search import Float
 from ._factored import FactoredMatrix
 
@@ -73,9 +74,25 @@ def z_loss(
     check_logits(logits, argument="logits")
     check_index(target, logits)
     _check_z(a, b, eps)
-    o = widen(logits)
-    centred = o - o.mean(-1, keepdim=True)  # two passes: the squares of o would cancel
-    return reduce(_z_rows(pick(centred, target), centred.square().mean(-1), a, b, eps), reduction, weight)
+    y = target.long()
+
+    def plain(o: Tensor) -> Tensor:
+        centred = o - o.mean(-1, keepdim=True)  # two passes: the squares of o would cancel
+        return _z_rows(pick(centred, y), centred.square().mean(-1), a, b, eps)
+
+    def rule(o: Tensor, g: Tensor, rows: slice) -> Tensor:
+        torch.sub(o, o.mean(1, keepdim=True), out=g)
+        own, size = at(g, y[rows]), o.shape[1]
+        variance = torch.linalg.vecdot(g, g).unsqueeze(1) / size
+        inverse = torch.rsqrt(variance + eps)
+        below = torch.sigmoid(a * (b - own * inverse)) * inverse
+        # dz_c / do_k = (1[k = c] - 1 / D) / sigma - (o_c - mean) (o_k - mean) / (D sigma^3)
+        g.mul_(below * own * inverse.square() / size)
+        g.add_(below / size)
+        add_at(g, y[rows], -below)
+        return _z_rows(own, variance, a, b, eps).squeeze(1)
+
+    return reduce(rowwise(widen(logits), plain, rule), reduction, weight)
 
 
 class _Spherical(Objective):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float as F
 from torch import Tensor
 
 from ...core.checks import check_index, check_logits, check_tensor
 from ...core.logpartition import class_mask
 from ...core.objective import Objective
-from ...core.reductions import widen
+from ...core.reductions import reduce, widen
+from ...core.rowwise import Rule, add_at, rowwise
 from .survey import mse
 
 
@@ -51,8 +54,24 @@ def squared_error(
     if not target.is_floating_point():
         check_logits(outputs)
         check_index(target, outputs)
-        target = class_mask(target, outputs.shape[1]).to(widen(outputs).dtype)
+        return reduce(rowwise(widen(outputs), *_one_hot(target.long())), reduction, weight)
     return mse(outputs, target, weight=weight, reduction=reduction)
+
+
+def _one_hot(target: Tensor) -> tuple[Callable[[Tensor], Tensor], Rule]:
+    """The mean squared error of each row to the one-hot code of its class: plain form and rule."""
+
+    def plain(z: Tensor) -> Tensor:
+        return (z - class_mask(target, z.shape[1]).to(z.dtype)).square().mean(-1)
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        g.copy_(z)
+        add_at(g, target[rows], -1.0)
+        loss = g.square().mean(1)
+        g.mul_(2.0 / z.shape[1])
+        return loss
+
+    return plain, rule
 
 
 class SquaredErrorLoss(Objective):

@@ -1,0 +1,107 @@
+"""Forward plus backward of every stateless classification objective beside ``F.cross_entropy``, one thread.
+
+Rounds are interleaved: each runs every objective once, so that all see the same machine. Prints the smallest and
+the median time and the ratio of the smallest ones; at most 1.5 is the aim, and ``--profile NAME`` shows where the time
+goes.
+
+    python benchmarks/objectives.py [--shapes 4096x1000,65536x10] [--rounds 15] [--device cpu] [--profile harmonic]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from _record import record
+from torch.nn import functional
+
+from steepest.comparison.objectives import known_objectives
+from steepest.core.objective import TaskInfo
+
+PEER = "F.cross_entropy"
+
+
+def steps(rows: int, classes: int, device: str) -> dict[str, Callable[[], None]]:
+    """A forward and backward pass by name, all on the same logits and labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, classes, generator=generator).to(device)
+    target = torch.randint(classes, (rows,), generator=generator).to(device)
+    features = torch.randn(rows, 64, generator=generator).to(device)
+    counts = tuple(torch.bincount(target.cpu(), minlength=classes).clamp_min(1).tolist())
+    info = TaskInfo("multiclass", rows, classes, counts, feature_dim=64, epochs=1, steps_per_epoch=1)
+    found = {PEER: bind(functional.cross_entropy, logits, target)}
+    for name, (cls, _) in known_objectives().items():
+        if "multiclass" not in cls.tasks or cls.stateful or set(cls.needs) - {"features"}:
+            continue
+        objective = cls.from_task(info).to(device)
+        width = objective.head(64, info)(features[:2]).shape[1]
+        outputs = logits[:, :width].tanh() if cls.domain == "cosine" else logits[:, :width]
+        found[name] = bind(objective, outputs, target, **({"features": features} if cls.needs else {}))
+    return found
+
+
+def bind(
+    loss: Callable[..., torch.Tensor], outputs: torch.Tensor, target: torch.Tensor, **named: torch.Tensor
+) -> Callable[[], None]:
+    """One forward and backward pass; the gradient is thrown away."""
+    leaf = outputs.detach().clone().requires_grad_()
+
+    def step() -> None:
+        leaf.grad = None
+        loss(leaf, target, **named).backward()
+
+    return step
+
+
+def measure(found: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds of each, round by round."""
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(rounds + 2):
+        for name, step in found.items():
+            if device != "cpu":
+                torch.cuda.synchronize()
+            begin = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def main() -> None:
+    """Measure, print and keep the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="4096x1000,65536x10")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", default="")
+    options = parser.parse_args()
+    rows = []
+    for shape in options.shapes.split(","):
+        size, classes = map(int, shape.split("x"))
+        found = steps(size, classes, options.device)
+        if options.profile:
+            with torch.profiler.profile() as profile:
+                found[options.profile]()
+            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
+            continue
+        times = measure(found, options.rounds, options.device)
+        base = min(times[PEER])
+        for name, own in sorted(times.items(), key=lambda pair: min(pair[1])):
+            row = {"shape": shape, "objective": name, "min_ms": round(min(own), 3)}
+            row |= {"median_ms": round(statistics.median(own), 3), "ratio": round(min(own) / base, 2)}
+            rows.append(row)
+            print(
+                f"{shape:>10}  {name:<26} {row['min_ms']:>9.2f} ms  {row['median_ms']:>9.2f} ms  {row['ratio']:>6.2f}x"
+            )
+    if rows:
+        print(record("objectives", {"threads": torch.get_num_threads(), "rows": rows}, options.device).name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

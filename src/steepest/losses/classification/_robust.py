@@ -1,0 +1,88 @@
+"""Margins against the target, their soft and hard maximum: value, plain form and rule of each row."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...core.checks import check_choice, values_visible
+from ...core.logpartition import class_mask, margins_to_target
+from ...core.reductions import widen
+from ...core.rowwise import add_at, at, rowwise, softmax_into
+
+NORMALIZERS = (None, "l1", "softplus")
+
+
+def normalized(logits: Tensor, how: str | None) -> Tensor:
+    """Logits in float32 or wider, divided by the mean of their absolute values, or softplus by its mean."""
+    check_choice("normalize", how, NORMALIZERS)
+    f = widen(logits)
+    if how == "l1":
+        size = f.abs().mean(-1, keepdim=True)
+        return f / torch.where(size > 0, size, torch.inf)  # zero logits stay 0
+    if how == "softplus":
+        # through the logarithm, which is f itself far below 0, where every softplus of a row may round to 0
+        low = f < -30.0
+        log = torch.where(low, f, torch.nn.functional.softplus(f.masked_fill(low, 0.0)).log())
+        return log.softmax(-1) * f.shape[-1]
+    return f
+
+
+def gaps(f: Tensor, target: Tensor, margin: float) -> Tensor:
+    """d_k = f_k - f_y + margin 1[k != y]."""
+    d = margins_to_target(f, target)
+    return torch.where(class_mask(target, f.shape[-1]), d, d + margin)
+
+
+def soft_max(d: Tensor, lam: Tensor | float) -> Tensor:
+    """lam log mean_k exp(d_k / lam), exact for small and for large lam."""
+    lam = torch.as_tensor(lam, dtype=d.dtype, device=d.device)
+    scale = lam.unsqueeze(-1)
+    top = d.detach().amax(-1, keepdim=True)
+    u = (d - top) / scale
+    # spread small against lam: log mean exp is near 0, and a difference of logarithms would leave its rounding error
+    close = u.detach().amin(-1) > -1.0
+    near = torch.log1p(torch.expm1(u).mean(-1).clamp_min(-0.75))
+    far = torch.logsumexp(u, dim=-1) - math.log(d.shape[-1])
+    return top.squeeze(-1) + lam * torch.where(close, near, far)
+
+
+def _gaps_of_piece(z: Tensor, y: Tensor, margin: float) -> Tensor:
+    """What :func:`gaps` gives, by place instead of by mask."""
+    d = z - at(z, y)
+    d.add_(margin)
+    return d.scatter_(1, y.unsqueeze(1), 0.0)
+
+
+def worst_mean(f: Tensor, y: Tensor, lam: Tensor | float, margin: float) -> Tensor:
+    """lam log mean_k exp(d_k / lam) of each row, lam a number or one a row; the gradient is softmax(d / lam) - e_y."""
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        d = _gaps_of_piece(z, y[rows], margin)
+        part = lam[rows].to(d.dtype).unsqueeze(1) if isinstance(lam, Tensor) else lam
+        least, greatest = d.aminmax(dim=1, keepdim=True)
+        close = greatest - least < part
+        exact = values_visible(z) and not bool(close.any())
+        loss = None if exact else soft_max(d, part.squeeze(1) if isinstance(part, Tensor) else part).unsqueeze(1)
+        partition = softmax_into(d.div_(part), g)
+        add_at(g, y[rows], -1.0)
+        return (part * (partition - math.log(z.shape[1])) if loss is None else loss).squeeze(1)
+
+    return rowwise(f, lambda f: soft_max(gaps(f, y, margin), lam), rule)
+
+
+def largest_gap(z: Tensor, y: Tensor, margin: float) -> Tensor:
+    """max_k d_k of each row; equal maxima share the slope, as in torch."""
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        d = _gaps_of_piece(z, y[rows], margin)
+        loss = d.amax(1, keepdim=True)
+        top = d == loss
+        g.copy_(top)
+        g.div_(top.sum(1, keepdim=True))
+        add_at(g, y[rows], -1.0)
+        return loss.squeeze(1)
+
+    return rowwise(z, lambda z: gaps(z, y, margin).amax(-1), rule)
