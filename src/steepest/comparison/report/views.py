@@ -92,9 +92,14 @@ def recall(results: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def class_counts(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each class with its number of rows, its share, and the length of its bar in per cent of the longest."""
+    """Each class (or label) with its rows, their share of all, and the length of its bar in per cent of the longest.
+
+    >>> data = {"task": "multilabel", "rows": 8, "classes": ["a", "b"], "class_counts": [4, 8]}
+    >>> [item["share"] for item in class_counts(data)]
+    ['50.0%', '100.0%']
+    """
     counts = data.get("class_counts") or []
-    total, most = sum(counts), max(counts, default=0)
+    total, most = data["rows"] if data.get("task") == "multilabel" else sum(counts), max(counts, default=0)
     return [
         {
             "label": str(label),

@@ -62,8 +62,7 @@ def worst_mean(f: Tensor, y: Tensor, lam: Tensor | float, margin: float) -> Tens
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         d = _gaps_of_piece(z, y[rows], margin)
         part = lam[rows].to(d.dtype).unsqueeze(1) if isinstance(lam, Tensor) else lam
-        least, greatest = d.aminmax(dim=1, keepdim=True)
-        close = greatest - least < part
+        close = d.amax(1, keepdim=True) - d.amin(1, keepdim=True) < part
         exact = values_visible(z) and not bool(close.any())
         loss = None if exact else soft_max(d, part.squeeze(1) if isinstance(part, Tensor) else part).unsqueeze(1)
         partition = softmax_into(d.div_(part), g)
@@ -79,9 +78,8 @@ def largest_gap(z: Tensor, y: Tensor, margin: float) -> Tensor:
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         d = _gaps_of_piece(z, y[rows], margin)
         loss = d.amax(1, keepdim=True)
-        top = d == loss
-        g.copy_(top)
-        g.div_(top.sum(1, keepdim=True))
+        torch.eq(d, loss, out=g)
+        g.div_(g.sum(1, keepdim=True))
         add_at(g, y[rows], -1.0)
         return loss.squeeze(1)
 

@@ -204,13 +204,17 @@ class SpectralDecouplingLoss(Objective):
             add_at(g, y[rows], -1.0)
             apart = h - gamma
             g.addcmul_(apart, lam) if isinstance(lam, Tensor) else g.add_(apart, alpha=lam)
-            return (entropy + 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)).squeeze(1)
+            found = 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)
+            parts.append((entropy.sum(), found.sum()))
+            return (entropy + found).squeeze(1)
 
+        parts: list[tuple[Tensor, Tensor]] = []
         losses = rowwise(widen(outputs), plain, rule)
-        decoupling = self._decoupling(outputs.detach(), y)
-        self.terms = kept_terms(
-            {"cross_entropy": (losses - decoupling).mean(), "spectral_decoupling": decoupling.mean()}
-        )
+        if not parts:  # the plain form ran
+            decoupling = self._decoupling(outputs.detach(), y)
+            parts.append(((losses - decoupling).sum(), decoupling.sum()))
+        sums = [torch.stack(column).sum() / max(1, len(y)) for column in zip(*parts)]
+        self.terms = kept_terms(dict(zip(("cross_entropy", "spectral_decoupling"), sums)))
         return reduce(losses, self.reduction, weight)
 
     def _decoupling(self, outputs: Tensor, target: Tensor) -> Tensor:

@@ -92,14 +92,14 @@ def stablemax_cross_entropy(
 
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         y = target[rows].long()
-        x = z.to(wide)
-        slope = x.abs().add_(1.0).reciprocal_()  # of log s
-        s = torch.where(x >= 0, x + 1.0, slope)
+        x = z.to(wide, copy=True)
+        # s = max(x, 0) + 1 / (1 + max(-x, 0)); a choice by place would cost more
+        s = x.clamp_max(0.0).neg_().add_(1.0).reciprocal_().add_(x.clamp_min(0.0))
+        slope = x.abs_().add_(1.0)  # one over that of log s
         total, own = s.sum(1, keepdim=True), at(s, y)
         s.div_(total)
         add_at(s, y, -1.0)
-        torch.mul(s, slope, out=s)
-        g.copy_(s)
+        g.copy_(s.div_(slope))
         return (total.log() - own.log()).squeeze(1)
 
     losses = plain(z) if target.ndim == 2 else rowwise(z, plain, rule)
