@@ -161,12 +161,31 @@ def test_a_multilabel_comparison(tmp_path):
     done = steepest.compare(frame[["u", "v", "w"]], frame[["a", "b", "c"]], out=tmp_path, **SMALL)
     assert done.results["data"]["task"] == "multilabel"
     assert done.results["headline"]["baseline"] == "binary_cross_entropy"
-    assert {"binary_cross_entropy", "asymmetric"} <= set(done.leaderboard["name"])
+    assert {"binary_cross_entropy", "asymmetric", "forest", "svm"} <= set(done.leaderboard["name"])
+    assert done.results["classical"] is not None
     assert done.results["metric"]["name"] == "average_precision"
     assert done.report.is_file()
     found = done.predict(frame.head(5))
     assert list(found.columns) == ["a", "b", "c", "p_a", "p_b", "p_c"]
     assert set(found["a"]) <= {"0", "1"}
+
+
+def test_a_label_that_is_absent_from_a_test_part_does_not_count_there(tmp_path):
+    frame = labels_frame(60)
+    frame["c"] = (np.arange(60) < 4).astype(int)
+    options = {**SMALL, "repeats": 4, "classical": False}
+    done = steepest.compare(frame[["u", "v", "w"]], frame[["a", "b", "c"]], out=tmp_path, **options)
+    assert done.report.is_file()
+    assert bool((done.fold_scores > 0.3).all(axis=None))
+
+
+def test_ranking_metrics_are_means_over_labels_with_both_values():
+    y = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
+    outcome = Outcome(y, None, np.array([[0.9, 0.1, 0.2], [0.8, 0.5, 0.1], [0.7, 0.2, 0.3], [0.1, 0.3, 0.4]]))
+    assert MULTILABEL["average_precision"](y, outcome, None) == pytest.approx((1 + 2 / 3) / 2)
+    assert MULTILABEL["auroc"](y, outcome, None) == pytest.approx(0.75)
+    nowhere = Outcome(y[:, 1:], None, outcome.decision[:, 1:])
+    assert MULTILABEL["auroc"](y[:, 1:], nowhere, None) == -np.inf
 
 
 def test_a_multitask_comparison(tmp_path):

@@ -19,7 +19,7 @@ import torch
 
 from ..core.objective import TaskInfo
 from ..descent.augment import default_augment
-from .baselines import Baseline, classical_learners
+from .classical import fit_classical
 from .design import Trial, seed_of, trials
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .images import Images
@@ -311,22 +311,9 @@ def _classical(context: Context, job: Job) -> list[CellResult]:
     return results
 
 
-def learner(context: Context, name: str, seed: int) -> Baseline:
-    """The classical learner of that name."""
-    rows = len(context.table.target)
-    task = "regression" if context.table.task == "regression" else "classification"
-    return next(b for b in classical_learners(task, rows, seed) if b.name == name)
-
-
 def _fit_classical(context: Context, name: str, seed: int, split: Split) -> Outcome:
-    model = learner(context, name, seed)
-    mean, deviation = split.scale
-    target = split.target.numpy()
-    y = target.astype(np.float64) * deviation + mean if context.table.task == "regression" else target
-    weight = None if split.weight is None else split.weight.numpy().astype(np.float64)
-    options = {} if context.table.task == "regression" else {"num_classes": context.classes}
-    model.fit(split.inputs.numpy().astype(np.float64), y, weight, **options)
-    return model.outcome(split.other_inputs.numpy().astype(np.float64))
+    rows = len(context.table.target)
+    return fit_classical(name, split, classes=context.classes, rows=rows, seed=seed)
 
 
 def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outcome: Outcome) -> CellResult:

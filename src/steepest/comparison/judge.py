@@ -75,7 +75,9 @@ class Judge:
         return float((min if self.metric.greater_is_better else max)(known, default=0.0))
 
     def _blind(self, pair: Pair) -> float:
-        """The metric of a model that knows the training target and nothing of the rows."""
+        """The metric of a model that knows the training target and nothing of the rows; NaN for several targets."""
+        if self.context.parts:
+            return float("nan")
         split = self.context.split(pair, -1)
         rows, classes = len(split.other_target), self.context.classes
         if self.context.table.task == "regression":

@@ -109,7 +109,8 @@ def prepare(
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
         raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
     backbone = find_model(model_spec)
-    learners = classical and not images and not parts
+    learners = classical and not images and table.task != "multitask"
+    kind = "classification" if table.task == "multilabel" else table.task
     settings = Settings(
         objectives=tuple(chosen),
         baseline=chosen[0],
@@ -121,7 +122,7 @@ def prepare(
         epochs=(20 if images else 60 if rows <= 10_000 else 30) if epochs is None else epochs,
         patience=patience,
         batch_size=(128 if images else 64 if rows <= 5_000 else 256) if batch_size is None else batch_size,
-        classical=tuple(learner.name for learner in classical_learners(table.task, rows)) if learners else (),
+        classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
         noise=noise,
         seed=seed,
         test="" if fixed is None else fixed.sha256,

@@ -27,15 +27,14 @@ def _labels(function: Callable[[np.ndarray, np.ndarray, np.ndarray | None], floa
 
 
 def _ranked(score: Callable[..., np.ndarray]) -> Function:
-    """Mean over labels of a ranking metric; None where a label has one value only."""
+    """Mean of a ranking metric over the labels that have both values here; None where no label has."""
 
     def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
         if outcome.decision is None or not np.isfinite(outcome.decision).all():
             return None
         hits = y == 1
-        if (hits.all(0) | ~hits.any(0)).any():
-            return None
-        return float(np.mean(score(hits, outcome.decision, weights)))
+        both = hits.any(0) & ~hits.all(0)
+        return float(np.mean(score(hits[:, both], outcome.decision[:, both], weights))) if both.any() else None
 
     return function
 
