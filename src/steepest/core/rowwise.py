@@ -40,7 +40,7 @@ def rowwise(outputs: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> T
     tensor([[2., 4.]])
     """
     if eager() and outputs.requires_grad and torch.is_grad_enabled() and forward_ad._current_level < 0:
-        found: Tensor = _Rowwise.apply(outputs, plain, rule)  # type: ignore[no-untyped-call]
+        found: Tensor = _Rowwise.apply(outputs, plain, rule)
         return found
     return plain(outputs)
 
@@ -65,7 +65,7 @@ class _Rowwise(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (outputs,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates the gradient
             found: Tensor
