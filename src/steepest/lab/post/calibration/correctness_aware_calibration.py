@@ -1,0 +1,135 @@
+"""Correctness-aware calibration: a temperature from transformed copies tells right answers from wrong ones.
+
+The gain is claimed above all on shifted data. Set-up: a small convolutional network; MNIST digits at 14 x 14 pixels
+take the place of Fashion-MNIST (4,000 train, 3,000 calibrate, 3,000 test). Views are the image turned by 15 degrees,
+moved by a pixel (two at full size) and with 60% of its contrast. Test sets are the clean rows, and as shifted data the
+same rows turned by 30 degrees and with Gaussian noise of deviation 0.4; effects on shifted data are means over the two.
+Arms: uncalibrated, temperature scaling, the network of views trained with cross-entropy, and with the correctness-aware
+loss, balanced as in the official code (the claims' arm) and without balance. All trainings of that network run 900
+steps at rate 0.01 (the paper's 0.0001 is for tens of thousands of steps). "About equal" on clean data is less than one
+point of ECE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from ....losses.classification.cross_entropy import CrossEntropyLoss
+from ....post.calibration.calibration_benchmark import TemperatureCalibrator, ece
+from ....post.calibration.correctness_aware_calibration import (
+    CorrectnessAwareLoss,
+    TransformTemperatureCalibrator,
+    contrast,
+    rotate,
+    shift,
+)
+from ...classify import Arm, small_cnn, train
+from ...data import halved, mnist_10k
+from ...experiment import Claim, Evidence
+from ...figures import bars_figure
+
+SEEDS = 6
+AWARE, SAME, SCALED = "views, correctness-aware", "views, cross-entropy", "temperature scaling"
+PLAIN = "views, correctness-aware without balance"
+CLAIMS = (
+    Claim(
+        "auroc",
+        "on shifted data AUROC of confidence against correctness is above temperature scaling by more than 1 point "
+        "(1 to 5 expected)",
+        size=2.0,
+        threshold=1.0,
+    ),
+    Claim("auroc, same network", "the same network trained with cross-entropy has a lower AUROC there", size=1.0),
+    Claim(
+        "ece, clean",
+        "on clean data ECE differs from that of temperature scaling by less than 1 point",
+        size=0.5,
+        threshold=1.0,
+        greater=False,
+    ),
+    Claim("ece, shifted", "on shifted data ECE is below that of temperature scaling (points)", size=1.0, greater=False),
+)
+VIEWS = (partial(rotate, degrees=15.0), partial(shift, down=1, right=0), partial(contrast, factor=0.6))
+
+
+def data(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Images ``[N, 1, side, side]`` in [0, 1] and labels: training, calibration, test."""
+    if full:
+        x, y = mnist_10k()
+        x, sizes = halved(x), (4000, 3000)
+    else:
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        x, sizes = x / 16.0, (400, 600)
+    side = int(x.shape[1] ** 0.5)
+    images, labels = torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, side, side), torch.as_tensor(y).long()
+    first, rest = train_test_split(np.arange(len(y)), train_size=sizes[0], stratify=y, random_state=seed)
+    second, third = train_test_split(rest, train_size=sizes[1], stratify=y[rest], random_state=seed)
+    return images[first], labels[first], images[second], labels[second], images[third], labels[third]
+
+
+def run(scale: str, seed: int) -> Evidence:
+    """AUROC and ECE of each arm on clean and shifted rows."""
+    full = scale == "full"
+    x, y, x_held, y_held, x_test, y_test = data(full, seed)
+    arm = Arm("network", CrossEntropyLoss)
+    flat = (x.flatten(1).numpy(), y.numpy(), x_test.flatten(1).numpy(), y_test.numpy())
+    train([arm], flat, epochs=12 if full else 2, seed=seed, width=64, backbone=small_cnn, alone=True)
+    assert arm.network is not None
+    model = nn.Sequential(nn.Flatten(), arm.network).eval()
+    noise = torch.randn(x_test.shape, generator=torch.Generator().manual_seed(seed))
+    tests = {"clean": x_test, "turned": rotate(x_test, 30.0), "noisy": x_test + 0.4 * noise}
+
+    steps = {"lr": 0.01, "batch_size": 1000, "epochs": 300 if full else 20, "seed": seed}
+    by_loss = {SAME: nn.CrossEntropyLoss(), AWARE: CorrectnessAwareLoss(), PLAIN: CorrectnessAwareLoss(balance=False)}
+    views = {
+        name: TransformTemperatureCalibrator(VIEWS, loss=loss, **steps).fit_model(model, x_held, y_held)
+        for name, loss in by_loss.items()
+    }
+    with torch.no_grad():
+        scaling = TemperatureCalibrator().fit(model(x_held), y_held)
+    rows = []
+    for kind, images in tests.items():
+        with torch.no_grad():
+            logits = model(images)
+        found = {"uncalibrated": logits.softmax(1), SCALED: scaling.transform(logits)}
+        for name, calibrator in views.items():
+            found[name] = calibrator.transform(logits, views=calibrator.view_logits(model, images))
+        rows += [{"arm": f"{name}, {kind}", **measure(p, y_test)} for name, p in found.items()]
+    by_arm = {str(row["arm"]): row for row in rows}
+
+    def gap(one: str, two: str, key: str, kinds: Sequence[str]) -> float:
+        return float(np.mean([by_arm[f"{one}, {k}"][key] - by_arm[f"{two}, {k}"][key] for k in kinds]))
+
+    shifted = ("turned", "noisy")
+    effects = {
+        "auroc": gap(AWARE, SCALED, "auroc", shifted),
+        "auroc, same network": gap(AWARE, SAME, "auroc", shifted),
+        "ece, clean": abs(gap(AWARE, SCALED, "ece", ["clean"])),
+        "ece, shifted": gap(AWARE, SCALED, "ece", shifted),
+    }
+    return Evidence(rows, effects)
+
+
+def measure(p: Tensor, y: Tensor) -> dict[str, float]:
+    """In per cent."""
+    right = p.argmax(1) == y
+    return {
+        "auroc": 100 * float(roc_auc_score(right.numpy(), p.max(1).values.numpy())),
+        "ece": 100 * ece(p, y),
+        "accuracy": 100 * float(right.double().mean()),
+    }
+
+
+def figure(evidence: Sequence[Evidence]) -> Figure:
+    """AUROC of the arms on each test set."""
+    return bars_figure(evidence, y="auroc")
