@@ -20,6 +20,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from steepest import losses
+from steepest.post.calibration import ece
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "peers.json"
 ABOUT = "Largest relative difference to other packages; tests/peers checks each pair."
@@ -153,6 +154,32 @@ def _saturated(outputs: Tensor, target: Tensor) -> Any:
     return losses.FBetaLoss(beta=2.0)(50.0 * outputs.sign().reshape(-1), target.reshape(-1))
 
 
+def matrices(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Two factors of positive definite matrices."""
+    size = min(max(shape), 12)
+    first, second = (torch.randn(size, 2 * size, generator=generator, dtype=torch.float64) for _ in range(2))
+    return first, second
+
+
+def _bures(factor: Tensor, other: Tensor) -> Tensor:
+    return losses.bures_wasserstein_distance(factor @ factor.mT, other @ other.mT)
+
+
+def _pot_bures(factor: Tensor, other: Tensor) -> Tensor:
+    import ot
+
+    # the peer takes means too, and gives the distance
+    zero = torch.zeros(len(factor), dtype=factor.dtype)
+    found: Tensor = ot.gaussian.bures_wasserstein_distance(zero, zero, factor @ factor.mT, other @ other.mT)
+    return found.square()
+
+
+def _calibration(outputs: Tensor, target: Tensor) -> Any:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    return multiclass_calibration_error(outputs.softmax(1), target, outputs.shape[1], n_bins=15, norm="l1")
+
+
 PAIRS: tuple[Pair, ...] = (
     Pair("cross_entropy", "torch", losses.cross_entropy, nnf.cross_entropy, classes),
     Pair("cross_entropy, probabilities", "torch", losses.cross_entropy, nnf.cross_entropy, soft_classes),
@@ -212,6 +239,11 @@ PAIRS: tuple[Pair, ...] = (
         lambda z, y: losses.squared_hinge_loss(z.sigmoid(), y), _hinge, classes, tolerance=1e-6,
     ),
     Pair("FBetaLoss of saturated scores", "torchmetrics", _saturated, _f_beta, labels, gradient=False, tolerance=1e-6),
+    Pair("bures_wasserstein_distance", "POT", _bures, _pot_bures, matrices, tolerance=1e-9),
+    Pair(
+        "ece", "torchmetrics", lambda z, y: ece(z.detach().softmax(1), y, bins=15), _calibration, classes,
+        gradient=False, tolerance=1e-6,
+    ),
     Pair(
         "quantile_loss", "scikit-learn", lambda f, y: losses.quantile_loss(f, y, q=0.3), _pinball, numbers,
         gradient=False,

@@ -43,7 +43,13 @@ def test_pair(pair):
 
 def test_every_pair_has_a_name_of_its_own():
     assert len({pair.name for pair in PAIRS}) == len(PAIRS)
-    assert {pair.package for pair in PAIRS} >= {"torch", "torchmetrics", "pytorch-metric-learning", "scikit-learn"}
+    assert {pair.package for pair in PAIRS} >= {
+        "torch",
+        "torchmetrics",
+        "pytorch-metric-learning",
+        "scikit-learn",
+        "POT",
+    }
 
 
 @pytest.mark.parametrize("name", RECORDED)
