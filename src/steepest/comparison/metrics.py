@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +16,7 @@ from .operating_point import (
     reliability_bins,
     tune_threshold,
 )
+from .own_parts import imported
 
 __all__ = [
     "CLASSIFICATION",
@@ -178,21 +176,9 @@ def find_metric(spec: str, task: str) -> Metric:
 
 
 def _own_metric(spec: str) -> Metric:
-    module_name, _, function_name = spec.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(f"metric {spec!r}: cannot import {module_name!r}: {error}") from error
-    finally:
-        sys.path.remove(here)
-    scorer = getattr(module, function_name, None)
+    scorer = imported("metric", spec)
     if not callable(scorer):
-        public = [name for name in dir(module) if not name.startswith("_")]
-        raise InputError(
-            f"metric {spec!r}: {module_name!r} has no function {function_name!r}{nearest(function_name, public)}"
-        )
+        raise InputError(f"metric {spec!r}: expected a function of (y, predicted), got {type(scorer).__name__}")
 
     def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
         try:
@@ -200,7 +186,7 @@ def _own_metric(spec: str) -> Metric:
         except Exception as error:
             raise InputError(f"metric {spec!r} failed: {error}") from error
 
-    return Metric(spec, bool(getattr(scorer, "greater_is_better", True)), function_name, function)
+    return Metric(spec, bool(getattr(scorer, "greater_is_better", True)), spec.partition(":")[2], function)
 
 
 def default_metric(task: str, class_counts: Sequence[int] | None = None) -> Metric:

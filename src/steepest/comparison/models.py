@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +12,7 @@ from ..core.objective import Objective, TaskInfo
 from ..nn.convnet import small_resnet
 from ..nn.networks import Network, mlp, residual_mlp
 from .errors import InputError, nearest
+from .own_parts import imported
 
 Backbone = Callable[[int], nn.Module]
 MODELS: dict[str, Backbone] = {
@@ -24,27 +21,6 @@ MODELS: dict[str, Backbone] = {
     "resnet": small_resnet,
 }
 IMAGE_MODELS = ("resnet",)
-
-
-def imported(option: str, spec: str) -> Any:
-    """The object of ``module:name``; modules in the current directory are found.
-
-    Raises:
-        InputError: the module cannot be imported or lacks the name.
-    """
-    module_name, _, name = spec.partition(":")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(f"{option} {spec!r}: cannot import {module_name!r}: {error}") from error
-    finally:
-        sys.path.remove(here)
-    if not hasattr(module, name):
-        public = [n for n in dir(module) if not n.startswith("_")]
-        raise InputError(f"{option} {spec!r}: {module_name!r} has no {name!r}{nearest(name, public)}")
-    return getattr(module, name)
 
 
 def find_model(spec: str) -> Backbone:

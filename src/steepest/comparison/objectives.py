@@ -10,7 +10,7 @@ from functools import cache
 from ..catalogue import systems, there
 from ..core.objective import Objective
 from .errors import InputError, nearest
-from .models import imported
+from .own_parts import imported
 
 PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
 SUPPORTED_NEEDS = {"index", "features", "inputs"}

@@ -19,8 +19,9 @@ from .errors import InputError, nearest
 from .folds import CLASSES
 from .images import Images, is_image_source, load_images
 from .inputs import Data, shape_text
-from .models import IMAGE_MODELS, MODELS, feature_width, find_model, imported
+from .models import IMAGE_MODELS, MODELS, feature_width, find_model
 from .objectives import choose_objectives
+from .own_parts import imported
 from .results import class_counts
 from .settings import Settings
 from .several import default_of, metric_of
