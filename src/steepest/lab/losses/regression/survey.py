@@ -33,7 +33,7 @@ from ...data import built_in, split
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 
-SEEDS = 10
+SEEDS = 14
 REPEATS = 10
 PARAMS = {
     "rae": {"eps": 1e-6},
