@@ -35,7 +35,7 @@ from ...data import built_in
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 
-SEEDS = 60
+SEEDS = 120
 BINS = 8
 SAMPLINGS = {"uniform": None, "moderate": 0.1, "severe": 0.03}
 ALONE, BOTH = (1.0, 100.0, 10000.0), (100.0, 1000.0, 10000.0)
