@@ -55,6 +55,11 @@ def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
     assert error <= tolerance * size, f"{what}: differs by {error:.3g} where {size:.3g} is the size"
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two entries of a state are equal, bit for bit."""
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
 def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
     """How each instance of ``samples()`` was constructed, to be repeated with some arguments changed."""
     calls: list[Callable[..., Objective]] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
-from ._common import Args, cases, close, gradient, value
+from ._common import Args, cases, close, gradient, same, value
 
 
 def _train(objective: Objective, batch: tuple[Args, dict[str, Any]], steps: Iterator[int]) -> list[Tensor]:
@@ -40,10 +40,6 @@ def check_state_dict(cls: type[Objective]) -> None:
             assert torch.equal(a, b), "a resumed objective gives other numbers"
 
 
-def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
-
-
 def check_eval(cls: type[Objective]) -> None:
     """In eval mode nothing is written."""
     for objective, (args, kwargs) in cases(cls):
@@ -51,7 +47,7 @@ def check_eval(cls: type[Objective]) -> None:
         before = copy.deepcopy(objective.state_dict())
         objective(*args, **kwargs)
         after = objective.state_dict()
-        assert before.keys() == after.keys() and all(_same(before[k], after[k]) for k in before), "eval wrote state"
+        assert before.keys() == after.keys() and all(same(before[k], after[k]) for k in before), "eval wrote state"
 
 
 def check_stateless(cls: type[Objective]) -> None:
@@ -62,7 +58,7 @@ def check_stateless(cls: type[Objective]) -> None:
         before = copy.deepcopy(objective.state_dict())
         first = objective.train()(*args, **kwargs)
         again = objective(*args, **kwargs)
-        assert torch.equal(first, again) and all(_same(before[k], t) for k, t in objective.state_dict().items()), (
+        assert torch.equal(first, again) and all(same(before[k], t) for k, t in objective.state_dict().items()), (
             "it writes state: declare stateful = True"
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..core.loss import Loss, Sample
-from ._common import HALF_ROUNDING, close, refused
+from ._common import HALF_ROUNDING, close, refused, same
 from ._suite import bound, run_all
 
 
@@ -34,10 +34,6 @@ def of_copy(loss: Loss, args: Any, kwargs: Any) -> Tensor:
     torch.manual_seed(1)
     found: Tensor = copy.deepcopy(loss)(*args, **kwargs)
     return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
 def check_declaration(cls: type[Loss]) -> None:
@@ -57,7 +53,7 @@ def check_output(cls: type[Loss]) -> None:
             assert math.isfinite(found.item()), "not finite"
             assert all(not t.requires_grad for t in loss.terms.values()), "terms must be detached"
             leaves = zip(tree_flatten(before)[0], tree_flatten((args, kwargs))[0])
-            assert all(_same(a, b) for a, b in leaves if isinstance(a, Tensor)), "an input was changed"
+            assert all(same(a, b) for a, b in leaves if isinstance(a, Tensor)), "an input was changed"
 
 
 def check_gradient(cls: type[Loss]) -> None:
@@ -113,7 +109,7 @@ def check_state(cls: type[Loss]) -> None:
             torch.manual_seed(1)
             first(*args, **kwargs)
             after = first.state_dict()
-            still = before.keys() == after.keys() and all(_same(before[k], after[k]) for k in before)
+            still = before.keys() == after.keys() and all(same(before[k], after[k]) for k in before)
             assert still or (training and cls.stateful), "state was written"
         first.after_step()
         file = io.BytesIO()

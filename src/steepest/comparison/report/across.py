@@ -86,7 +86,6 @@ def _board(results: list[dict[str, Any]], across: dict[str, Any], greater: bool)
                 "value": score[i],
                 "best": score[i] == top,
                 "mark": MARKS.get(tier.get(name, ""), ""),
-                "tone": tier.get(name, "") if tier.get(name) in MARKS else "",
             }
             for score, top, place, tier in zip(scores, best, places, tiers)
         ]
