@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
-from .statistics import friedman, wilcoxon_holm
+from .statistics import friedman, single_ranks, wilcoxon_holm
 
 
 def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,10 +58,9 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ranks = ", ".join(f"{n} {rank:.2f}" for n, rank in sorted(zip(order, overall.ranks), key=lambda pair: pair[1]))
         lines.append(f"  mean ranks: {ranks}")
         lines.append(f"  Friedman: statistic {overall.statistic:.3g}, p = {overall.pvalue:.3g}")
-        single = rankdata(-scores if greater else scores, axis=1)
         found |= {
             "ranks": list(overall.ranks),
-            "single_ranks": single.tolist(),
+            "single_ranks": single_ranks(scores, greater).tolist(),
             "friedman": overall.statistic,
             "friedman_p": overall.pvalue,
         }

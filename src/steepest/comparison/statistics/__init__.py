@@ -1,6 +1,14 @@
 """How sure a score is, how to choose a model, and whether one method beats another."""
 
-from .across import FriedmanResult, WilcoxonResult, average_ranks, friedman, power_message, wilcoxon_holm
+from .across import (
+    FriedmanResult,
+    WilcoxonResult,
+    average_ranks,
+    friedman,
+    power_message,
+    single_ranks,
+    wilcoxon_holm,
+)
 from .bootstrap import bootstrap_632, bootstrap_632_plus, no_information_error, point_632, point_632_plus
 from .five_by_two import (
     combined_f_5x2,
@@ -51,6 +59,7 @@ __all__ = [
     "point_632_plus",
     "power_message",
     "proportions_test",
+    "single_ranks",
     "tiers",
     "wilcoxon_holm",
 ]

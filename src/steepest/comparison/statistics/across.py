@@ -72,6 +72,17 @@ def power_message(datasets: int, tests: int = 1) -> str:
     return ""
 
 
+def single_ranks(scores: np.ndarray, greater_is_better: bool = True) -> np.ndarray:
+    """Rank of each method on each data set, [datasets, methods]; 1 is best, ties share their mean rank.
+
+    >>> single_ranks([[0.9, 0.8, 0.8]]).tolist()
+    [[1.0, 2.5, 2.5]]
+    """
+    table = _table(scores)
+    found: np.ndarray = stats.rankdata(-table if greater_is_better else table, axis=1)
+    return found
+
+
 def average_ranks(scores: np.ndarray, greater_is_better: bool = True) -> np.ndarray:
     """Average rank of each method over data sets, 1 is best, ties share their mean rank.
 
@@ -84,8 +95,7 @@ def average_ranks(scores: np.ndarray, greater_is_better: bool = True) -> np.ndar
     >>> average_ranks([[0.9, 0.8, 0.8], [0.7, 0.9, 0.6]]).tolist()
     [1.5, 1.75, 2.75]
     """
-    table = _table(scores)
-    return stats.rankdata(-table if greater_is_better else table, axis=1).mean(0)
+    return single_ranks(scores, greater_is_better).mean(0)
 
 
 def friedman(scores: np.ndarray, greater_is_better: bool = True) -> FriedmanResult:
