@@ -22,10 +22,10 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False),
-            _norm(channels),
+            group_norm(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            _norm(channels),
+            group_norm(channels),
         )
         # Pooled first: a quarter of the multiply-adds
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(in_channels, channels, 1, bias=False))
@@ -53,7 +53,7 @@ class ConvNet(nn.Module):
             nn.Conv2d(in_channels, narrow, 3, padding=1, bias=False),
             # Before the norm, which then has a quarter of the numbers to go over
             nn.MaxPool2d(2, ceil_mode=True),
-            _norm(narrow),
+            group_norm(narrow),
             nn.ReLU(),
         )
         self.blocks = nn.Sequential(ConvBlock(narrow, 2 * width), ConvBlock(2 * width, 4 * width))
@@ -96,6 +96,6 @@ def small_resnet(in_channels: int, *, width: int | None = None) -> ConvNet:
     return ConvNet(in_channels, width)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation in 8 groups, or the most groups below that divide the channels."""
     return nn.GroupNorm(max(g for g in range(1, GROUPS + 1) if channels % g == 0), channels)
