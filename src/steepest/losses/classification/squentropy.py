@@ -11,6 +11,7 @@ from ...core.checks import check_number, check_tensor, check_weight
 from ...core.logpartition import class_mask
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
+from ...core.rowwise import add_at, at, rowwise, softmax_into
 from ._targets import class_targets
 from .cross_entropy import cross_entropy
 
@@ -62,13 +63,26 @@ def squentropy(
         if weight is not None:
             weight = weight.reshape(-1, *[1] * (len(shape) - 1)).expand(shape).reshape(-1)
         logits, target = logits.movedim(1, -1).reshape(-1, logits.shape[1]), target.reshape(-1)
-    entropy = cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
     target, valid = class_targets(logits, target, ignore_index)
-    logits = widen(logits)  # squared only after that: 300^2 overflows in float16
     classes = logits.shape[1]
-    wrong = 1 - target if target.ndim == 2 else ~class_mask(target, classes)
-    square = (wrong * logits.square()).sum(-1) / (classes - 1)
-    loss = reduce(entropy + square_weight * square, reduction, weight, valid)
+    factor = square_weight / (classes - 1)
+
+    def plain(z: Tensor) -> Tensor:
+        wrong = 1 - target if target.ndim == 2 else ~class_mask(target, classes)
+        entropy = cross_entropy(z, target, ignore_index=None, reduction="none")
+        return entropy + factor * (wrong * z.square()).sum(-1)
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y = target[rows].long()
+        wrong = z.scatter(1, y.unsqueeze(1), 0.0)
+        entropy = softmax_into(z, g) - at(z, y)
+        add_at(g, y, -1.0)
+        g.add_(wrong, alpha=2.0 * factor)
+        return entropy.squeeze(1) + factor * wrong.square_().sum(1)
+
+    z = widen(logits)  # squared only after that: 300^2 overflows in float16
+    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, rule)
+    loss = reduce(losses, reduction, weight, valid)
     return loss.reshape(shape) if shape is not None and reduction == "none" else loss
 
 

@@ -113,9 +113,24 @@ class _Spherical(Objective):
         self.check_call(outputs, target, weight)
         check_logits(outputs)
         check_index(target, outputs)
-        o = widen(outputs)
-        found = self.rows(o.sum(-1), o.square().sum(-1), pick(o, target), o.shape[1])
-        return reduce(found, self.reduction, weight)
+        y, classes = target.long(), outputs.shape[1]
+
+        def plain(o: Tensor) -> Tensor:
+            return self.rows(o.sum(-1), o.square().sum(-1), pick(o, y), classes)
+
+        def rule(o: Tensor, g: Tensor, rows: slice) -> Tensor:
+            sums = [o.sum(1), torch.linalg.vecdot(o, o), at(o, y[rows]).squeeze(1)]
+            with torch.enable_grad():  # torch differentiates the three sums of a row, the rule its outputs
+                leaves = [each.requires_grad_() for each in sums]
+                found = self.rows(*leaves, classes)
+                slopes = torch.autograd.grad(found.sum(), leaves, allow_unused=True, materialize_grads=True)
+            total, squares, own = (slope.unsqueeze(1) for slope in slopes)
+            torch.mul(o, 2 * squares, out=g)
+            g.add_(total)
+            add_at(g, y[rows], own)
+            return found.detach()
+
+        return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
 
     def predict(self, outputs: Tensor) -> Tensor:
         """The most probable class, which need not have the largest output."""
@@ -248,8 +263,7 @@ class SphericalOutputLayer(nn.Module):
     :meth:`step` needs. Now and then the factors are multiplied out, O(D d^2): every ``rebuild_every`` steps, and where
     a step makes them nearly singular.
 
-    The naive mode has W as a parameter, forms all outputs and may be trained by any optimizer; the factored mode has no
-    parameters and is trained by :meth:`step` alone.
+    The naive mode has W as a parameter and forms all outputs; the factored mode has none, :meth:`step` trains it.
 
     Args:
         d: width of h, >= 1.
@@ -307,10 +321,7 @@ class SphericalOutputLayer(nn.Module):
     def assign(self, weight: F[Tensor, "D d"]) -> None:
         """Set W."""
         check_tensor("weight", weight, floating=True, shape=(self.D, self.d))
-        if self.factors is None:
-            self.matrix.copy_(weight)
-        else:
-            self.factors.assign(weight)
+        (self.matrix.copy_ if self.factors is None else self.factors.assign)(weight)
 
     def outputs(self, h: F[Tensor, "batch d"]) -> F[Tensor, "batch D"]:
         """All outputs, O(D d): for predictions. Their gradient reaches h, but not W in the factored mode."""
