@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ class Pair:
     Args:
         name: what is compared.
         package: the peer's distribution.
-        ours, theirs: ``(leaf, *constants) -> scalar``.
+        ours, theirs: ``(leaf, *constants) -> scalar``; several numbers where there is no gradient.
         make: inputs for one shape ``(rows, columns)``.
         gradient: False where the peer gives none.
         tolerance: of the relative difference, in float64 unless the peer narrows.
@@ -174,10 +175,86 @@ def _pot_bures(factor: Tensor, other: Tensor) -> Tensor:
     return found.square()
 
 
+def images(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Two batches of images, at least 7 x 8 cells."""
+    rows, columns = shape
+    first, second = (
+        torch.rand(2, 3, 6 + rows, 6 + columns, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    return first, second
+
+
+def label_maps(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Logits of maps of three labels, and which cells have them."""
+    first, second = images(generator, shape)
+    return 4 * first - 2, (second < 0.4).double()
+
+
+def fields(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Displacements of cells, images, and a factor of each cell."""
+    moving, factor = images(generator, shape)
+    u = torch.rand(2, 2, *moving.shape[2:], generator=generator, dtype=torch.float64)
+    return u - 0.5, moving, factor
+
+
+def _pearson(warped: Tensor, fixed: Tensor) -> Any:
+    from torchmetrics.functional import pearson_corrcoef
+
+    return 1 - pearson_corrcoef(warped.flatten(1).mT, fixed.flatten(1).mT).mean()
+
+
+def _ssim(warped: Tensor, fixed: Tensor) -> Any:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    options = {"gaussian_kernel": False, "kernel_size": 5, "data_range": 1.0}
+    _, full = structural_similarity_index_measure(warped, fixed, return_full_image=True, **options)
+    # windows over the edge see the peer's mirrored image
+    return (1 - full[..., 2:-2, 2:-2].mean()) / 2
+
+
+def _monai_dice(logits: Tensor, target: Tensor) -> Any:
+    from monai.losses import GeneralizedDiceLoss
+
+    return GeneralizedDiceLoss(sigmoid=True, smooth_nr=0.0, smooth_dr=0.0)(logits, target)
+
+
+def _monai_warp(displacement: Tensor, moving: Tensor, factor: Tensor) -> Any:
+    from monai.networks.blocks import Warp
+
+    return (factor * Warp("bilinear", "border")(moving, displacement)).sum()
+
+
 def _calibration(outputs: Tensor, target: Tensor) -> Any:
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     return multiclass_calibration_error(outputs.softmax(1), target, outputs.shape[1], n_bins=15, norm="l1")
+
+
+def _beside(name: str) -> tuple[Pair, ...]:
+    """The pairs of another file of this folder, which pytest doesn't put on the path."""
+    spec = importlib.util.spec_from_file_location(f"peers{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return tuple(Pair(*row) for row in module.ROWS)
+
+
+def height_map(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """One image of any values."""
+    return (torch.randn(shape, generator=generator, dtype=torch.float64),)
+
+
+def _bar_lengths(image: Tensor) -> Tensor:
+    bars = losses.cubical_persistence(image.detach())
+    return ((1 + bars.dim) * (bars.birth - bars.death).square())[bars.death_pixel >= 0].sum()
+
+
+def _gudhi_lengths(image: Tensor) -> float:
+    from gudhi import CubicalComplex
+
+    bars = CubicalComplex(vertices=-image.detach().numpy()).persistence()
+    return float(sum((1 + dim) * (birth - death) ** 2 for dim, (birth, death) in bars if death < np.inf))
 
 
 PAIRS: tuple[Pair, ...] = (
@@ -239,15 +316,30 @@ PAIRS: tuple[Pair, ...] = (
         lambda z, y: losses.squared_hinge_loss(z.sigmoid(), y), _hinge, classes, tolerance=1e-6,
     ),
     Pair("FBetaLoss of saturated scores", "torchmetrics", _saturated, _f_beta, labels, gradient=False, tolerance=1e-6),
+    Pair(
+        "cubical_persistence, squared lengths", "gudhi", _bar_lengths, _gudhi_lengths, height_map, gradient=False,
+    ),
     Pair("bures_wasserstein_distance", "POT", _bures, _pot_bures, matrices, tolerance=1e-9),
     Pair(
         "ece", "torchmetrics", lambda z, y: ece(z.detach().softmax(1), y, bins=15), _calibration, classes,
         gradient=False, tolerance=1e-6,
     ),
+    Pair("ncc_loss", "torchmetrics", losses.ncc_loss, _pearson, images),
+    Pair("ssim_loss", "torchmetrics", losses.ssim_loss, _ssim, images, tolerance=1e-8),
+    Pair(
+        "generalized_dice_loss", "monai",
+        lambda z, y: losses.generalized_dice_loss(z.sigmoid(), y, eps=0.0), _monai_dice, label_maps, tolerance=1e-6,
+    ),
+    Pair(
+        "spatial_transform", "monai", lambda u, m, f: (f * losses.spatial_transform(m, u)).sum(), _monai_warp, fields,
+        tolerance=1e-9,
+    ),
     Pair(
         "quantile_loss", "scikit-learn", lambda f, y: losses.quantile_loss(f, y, q=0.3), _pinball, numbers,
         gradient=False,
     ),
+    *_beside("_dependence"),
+    *_beside("_statistics"),
 )  # fmt: skip
 
 

@@ -49,6 +49,8 @@ def test_every_pair_has_a_name_of_its_own():
         "pytorch-metric-learning",
         "scikit-learn",
         "POT",
+        "dcor",
+        "mlxtend",
     }
 
 
