@@ -18,17 +18,20 @@ from steepest import catalogue
 from steepest.catalogue import KINDS, find, owners, source_files, systems
 
 BUILT_IN = {
+    "absolute-error",
+    "binary-cross-entropy",
     "cross-entropy",
     "cross-entropy-smoothed",
     "cross-entropy-weighted",
     "focal",
-    "squared-error",
-    "absolute-error",
     "huber",
+    "linear-cross-entropy-stand-ins",
+    "linear-distillation",
+    "linear-loss",
     "log-cosh",
-    "quantile",
-    "binary-cross-entropy",
     "perp-grad",
+    "quantile",
+    "squared-error",
 }
 ROOMS = {
     "kernels", "nn", "losses", "gradients", "optim", "data", "post", "continual", "federated", "boosting", "scaling",

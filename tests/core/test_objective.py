@@ -136,3 +136,44 @@ def test_refusals():
         WithPenalty(CompSumLoss(), Spread())(LOGITS, TARGET, weight=torch.ones(3))
     with pytest.raises(KeyError):
         WithPenalty(CompSumLoss(), Decay())(LOGITS, TARGET)
+
+
+def test_the_decision_follows_what_is_predicted():
+    """The spherical softmax does not see the signs of outputs; a margin of outputs would rank rows the wrong way."""
+    from steepest.losses import CrossEntropyLoss, SphericalLoss
+
+    outputs = torch.tensor([[3.0, -1.0], [0.1, -4.0], [-2.0, 1.0], [1.0, 1.5]])
+    plain, spherical = CrossEntropyLoss().decision(outputs), SphericalLoss().decision(outputs)
+    assert torch.equal(plain, outputs[:, 1] - outputs[:, 0])
+    assert torch.equal((spherical > 0).long(), SphericalLoss().predict(outputs))
+    p = SphericalLoss().probabilities(outputs)
+    torch.testing.assert_close(spherical.float(), (p[:, 1] / p[:, 0]).log())
+    assert (plain > 0).tolist() != (spherical > 0).tolist()
+    assert torch.equal(CrossEntropyLoss().decision(outputs[:, 0]), outputs[:, 0])
+    three = torch.randn(4, 3)
+    assert torch.equal(CrossEntropyLoss().decision(three), three)
+    assert torch.equal(SphericalLoss().decision(three).argmax(1), SphericalLoss().predict(three))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_rows_for_a_fused_head(reduction):
+    """Losses of single rows and their gradients, whatever the reduction; detached."""
+    from steepest.losses import FocalLoss
+
+    z, y = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    objective = FocalLoss(reduction=reduction)
+    losses, slopes = objective.fused_row(z, y)
+    leaf = z.clone().requires_grad_()
+    expected = FocalLoss(reduction="none")(leaf, y)
+    torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(slopes, torch.autograd.grad(expected.sum(), leaf)[0])
+    assert not losses.requires_grad
+    assert not slopes.requires_grad
+    assert objective.reduction == reduction
+
+
+def test_what_is_no_loss_of_single_rows_has_no_fused_row():
+    from steepest.losses import AnyLoss
+
+    with pytest.raises(TypeError, match="single samples"):
+        AnyLoss().fused_row(torch.zeros(2), torch.zeros(2, dtype=torch.long))

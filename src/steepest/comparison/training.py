@@ -99,8 +99,7 @@ def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
             mean, deviation = split.scale
             return Outcome(predicted.astype(np.float64) * deviation + mean, None, None)
         probabilities = objective.probabilities(outputs)
-        two = split.task == "binary" and outputs.ndim == 2
-        decision = outputs[:, 1] - outputs[:, 0] if two else outputs
+        decision = objective.decision(outputs) if split.task == "binary" else outputs
         return Outcome(
             predicted,
             None if probabilities is None else probabilities.double().cpu().numpy(),

@@ -94,6 +94,24 @@ class Objective(Loss):
         """The loss; see the class for shapes."""
         raise NotImplementedError
 
+    def fused_row(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses ``[r]`` of some rows and the gradient ``[r, C]`` of each in its own logits, both detached.
+
+        The way onto a head whose logits never exist as a whole: :func:`steepest.kernels.linear_loss`. This default
+        differentiates ``forward``.
+        """
+        if self.unit != "sample" or self.needs:
+            refuse_type("objective", "one of single samples that needs nothing but outputs and target", self.name)
+        kept, self.reduction = self.reduction, "none"
+        try:
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_()
+                losses = self(leaf, target)
+            (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
+        finally:
+            self.reduction = kept
+        return losses.detach(), gradient
+
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Class probabilities ``[N, C]``, or None where the method gives none."""
         return None
@@ -103,6 +121,20 @@ class Objective(Loss):
         if self.tasks == ("regression",):
             return outputs
         return (outputs > 0).long() if outputs.ndim == 1 else outputs.argmax(-1)
+
+    def decision(self, outputs: Tensor) -> Tensor:
+        """What ranks rows: ``[N]`` for two classes, above 0 for class 1; ``[N, C]`` for more, the largest is predicted.
+
+        The outputs themselves, or the log-probabilities of an objective whose most probable class need not have the
+        largest output.
+        """
+        if outputs.ndim == 1:
+            return outputs
+        if type(self).predict is not Objective.predict:
+            p = self.probabilities(outputs)
+            if p is not None:
+                outputs = p.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+        return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
 
     def sampler(self, labels: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor] | None:
         """Index batches of one epoch, or None for plain shuffling."""

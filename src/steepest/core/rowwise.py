@@ -80,15 +80,24 @@ class _Rowwise(torch.autograd.Function):
 
 def softmax_into(z: Tensor, g: Tensor) -> Tensor:
     """Fill ``g`` with the softmax of the rows of ``z`` and give their log-partition ``[r, 1]``."""
+    top, above = softmax_parts(z, g)
+    return top + above
+
+
+def softmax_parts(z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with the log-partition in two parts, the largest output and what lies above it, each ``[r, 1]``.
+
+    ``(top - z_y) + above`` is a loss that large outputs don't round away.
+    """
     top = z.amax(1, keepdim=True)
     if z.shape[1] > 32:
         torch.softmax(z, 1, out=g)
-        return top - g.amax(1, keepdim=True).log()
+        return top, -g.amax(1, keepdim=True).log()
     torch.sub(z, top, out=g)  # torch's own softmax is slow on short rows
     g.exp_()
     total = g.sum(1, keepdim=True)
     g.div_(total)
-    return top + total.log()
+    return top, total.log()
 
 
 def at(values: Tensor, target: Tensor) -> Tensor:

@@ -133,13 +133,8 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
     def decision_function(self, X: Any) -> np.ndarray:
         """Two classes: ``[N]``, above 0 means ``classes_[1]``; more: ``[N, C]``, the largest is predicted."""
         outputs = self._outputs(X)
-        if outputs.ndim == 2 and type(self.objective_).predict is not Objective.predict:
-            probabilities = self._probabilities(outputs)
-            if probabilities is not None:  # the most probable class need not have the largest output
-                outputs = probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
-        if outputs.ndim == 2 and len(self.classes_) == 2:
-            outputs = outputs[:, 1] - outputs[:, 0]
-        found: np.ndarray = outputs.numpy()
+        with torch.no_grad():
+            found: np.ndarray = self.objective_.decision(outputs).numpy()
         return found
 
     def _probabilities(self, outputs: Tensor) -> Tensor | None:

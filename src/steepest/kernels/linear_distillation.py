@@ -1,0 +1,143 @@
+"""Divergence between the softmax outputs of two linear heads, neither's logits kept."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float as F
+from torch import Tensor
+
+from ..core.checks import check_choice, check_number, check_tensor, refuse
+from ._engine import Head, RowRule
+from ._head import Job, check_cap, check_head
+from ._rows import Rows, select
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
+
+
+def linear_distillation(
+    hidden: F[Tensor, "*batch width"],
+    weight: F[Tensor, "classes width"],
+    teacher_hidden: F[Tensor, "*batch teacher"],
+    teacher_weight: F[Tensor, "classes teacher"],
+    *,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    bias: F[Tensor, " classes"] | None = None,
+    teacher_bias: F[Tensor, " classes"] | None = None,
+    softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    temperature: float = 1.0,
+    token_weight: F[Tensor, "*batch"] | None = None,
+    reduction: str = "mean",
+    memory: str | int | float = "auto",
+) -> Tensor:
+    r"""Mean divergence of a student's head from a teacher's, a chunk of rows at a time.
+
+    .. math:: \mathrm{KL}(t \,\|\, s), \quad \mathrm{KL}(s \,\|\, t), \quad\text{or}\quad
+        \beta\, \mathrm{KL}(t \,\|\, m) + (1 - \beta)\, \mathrm{KL}(s \,\|\, m), \qquad m = \beta t + (1 - \beta) s
+
+    with both softmaxes at the same temperature. The gradient reaches the student alone. It isn't multiplied by the
+    squared temperature; multiply the loss where that is wanted.
+
+    Args:
+        hidden: of the student ``[..., D]``.
+        weight: of the student ``[V, D]``, of the type of ``hidden``.
+        teacher_hidden: ``[..., E]``.
+        teacher_weight: ``[V, E]``, of the type of ``teacher_hidden``.
+        divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jensen_shannon"``.
+        beta: of the last, in (0, 1); the teacher's share of the mixture.
+        bias, softcap: of the student, or None.
+        teacher_bias, teacher_softcap: of the teacher, or None.
+        temperature: > 0.
+        token_weight: ``[...]`` >= 0; tokens of weight 0 are dropped before the matrix products.
+        reduction: ``"none"``, ``"mean"`` (over the weights of tokens) or ``"sum"``.
+        memory: for the logits of both heads; as of :func:`~steepest.kernels.linear_cross_entropy`.
+
+    Returns:
+        The loss in float32 or wider; 0 where no token counts.
+
+    Raises:
+        ValueError: shapes that don't belong together, an option out of range.
+
+    Example:
+        >>> h, s, t = torch.eye(2), torch.zeros(2, 2), torch.eye(2)
+        >>> linear_distillation(h, s, h, t)
+        tensor(0.1109)
+
+    Source: On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes, arXiv:2306.13649.
+    """
+    check_head(hidden, weight, bias)
+    check_head(teacher_hidden, teacher_weight, teacher_bias)
+    check_cap(softcap, temperature)
+    check_cap(teacher_softcap, temperature)
+    check_choice("divergence", divergence, DIVERGENCES)
+    check_choice("reduction", reduction, ("none", "mean", "sum"))
+    check_number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
+    check_tensor("teacher_weight", teacher_weight, shape=(weight.shape[0], None))
+    if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
+        refuse("teacher_hidden", f"the leading shape {tuple(hidden.shape[:-1])} of hidden", teacher_hidden)
+    everyone = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
+    rows = select(hidden, everyone, classes=weight.shape[0], weight=token_weight)
+    flat = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
+    teacher = Head(
+        flat if rows.index is None else flat.index_select(0, rows.index),
+        teacher_weight.detach(),
+        None if teacher_bias is None else teacher_bias.detach(),
+        teacher_softcap,
+        temperature,
+    )
+    rule = {"forward_kl": _forward, "reverse_kl": _reverse}.get(divergence) or _mixture(beta)
+    job = Job(
+        rows,
+        weight,
+        bias,
+        rule,
+        reduction != "none",
+        softcap=softcap,
+        temperature=temperature,
+        memory=memory,
+        others=(teacher,),
+        pieces=10,
+    )
+    losses = job.losses()
+    if reduction != "mean":
+        return rows.spread(losses) if reduction == "none" else losses
+    total = _total(rows, losses)
+    return losses / torch.where(total > 0, total, 1.0)
+
+
+def _total(rows: Rows, like: Tensor) -> Tensor:
+    return like.new_full((), len(rows)) if rows.factor is None else rows.factor.to(like.dtype).sum()
+
+
+def _forward(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
+    torch.log_softmax(z, 1, out=g)
+    log_t = teacher.log_softmax(1).to(g.dtype)
+    t = log_t.exp()
+    loss = torch.linalg.vecdot(t, log_t.sub_(g))
+    g.exp_().sub_(t)
+    return loss
+
+
+def _reverse(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
+    torch.log_softmax(z, 1, out=g)
+    gap = g - teacher.log_softmax(1).to(g.dtype)
+    g.exp_()
+    loss = torch.linalg.vecdot(g, gap)
+    g.mul_(gap.sub_(loss.unsqueeze(1)))
+    return loss
+
+
+def _mixture(beta: float) -> RowRule:
+    def rule(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
+        log_s, log_t = z.log_softmax(1), teacher.log_softmax(1).to(g.dtype)
+        s, t = log_s.exp(), log_t.exp()
+        log_m = torch.log(beta * t + (1 - beta) * s)
+        own = torch.where(s > 0, log_s - log_m, 0.0)
+        inner = torch.linalg.vecdot(s, own)
+        loss = beta * torch.linalg.vecdot(t, torch.where(t > 0, log_t - log_m, 0.0)) + (1 - beta) * inner
+        torch.mul(s, own.sub_(inner.unsqueeze(1)), out=g)
+        g.mul_(1 - beta)
+        return loss
+
+    return rule
