@@ -99,6 +99,15 @@ def agree(found, wanted, tolerance):
         assert error <= tolerance * max(float(reference.norm()), 1e-3 * scale), name
 
 
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """accelerate keeps one state a process: that of whatever ran before, a guide's Trainer among it, is dropped."""
+    state = pytest.importorskip("accelerate.state").AcceleratorState
+    state._reset_state(reset_partial_state=True)
+    yield
+    state._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def never_formed(monkeypatch):
     """Fails where logits are formed, or a warning says that they are."""

@@ -100,7 +100,7 @@ def test_large_shapes(truth, shape, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("pair", itertools.combinations(OPTIONS, 2), ids="+".join)
+@pytest.mark.parametrize("pair", [*itertools.combinations(OPTIONS, 2)], ids="+".join)
 def test_pairs_of_options_on_two_million_logits(truth, pair, dtype):
     rows, classes = 411, 4801
     large = {
