@@ -119,15 +119,16 @@ class _Spherical(Objective):
             return self.rows(o.sum(-1), o.square().sum(-1), pick(o, y), classes)
 
         def rule(o: Tensor, g: Tensor, rows: slice) -> Tensor:
-            sums = [o.sum(1), torch.linalg.vecdot(o, o), at(o, y[rows]).squeeze(1)]
+            torch.mul(o, o, out=g)
+            sums = [o.sum(1), g.sum(1), at(o, y[rows]).squeeze(1)]
             with torch.enable_grad():  # torch differentiates the three sums of a row, the rule its outputs
                 leaves = [each.requires_grad_() for each in sums]
                 found = self.rows(*leaves, classes)
-                slopes = torch.autograd.grad(found.sum(), leaves, allow_unused=True, materialize_grads=True)
-            total, squares, own = (slope.unsqueeze(1) for slope in slopes)
-            torch.mul(o, 2 * squares, out=g)
-            g.add_(total)
-            add_at(g, y[rows], own)
+                total, squares, own = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+            torch.mul(o, 2 * squares.unsqueeze(1), out=g)
+            if total is not None:
+                g.add_(total.unsqueeze(1))
+            add_at(g, y[rows], own.unsqueeze(1))
             return found.detach()
 
         return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
