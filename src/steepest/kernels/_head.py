@@ -19,6 +19,9 @@ from ._ranks import VocabularyShard
 from ._rows import Rows
 from ._slab import SlabLosses, Slabs, as_rule
 
+HALF_ROWS = 512
+"""Rows of a chunk of half matrices on the CPU, where nobody says how much memory there is and 256 MiB allow it."""
+
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, compute_dtype: torch.dtype | None = None) -> None:
     """Check a head and its hidden states against each other."""
@@ -140,12 +143,16 @@ class Job:
             size, total, held = kind.itemsize, 4, 0  # all of it happens where the logits lie
         if self.memory != "auto":
             extra = self.weight.numel() * ((total if half and self.wide_sums else 0) + (kind.itemsize if cast else 0))
+        limit = budget(self.memory, device)
+        if half and self.memory == "auto" and device.type == "cpu":
+            # each chunk adds a product to wide sums: too short ones spend their time there
+            limit = max(limit, min(4 * limit, HALF_ROWS * size * self.weight.shape[0] + held * PIECE))
         grain = {} if device.type == "cpu" else {**DEVICE_GRAIN, "aside": 4 * shape[0] * shape[1] if half else 0}
         found = plan(
             shape[0],
             self.weight.shape[0],
             size,
-            budget(self.memory, self.rows.hidden.device),
+            limit,
             scalar=self.scalar,
             heads=heads,
             slabs=not self.others and self.filter is None and as_rule(self.rule) is not None,

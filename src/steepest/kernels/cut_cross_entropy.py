@@ -94,7 +94,8 @@ def linear_cross_entropy(
             ``target[..., k:]``; weights of tokens go with their targets.
         num_items: what the mean divides both sums by, in place of their own weights: the tokens of all micro-batches.
         memory: for logits and what is made of them: ``"auto"``, bytes, or the share of free memory in (0, 1].
-            ``"auto"``: 64 MiB on the CPU; on an accelerator 1 GiB or a sixteenth of what is free.
+            ``"auto"``: 64 MiB on the CPU, up to 256 for half matrices; on an accelerator 1 GiB or a sixteenth of what
+            is free.
         accumulate: ``"fp32"`` sums the gradient of a half weight over chunks in float32, ``"input"`` in its own type.
         compute_dtype: the type of the matrix products where it isn't that of ``weight``: ``torch.bfloat16`` halves
             their time where the processor has it; logits then carry its rounding, sums and results don't.
