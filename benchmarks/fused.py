@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from _record import record
+from _rounds import measure
 from torch import Tensor
 from torch.nn import functional
 
@@ -101,22 +101,6 @@ def kept(form: Form, inputs: Sequence[Tensor]) -> float:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         _out = form(*leaves)
     return sum(sizes.values()) / 2**20
-
-
-def measure(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 2):
-        for name, step in steps.items():
-            if device != "cpu":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            step()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if number >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return times
 
 
 def most(step: Callable[[], None]) -> float:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from _record import record
+from _rounds import measure
 from torch.nn import functional
 
 from steepest.comparison.objectives import known_objectives
@@ -54,22 +54,6 @@ def bind(
         loss(leaf, target, **named).backward()
 
     return step
-
-
-def measure(found: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for number in range(rounds + 2):
-        for name, step in found.items():
-            if device != "cpu":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            step()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if number >= 2:
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return times
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from _record import record
+from _rounds import measure
 
 from steepest.kernels import log_softmax, softmax
 
@@ -50,22 +50,6 @@ def with_backward(function: Call, leaf: torch.Tensor, dy: torch.Tensor) -> Calla
         torch.autograd.grad(function(leaf, -1), leaf, dy)
 
     return step
-
-
-def measure(found: dict[tuple[str, str], Callable[[], None]], rounds: int, device: str) -> dict:
-    """Milliseconds of each, round by round; the first two rounds warm up."""
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in found}
-    for number in range(rounds + 2):
-        for key, step in found.items():
-            if device != "cpu":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            step()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if number >= 2:
-                times[key].append(1e3 * (time.perf_counter() - begin))
-    return times
 
 
 def error(function: Call, x: torch.Tensor) -> float:

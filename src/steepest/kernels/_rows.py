@@ -33,6 +33,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def total(self, like: Tensor) -> Tensor:
+        """The sum of their weights, what a mean divides by; 1 where none counts."""
+        found = like.new_full((), len(self)) if self.factor is None else self.factor.to(like.dtype).sum()
+        return torch.where(found > 0, found, 1.0)
+
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """Values ``[n]`` in the shape of the targets."""
         if self.index is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_choice, check_number, check_tensor, refuse
 from ._engine import Head, RowRule
 from ._head import Job, check_cap, check_head
-from ._rows import Rows, select
+from ._rows import select
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
 
@@ -102,12 +102,7 @@ def linear_distillation(
     losses = job.losses()
     if reduction != "mean":
         return rows.spread(losses) if reduction == "none" else losses
-    total = _total(rows, losses)
-    return losses / torch.where(total > 0, total, 1.0)
-
-
-def _total(rows: Rows, like: Tensor) -> Tensor:
-    return like.new_full((), len(rows)) if rows.factor is None else rows.factor.to(like.dtype).sum()
+    return losses / rows.total(losses)
 
 
 def _forward(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
@@ -58,6 +57,7 @@ def linear_loss(
         ValueError: shapes that don't belong together, a class out of range, an option out of range.
 
     Example:
+        >>> import torch
         >>> from steepest.losses import FocalLoss
         >>> h, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> linear_loss(h, w, torch.tensor([2]), FocalLoss(gamma=2.0).fused_row)
@@ -83,13 +83,14 @@ def linear_loss(
         g.copy_(slope)
         return losses.detach()
 
-    job = Job(rows, weight, bias, rule, reduction != "none", softcap=softcap, temperature=temperature, memory=memory)
+    job = Job(
+        rows, weight, bias, rule, reduction != "none", softcap=softcap, temperature=temperature, memory=memory, pieces=4
+    )
     losses = job.losses()
     if reduction != "mean":
         return rows.spread(losses) if reduction == "none" else losses
     if num_items is None:
-        total = losses.new_full((), len(rows)) if rows.factor is None else rows.factor.to(losses.dtype).sum()
-        return losses / torch.where(total > 0, total, 1.0)
+        return losses / rows.total(losses)
     if not isinstance(num_items, Tensor):
         check_number("num_items", num_items, low=0.0, open_low=True)
     return losses / num_items
@@ -116,6 +117,7 @@ def linear_log_probability(
         bias, ignore_index, softcap, temperature, shift, memory: as of :func:`~steepest.kernels.linear_cross_entropy`.
 
     Example:
+        >>> import torch
         >>> h, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
         >>> linear_log_probability(h, w, torch.tensor([2])).exp()
         tensor([0.6652])
