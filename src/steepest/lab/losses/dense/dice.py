@@ -4,14 +4,15 @@ Generated polyphonic frames of 64 bins: ten events, each a spectrum of three bum
 overlap, each event active in 2 to 5% of the frames; random loudness, noise in every bin, the square root taken,
 standardised by the training part. Sequences of 30 frames: 160 for training, 80 to tune a threshold, 160 for testing. A
 small convolutional-recurrent network (one convolution over bins, a GRU of 32), Adam, 800 steps of 32 sequences, one
-start and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro), BCE + Dice.
-Each arm takes the best of three rates by F1 at 0.5 on the tuning sequences. F1 and error rate of frames at threshold
-0.5; for the last claim BCE's threshold is the best of nineteen on the tuning sequences. "+2 to +8 points" is taken as
-more than 2, "closes" as a gap under 2. Sixteen seeds (card: three): in two of them BCE fails altogether or nearly, and
-the mean counts them too; weighted BCE is level with Dice.
+initial network and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro),
+BCE + Dice. F1 and error rate of frames at threshold 0.5; for the last claim BCE's threshold is the best of nineteen on
+the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2.
 
-Two earlier runs with one rate, 0.01, left BCE far from trained (F1 of 0 to 0.6 after 400 and after 2,000 steps, where
-weighted BCE had 0.83 to 0.91): their gaps were those of a bad rate, and rates are chosen for that.
+The baseline is fair: each arm has the setting of :func:`choose_settings`, a rate and a start of the head's bias, chosen
+alike by F1 at 0.5 on the tuning sequences of three seeds that are not reported. A bias at the log odds of each event
+spares BCE the plateau where it predicts no event at all; Dice and weighted BCE learn better from the layer's
+own start. BCE must reach an
+F1 of 80 (:data:`SANITY`), which every seed checks.
 """
 
 from __future__ import annotations
@@ -29,37 +30,35 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 
 EVENTS, BINS, FRAMES = 10, 64, 30
-RATES = (3e-3, 1e-3, 1e-2)
 THRESHOLDS = torch.linspace(0.05, 0.95, 19)
-SEEDS = 16
+STEPS, SEEDS = 800, 8
+STARTS = ("default", "log odds")
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+PILOTS = (101, 102, 103)
+SETTINGS = {
+    "BCE": ("log odds", 3e-2),
+    "weighted BCE": ("default", 3e-2),
+    "Dice": ("default", 3e-2),
+    "BCE + Dice": ("log odds", 1e-2),
+}
+"""Start and rate of each arm: what :func:`choose_settings` gives."""
+SANITY = 80.0
+"""F1 in percent that BCE must reach."""
 CLAIMS = (
     Claim("F1 gain", "at threshold 0.5 Dice is more than 2 points of F1 above BCE", size=2.0, threshold=2.0),
     Claim("ER gain", "its error rate is lower", size=0.02),
     Claim("tuned gap", "with BCE's threshold tuned the gap is under 2 points", size=2.0, threshold=2.0, greater=False),
 )
+Part = tuple[Tensor, Tensor]
 
 
 def run(scale: str, seed: int) -> Evidence:
     """F1 and error rate of each arm."""
     full = scale == "full"
-    rng = np.random.default_rng([seed, 13])
-    spectra = _spectra(rng)
-    parts = [_frames(rng, spectra, n) for n in ((160, 80, 160) if full else (16, 8, 8))]
-    mean, scale = parts[0][0].mean((0, 1)), parts[0][0].std((0, 1))
-    parts = [((x - mean) / scale, y) for x, y in parts]
-    y = parts[0][1]
-    ratio = (1 - y).sum() / y.sum()
-    dice = DiceLoss()
-    arms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "BCE": bce,
-        "weighted BCE": lambda z, t: bce(z, t, pos_weight=ratio),
-        "Dice": dice,
-        "BCE + Dice": lambda z, t: bce(z, t) + dice(z, t),
-    }
+    parts = _parts(seed, full)
     rows, scores = [], {}
-    for arm, loss in arms.items():
-        models = [_train(loss, *parts[0], rate, 800 if full else 4, seed) for rate in (RATES if full else RATES[:1])]
-        model = max(models, key=lambda each: float(_f1(_probabilities(each, parts[1][0]), parts[1][1], 0.5)))
+    for arm, (start, rate) in SETTINGS.items():
+        model = _train(arm, parts[0], start, rate, STEPS if full else 4, seed)
         tune, test = ((_probabilities(model, x), t) for x, t in parts[1:])
         best = THRESHOLDS[int(torch.stack([_f1(*tune, at) for at in THRESHOLDS]).argmax())]
         scores[arm] = {
@@ -69,12 +68,49 @@ def run(scale: str, seed: int) -> Evidence:
             "threshold": float(best),
         }
         rows.append({"arm": arm, **scores[arm]})
+    if full and scores["BCE"]["F1"] < SANITY:
+        raise RuntimeError(f"the baseline is not trained: F1 {scores['BCE']['F1']:.1f}, at least {SANITY:g} expected")
     effects = {
         "F1 gain": scores["Dice"]["F1"] - scores["BCE"]["F1"],
         "ER gain": scores["BCE"]["error rate"] - scores["Dice"]["error rate"],
         "tuned gap": scores["Dice"]["F1"] - scores["BCE"]["F1, tuned"],
     }
     return Evidence(rows, effects)
+
+
+def choose_settings() -> dict[str, tuple[str, float]]:
+    """Start and rate with the best mean F1 at 0.5 on the tuning sequences of :data:`PILOTS`, for each arm."""
+    pilots = {seed: _parts(seed, True) for seed in PILOTS}
+
+    def mean_f1(arm: str, start: str, rate: float) -> float:
+        models = {seed: _train(arm, pilots[seed][0], start, rate, STEPS, seed) for seed in PILOTS}
+        tuning = {seed: parts[1] for seed, parts in pilots.items()}
+        return float(np.mean([float(_f1(_probabilities(models[s], x), t, 0.5)) for s, (x, t) in tuning.items()]))
+
+    options = [(start, rate) for start in STARTS for rate in GRID]
+    return {arm: max(options, key=lambda option: mean_f1(arm, *option)) for arm in SETTINGS}
+
+
+def _loss(arm: str, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The arm's loss of logits and events; ``target`` is that of the training part."""
+    ratio = (1 - target).sum() / target.sum()
+    dice = DiceLoss()
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "BCE": bce,
+        "weighted BCE": lambda z, t: bce(z, t, pos_weight=ratio),
+        "Dice": dice,
+        "BCE + Dice": lambda z, t: bce(z, t) + dice(z, t),
+    }
+    return losses[arm]
+
+
+def _parts(seed: int, full: bool) -> list[Part]:
+    """Sequences for training, tuning and testing, standardised by the first."""
+    rng = np.random.default_rng([seed, 13])
+    spectra = _spectra(rng)
+    parts = [_frames(rng, spectra, n) for n in ((160, 80, 160) if full else (16, 8, 8))]
+    mean, scale = parts[0][0].mean((0, 1)), parts[0][0].std((0, 1))
+    return [((x - mean) / scale, y) for x, y in parts]
 
 
 def _f1(p: Tensor, target: Tensor, threshold: float | Tensor) -> Tensor:
@@ -96,11 +132,14 @@ class _Network(nn.Module):
         return logits
 
 
-def _train(
-    loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, rate: float, steps: int, seed: int
-) -> nn.Module:
+def _train(arm: str, part: Part, start: str, rate: float, steps: int, seed: int) -> nn.Module:
+    x, y = part
+    loss = _loss(arm, y)
     torch.manual_seed(seed)
     model = _Network()
+    if start == "log odds":
+        with torch.no_grad():
+            model.head.bias.copy_(y.mean((0, 1)).logit(1e-3))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
