@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import qmc
 
 from steepest.comparison.design import LEARNING_RATES, ROLES, seed_of, trials
+from steepest.comparison.objectives import known_objectives
+from steepest.comparison.twins import is_twin
 from steepest.core.objective import Objective
 from steepest.core.search import Choice, Float, Int
+from steepest.losses import CompSumLoss, FocalLoss, LDRLoss
 
 
 class Searched(Objective):
@@ -74,3 +78,61 @@ def test_seeds_differ_by_repeat_fold_and_role() -> None:
     found = {seed_of(*key) for key in keys}
     assert len(found) == len(keys)
     assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_a_design_of_fewer_trials_is_the_start_of_one_of_more() -> None:
+    assert trials(Searched, 20, 4)[:9] == trials(Searched, 9, 4)
+    assert trials(CompSumLoss, 20, 4)[:2] == trials(CompSumLoss, 2, 4)
+
+
+def test_twins_of_the_baseline_are_known_by_name() -> None:
+    """At their defaults these are the baseline to a factor; a new member that joins them is looked at here."""
+    twins = [name for name, (cls, _) in known_objectives().items() if is_twin(cls)]
+    assert twins == ["comp_sum", "ldr"]
+
+
+@pytest.mark.parametrize("objective", [CompSumLoss, LDRLoss])
+def test_no_trial_of_a_twin_is_the_baseline(objective: type[Objective]) -> None:
+    z = torch.tensor([[1.0, -0.5, 0.25], [0.2, 0.1, -0.7]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([2, 0])
+    (plain,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y), z)
+    found = trials(objective, 3, 0)
+    assert [t.lr for t in found] == list(LEARNING_RATES)
+    assert all(t.weight_decay == 1e-4 and set(t.hyper) == set(objective.search) for t in found)
+    for trial in found:
+        (own,) = torch.autograd.grad(objective(**trial.hyper)(z, y), z)
+        ratio = (own * plain).sum() / plain.square().sum()
+        assert (own - ratio * plain).abs().max() > 1e-3 * own.abs().max()
+
+
+class LateTwin(Objective):
+    """Cross-entropy until the last epoch."""
+
+    name = "late_twin"
+    tasks = ("multiclass",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = 1.0
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.power = 2.0 if epoch == epochs else 1.0
+
+    def forward(self, outputs: torch.Tensor, target: torch.Tensor, **_: object) -> torch.Tensor:
+        return (torch.nn.functional.cross_entropy(outputs, target, reduction="none") ** self.power).mean()
+
+
+class Scaled(Objective):
+    """Cross-entropy times 7, less 3."""
+
+    name = "scaled"
+    tasks = ("multiclass",)
+
+    def forward(self, outputs: torch.Tensor, target: torch.Tensor, **_: object) -> torch.Tensor:
+        return 7 * torch.nn.functional.cross_entropy(outputs, target) - 3
+
+
+def test_a_twin_is_proportional_in_every_epoch() -> None:
+    assert is_twin(Scaled)
+    assert not is_twin(LateTwin)
+    assert not is_twin(FocalLoss)
