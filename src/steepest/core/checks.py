@@ -14,6 +14,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from .scalars import is_flag, is_number, plain
+
 _everywhere = False
 
 
@@ -68,11 +70,12 @@ def check_number(
     open_high: bool = False,
     integer: bool = False,
 ) -> None:
-    """Check a Python scalar against a range, open or closed at either end."""
+    """Check a scalar of Python or numpy against a range, open or closed at either end."""
     kind = "an integer" if integer else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
+    if not is_number(value, integer=integer):
         refuse_type(argument, kind, value)
-    inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+    number = plain(value)
+    inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not inside:  # NaN lands here too
         parts = []
         if low > -math.inf:
@@ -80,6 +83,12 @@ def check_number(
         if high < math.inf:
             parts.append(f"{'<' if open_high else '<='} {high:g}")
         refuse(argument, " ".join([kind, " and ".join(parts)]).strip(), value)
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Check that ``value`` is True or False."""
+    if not is_flag(value):
+        refuse_type(argument, "True or False", value)
 
 
 def check_choice(argument: str, value: object, options: Collection[object]) -> None:
@@ -148,11 +157,11 @@ def check_binary(target: object, outputs: Tensor, *, argument: str = "target") -
         refuse(argument, "labels in {0, 1}", torch.unique(target).tolist())
 
 
-def check_weight(weight: object, rows: int) -> None:
-    """Check sample weights ``[N]``: floating, not negative."""
+def check_weight(weight: object, *shape: int) -> None:
+    """Check weights, one a loss (``[N]``, one a sample): floating, not negative."""
     if weight is None:
         return
-    check_tensor("weight", weight, floating=True, shape=(rows,))
+    check_tensor("weight", weight, floating=True, shape=shape)
     assert isinstance(weight, Tensor)
     if weight.numel() and values_visible(weight) and bool((weight < 0).any()):
         refuse("weight", "values >= 0", float(weight.min()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import check_choice, check_weight
+
 REDUCTIONS = ("none", "mean", "sum")
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -25,17 +27,23 @@ def reduce(loss: Tensor, reduction: str = "mean", weight: Tensor | None = None, 
     0 where a sample is not valid. Nothing valid: the mean is NaN, as in torch.
 
     Args:
-        loss: per-sample losses ``[N]``.
+        loss: per-sample losses ``[N]`` (``[N, ...]`` where single numbers are weighed).
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        weight: sample weights ``[N]`` >= 0, or None for ones.
+        weight: sample weights >= 0, of the shape of ``loss``, or None for ones.
         valid: boolean ``[N]``; samples that are False count neither above nor below the line.
 
     Returns:
         ``[N]`` for ``"none"``, else a scalar.
 
+    Raises:
+        ValueError: another reduction, weights of another shape, a negative one.
+        TypeError: weights that are no floating tensor.
+
     >>> reduce(torch.tensor([1.0, 3.0]), "mean", torch.tensor([3.0, 1.0]))
     tensor(1.5000)
     """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_weight(weight, *loss.shape)
     if weight is not None:
         weight = weight.to(loss.dtype)
     if valid is not None:

@@ -1,6 +1,7 @@
 """The public conformance suites: what each contract promises, as checks that a third party can run on its own class."""
 
 from .calibrator import calibrator_checks, check_calibrator
+from .function import check_function, check_reduced, function_checks, is_loss_function
 from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
@@ -8,9 +9,13 @@ from .objective import check_objective, objective_checks
 __all__ = [
     "calibrator_checks",
     "check_calibrator",
+    "check_function",
     "check_loss",
     "check_method",
     "check_objective",
+    "check_reduced",
+    "function_checks",
+    "is_loss_function",
     "loss_checks",
     "method_checks",
     "objective_checks",

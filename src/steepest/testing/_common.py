@@ -95,3 +95,39 @@ def refused(what: str, call: Callable[..., object], *args: Any, **kwargs: Any) -
         assert ": expected " in str(error), f"{what}: not the uniform error but {error}"
     else:
         raise AssertionError(f"{what} was not refused")
+
+
+def wrong_arguments(cls: type[Objective], args: Args) -> list[tuple[str, tuple[Any, ...]]]:
+    """Outputs and targets that no loss may take, made from a valid pair."""
+    outputs, target = args[0], args[1]
+    found: list[tuple[str, tuple[Any, ...]]] = [
+        ("a list for outputs", (outputs.tolist(), target)),
+        ("a list for target", (outputs, target.tolist())),
+        ("integer outputs", (outputs.long(), target)),
+        ("a target too short", (outputs, target[:-1])),
+        ("outputs with one more dimension", (outputs.unsqueeze(0), target)),
+    ]
+    if "index" in cls.targets and not target.is_floating_point() and outputs.device.type == "cpu":
+        out_of_range = target.clone()
+        out_of_range[0] = 99
+        found.append(("a label out of range", (outputs, out_of_range)))
+        if outputs.ndim == 2:
+            found.append(("one class", (outputs[:, :1], torch.zeros_like(target))))
+    return found
+
+
+def wrong_weights(rows: int) -> list[tuple[str, Any]]:
+    """Sample weights that no loss may take."""
+    right = torch.ones(rows)
+    negative = right.clone()
+    negative[0] = -1.0
+    return [
+        ("weight [N, 1]", right.unsqueeze(1)),
+        ("weight [1, N]", right.unsqueeze(0)),
+        ("a weight too short", right[:-1]),
+        ("one weight for all", torch.tensor(2.0)),
+        ("a number for weight", 2.0),
+        ("a list for weight", right.tolist()),
+        ("integer weights", right.long()),
+        ("a negative weight", negative),
+    ]

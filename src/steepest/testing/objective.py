@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..core.objective import DOMAINS, NEEDS, TARGETS, TASKS, Objective, TaskInfo
-from ._common import cases, rebuilds, refused, value
+from ._common import cases, rebuilds, refused, value, wrong_arguments, wrong_weights
 from ._numbers import (
     check_cuda,
     check_empty,
@@ -58,22 +58,11 @@ def check_search(cls: type[Objective]) -> None:
 def check_bad_input(cls: type[Objective]) -> None:
     """Wrong input is refused with the uniform error: the argument, what was expected, what came."""
     for objective, (args, kwargs) in cases(cls, torch.float32):
-        outputs, target = args[0], args[1]
-        wrong: list[tuple[str, tuple[Any, ...]]] = [
-            ("a list for outputs", (outputs.tolist(), target)),
-            ("a list for target", (outputs, target.tolist())),
-            ("integer outputs", (outputs.long(), target)),
-            ("a target too short", (outputs, target[:-1])),
-            ("outputs with one more dimension", (outputs.unsqueeze(0), target)),
-        ]
-        if "index" in cls.targets and "regression" not in cls.tasks and outputs.device.type == "cpu":
-            out_of_range = target.clone()
-            out_of_range[0] = 99
-            wrong.append(("a label out of range", (outputs, out_of_range)))
-            if outputs.ndim == 2:
-                wrong.append(("one class", (outputs[:, :1], torch.zeros_like(target))))
-        for what, call in wrong:
-            refused(what, value, objective, call, kwargs)
+        for what, wrong in wrong_arguments(cls, args):
+            refused(what, value, objective, wrong, kwargs)
+        if cls.unit == "sample":
+            for what, weight in wrong_weights(args[0].shape[0]):
+                refused(what, value, objective, args, {**kwargs, "weight": weight})
     if "reduction" in inspect.signature(cls.__init__).parameters:
         for rebuild in rebuilds(cls):
             refused("reduction='median'", rebuild, reduction="median")

@@ -11,7 +11,16 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor, nn
 
-from ...core.checks import check_index, check_logits, check_number, check_tensor, refuse, refuse_type, values_visible
+from ...core.checks import (
+    check_index,
+    check_logits,
+    check_number,
+    check_tensor,
+    check_weight,
+    refuse,
+    refuse_type,
+    values_visible,
+)
 from ...core.cosine import unit_rows
 from ...core.logpartition import class_mask, pick, target_log_probability
 from ...core.objective import Objective, Sample, TaskInfo
@@ -148,6 +157,7 @@ def ldam_loss(
 
     loss = plain(z) if hinge else rowwise(z, plain, rule)
     if class_weight is not None:
+        check_weight(weight, len(z))
         weight = class_weight.to(z)[y] * (1.0 if weight is None else weight.to(z))
     return reduce(loss, reduction, weight)
 
