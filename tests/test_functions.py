@@ -1,4 +1,4 @@
-"""Every public function that takes weights or a reduction refuses what its class refuses, and gives the same numbers."""
+"""Every public function with weights or a reduction refuses what its class refuses, and gives the same numbers."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
+from ..core.scalars import is_number
 from . import plan as planning
 from .cells import Context, Job
 from .errors import InputError
@@ -126,9 +127,9 @@ def execute(
     screen = Terminal(quiet=True) if terminal is None else terminal
     settings, table = context.settings, context.table
     count = default_workers(settings) if workers is None else workers
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+    if not is_number(budget) or not budget > 0:
         raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 256:
+    if not is_number(count, integer=True) or not 1 <= count <= 256:
         raise InputError(f"--workers: expected an integer in 1..256, got {count!r}")
     for text in (*table.decisions, *notes):
         screen.line(text)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..core.scalars import is_number
 from .baselines import classical_learners
 from .cells import Context
 from .errors import InputError, nearest
@@ -66,7 +67,7 @@ def prepare(
     """
     pictures = y is None and isinstance(data, (str, Path)) and is_image_source(data)
     folds = (3 if pictures else 5) if folds is None else folds
-    if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= 50:
+    if not is_number(folds, integer=True) or not 2 <= folds <= 50:
         raise InputError(f"--folds: expected an integer in 2..50, got {folds!r}")
     options: dict[str, Any] = {
         "task": task,

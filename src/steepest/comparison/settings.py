@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..core.scalars import is_number, plain
 from .errors import InputError
 
 
@@ -64,10 +65,12 @@ class Settings:
             "seed": (self.seed, 0, 2**31 - 1),
         }
         for name, (value, low, high) in limits.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            if not is_number(value, integer=True) or not low <= value <= high:
                 raise InputError(f"--{name}: expected an integer in {low}..{high}, got {value!r}")
         if not 0 <= self.noise < 1:
             raise InputError(f"--noise: expected a share in [0, 1), got {self.noise!r}")
+        for field in fields(self):  # numbers of numpy would not go to JSON
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, JSON's own types."""

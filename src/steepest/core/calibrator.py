@@ -7,11 +7,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from .arguments import Arguments
 from .checks import check_index, check_logits, refuse
 from .reductions import widen
 
 
-class Calibrator(nn.Module):
+class Calibrator(Arguments, nn.Module):
     """``fit(logits, target)`` and ``transform(logits)``, as in scikit-learn; what is fitted lies in ``state_dict``.
 
     Class attributes:
@@ -77,4 +78,4 @@ class Calibrator(nn.Module):
         return [cls()]
 
     def extra_repr(self) -> str:
-        return "fitted" if bool(self.fitted) else "not fitted"
+        return ", ".join(filter(None, [super().extra_repr(), "fitted" if bool(self.fitted) else "not fitted"]))

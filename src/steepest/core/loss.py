@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from .arguments import Arguments
+
 Sample = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Loss(nn.Module):
+class Loss(Arguments, nn.Module):
     """Tensors in, one number out.
 
     A loss of outputs and targets is an :class:`~steepest.core.objective.Objective`, a term of named tensors a

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from .arguments import Arguments
 from .checks import refuse
 from .objective import Batch, Objective
 
 
-class Method(nn.Module):
+class Method(Arguments, nn.Module):
     """One step's loss from the model, the batch and the objective (mixing, attacks, two modalities ...).
 
     The loop knows only :meth:`loss`. State belongs in buffers, so that it is saved and resumed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,6 +13,7 @@ from .checks import check_choice, check_number, check_tensor, check_weight, refu
 from .heads import ScalarHead
 from .loss import Loss, Sample
 from .reductions import REDUCTIONS
+from .scalars import plain
 from .search import Space
 from .terms import kept_terms
 
@@ -48,6 +49,8 @@ class TaskInfo:
 
     def __post_init__(self) -> None:
         check_choice("task", self.task, TASKS)
+        for own in fields(self):
+            object.__setattr__(self, own.name, plain(getattr(self, own.name)))
 
 
 class Objective(Loss):

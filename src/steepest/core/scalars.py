@@ -8,10 +8,10 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """A numpy scalar as the Python number that it is, inside tuples and lists too; anything else as it came.
+    """A numpy scalar as the Python number that it is, inside tuples, lists and dicts too; anything else as it came.
 
-    >>> plain(np.float32(2)), plain((np.int64(4), np.bool_(True))), plain("a")
-    (2.0, (4, True), 'a')
+    >>> plain(np.float32(2)), plain((np.int64(4), np.bool_(True))), plain({"a": [np.float64(0.5)]})
+    (2.0, (4, True), {'a': [0.5]})
     """
     if isinstance(value, np.bool_):
         return bool(value)
@@ -21,6 +21,8 @@ def plain(value: Any) -> Any:
         return float(value)
     if type(value) in (tuple, list):
         return type(value)(map(plain, value))
+    if type(value) is dict:
+        return {name: plain(part) for name, part in value.items()}
     return value
 
 

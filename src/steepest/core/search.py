@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .checks import refuse
+from .scalars import plain
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Float:
     log: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "low", plain(self.low))
+        object.__setattr__(self, "high", plain(self.high))
         if not self.low < self.high or (self.log and self.low <= 0):
             refuse("low, high", "low < high (and low > 0 on a log scale)", (self.low, self.high))
 
@@ -45,6 +48,8 @@ class Int:
     high: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "low", plain(self.low))
+        object.__setattr__(self, "high", plain(self.high))
         if not self.low <= self.high:
             refuse("low, high", "low <= high", (self.low, self.high))
 
@@ -64,6 +69,7 @@ class Choice:
     options: Sequence[object]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", plain(self.options))
         if not self.options:
             refuse("options", "at least one", self.options)
 

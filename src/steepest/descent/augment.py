@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.checks import check_choice, check_number, check_tensor, refuse, refuse_type
+from ..core.checks import check_choice, check_flag, check_number, check_tensor, refuse
 
 PADDINGS = ("reflect", "zero")
 
@@ -46,8 +46,7 @@ class ImageAugment:
     padding: str = "reflect"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.flip, bool):
-            refuse_type("flip", "True or False", self.flip)
+        check_flag("flip", self.flip)
         check_number("shift", self.shift, low=0, integer=True)
         check_choice("padding", self.padding, PADDINGS)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.checks import check_number, refuse
 from ..core.method import Method, Plain
 from ..core.objective import Batch, Objective
+from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
 from .hooks import Checkpoint, Hook
 
@@ -141,7 +142,7 @@ class Descent:
             ValueError: ``epochs`` below 0.
         """
         check_number("epochs", epochs, low=0, integer=True)
-        self.epochs = epochs
+        self.epochs = int(epochs)
         self._call("on_start")
         while self.epoch < epochs and not self.stop:
             self._one_epoch()
@@ -196,7 +197,7 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors and plain values."""
-        return {
+        state = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "method": self.method.state_dict(),
@@ -211,6 +212,7 @@ class Descent:
             "random": self._random_state(),
             "random_at_epoch": self._random_at_epoch,
         }
+        return {name: plain(part) for name, part in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved moment: the model, objective, optimizer, schedule, hooks and all random states."""

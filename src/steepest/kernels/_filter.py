@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_choice, check_number, check_tensor, refuse_type
+from ..core.scalars import is_number, plain
 from ._engine import Gradients, Head, add_product
 from ._memory import computed
 
@@ -73,6 +74,7 @@ class GradientFilter:
             check_choice("eps", self.eps, ("auto",))
         else:
             check_number("eps", self.eps, low=0.0, open_low=True)
+        self.eps, self.max_dropped = plain((self.eps, self.max_dropped))
         if self.max_dropped is not None:
             check_number("max_dropped", self.max_dropped, low=0.0, high=1.0, open_low=True, open_high=True)
         self._top: Tensor | None = None
@@ -89,7 +91,7 @@ class GradientFilter:
             given.rows = given.live = given.chunks = 0
             given.lost = given._top = given._mass = given._sums = given._counted = None
             return given
-        if isinstance(given, bool) or not isinstance(given, (str, int, float)):
+        if not (isinstance(given, str) or is_number(given)):
             refuse_type("filter", "None, 'auto', a threshold or a GradientFilter", given)
         return cls(given)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.checks import check_number, refuse, refuse_type
 from ..core.rowwise import PIECE
+from ..core.scalars import is_number, plain
 
 CPU_CHUNK = (64 << 20) + 2 * PIECE
 """Bytes of logits at once on the CPU where nobody says otherwise: larger chunks were not measured to be faster."""
@@ -58,7 +59,8 @@ def budget(memory: str | int | float, device: torch.device) -> int:
         if memory != "auto":
             refuse("memory", "'auto', bytes or a fraction of the free memory", memory)
         return CPU_CHUNK if device.type == "cpu" else max(1 << 30, _free(device) // 16)
-    if isinstance(memory, bool) or not isinstance(memory, (int, float)):
+    memory = plain(memory)
+    if not is_number(memory):
         refuse_type("memory", "'auto', bytes or a fraction of the free memory", memory)
     if isinstance(memory, float) and memory <= 1:
         check_number("memory", memory, low=0.0, open_low=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
+from ._constructor import given_arguments
 
 Args = tuple[Tensor, ...]
 Case = tuple[Objective, tuple[Args, dict[str, Any]]]
@@ -55,36 +54,13 @@ def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
     assert error <= tolerance * size, f"{what}: differs by {error:.3g} where {size:.3g} is the size"
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two entries of a state are equal, bit for bit."""
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
-
-
 def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
     """How each instance of ``samples()`` was constructed, to be repeated with some arguments changed."""
-    calls: list[Callable[..., Objective]] = []
-    original = cls.__init__
 
-    @functools.wraps(original)
-    def recording(self: Objective, *args: Any, **kwargs: Any) -> None:
-        if type(self) is cls:
-            given = dict(inspect.signature(original).bind(self, *args, **kwargs).arguments)
-            given.pop(next(iter(given)))
-            given.update(given.pop("kwargs", {}))
-            calls.append(lambda **changes: cls(**{**given, **changes}))
-        original(self, *args, **kwargs)
+    def again(given: dict[str, Any]) -> Callable[..., Objective]:
+        return lambda **changes: cls(**{**given, **changes})
 
-    own = "__init__" in vars(cls)
-    cls.__init__ = recording  # type: ignore[method-assign]
-    try:
-        cases(cls)
-    finally:
-        if own:
-            cls.__init__ = original  # type: ignore[method-assign]
-        else:
-            del cls.__init__
-    assert calls, f"{cls.__name__}.samples() constructed nothing"
-    return calls
+    return [again(given) for given in given_arguments(cls, lambda: cases(cls))]
 
 
 def refused(what: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
-from ._common import Args, cases, close, gradient, same, value
+from ._common import Args, cases, close, gradient, value
+from ._constructor import same
 
 
 def _train(objective: Objective, batch: tuple[Args, dict[str, Any]], steps: Iterator[int]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.calibrator import Calibrator
 from ._common import close, refused
+from ._constructor import constructor_checks
 from ._suite import bound, run_all
 
 
@@ -109,6 +110,7 @@ def check_bad_input(cls: type[Calibrator]) -> None:
 CHECKS: tuple[Callable[[type[Calibrator]], None], ...] = (
     check_declaration, check_probabilities, check_decision, check_extremes, check_helps, check_state_dict,
     check_bad_input,
+    *constructor_checks(lambda cls: cls.instances()),
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.objective import Objective
 from ..core.reductions import REDUCTIONS
 from ._common import Case, cases, close, refused, value, with_reduction, wrong_arguments, wrong_weights
+from ._constructor import as_numpy
 
 Function = Callable[..., Tensor]
 REDUCED = ("weight", "reduction")
@@ -90,7 +91,17 @@ def check_reduced(
             refused(f"reduction={reduction!r}", function, *args, **{**kwargs, "reduction": reduction})
 
 
-CHECKS: tuple[Callable[[Function, type[Objective]], None], ...] = (check_value, check_bad_input)
+def check_numpy(function: Function, cls: type[Objective]) -> None:
+    """Numbers of numpy do what Python's do."""
+    parameters = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in parameters.items() if isinstance(p.default, (bool, int, float))}
+    for _, (args, named) in function_cases(function, cls):
+        numbers, exact = as_numpy(defaults | named)
+        # arithmetic between two numbers of numpy may be rounded to float32
+        close(function(*args, **numbers), function(*args, **exact), 8 * torch.finfo(torch.float32).eps, "numpy")
+
+
+CHECKS: tuple[Callable[[Function, type[Objective]], None], ...] = (check_value, check_bad_input, check_numpy)
 
 
 def function_checks(

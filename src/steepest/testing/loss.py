@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..core.loss import Loss, Sample
-from ._common import HALF_ROUNDING, close, refused, same
+from ._common import HALF_ROUNDING, close, refused
+from ._constructor import constructor_checks, same
 from ._suite import bound, run_all
 
 
@@ -138,6 +139,7 @@ def check_bad_input(cls: type[Loss]) -> None:
 
 CHECKS: tuple[Callable[[type[Loss]], None], ...] = (
     check_declaration, check_output, check_gradient, check_precision, check_seed, check_state, check_bad_input,
+    *constructor_checks(loss_cases),
 )  # fmt: skip
 
 

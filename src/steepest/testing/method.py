@@ -16,6 +16,7 @@ from ..core.objective import Batch
 from ..descent import ArrayBatches, Descent
 from ..losses.classification.cross_entropy import CrossEntropyLoss
 from ..nn.networks import Network, mlp
+from ._constructor import constructor_checks
 from ._suite import bound, run_all
 
 
@@ -87,7 +88,10 @@ def check_resume(cls: type[Method]) -> None:
             assert torch.equal(a, b), "resumed, other parameters"
 
 
-CHECKS: tuple[Callable[[type[Method]], None], ...] = (check_declaration, check_loss, check_seed, check_resume)
+CHECKS: tuple[Callable[[type[Method]], None], ...] = (
+    check_declaration, check_loss, check_seed, check_resume,
+    *constructor_checks(lambda cls: cls.instances()),
+)  # fmt: skip
 
 
 def method_checks(cls: type[Method]) -> list[tuple[str, Callable[[], None]]]:

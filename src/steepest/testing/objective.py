@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from ..core.objective import DOMAINS, NEEDS, TARGETS, TASKS, Objective, TaskInfo
 from ._common import cases, rebuilds, refused, value, wrong_arguments, wrong_weights
+from ._constructor import constructor_checks
 from ._numbers import (
     check_cuda,
     check_empty,
@@ -87,6 +87,7 @@ CHECKS: tuple[Callable[[type[Objective]], None], ...] = (
     check_declaration, check_search, check_output, check_reductions, check_weights, check_gradient, check_precision,
     check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_state_dict, check_eval,
     check_stateless, check_compile, check_vmap, check_seed, check_probabilities, check_head, check_cuda,
+    *constructor_checks(cases),
 )  # fmt: skip
 
 

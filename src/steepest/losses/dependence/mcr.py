@@ -18,6 +18,7 @@ from torch.nn.functional import mse_loss
 from ...core.checks import check_choice, check_logits, check_number, check_tensor, refuse, refuse_type
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
+from ...core.scalars import is_number
 from ...core.terms import kept_terms
 from ._competition import PredictionDecoder, jensen_shannon, nt_xent
 
@@ -113,7 +114,7 @@ def permutation_divergence(
     Source: Balancing Multimodal Training Through Game-Theoretic Regularization, arXiv:2411.07335.
     """
     rows = _check_features(features)
-    moved = (permuted,) if isinstance(permuted, int) else tuple(permuted)
+    moved = (permuted,) if is_number(permuted, integer=True) else tuple(permuted)
     for name, chosen in (("permuted", moved), ("player", () if player is None else (player,))):
         for modality in chosen:
             check_number(name, modality, low=0, high=len(features) - 1, integer=True)

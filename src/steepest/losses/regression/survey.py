@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.checks import check_choice, check_number, check_tensor, refuse, values_visible
 from ...core.reductions import widen
+from ...core.scalars import is_number
 from ._residuals import divisor, mean_only, pair, per_sample
 from .survey_cards import CARDS, SurveyCard
 
@@ -174,14 +175,14 @@ def quantile_loss(
     >>> quantile_loss(torch.tensor([1.5, 2.0, 3.0, 6.0]), torch.tensor([1.0, 2.0, 4.0, 5.0]), q=0.9)
     tensor(0.2625)
     """
-    levels = (q,) if isinstance(q, (int, float)) else tuple(q)
+    levels = (q,) if is_number(q) else tuple(q)
     for level in levels:
         check_number("q", level, low=0.0, high=1.0, open_low=True, open_high=True)
     if not levels:
         refuse("q", "at least one quantile", q)
     check_tensor("outputs", outputs, floating=True)
     check_tensor("target", target, floating=True)
-    if isinstance(q, (int, float)):
+    if is_number(q):
         outputs, target = pair(outputs, target)
         outputs = outputs.unsqueeze(-1)
     else:

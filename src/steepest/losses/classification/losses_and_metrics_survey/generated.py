@@ -153,7 +153,7 @@ def rouge(outputs: Texts, target: Texts, *, kind: str | int = "l") -> float:
     scores = []
     for pair_ in zip(outputs, target):
         a, b = (re.findall(r"[a-z0-9]+", text.lower()) for text in pair_)
-        if isinstance(kind, int):
+        if kind != "l":
             first, second = _grams(a, kind), _grams(b, kind)
             shared, sizes = (first & second).total(), first.total() + second.total()
         else:
