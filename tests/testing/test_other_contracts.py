@@ -123,6 +123,13 @@ class Temperature(Calibrator):
         return (logits / self.temperature.to(logits.dtype)).softmax(1)
 
 
+class CalledOtherwise(Temperature):
+    """Example."""
+
+    def forward(self, logits):
+        return logits / self.temperature
+
+
 class Unnormalised(Temperature):
     """Example."""
 
@@ -222,6 +229,7 @@ BROKEN = [
     (loss_checks, Counts, "state"),
     (loss_checks, Trusting, "bad_input"),
     (calibrator_checks, Unnormalised, "probabilities"),
+    (calibrator_checks, CalledOtherwise, "call"),
     (calibrator_checks, Reversed, "decision"),
     (calibrator_checks, Overflows, "extremes"),
     (calibrator_checks, Useless, "helps"),

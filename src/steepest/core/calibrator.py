@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,10 @@ class Calibrator(Arguments, nn.Module):
         if not bool(self.fitted):
             raise RuntimeError(f"{type(self).__name__}: call fit(logits, target) before transform(logits)")
         return self._transform(widen(logits))
+
+    def forward(self, logits: Tensor, **extra: Any) -> Tensor:
+        """:meth:`transform`: a calibrator is called as it transforms."""
+        return self.transform(logits, **extra)
 
     def fit_transform(self, logits: Tensor, target: Tensor) -> Tensor:
         """:meth:`fit`, then :meth:`transform` of the same logits."""

@@ -44,6 +44,15 @@ def check_probabilities(cls: type[Calibrator]) -> None:
         close(each.transform(logits[5:6]), found[5:6], 1e-6, "a row alone")
 
 
+def check_call(cls: type[Calibrator]) -> None:
+    """A calibrator is called as it transforms."""
+    assert cls.forward is Calibrator.forward, "forward is transform; what differs has a name of its own"
+    logits, target = logits_of()
+    for each in cls.instances():
+        each.fit(logits, target)
+        assert torch.equal(each(logits), each.transform(logits)), "a call gives something else than transform"
+
+
 def check_decision(cls: type[Calibrator]) -> None:
     """Where it is declared, the most probable class is that of the largest logit."""
     if cls.keeps_decision:
@@ -108,7 +117,7 @@ def check_bad_input(cls: type[Calibrator]) -> None:
 
 
 CHECKS: tuple[Callable[[type[Calibrator]], None], ...] = (
-    check_declaration, check_probabilities, check_decision, check_extremes, check_helps, check_state_dict,
+    check_declaration, check_probabilities, check_call, check_decision, check_extremes, check_helps, check_state_dict,
     check_bad_input,
     *constructor_checks(lambda cls: cls.instances()),
 )  # fmt: skip

@@ -135,7 +135,7 @@ def test_features_of_the_views():
         wanted.append(calibrator.net(g).item())
     torch.testing.assert_close(calibrator.temperatures(z, views), torch.tensor(wanted).clamp(1e-6, 1e6))
     torch.testing.assert_close(
-        calibrator(z, views), z / calibrator.temperatures(z, views).double()[:, None], check_dtype=False
+        calibrator.scaled(z, views), z / calibrator.temperatures(z, views).double()[:, None], check_dtype=False
     )
 
 
@@ -148,11 +148,11 @@ def test_it_tells_right_from_wrong():
     y = torch.where(wrong, (z.argmax(1) + 1) % 5, z.argmax(1))
     views = torch.where(wrong[:, None], z.roll(1, 1), z)[None]
     calibrator = TransformTemperatureCalibrator(lr=0.02, epochs=150)
-    before = calibrator(z, views)
+    before = calibrator.scaled(z, views)
     calibrator.fit(z, y, views=views)
     t = calibrator.temperatures(z, views)
     assert t[wrong].mean() > 2 * t[~wrong].mean()
-    assert correctness_aware_loss(calibrator(z, views), y) < correctness_aware_loss(before, y)
+    assert correctness_aware_loss(calibrator.scaled(z, views), y) < correctness_aware_loss(before, y)
 
 
 def test_model_stays_as_it_was():

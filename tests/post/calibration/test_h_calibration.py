@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
 import torch
 from sklearn.cluster import KMeans
 
+from steepest.core.allocations import peak_bytes
 from steepest.post.calibration import (
     HCalibrationLoss,
     MonotonePiecewiseLinearCalibrator,
     TemperatureEnsembleCalibrator,
     h_calibration_loss,
 )
+from steepest.post.calibration._h_windows import error_and_slope
 
 CARD = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], dtype=torch.float64), torch.tensor([0, 1])
 PLAIN = {"window": 2, "weighting": "mean", "leave_one_out": False, "scale": 1.0}
@@ -34,17 +37,34 @@ def naive_errors(pairs, window, eps):
     return [p for p, _ in pairs], [max(abs(v) - eps, 0.0) for v in w]
 
 
+def lloyd(values, groups):
+    """Group of each value by k-means from equally spaced centres, at most 30 rounds."""
+    low, high = values[0], values[-1]
+    centres = [low + (high - low) * (g + 0.5) / groups for g in range(groups)]
+    for _ in range(30):
+        labels = [sum((a + b) / 2 <= v for a, b in itertools.pairwise(centres)) for v in values]
+        parts = [[v for v, label in zip(values, labels) if label == g] for g in range(groups)]
+        moved = [sum(part) / len(part) if part else c for part, c in zip(parts, centres)]
+        if moved == centres:
+            break
+        centres = moved
+    return labels
+
+
 def naive(p, y, window, weighting="mean", leave_one_out=True, eps=0.0, groups=5):
     classes = p.shape[1]
     values = []
     for e in range(classes) if leave_one_out else [None]:
         pairs = [(p[i, k].item(), float(y[i] == k)) for i in range(len(p)) if y[i] != e for k in range(classes)]
+        if not pairs:
+            continue
         own, t = naive_errors(pairs, window, eps)
         n, half = len(t), window // 2
         if weighting == "mean":
             values.append(sum(t) / n)
-        elif weighting == "width":
-            parts = [[t[i] for i in range(n) if g / groups <= own[i] < (g + 1) / groups] for g in range(groups)]
+        elif weighting in ("width", "cluster"):
+            labels = lloyd(own, groups) if weighting == "cluster" else [min(int(v * groups), groups - 1) for v in own]
+            parts = [[t[i] for i in range(n) if labels[i] == g] for g in range(groups)]
             values.append(sum(sum(x) / len(x) for x in parts if x) / sum(bool(x) for x in parts))
         elif weighting == "density":
             values.append(sum(t[j] * (own[min(j + half, n - 1)] - own[max(j - half, 0)]) for j in range(n)) / window)
@@ -64,7 +84,11 @@ def test_card_values():
     assert h_calibration_loss(*CARD, **PLAIN).item() == pytest.approx(0.088889, abs=5e-7)
 
 
-@pytest.mark.parametrize("weighting", ["mean", "width", "density", "distance"])
+ROUNDING = 160 * 160 * torch.finfo(torch.float64).eps
+"""Prefix sums of 160 entries of at most 1, each off by a rounding of a sum of up to 160."""
+
+
+@pytest.mark.parametrize("weighting", ["cluster", "mean", "width", "density", "distance"])
 @pytest.mark.parametrize("leave_one_out", [True, False])
 def test_naive_loops(weighting, leave_one_out):
     z, y = problem()
@@ -72,7 +96,73 @@ def test_naive_loops(weighting, leave_one_out):
     found = h_calibration_loss(
         p, y, window=10, weighting=weighting, leave_one_out=leave_one_out, eps=0.01, clusters=5, scale=3.0
     )
-    assert found.item() == pytest.approx(3 * naive(p, y, 10, weighting, leave_one_out, 0.01), rel=1e-9)
+    wanted = 3 * naive(p, y, 10, weighting, leave_one_out, 0.01)
+    assert found.item() == pytest.approx(wanted, abs=3 * ROUNDING)
+
+
+@pytest.mark.parametrize("weighting", ["cluster", "width"])
+@pytest.mark.parametrize("labels", ["one class", "a class without samples", "extremes of one class"])
+def test_naive_loops_where_classes_are_odd(weighting, labels):
+    z, y = problem(30, 3)
+    if labels == "one class":
+        y = torch.full_like(y, 1)
+    elif labels == "a class without samples":
+        y = y.clamp_max(1)
+    else:  # both ends of the sorted list are left out with class 2
+        y[7], z[7] = 2, torch.tensor([-30.0, 0.0, 30.0])
+    p = z.softmax(1)
+    found = h_calibration_loss(p, y, window=4, weighting=weighting, clusters=5, scale=1.0)
+    assert found.item() == pytest.approx(naive(p, y, 4, weighting), abs=ROUNDING)
+
+
+def test_one_pass_is_held_at_a_time():
+    """Twice the classes at the same number of entries take the same memory, not twice as much."""
+
+    def peak(rows, classes):
+        z, y = problem(rows, classes)
+        p = z.softmax(1)
+        return peak_bytes(lambda: error_and_slope(p, y, 20, 0.0, 15, "cluster", True)) / (8 * rows * classes)
+
+    few, many = peak(400, 5), peak(50, 40)
+    assert many < 1.5 * few
+    assert many < 40  # arrays of N C numbers
+
+
+def test_gradient_of_every_weighting_against_differences_of_the_value():
+    """With "density" and "distance" the weights are constants: there the value is that of ones that don't move."""
+    z, y = problem(12, 3)
+    p = z.softmax(1)
+    for weighting in ("cluster", "mean", "width"):
+        for leave_one_out in (True, False):
+            kind = {"window": 4, "weighting": weighting, "leave_one_out": leave_one_out, "scale": 1.0, "clusters": 3}
+            assert torch.autograd.gradcheck(lambda x, kind=kind: h_calibration_loss(x, y, **kind), p.requires_grad_())
+
+
+def test_transforms_and_compilation():
+    z, y = problem(30, 3)
+    p = z.softmax(1)
+
+    def loss(x, target=y):
+        return h_calibration_loss(x, target, window=4, scale=1.0)
+
+    leaf = p.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(p), wanted)
+    direction = torch.randn(30, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(loss, (p,), (direction,))[1], (wanted * direction).sum())
+    both = torch.stack([p, p.flip(0)])
+    torch.testing.assert_close(torch.vmap(loss)(both), torch.stack([loss(p), loss(p.flip(0))]))
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(both)[0], wanted)
+    torch.testing.assert_close(
+        torch.vmap(loss, in_dims=(None, 1))(p, torch.stack([y, y.flip(0)], 1)),
+        torch.stack([loss(p), loss(p, y.flip(0))]),
+    )
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(leaf), leaf)
+    torch.testing.assert_close(found, wanted)
+    (batched,) = torch.autograd.grad(loss(leaf), leaf, torch.tensor([1.0, 2.0]).double(), is_grads_batched=True)
+    torch.testing.assert_close(batched, torch.stack([wanted, 2 * wanted]))
+    assert loss(p.to("meta"), y.to("meta")).shape == ()
 
 
 def test_clusters_against_scikit_learn():
@@ -116,12 +206,12 @@ def test_invariance(weighting):
 @pytest.mark.holds("h-calibration", 4)
 def test_temperature_ensemble():
     z, _ = problem()
-    torch.testing.assert_close(TemperatureEnsembleCalibrator(1)(z), z.softmax(1))
+    torch.testing.assert_close(TemperatureEnsembleCalibrator(1).probabilities(z), z.softmax(1))
     calibrator = TemperatureEnsembleCalibrator(5)
     with torch.no_grad():
         calibrator.inverse.copy_(torch.tensor([-0.1, 0.4, -1.0, 2.0, 3.0]))
         calibrator.weight.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5]))
-    found = calibrator(z)
+    found = calibrator.probabilities(z)
     wanted = sum(
         w * torch.softmax(a * z, 1) for a, w in zip((0.1, 0.4, 1.0, 2.0, 3.0), torch.tensor([1, 2, 0, 3, 0.5]) / 6.5)
     )
@@ -209,8 +299,8 @@ def test_piecewise_linear_map_is_the_integral_of_its_slopes():
         return whole + max(u - 100.0, 0.0) * slopes[-1].item()
 
     wanted = torch.tensor([[-integral(u) for u in row] for row in depth.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(calibrator(z), wanted.softmax(1))
-    torch.testing.assert_close(MonotonePiecewiseLinearCalibrator(7)(z), z.softmax(1))
+    torch.testing.assert_close(calibrator.probabilities(z), wanted.softmax(1))
+    torch.testing.assert_close(MonotonePiecewiseLinearCalibrator(7).probabilities(z), z.softmax(1))
 
 
 @pytest.mark.parametrize("kind", [TemperatureEnsembleCalibrator, MonotonePiecewiseLinearCalibrator])
@@ -219,7 +309,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(kind):
     loss = HCalibrationLoss(window=40, scale=1.0)
     values = []
     calibrator = kind(loss=lambda p, t: values.append(loss(p, t)) or values[-1], lr=0.05, epochs=40)
-    before = loss(calibrator(z), y)
+    before = loss(calibrator.probabilities(z), y)
     calibrator.fit(z, y)
     assert loss(calibrator.transform(z), y).item() == pytest.approx(min(v.item() for v in values))
     assert min(values) < 0.7 * before

@@ -227,8 +227,8 @@ class TransformTemperatureCalibrator(Calibrator):
         found: Tensor = self.net(features).squeeze(1).clamp(self.low, self.high)
         return found
 
-    def forward(self, logits: Tensor, views: Tensor | None = None) -> Tensor:
-        """Calibrated logits ``[N, C]``, differentiable in the network."""
+    def scaled(self, logits: Tensor, views: Tensor | None = None) -> Tensor:
+        """Logits over their temperatures, ``[N, C]``, differentiable in the network."""
         wide = widen(logits)
         return wide / self.temperatures(wide, views).to(wide)[:, None]
 
@@ -251,12 +251,12 @@ class TransformTemperatureCalibrator(Calibrator):
             order = torch.randperm(len(logits), generator=generator).to(logits.device)
             for rows in order.split(self.batch_size):
                 optimizer.zero_grad()
-                self.loss(self(logits[rows], views[:, rows]), target[rows]).backward()
+                self.loss(self.scaled(logits[rows], views[:, rows]), target[rows]).backward()
                 optimizer.step()
         optimizer.zero_grad()
 
     def _transform(self, logits: Tensor) -> Tensor:
-        return self(logits, self._given).softmax(1)
+        return self.scaled(logits, self._given).softmax(1)
 
     @classmethod
     def instances(cls) -> list[Self]:

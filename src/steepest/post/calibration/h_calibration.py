@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float as F
@@ -27,7 +27,7 @@ from ...core.checks import (
 )
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
-from ._h_windows import WEIGHTINGS, events, weighted, window_means
+from ._h_windows import WEIGHTINGS, pass_sizes, window_within, windowed_error
 
 LOGIT_RANGE = 100.0
 _ROUNDING = 1e-3
@@ -92,15 +92,18 @@ def h_calibration_loss(
         low, high = map(float, probabilities.detach().aminmax())
         if low < 0 or high > 1 + _ROUNDING:
             refuse("probabilities", "values in 0..1", [low, high])
-    wide = widen(probabilities)
-    p, residual, counts = events(wide.double(), target.long(), leave_one_out and wide.shape[1] > 2)
-    least = int(counts.min())
-    if least < window + 1:
-        reduced = (least - 1) // 2 * 2
-        warnings.warn(f"window: {window} is more than {least} entries allow, {reduced} is used", stacklevel=2)
-        window = reduced
-    error = (window_means(residual, window).abs() - eps).clamp_min(0.0)
-    return (scale * weighted(error, p, counts, weighting, clusters, window).mean()).to(wide.dtype)
+    wide, labels = widen(probabilities), target.long()
+    leave_one_out = leave_one_out and wide.shape[1] > 2
+    if values_visible(labels):
+        sizes = pass_sizes(labels, wide.shape[1], leave_one_out)
+        within = window_within(window, sizes)
+        if within < window:
+            least = int(sizes[sizes > 0].min())
+            warnings.warn(f"window: {window} is more than {least} entries allow, {within} is used", stacklevel=2)
+    p = wide.double()
+    value, slope = windowed_error(p.detach(), labels, window, float(eps), clusters, weighting, leave_one_out)
+    # the second term is zero and carries the slope
+    return (scale * (value + ((p - p.detach()) * slope).sum())).to(wide.dtype)
 
 
 def _check(window: int, eps: float, clusters: int, weighting: str, leave_one_out: bool, scale: float) -> None:
@@ -171,10 +174,21 @@ class HCalibrationLoss(Loss):
         return [*found, (cls(window=2), (((two / two.sum(1, keepdim=True)).to(dtype), y % 2), {}))]
 
 
-class _TrainedMap(Calibrator):
-    """A calibrator whose ``forward`` maps logits to probabilities and is trained by gradient descent."""
+class _Training(TypedDict, total=False):
+    """What every trained map is told about its training."""
 
-    def __init__(self, loss: Trained | None, lr: float, epochs: int, patience: int) -> None:
+    loss: Trained | None
+    lr: float
+    epochs: int
+    patience: int
+
+
+class _TrainedMap(Calibrator):
+    """A calibrator whose ``probabilities`` map logits to probabilities and are trained by gradient descent."""
+
+    def __init__(
+        self, *, loss: Trained | None = None, lr: float = 5e-3, epochs: int = 2000, patience: int = 160
+    ) -> None:
         super().__init__()
         check_number("lr", lr, low=0.0, open_low=True)
         check_number("epochs", epochs, low=1, integer=True)
@@ -184,6 +198,10 @@ class _TrainedMap(Calibrator):
 
     def reset(self) -> None:
         """Parameters at their start."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities ``[N, C]`` of logits ``[N, C]``, differentiable in the parameters."""
         raise NotImplementedError
 
     def _fit(self, logits: Tensor, target: Tensor) -> None:
@@ -197,7 +215,7 @@ class _TrainedMap(Calibrator):
         best = [p.detach().clone() for p in parameters]
         for _ in range(self.epochs):
             optimizer.zero_grad()
-            loss = self.loss(self(logits), target)
+            loss = self.loss(self.probabilities(logits), target)
             value = float(loss.detach())
             if value < least:
                 least, since = value, 0
@@ -215,8 +233,7 @@ class _TrainedMap(Calibrator):
                 parameter.copy_(kept)
 
     def _transform(self, logits: Tensor) -> Tensor:
-        found: Tensor = self(logits)
-        return found
+        return self.probabilities(logits)
 
 
 class TemperatureEnsembleCalibrator(_TrainedMap):
@@ -236,7 +253,7 @@ class TemperatureEnsembleCalibrator(_TrainedMap):
 
     Example:
         >>> calibrator = TemperatureEnsembleCalibrator(members=1)
-        >>> calibrator(torch.tensor([[1.0, 0.0]])), torch.tensor([[1.0, 0.0]]).softmax(1)
+        >>> calibrator.probabilities(torch.tensor([[1.0, 0.0]])), torch.tensor([[1.0, 0.0]]).softmax(1)
         (tensor([[0.7311, 0.2689]], grad_fn=...), tensor([[0.7311, 0.2689]]))
 
     Source: h-calibration: Rethinking Classifier Recalibration with Probabilistic Error-Bounded Objective,
@@ -245,16 +262,8 @@ class TemperatureEnsembleCalibrator(_TrainedMap):
 
     name = "temperature_ensemble"
 
-    def __init__(
-        self,
-        members: int = 16,
-        *,
-        loss: Trained | None = None,
-        lr: float = 5e-3,
-        epochs: int = 2000,
-        patience: int = 160,
-    ) -> None:
-        super().__init__(loss, lr, epochs, patience)
+    def __init__(self, members: int = 16, **training: Unpack[_Training]) -> None:
+        super().__init__(**training)
         check_number("members", members, low=1, integer=True)
         self.inverse = nn.Parameter(torch.empty(members))
         self.weight = nn.Parameter(torch.empty(members))
@@ -268,8 +277,8 @@ class TemperatureEnsembleCalibrator(_TrainedMap):
             self.inverse.copy_(start)
             self.weight.fill_(1.0)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Probabilities ``[N, C]`` of logits ``[N, C]``."""
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities ``[N, C]`` of logits ``[N, C]``, differentiable in the parameters."""
         wide = widen(logits)
         inverse, weight = self.inverse.abs().to(wide), self.weight.abs().to(wide)
         each = (wide.log_softmax(1)[..., None] * inverse).softmax(1)
@@ -295,7 +304,7 @@ class MonotonePiecewiseLinearCalibrator(_TrainedMap):
 
     Example:
         >>> calibrator = MonotonePiecewiseLinearCalibrator(segments=10)
-        >>> calibrator(torch.tensor([[1.0, 0.0]]))
+        >>> calibrator.probabilities(torch.tensor([[1.0, 0.0]]))
         tensor([[0.7311, 0.2689]], grad_fn=...)
 
     Source: h-calibration: Rethinking Classifier Recalibration with Probabilistic Error-Bounded Objective,
@@ -304,16 +313,8 @@ class MonotonePiecewiseLinearCalibrator(_TrainedMap):
 
     name = "monotone_piecewise_linear"
 
-    def __init__(
-        self,
-        segments: int = 100,
-        *,
-        loss: Trained | None = None,
-        lr: float = 5e-3,
-        epochs: int = 2000,
-        patience: int = 160,
-    ) -> None:
-        super().__init__(loss, lr, epochs, patience)
+    def __init__(self, segments: int = 100, **training: Unpack[_Training]) -> None:
+        super().__init__(**training)
         check_number("segments", segments, low=1, integer=True)
         self.slopes = nn.Parameter(torch.empty(segments))
         self.reset()
@@ -322,8 +323,8 @@ class MonotonePiecewiseLinearCalibrator(_TrainedMap):
         """The identity."""
         nn.init.ones_(self.slopes)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Probabilities ``[N, C]`` of logits ``[N, C]``."""
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities ``[N, C]`` of logits ``[N, C]``, differentiable in the parameters."""
         depth = -widen(logits).log_softmax(1)
         slopes = self.slopes.abs().to(depth)
         width = LOGIT_RANGE / len(slopes)
