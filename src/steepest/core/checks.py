@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,9 +39,11 @@ def values_visible(*tensors: Tensor) -> bool:
 
 
 def describe(got: object) -> str:
-    """A short text for what came: the shape and type of a tensor, the value of anything else."""
+    """A short text for what came: the shape and type of a tensor or an array, the value of anything else."""
     if isinstance(got, Tensor):
         return f"a {str(got.dtype).removeprefix('torch.')} tensor of shape {tuple(got.shape)}"
+    if isinstance(got, np.ndarray):
+        return f"an array ({got.dtype}) of shape {got.shape}"
     text = repr(got)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -119,9 +119,11 @@ def test_distinct_share_and_left_out_rows_complement():
 
 
 def test_refusals(data):
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match=r"X: expected an array of shape \(49, ...\)"):
         bootstrap_632(LogisticRegression(), data[0], data[1][:-1])
     with pytest.raises(TypeError, match="learner"):
         bootstrap_632("tree", *data)
-    with pytest.raises(ValueError, match="at least 2 rows and 1 split"):
+    with pytest.raises(ValueError, match="n_splits: expected an integer >= 1, got 0"):
         bootstrap_632(LogisticRegression(), *data, n_splits=0)
+    with pytest.raises(ValueError, match="number of rows: expected an integer >= 2, got 1"):
+        bootstrap_632(LogisticRegression(), data[0][:1], data[1][:1])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from ...core.arrays import numbers
+from ...core.checks import check_number, refuse
 from .multiplicity import holm
 
 
@@ -58,6 +60,8 @@ def power_message(datasets: int, tests: int = 1) -> str:
     >>> power_message(5)
     'the Wilcoxon signed-rank test has no power: with 5 data sets (6 needed) its p-value is at least 0.0625'
     """
+    check_number("datasets", datasets, low=1, integer=True)
+    check_number("tests", tests, low=1, integer=True)
     smallest = min(1.0, 2.0 ** (1 - datasets))
     if smallest > 0.05:
         return (
@@ -120,7 +124,7 @@ def friedman(scores: np.ndarray, greater_is_better: bool = True) -> FriedmanResu
     table = _table(scores)
     datasets, methods = table.shape
     if datasets < 2 or methods < 3:
-        raise ValueError(f"scores: expected at least 2 data sets and 3 methods, got shape {table.shape}")
+        refuse("scores", "at least 2 data sets and 3 methods", table)
     statistic, pvalue = 0.0, 1.0
     if (table != table[:, :1]).any():
         statistic, pvalue = (float(value) for value in stats.friedmanchisquare(*table.T))
@@ -151,7 +155,7 @@ def wilcoxon_holm(scores: np.ndarray, baseline: int = 0, greater_is_better: bool
     table = _table(scores)
     datasets, methods = table.shape
     if methods < 2 or not 0 <= baseline < methods:
-        raise ValueError(f"baseline: expected a column of at least two, got {baseline} for {methods} methods")
+        refuse("baseline", f"a column of at least two, of {methods} methods", baseline)
     others = tuple(method for method in range(methods) if method != baseline)
     sign = 1.0 if greater_is_better else -1.0
     gains = [sign * (table[:, method] - table[:, baseline]) for method in others]
@@ -162,7 +166,4 @@ def wilcoxon_holm(scores: np.ndarray, baseline: int = 0, greater_is_better: bool
 
 
 def _table(scores: np.ndarray) -> np.ndarray:
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
-        raise ValueError(f"scores: expected finite numbers [datasets, methods], got shape {table.shape}")
-    return table
+    return numbers("scores", scores, (None, None))

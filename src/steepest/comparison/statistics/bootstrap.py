@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .fitting import as_fit, derived_seed, same_length
+from ...core.arrays import labels, numbers
+from ...core.checks import check_number
+from .fitting import as_fit, derived_seed, predictions, rows_and_targets
 from .results import BootstrapError
 
 Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -19,7 +21,8 @@ def zero_one(y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     >>> zero_one(np.array([0, 1]), np.array([0, 0])).tolist()
     [0.0, 1.0]
     """
-    return (np.asarray(y) != np.asarray(predicted)).astype(np.float64)
+    y = labels("y", y)
+    return (y != labels("predicted", predicted, like=y)).astype(np.float64)
 
 
 def point_632(resubstitution: float, out_of_bag: float) -> float:
@@ -28,6 +31,8 @@ def point_632(resubstitution: float, out_of_bag: float) -> float:
     >>> round(point_632(0.10, 0.25), 4)
     0.1948
     """
+    check_number("resubstitution", resubstitution)
+    check_number("out_of_bag", out_of_bag)
     return 0.368 * resubstitution + 0.632 * out_of_bag
 
 
@@ -45,6 +50,10 @@ def point_632_plus(resubstitution: float, out_of_bag: float, no_information: flo
     >>> round(point_632_plus(0.10, 0.25, 0.5), 6)
     0.209977
     """
+    for name, value in (
+        ("resubstitution", resubstitution), ("out_of_bag", out_of_bag), ("no_information", no_information)
+    ):  # fmt: skip
+        check_number(name, value)
     overfit, room = out_of_bag - resubstitution, no_information - resubstitution
     rate = min(overfit / room, 1.0) if overfit > 0 and room > 0 else 0.0
     weight = 0.632 / (1 - 0.368 * rate)
@@ -59,9 +68,14 @@ def no_information_error(y: np.ndarray, predicted: np.ndarray, loss: Loss = zero
     >>> no_information_error(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
     0.5
     """
+    y = labels("y", y)
+    predicted = labels("predicted", predicted, like=y)
     targets, target_counts = np.unique(y, return_counts=True)
     outputs, output_counts = np.unique(predicted, return_counts=True)
-    rows = (np.dot(loss(np.full(len(outputs), target), outputs), output_counts) for target in targets)
+    rows = (
+        numbers("loss", loss(np.full(len(outputs), target), outputs), outputs.shape) @ output_counts
+        for target in targets
+    )
     total = sum(count * row for count, row in zip(target_counts, rows))
     return float(total / (len(y) * len(predicted)))
 
@@ -73,8 +87,8 @@ def bootstrap_splits(n: int, n_splits: int, seed: int) -> Iterator[tuple[np.ndar
     >>> len(drawn), set(drawn) & set(left)
     (100, set())
     """
-    if n < 2 or n_splits < 1:
-        raise ValueError(f"expected at least 2 rows and 1 split, got {n} and {n_splits}")
+    check_number("number of rows", n, low=2, integer=True)
+    check_number("n_splits", n_splits, low=1, integer=True)
     for split in range(n_splits):
         generator = np.random.default_rng([seed, split])
         left = np.empty(0, dtype=np.int64)
@@ -146,12 +160,12 @@ def _rounds(
     loss: Loss,
     estimate: Callable[[float, float, np.ndarray, np.ndarray], float],
 ) -> BootstrapError:
-    X, y, fit = np.asarray(X), np.asarray(y), as_fit(learner)
-    same_length(X=X, y=y)
+    X, y = rows_and_targets(X, y)
+    fit = as_fit(learner)
     rounds = []
     for split, (drawn, left) in enumerate(bootstrap_splits(len(y), n_splits, seed)):
-        predicted = np.asarray(fit(X[drawn], y[drawn], derived_seed(seed, split, 1))(X))
-        losses = loss(y, predicted)
+        predicted = predictions(fit(X[drawn], y[drawn], derived_seed(seed, split, 1)), X)
+        losses = numbers("loss", loss(y, predicted), y.shape)
         rounds.append(estimate(float(losses.mean()), float(losses[left].mean()), y, predicted))
     low, high = np.quantile(rounds, [0.025, 0.975])
     return BootstrapError(float(np.mean(rounds)), float(low), float(high), tuple(rounds))

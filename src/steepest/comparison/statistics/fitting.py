@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ...core.arrays import array, labels, numbers
+from ...core.checks import refuse
+
 Predict = Callable[[np.ndarray], np.ndarray]
 Fit = Callable[[np.ndarray, np.ndarray, int], Predict]
 Scorer = Callable[[np.ndarray, np.ndarray], float]
@@ -62,12 +65,36 @@ def is_discrete(y: np.ndarray) -> bool:
     return np.asarray(y).dtype.kind not in "fc"
 
 
-def same_length(**arrays: np.ndarray) -> None:
-    """Refuse arrays of different or zero length, naming them.
+def rows_and_targets(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs ``[N, ...]`` of any type, which is the learner's business, and targets ``[N]``.
 
     Raises:
-        ValueError: lengths differ, or are 0.
+        ValueError: lengths differ, or are 0; targets that are not ``[N]``, or not finite.
+        TypeError: targets that are neither labels nor numbers.
     """
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(f"expected arrays of one length of at least 1, got {lengths}")
+    y = labels("y", y)
+    return array("X", X, (len(y), ...)), y
+
+
+def predictions(predict: Predict, X: np.ndarray) -> np.ndarray:
+    """What a fitted learner says of rows: one entry a row.
+
+    Raises:
+        ValueError: another number of rows, or a column ``[N, 1]``, which beside ``[N]`` is spread to ``[N, N]``.
+    """
+    predicted = array("predictions of the learner", predict(X), (len(X), ...))
+    if predicted.shape[1:] == (1,):
+        refuse("predictions of the learner", f"shape ({len(X)},)", predicted)
+    return predicted
+
+
+def fitted_score(
+    fit: Fit, scorer: Scorer, X: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
+) -> float:
+    """The score on the rows ``test`` of a learner fitted on the rows ``train``.
+
+    Raises:
+        ValueError: not one number, or not finite.
+        TypeError: not a number.
+    """
+    return float(numbers("score", scorer(y[test], predictions(fit(X[train], y[train], seed), X[test])), ()))

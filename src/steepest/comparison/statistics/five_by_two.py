@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from .fitting import Scorer, as_fit, derived_seed, is_discrete, same_length
+from ...core.arrays import numbers
+from ...core.checks import refuse
+from .fitting import Scorer, as_fit, derived_seed, fitted_score, is_discrete, rows_and_targets
 from .results import TestResult
 
 
@@ -38,8 +40,7 @@ def five_by_two_differences(
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    X, y = np.asarray(X), np.asarray(y)
-    same_length(X=X, y=y)
+    X, y = rows_and_targets(X, y)
     learners = as_fit(fit_a), as_fit(fit_b)
     splitter = StratifiedKFold if is_discrete(y) else KFold
     differences = np.empty((5, 2))
@@ -47,7 +48,7 @@ def five_by_two_differences(
         halves = splitter(2, shuffle=True, random_state=derived_seed(seed, replicate)).split(X, y)
         for fold, (train, test) in enumerate(halves):
             scores = [
-                scorer(y[test], fit(X[train], y[train], derived_seed(seed, replicate, fold, model))(X[test]))
+                fitted_score(fit, scorer, X, y, train, test, derived_seed(seed, replicate, fold, model))
                 for model, fit in enumerate(learners)
             ]
             differences[replicate, fold] = scores[0] - scores[1]
@@ -136,12 +137,10 @@ def combined_ftest_5x2cv(
 
 
 def _spread(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(differences, dtype=np.float64)
-    if values.shape != (5, 2) or not np.isfinite(values).all():
-        raise ValueError(f"differences: expected finite numbers of shape (5, 2), got shape {values.shape}")
+    values = numbers("differences", differences, (5, 2))
     gaps = values[:, 0] - values[:, 1]
     gaps[np.abs(gaps) <= 1e-12 * np.abs(values).max()] = 0.0  # equal but for rounding
     variances = gaps**2 / 2  # s_i^2 of two values is half their squared gap
     if values.any() and not variances.any():
-        raise ValueError("differences: the two folds of every replication agree exactly; there is no spread to test by")
+        refuse("differences", "spread between the two folds of a replication, to test by", values)
     return values, variances

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .fitting import same_length
+from ...core.arrays import array, numbers, row_weights
+from ...core.checks import check_number, refuse
 from .results import BootstrapResult
 
 
@@ -35,11 +36,8 @@ def bootstrap_difference(
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    same_length(a=a, b=b)
-    gaps = a - b
-    if gaps.ndim != 1 or not np.isfinite(gaps).all():
-        raise ValueError(f"a, b: expected finite numbers [N], got shapes {a.shape} and {b.shape}")
+    a = numbers("a", a)
+    gaps = a - numbers("b", b, a.shape)
     _check(n, confidence)
     generator = np.random.default_rng(seed)
     rows = len(gaps)
@@ -84,31 +82,45 @@ def bootstrap_metric_difference(
     >>> bootstrap_metric_difference(accuracy, y, y, 1 - y, n=50).difference
     1.0
     """
-    y = np.asarray(y)
-    same_length(y=y)
+    y = array("y", y, (None, ...), kinds="biufUS", what="labels or numbers")
+    if y.shape[1:] == (1,):
+        refuse("y", f"shape ({len(y)},)", y)
+    outcome_a, outcome_b = _outcome("outcome_a", outcome_a, len(y)), _outcome("outcome_b", outcome_b, len(y))
+    weights = row_weights(weights, len(y))
     _check(n, confidence)
     generator = np.random.default_rng(seed)
 
     def difference(index: np.ndarray) -> float:
-        extra = () if weights is None else (np.asarray(weights)[index],)
+        extra = () if weights is None else (weights[index],)
         a, b = (metric(y[index], _rows(outcome, index), *extra) for outcome in (outcome_a, outcome_b))
         return float(a) - float(b)  # inf - inf is NaN, and left out
 
     observed = difference(np.arange(len(y)))
     drawn = np.array([difference(generator.integers(len(y), size=len(y))) for _ in range(n)])
     kept = drawn[np.isfinite(drawn)]
-    if not np.isfinite(observed) or len(kept) < n / 2:
-        raise ValueError(f"metric: not finite on all {len(y)} rows or on {n - len(kept)} of {n} resamples")
+    if not np.isfinite(observed):
+        refuse("metric", f"a finite difference on all {len(y)} rows", observed)
+    if len(kept) < n / 2:
+        refuse("metric", f"a finite difference on half of the {n} resamples", f"{len(kept)} of them")
     return _summary(observed, kept, confidence)
 
 
+def _outcome(argument: str, outcome: Any, rows: int) -> Any:
+    if hasattr(outcome, "rows"):
+        return outcome
+    found = array(argument, outcome, (rows, ...))
+    if found.shape[1:] == (1,):
+        refuse(argument, f"shape ({rows},)", found)
+    return found
+
+
 def _rows(outcome: Any, index: np.ndarray) -> Any:
-    return outcome.rows(index) if hasattr(outcome, "rows") else np.asarray(outcome)[index]
+    return outcome.rows(index) if hasattr(outcome, "rows") else outcome[index]
 
 
 def _check(n: int, confidence: float) -> None:
-    if n < 1 or not 0 < confidence < 1:
-        raise ValueError(f"expected n of at least 1 and a confidence in (0, 1), got {n} and {confidence}")
+    check_number("n", n, low=1, integer=True)
+    check_number("confidence", confidence, low=0.0, high=1.0, open_low=True, open_high=True)
 
 
 def _summary(observed: float, drawn: np.ndarray, confidence: float) -> BootstrapResult:

@@ -6,6 +6,7 @@ import math
 
 from scipy import stats
 
+from ...core.checks import check_number
 from .results import TestResult
 
 
@@ -31,8 +32,7 @@ def holdout_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple
     Source: Raschka, "Model Evaluation, Model Selection, and Algorithm Selection in Machine Learning", arXiv:1811.12808.
     """
     _check(n, accuracy=accuracy)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    check_number("confidence", confidence, low=0.0, high=1.0, open_low=True, open_high=True)
     half = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(accuracy * (1 - accuracy) / n)
     return max(0.0, float(accuracy - half)), min(1.0, float(accuracy + half))
 
@@ -65,8 +65,6 @@ def proportions_test(accuracy_a: float, accuracy_b: float, n: int) -> TestResult
 
 
 def _check(n: int, **accuracies: float) -> None:
-    if n < 1:
-        raise ValueError(f"n: expected at least 1 row, got {n}")
+    check_number("n", n, low=1.0)
     for name, value in accuracies.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a share in [0, 1], got {value}")
+        check_number(name, value, low=0.0, high=1.0)

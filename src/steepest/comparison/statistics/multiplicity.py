@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ...core.arrays import numbers
+from ...core.checks import check_number
 from .results import PairedResult
 
 BETTER, SAME, WORSE = "better", "not told apart", "worse"
@@ -30,9 +32,8 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
     """
-    values = np.asarray(list(pvalues), dtype=np.float64)
-    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"pvalues: expected numbers in [0, 1], got {values.tolist()}")
+    given = list(pvalues)
+    values = numbers("pvalues", given, (len(given),), low=0.0, high=1.0)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
     factors = np.arange(len(values), 0, -1)
@@ -64,9 +65,9 @@ def tiers(
     >>> tiers([up, up], [0.01, 0.2]), tiers([up], [0.01], greater_is_better=False)
     (['better', 'not told apart'], ['worse'])
     """
-    if len(results) != len(holm_p):
-        raise ValueError(f"holm_p: expected {len(results)} values, one a result, got {len(holm_p)}")
+    adjusted = numbers("holm_p", holm_p, (len(results),), low=0.0, high=1.0).tolist()
+    check_number("alpha", alpha, low=0.0, high=1.0)
     return [
         SAME if p > alpha or result.mean == 0 else BETTER if (result.mean > 0) == greater_is_better else WORSE
-        for result, p in zip(results, holm_p)
+        for result, p in zip(results, adjusted)
     ]

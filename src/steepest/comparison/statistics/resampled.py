@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from ...core.arrays import numbers
+from ...core.checks import check_number, refuse
 from .results import PairedResult
 
 
@@ -42,11 +44,10 @@ def corrected_resampled_ttest(
 
     Source: Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003.
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"differences: expected at least two finite numbers [J], got shape {values.shape}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence}")
+    values = numbers("differences", differences)
+    if len(values) < 2:
+        refuse("differences", "at least two numbers [J]", values)
+    check_number("confidence", confidence, low=0.0, high=1.0, open_low=True, open_high=True)
     ratio = _ratio(test_fraction, n_train, n_test)
     splits, df = len(values), len(values) - 1
     mean = float(values.mean())
@@ -63,11 +64,10 @@ def corrected_resampled_ttest(
 def _ratio(test_fraction: float | None, n_train: int | None, n_test: int | None) -> float:
     """n_test / n_train."""
     if test_fraction is not None and n_train is None and n_test is None:
-        if not 0 < test_fraction < 1:
-            raise ValueError(f"test_fraction: expected a share in (0, 1), got {test_fraction}")
+        check_number("test_fraction", test_fraction, low=0.0, high=1.0, open_low=True, open_high=True)
         return test_fraction / (1 - test_fraction)
     if test_fraction is None and n_train is not None and n_test is not None:
-        if n_train < 1 or n_test < 1:
-            raise ValueError(f"n_train, n_test: expected at least 1 row each, got {n_train} and {n_test}")
+        check_number("n_train", n_train, low=1.0)
+        check_number("n_test", n_test, low=1.0)
         return n_test / n_train
     raise ValueError("expected either test_fraction, or both n_train and n_test")

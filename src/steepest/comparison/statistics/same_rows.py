@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from .fitting import same_length
+from ...core.arrays import labels
 from .results import TestResult
 
 
@@ -26,7 +26,8 @@ def mcnemar_test(y: np.ndarray, pred_a: np.ndarray, pred_b: np.ndarray, exact: b
         The statistic is chi2, or min(B, C) in the exact form. No discordant row: statistic 0, p 1.
 
     Raises:
-        ValueError: lengths differ or are 0.
+        ValueError: shapes that differ or are not [N], N at least 1; numbers that are not finite.
+        TypeError: neither labels nor numbers, or text beside numbers.
 
     >>> y = np.ones(40, int)
     >>> a, b = y.copy(), y.copy()
@@ -37,9 +38,8 @@ def mcnemar_test(y: np.ndarray, pred_a: np.ndarray, pred_b: np.ndarray, exact: b
 
     Source: McNemar 1947; Edwards 1948 (continuity correction); arXiv:1811.12808.
     """
-    y, pred_a, pred_b = np.asarray(y), np.asarray(pred_a), np.asarray(pred_b)
-    same_length(y=y, pred_a=pred_a, pred_b=pred_b)
-    right_a, right_b = pred_a == y, pred_b == y
+    y = labels("y", y)
+    right_a, right_b = labels("pred_a", pred_a, like=y) == y, labels("pred_b", pred_b, like=y) == y
     b, c = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
     if exact or (exact is None and b + c < 25):
         pvalue = float(stats.binomtest(min(b, c), b + c).pvalue) if b + c else 1.0
@@ -66,7 +66,8 @@ def cochran_q(y: np.ndarray, *predictions: np.ndarray) -> TestResult:
         No row on which the models disagree about being right: statistic 0, p 1.
 
     Raises:
-        ValueError: fewer than two models, or lengths differ.
+        ValueError: fewer than two models; as :func:`mcnemar_test`.
+        TypeError: as :func:`mcnemar_test`.
 
     >>> y = np.ones(8, int)
     >>> right = [{0, 1, 2, 3, 4, 5}, {0, 1, 2, 5}, {2, 7}]
@@ -78,10 +79,8 @@ def cochran_q(y: np.ndarray, *predictions: np.ndarray) -> TestResult:
     """
     if len(predictions) < 2:
         raise ValueError(f"predictions: expected two models or more, got {len(predictions)}")
-    y = np.asarray(y)
-    for predicted in predictions:
-        same_length(y=y, predictions=predicted)
-    right = np.stack([np.asarray(predicted) == y for predicted in predictions]).astype(np.int64)
+    y = labels("y", y)
+    right = np.stack([labels("predictions", predicted, like=y) == y for predicted in predictions]).astype(np.int64)
     models, per_model, per_row = len(right), right.sum(1), right.sum(0)
     total = int(right.sum())
     spread = models * total - int((per_row**2).sum())

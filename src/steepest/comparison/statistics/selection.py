@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .fitting import Scorer, as_fit, derived_seed, is_discrete, same_length
+from ...core.arrays import numbers
+from ...core.checks import refuse
+from .fitting import Scorer, as_fit, derived_seed, fitted_score, is_discrete, rows_and_targets
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,9 @@ def nested_cv(
     """
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    X, y = np.asarray(X), np.asarray(y)
-    same_length(X=X, y=y)
+    X, y = rows_and_targets(X, y)
     if not candidates:
-        raise ValueError("candidates: expected at least one learner, got none")
+        refuse("candidates", "at least one learner", candidates)
     learners = {name: as_fit(learner) for name, learner in candidates.items()}
     splitter = StratifiedKFold if is_discrete(y) else KFold
     sign = 1.0 if greater_is_better else -1.0
@@ -80,13 +81,13 @@ def nested_cv(
         means = {}
         for number, (name, fit) in enumerate(learners.items()):
             inner_scores = [
-                scorer(y[held], fit(X[train], y[train], derived_seed(seed, fold, part, number))(X[held]))
+                fitted_score(fit, scorer, X, y, train, held, derived_seed(seed, fold, part, number))
                 for part, (train, held) in enumerate(pairs)
             ]
             means[name] = float(np.mean(inner_scores))
         best = max(means, key=lambda name: sign * means[name])
-        predict = learners[best](X[rest], y[rest], derived_seed(seed, fold, inner, len(learners)))
-        scores.append(float(scorer(y[test], predict(X[test]))))
+        own = derived_seed(seed, fold, inner, len(learners))
+        scores.append(fitted_score(learners[best], scorer, X, y, rest, test, own))
         chosen.append(best)
         inner_means.append(means)
     error = float(np.std(scores, ddof=1) / np.sqrt(outer))
@@ -111,9 +112,9 @@ def one_standard_error_rule(scores: np.ndarray, greater_is_better: bool = True) 
 
     Source: Breiman et al., "Classification and Regression Trees", 1984; arXiv:1811.12808.
     """
-    table = np.asarray(scores, dtype=np.float64)
-    if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] < 2 or not np.isfinite(table).all():
-        raise ValueError(f"scores: expected finite numbers [models, at least 2 folds], got shape {table.shape}")
+    table = numbers("scores", scores, (None, None))
+    if table.shape[1] < 2:
+        refuse("scores", "at least 2 folds in dimension 1", table)
     if not greater_is_better:
         table = -table
     means = table.mean(1)
