@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, TimeSeriesSplit
 
+from ..core.arrays import codes
 from .errors import InputError
 from .tables import Table
 
@@ -89,7 +90,7 @@ def inner_splits(
         InputError: for fewer than 2 rows, or one group only.
     """
     _check("seed", seed, 0)
-    train = np.sort(np.asarray(train, dtype=np.int64))
+    train = np.sort(codes("train", train, (np.size(train),), classes=len(table.target)))
     if len(train) < 2:
         raise InputError(f"expected at least 2 training rows to hold some out, got {len(train)}")
     if table.times is not None and len(np.unique(table.times[train])) > 1:

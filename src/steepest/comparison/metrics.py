@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.arrays import array, codes, numbers, outcome_part, row_weights
+from ..core.checks import check_choice, refuse
 from . import scores
 from .errors import InputError, nearest
 from .operating_point import (
     apply_temperature,
     fit_temperature,
+    in_range,
     negative_log_likelihood,
     reliability_bins,
     tune_threshold,
@@ -45,11 +48,30 @@ class Outcome:
         probabilities: [N, C], or None where the model gives none, and in regression.
         decision: binary [N], larger means class 1 and 0 is the boundary that ``predicted`` uses; multiclass [N, C]
             scores; None in regression.
+
+    With several targets a column each. Numbers that are not finite say that the model diverged.
+
+    Raises:
+        ValueError: lengths differ, a column ``[N, 1]``, finite probabilities outside 0..1.
+        TypeError: not numbers.
     """
 
     predicted: np.ndarray
     probabilities: np.ndarray | None = None
     decision: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        rows: int | None = None
+        for name in ("predicted", "probabilities", "decision"):
+            value = getattr(self, name)
+            if value is not None or name == "predicted":
+                value = outcome_part(name, value, rows)
+                rows = len(value)
+                object.__setattr__(self, name, value)
+        if self.probabilities is not None:
+            if self.probabilities.ndim == 1:
+                refuse("probabilities", "a column for each class", self.probabilities)
+            in_range("probabilities", self.probabilities)
 
     def rows(self, index: np.ndarray) -> Outcome:
         """The same of some rows.
@@ -82,12 +104,14 @@ class Metric:
         greater_is_better: the direction.
         label: for people.
         function: ``(y, outcome, weights) -> float | None``.
+        targets: "codes" (of classes) or "numbers", ``[N]``; "" for whatever has the shape of the predictions.
     """
 
     name: str
     greater_is_better: bool
     label: str
     function: Function = field(repr=False, compare=False)
+    targets: str = ""
 
     @property
     def worst(self) -> float:
@@ -95,7 +119,8 @@ class Metric:
         return -np.inf if self.greater_is_better else np.inf
 
     def __call__(self, y: np.ndarray, outcome: Outcome, weights: np.ndarray | None = None) -> float:
-        value = _value(self.function, np.asarray(y), outcome, weights) if outcome.finite else None
+        y, weights = _agreeing(y, outcome, weights, self.targets)
+        value = _value(self.function, y, outcome, weights) if outcome.finite else None
         return self.worst if value is None else value
 
     def better(self, a: float, b: float) -> bool:
@@ -106,6 +131,21 @@ class Metric:
         """
         a, b = (self.worst if np.isnan(value) else value for value in (a, b))
         return bool(a > b if self.greater_is_better else a < b)
+
+
+def _agreeing(
+    y: np.ndarray, outcome: Outcome, weights: np.ndarray | None, targets: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Targets and weights that fit an outcome row by row."""
+    shape = outcome.predicted.shape
+    if not targets:
+        return array("y", y, shape, kinds="biufUS", what="targets"), row_weights(weights, shape[0])
+    if len(shape) != 1:
+        refuse("predicted", "one number a row", outcome.predicted)
+    if targets == "codes":
+        codes("predicted", outcome.predicted, shape)
+        return codes("y", y, shape), row_weights(weights, shape[0])
+    return numbers("y", y, shape), row_weights(weights, shape[0])
 
 
 def _value(function: Function, y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
@@ -119,29 +159,28 @@ def _value(function: Function, y: np.ndarray, outcome: Outcome, weights: np.ndar
 CLASSIFICATION: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", True, "Accuracy", scores.accuracy),
-        Metric("balanced_accuracy", True, "Balanced accuracy", scores.balanced_accuracy),
-        Metric("macro_f1", True, "Macro F1", scores.macro_f1),
-        Metric("auroc", True, "AUROC", scores.ranking(scores.area_under_roc)),
-        Metric("average_precision", True, "Average precision", scores.ranking(scores.average_precision)),
-        Metric("nll", False, "Log loss", scores.of_probabilities(negative_log_likelihood)),
-        Metric("brier", False, "Brier score", scores.of_probabilities(scores.brier)),
-        Metric("ece", False, "Calibration error", scores.of_probabilities(scores.ece)),
+        Metric("accuracy", True, "Accuracy", scores.accuracy, "codes"),
+        Metric("balanced_accuracy", True, "Balanced accuracy", scores.balanced_accuracy, "codes"),
+        Metric("macro_f1", True, "Macro F1", scores.macro_f1, "codes"),
+        Metric("auroc", True, "AUROC", scores.ranking(scores.area_under_roc), "codes"),
+        Metric("average_precision", True, "Average precision", scores.ranking(scores.average_precision), "codes"),
+        Metric("nll", False, "Log loss", scores.of_probabilities(negative_log_likelihood), "codes"),
+        Metric("brier", False, "Brier score", scores.of_probabilities(scores.brier), "codes"),
+        Metric("ece", False, "Calibration error", scores.of_probabilities(scores.ece), "codes"),
     )
 }
 REGRESSION: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("rmse", False, "RMSE", scores.rmse),
-        Metric("mae", False, "MAE", scores.mae),
-        Metric("r2", True, "R²", scores.r2),
+        Metric("rmse", False, "RMSE", scores.rmse, "numbers"),
+        Metric("mae", False, "MAE", scores.mae, "numbers"),
+        Metric("r2", True, "R²", scores.r2, "numbers"),
     )
 }
 
 
 def _of_task(task: str) -> dict[str, Metric]:
-    if task not in TASKS:
-        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    check_choice("task", task, TASKS)
     return REGRESSION if task == "regression" else CLASSIFICATION
 
 
@@ -202,7 +241,7 @@ def default_metric(task: str, class_counts: Sequence[int] | None = None) -> Metr
     """
     known = _of_task(task)
     if task == "multiclass":
-        counts = np.asarray(class_counts if class_counts is not None else [1])
+        counts = numbers("class_counts", class_counts if class_counts is not None else [1], low=0.0)
         return known["balanced_accuracy" if counts.min() < 0.1 * counts.sum() else "accuracy"]
     return known["rmse" if task == "regression" else "auroc"]
 
@@ -242,12 +281,13 @@ def evaluate(
     1.0
     """
     known = _of_task(task)
-    y = np.asarray(y)
-    if len(y) != len(outcome.predicted):
-        raise ValueError(f"outcome: expected {len(y)} rows, got {len(outcome.predicted)}")
+    y, weights = _agreeing(y, outcome, weights, "numbers" if task == "regression" else "codes")
     probabilities = outcome.probabilities
-    if probabilities is not None and probabilities.shape != (len(y), num_classes):
-        raise ValueError(f"probabilities: expected shape ({len(y)}, {num_classes}), got {probabilities.shape}")
+    if task != "regression":
+        if probabilities is not None and probabilities.shape != (len(y), num_classes):
+            refuse("probabilities", f"shape ({len(y)}, {num_classes})", probabilities)
+        if num_classes is not None:
+            codes("y", y, y.shape, classes=num_classes)
     values = {name: _value(metric.function, y, outcome, weights) for name, metric in known.items()}
     if task == "regression":
         return values
@@ -269,8 +309,10 @@ def per_class_recall(
     >>> per_class_recall(np.array([0, 0, 1]), Outcome(np.array([0, 1, 1])), 3)
     {'recall_0': 0.5, 'recall_1': 1.0, 'recall_2': None}
     """
-    y = np.asarray(y)
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+    y, weights = _agreeing(y, outcome, weights, "codes")
+    codes("y", y, y.shape, classes=num_classes)
+    codes("predicted", outcome.predicted, y.shape, classes=num_classes)
+    weights = np.ones(len(y)) if weights is None else weights
     mass = np.bincount(y, weights, minlength=num_classes)
     right = np.bincount(y, weights * (outcome.predicted == y), minlength=num_classes)
     return {f"recall_{c}": float(right[c] / mass[c]) if mass[c] > 0 else None for c in range(num_classes)}

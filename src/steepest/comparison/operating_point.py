@@ -4,6 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..core.arrays import codes, numbers, row_weights
+from ..core.checks import check_number, refuse
+
+_ROUNDING = 1e-3
+"""Half types and sums of softmaxes can end just above 1."""
+
+
+def in_range(argument: str, probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities; finite ones must lie in 0..1 (logits don't).
+
+    Raises:
+        ValueError: they don't.
+    """
+    if probabilities.size:
+        low, high = float(probabilities.min()), float(probabilities.max())
+        if np.isfinite(low + high) and (low < 0 or high > 1 + _ROUNDING):
+            refuse(argument, "probabilities in 0..1", [low, high])
+    return probabilities
+
+
+def _rows(
+    probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None, finite: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Probabilities [N, C], codes [N] and weights [N], checked."""
+    length = np.shape(y)[:1]
+    p = in_range("probabilities", numbers("probabilities", probabilities, (*length, None), finite=finite))
+    return p, codes("y", y, length, classes=p.shape[1]), row_weights(weights, len(p))
+
 
 def negative_log_likelihood(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Mean of -log p of the true class.
@@ -11,7 +39,11 @@ def negative_log_likelihood(y: np.ndarray, probabilities: np.ndarray, weights: n
     >>> round(negative_log_likelihood(np.array([0]), np.array([[0.5, 0.5]])), 4)
     0.6931
     """
-    chosen = np.asarray(probabilities, dtype=np.float64)[np.arange(len(y)), y]
+    return _mean_log_loss(*_rows(probabilities, y, weights))
+
+
+def _mean_log_loss(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> float:
+    chosen = probabilities[np.arange(len(y)), y]
     # the floor of scikit-learn's log_loss: a forest's flat zero counts as 36 nats, not as infinity
     return float(np.average(-np.log(np.clip(chosen, np.finfo(np.float64).eps, None)), weights=weights))
 
@@ -22,10 +54,17 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     >>> apply_temperature(np.array([[0.8, 0.2]]), 2.0).round(4)
     array([[0.6667, 0.3333]])
     """
+    check_number("temperature", temperature, low=0.0, open_low=True)
+    given = numbers("probabilities", probabilities, (*np.shape(probabilities)[:1], None), finite=False)
+    return _cooled(in_range("probabilities", given), temperature)
+
+
+def _cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     from scipy.special import softmax
 
     floor = np.finfo(np.float32).tiny  # where a float32 softmax ends
-    return softmax(np.log(np.clip(np.asarray(probabilities, dtype=np.float64), floor, None)) / temperature, axis=1)
+    found: np.ndarray = softmax(np.log(np.clip(probabilities, floor, None)) / temperature, axis=1)
+    return found
 
 
 def fit_temperature(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -46,13 +85,12 @@ def fit_temperature(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarra
     """
     from scipy.optimize import minimize_scalar
 
-    probabilities, y = np.asarray(probabilities), np.asarray(y)
+    probabilities, y, weights = _rows(probabilities, y, weights, finite=False)
     if not len(y) or not np.isfinite(probabilities).all():
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        cooled = apply_temperature(probabilities, float(np.exp(log_temperature)))
-        return negative_log_likelihood(y, cooled, weights)
+        return _mean_log_loss(_cooled(probabilities, float(np.exp(log_temperature))), y, weights)
 
     bounds = (float(np.log(0.05)), float(np.log(20)))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x))
@@ -76,10 +114,13 @@ def tune_threshold(
     >>> tune_threshold(np.array([0, 0, 1, 1]), np.array([-3.0, 1.0, 2.0, 4.0]))
     1.5
     """
-    y, decision = np.asarray(y), np.asarray(decision, dtype=np.float64)
+    y = codes("y", y, np.shape(y)[:1], classes=2)
+    decision = numbers("decision", decision, y.shape, finite=False)
+    check_number("default", default)
+    weights = row_weights(weights, len(y))
     if len(np.unique(y)) < 2 or not np.isfinite(decision).all():
         return default
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, dtype=np.float64)
+    weights = np.ones(len(y)) if weights is None else weights
     cuts, group = np.unique(decision, return_inverse=True)
     positive = np.bincount(group, weights * (y == 1))
     negative = np.bincount(group, weights * (y == 0))
@@ -109,6 +150,8 @@ def reliability_bins(probabilities: np.ndarray, y: np.ndarray, bins: int = 15) -
     >>> reliability_bins(np.array([[0.9, 0.1], [0.7, 0.3]]), np.array([0, 1]), bins=2)
     {'confidence': [None, 0.8], 'accuracy': [None, 0.5], 'count': [0, 2]}
     """
+    check_number("bins", bins, low=1, integer=True)
+    probabilities, y, _ = _rows(probabilities, y, None)
     count, confidence, accuracy = bin_sums(probabilities, y, bins, None)
     means = [[float(total / n) if n else None for total, n in zip(totals, count)] for totals in (confidence, accuracy)]
     return {"confidence": means[0], "accuracy": means[1], "count": [int(n) for n in count]}

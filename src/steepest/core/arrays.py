@@ -110,6 +110,20 @@ def row_weights(value: ArrayLike | None, rows: int, argument: str = "weights") -
     return None if value is None else numbers(argument, value, (rows,), low=0.0)
 
 
+def outcome_part(argument: str, value: ArrayLike, rows: int | None) -> NDArray[Any]:
+    """Numbers ``[N]`` or ``[N, K]`` with K at least 2, finite or not; ``rows``: N, where it is known.
+
+    >>> outcome_part("decision", [[0.5], [1.0]], 2)
+    Traceback (most recent call last):
+    ValueError: decision: expected shape (2,) or (2, K), K >= 2, got an array (float64) of shape (2, 1)
+    """
+    found = array(argument, value, (...,), kinds="biuf", what="numbers")
+    length = rows if rows is not None or not found.ndim else len(found)
+    if found.ndim not in (1, 2) or len(found) != length or found.shape[1:] in ((0,), (1,)):
+        refuse(argument, f"shape ({length or '*'},) or ({length or '*'}, K), K >= 2", found)
+    return found
+
+
 def _fits(found: tuple[int, ...], wanted: Shape) -> bool:
     if wanted and wanted[-1] is ...:
         wanted = wanted[:-1]

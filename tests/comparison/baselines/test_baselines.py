@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -87,6 +88,34 @@ def test_linear_kernel_ridge_is_ridge(table, weighted):
     kernel = KernelRidgeBaseline(kernel="linear", lam=2.0).fit(X + 5, y, weights)
     ridge = RidgeBaseline(lam=2.0).fit(X + 5, y, weights)
     assert kernel.predict(X) == pytest.approx(ridge.predict(X))
+
+
+@pytest.mark.holds("introduction-to-ml", 2)
+def test_kernel_ridge_with_and_without_an_intercept():
+    with_one = KernelRidgeBaseline(kernel="linear").fit(X3, Y3).predict(X3)
+    assert np.diff(with_one) == pytest.approx([1 / 3, 1 / 3])
+    assert with_one == pytest.approx(RidgeBaseline(lam=1).fit(X3, Y3).predict(X3))
+    assert KernelRidgeBaseline(kernel="linear", centre=False).fit(X3, Y3).predict(X3) == pytest.approx([0, 1, 2])
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kernel_ridge_without_centring_is_scikit_learns(table, kernel, weighted):
+    X, y = table
+    weights = np.random.default_rng(1).uniform(0.5, 2, 40) if weighted else None
+    ours = KernelRidgeBaseline(kernel=kernel, lam=0.7, gamma=0.3, centre=False).fit(X + 1, y, weights)
+    peer = KernelRidge(alpha=0.7, kernel=kernel, gamma=0.3).fit(X + 1, y, sample_weight=weights)
+    assert ours.predict(X) == pytest.approx(peer.predict(X))
+    solved = KernelRidgeBaseline(kernel="rbf", lam=0.7, gamma=0.3, centre=False).fit(X, y).model.dual_coef_
+    near = np.exp(-0.3 * ((X[:, None] - X) ** 2).sum(2))
+    assert solved == pytest.approx(np.linalg.solve(near + 0.7 * np.eye(40), y))
+
+
+def test_the_centred_rbf_kernel_moves_the_targets_alone(table):
+    X, y = table
+    ours = KernelRidgeBaseline(lam=0.7, gamma=0.3).fit(X + 5, y + 100)
+    peer = KernelRidge(alpha=0.7, kernel="rbf", gamma=0.3).fit(X, y - y.mean())
+    assert ours.predict(X + 5) == pytest.approx(peer.predict(X) + y.mean() + 100)
 
 
 def test_logistic_is_at_the_minimum_of_its_objective(table):
@@ -201,9 +230,9 @@ def test_ladder_grows_with_its_budget():
         sizes = [len(baseline_ladder(task, budget_s=budget)) for budget in (0, 1, 8, 60)]
         assert sizes[0] == 1
         assert sizes == sorted(set(sizes))
-    with pytest.raises(ValueError, match="classification or regression"):
+    with pytest.raises(ValueError, match="one of 'classification', 'regression'"):
         baseline_ladder("binary")
-    with pytest.raises(ValueError, match="expected regression for ridge"):
+    with pytest.raises(ValueError, match="task of ridge: expected one of 'regression'"):
         RidgeBaseline("classification")
     with pytest.raises(ValueError, match="not fitted"):
         RidgeBaseline().predict(X3)

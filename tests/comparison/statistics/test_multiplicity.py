@@ -26,7 +26,7 @@ def test_holm_rejects_exactly_what_the_step_down_procedure_rejects():
 def test_holm_of_none_and_refusals():
     assert holm([]).shape == (0,)
     for bad in ([0.1, np.nan], [1.1], [-0.1]):
-        with pytest.raises(ValueError, match="pvalues: expected .*numbers"):
+        with pytest.raises(ValueError, match=r"pvalues: expected .*numbers"):
             holm(bad)
 
 

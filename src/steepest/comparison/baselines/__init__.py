@@ -1,6 +1,7 @@
 """Classical learners that a new objective or optimizer has to beat."""
 
 from .base import Baseline, ConstantBaseline
+from .descent import gaussian_mixture, gradient_descent, proximal_gradient
 from .flexible import (
     AdaBoostBaseline,
     BoostingBaseline,
@@ -30,5 +31,8 @@ __all__ = [
     "TreeBaseline",
     "baseline_ladder",
     "classical_learners",
+    "gaussian_mixture",
+    "gradient_descent",
+    "proximal_gradient",
     "run_ladder",
 ]

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from ...core.arrays import codes, numbers, row_weights
+from ...core.checks import check_choice, check_number
 from ..metrics import Outcome
 
 
@@ -25,21 +27,22 @@ class Baseline(ABC):
     Attributes:
         name: its word in tables.
         cost_s: seconds of the last fit, None before.
+        rows, columns: of the last fit's inputs, 0 before.
         weighted: whether ``sample_weight`` has an effect; where not, the learner knows no weights and ignores them.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
     weighted: ClassVar[bool] = True
-    scales_target: ClassVar[bool] = False  # regression: fit on (y - mean) / sd, for learners with a scale of their own
+    scales_target: bool = False  # regression: fit on (y - mean) / sd, for learners with a scale of their own
 
     def __init__(self, task: str | None = None, seed: int = 0) -> None:
         task = self.tasks[0] if task is None else task
-        if task not in self.tasks:
-            raise ValueError(f"task: expected {' or '.join(self.tasks)} for {self.name}, got {task!r}")
+        check_choice(f"task of {self.name}", task, self.tasks)
+        check_number("seed", seed, low=0, integer=True)
         self.task, self.seed = task, seed
         self.cost_s: float | None = None
-        self.num_classes = 0
+        self.num_classes = self.rows = self.columns = 0
         self._model: Any = None
         self._centre, self._scale = 0.0, 1.0
 
@@ -70,10 +73,17 @@ class Baseline(ABC):
             num_classes: C, where a class may be absent from y; by default the largest code plus one.
 
         Raises:
-            ValueError: from scikit-learn, for inputs it refuses.
+            ValueError: shapes that do not agree, numbers that are not finite, negative codes or weights.
+            TypeError: inputs or targets that are not numbers, class codes that are no integers.
         """
-        X, y = np.asarray(X), np.asarray(y)
+        X = numbers("X", X, (None, None))
+        self.rows, self.columns = X.shape
+        sample_weight = row_weights(sample_weight, len(X), "sample_weight")
         start = time.perf_counter()
+        if self.task == "classification":
+            y = codes("y", y, (len(X),), classes=num_classes)
+        else:
+            y = numbers("y", y, (len(X),))
         model = self.estimator()
         if self.task == "classification":
             self.num_classes = int(y.max()) + 1 if num_classes is None else num_classes
@@ -83,7 +93,7 @@ class Baseline(ABC):
             self._centre = float(np.average(y, weights=sample_weight))
             self._scale = float(np.sqrt(np.average((y - self._centre) ** 2, weights=sample_weight))) or 1.0
             y = (y - self._centre) / self._scale
-        options = {} if sample_weight is None or not self.weighted else {"sample_weight": np.asarray(sample_weight)}
+        options = {} if sample_weight is None or not self.weighted else {"sample_weight": sample_weight}
         with warnings.catch_warnings():
             from sklearn.exceptions import ConvergenceWarning
 
@@ -94,7 +104,7 @@ class Baseline(ABC):
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """[N] class codes or real values."""
-        predicted = self.model.predict(np.asarray(X))
+        predicted = self.model.predict(numbers("X", X, (None, self.columns)))
         return predicted if self.task == "classification" else predicted * self._scale + self._centre
 
     def outcome(self, X: np.ndarray) -> Outcome:
@@ -103,7 +113,7 @@ class Baseline(ABC):
         Probabilities are None where the estimator has none. The decision is the estimator's own where it has one,
         else p_1 - p_0 (binary) or the probabilities.
         """
-        X, predicted = np.asarray(X), self.predict(X)
+        X, predicted = numbers("X", X, (None, self.columns)), self.predict(X)
         if self.task == "regression":
             return Outcome(predicted)
         probabilities = decision = None

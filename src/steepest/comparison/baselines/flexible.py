@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...core.checks import check_number
 from .base import Baseline
 
 
@@ -25,6 +26,8 @@ class KNNBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, k: int | None = None) -> None:
         super().__init__(task, seed)
+        if k is not None:
+            check_number("k", k, low=1, integer=True)
         self.k = k if k is not None else 5 if self.task == "classification" else 20
 
     def estimator(self) -> Any:
@@ -32,12 +35,7 @@ class KNNBaseline(Baseline):
         from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
         kind = KNeighborsClassifier if self.task == "classification" else KNeighborsRegressor
-        return kind(n_neighbors=min(self.k, self._rows), n_jobs=1)
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, num_classes: int | None = None) -> KNNBaseline:
-        """Train; arguments as :meth:`Baseline.fit`."""
-        self._rows = len(y)
-        return super().fit(X, y, sample_weight, num_classes=num_classes)
+        return kind(n_neighbors=min(self.k, self.rows), n_jobs=1)
 
 
 class SVMBaseline(Baseline):
@@ -60,6 +58,8 @@ class SVMBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, C: float | None = None) -> None:
         super().__init__(task, seed)
+        if C is not None:
+            check_number("C", C, low=0.0, open_low=True)
         self.C = C if C is not None else 10.0 if self.task == "classification" else 1.0
 
     def estimator(self) -> Any:
@@ -105,6 +105,7 @@ class ForestBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, trees: int = 200) -> None:
         super().__init__(task, seed)
+        check_number("trees", trees, low=1, integer=True)
         self.trees = trees
 
     def estimator(self) -> Any:
@@ -135,6 +136,7 @@ class AdaBoostBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, rounds: int = 100) -> None:
         super().__init__(task, seed)
+        check_number("rounds", rounds, low=1, integer=True)
         self.rounds = rounds
 
     def estimator(self) -> Any:
@@ -163,6 +165,7 @@ class BoostingBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, rounds: int = 100) -> None:
         super().__init__(task, seed)
+        check_number("rounds", rounds, low=1, integer=True)
         self.rounds = rounds
 
     def estimator(self) -> Any:
@@ -196,7 +199,10 @@ class MLPBaseline(Baseline):
         self, task: str | None = None, seed: int = 0, *, hidden: tuple[int, ...] = (64,), epochs: int = 200
     ) -> None:
         super().__init__(task, seed)
-        self.hidden, self.epochs = hidden, epochs
+        for width in hidden:
+            check_number("hidden", width, low=1, integer=True)
+        check_number("epochs", epochs, low=1, integer=True)
+        self.hidden, self.epochs = tuple(hidden), epochs
 
     def estimator(self) -> Any:
         """A fresh scikit-learn estimator."""

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...core.arrays import labels as check_labels
+from ...core.arrays import numbers
+from ...core.checks import check_choice, check_number, refuse
 from ..statistics import corrected_resampled_ttest
 from ..statistics.fitting import is_discrete
 from .base import Baseline, ConstantBaseline
@@ -71,8 +74,8 @@ def baseline_ladder(task: str = "classification", seed: int = 0, budget_s: float
 
     Source: "An Introduction to Machine Learning", arXiv:2409.02668.
     """
-    if task not in _LADDERS:
-        raise ValueError(f"task: expected classification or regression, got {task!r}")
+    check_choice("task", task, tuple(_LADDERS))
+    check_number("budget_s", budget_s, low=0.0)
     rungs = _LADDERS[task]
     spent = np.cumsum([cost for _, cost in rungs])
     return [kind(task, seed) for (kind, _), total in zip(rungs, spent) if kind is ConstantBaseline or total <= budget_s]
@@ -93,6 +96,7 @@ def classical_learners(task: str, num_rows: int, seed: int = 0) -> list[Baseline
     >>> [learner.name for learner in classical_learners("binary", 20_000)]
     ['constant', 'knn', 'logistic', 'lda', 'forest', 'boosting']
     """
+    check_number("num_rows", num_rows, low=0, integer=True)
     if task == "regression":
         kinds: tuple[type[Baseline], ...] = (
             *(ConstantBaseline, KNNBaseline, RidgeBaseline, LassoBaseline, SVMBaseline),
@@ -105,7 +109,7 @@ def classical_learners(task: str, num_rows: int, seed: int = 0) -> list[Baseline
             *(ForestBaseline, BoostingBaseline),
         )
     else:
-        raise ValueError(f"task: expected binary, multiclass, classification or regression, got {task!r}")
+        refuse("task", "binary, multiclass, classification or regression", task)
     most_rows = {SVMBaseline: 10_000, KernelRidgeBaseline: 5_000}
     return [kind(task, seed) for kind in kinds if num_rows <= most_rows.get(kind, num_rows)]
 
@@ -144,7 +148,9 @@ def run_ladder(
     from sklearn.model_selection import KFold, StratifiedKFold
     from sklearn.preprocessing import StandardScaler
 
-    X, y = np.asarray(X), np.asarray(y)
+    y = check_labels("y", y)
+    X = numbers("X", X, (len(y), None))
+    check_number("cv", cv, low=2, integer=True)
     labels = is_discrete(y) if baselines is None else baselines[0].task == "classification"
     if labels:
         y = np.unique(y, return_inverse=True)[1]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ...core.arrays import numbers, row_weights
+from ...core.checks import check_number, refuse_type
 from .base import Baseline
 
 
@@ -30,6 +32,7 @@ class RidgeBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, lam: float = 1.0) -> None:
         super().__init__(task, seed)
+        check_number("lam", lam, low=0.0)
         self.lam = lam
 
     def estimator(self) -> Any:
@@ -60,6 +63,8 @@ class LassoBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, lam: float | None = None) -> None:
         super().__init__(task, seed)
+        if lam is not None:
+            check_number("lam", lam, low=0.0, open_low=True)
         self.lam = lam
 
     def estimator(self) -> Any:
@@ -93,6 +98,7 @@ class LogisticBaseline(Baseline):
 
     def __init__(self, task: str | None = None, seed: int = 0, *, lam: float = 1.0) -> None:
         super().__init__(task, seed)
+        check_number("lam", lam, low=0.0, open_low=True)
         self.lam = lam
 
     def estimator(self) -> Any:
@@ -126,26 +132,31 @@ class LDABaseline(Baseline):
 
 
 class KernelRidgeBaseline(Baseline):
-    """Kernel ridge regression on centred inputs and targets, so that a linear kernel is ridge with its intercept.
+    """Kernel ridge regression.
 
         a = (K + lam I)^-1 y,  f(x) = sum_i a_i k(x_i, x)
+
+    On centred inputs and targets, so that a linear kernel is ridge with its unpenalised intercept (an RBF kernel looks
+    at differences of inputs alone: there only the targets move); with ``centre=False`` on both as they come.
 
     Args:
         lam: penalty, above 0.
         kernel: "rbf" or "linear" (or another kernel of scikit-learn).
         gamma: of the RBF kernel exp(-gamma ||x - x'||^2); by default 1 / d.
+        centre: whether inputs and targets are centred; False is the textbook's form, without an intercept.
         seed: nothing here is random.
 
     >>> X, y = np.array([[0.0], [1.0], [2.0]]), np.array([1.0, 2.0, 2.0])
     >>> KernelRidgeBaseline(kernel="linear").fit(X, y).predict([[1.0], [2.0]]).round(6)
     array([1.666667, 2.      ])
+    >>> KernelRidgeBaseline(kernel="linear", centre=False).fit(X, y).predict(X).round(6)
+    array([0., 1., 2.])
 
     Source: arXiv:2409.02668.
     """
 
     name = "kernel_ridge"
     tasks = ("regression",)
-    scales_target = True
 
     def __init__(
         self,
@@ -155,9 +166,16 @@ class KernelRidgeBaseline(Baseline):
         lam: float = 1.0,
         kernel: str = "rbf",
         gamma: float | None = None,
+        centre: bool = True,
     ) -> None:
         super().__init__(task, seed)
-        self.lam, self.kernel, self.gamma = lam, kernel, gamma
+        check_number("lam", lam, low=0.0, open_low=True)
+        if gamma is not None:
+            check_number("gamma", gamma, low=0.0, open_low=True)
+        if not isinstance(centre, (bool, np.bool_)):
+            refuse_type("centre", "True or False", centre)
+        self.lam, self.kernel, self.gamma, self.centre = lam, kernel, gamma, bool(centre)
+        self.scales_target = self.centre
         self._middle: Any = 0.0
 
     def estimator(self) -> Any:
@@ -170,9 +188,11 @@ class KernelRidgeBaseline(Baseline):
         self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None, *, num_classes: int | None = None
     ) -> KernelRidgeBaseline:
         """Train; arguments as :meth:`Baseline.fit`."""
-        self._middle = np.average(X, axis=0, weights=sample_weight)
-        return super().fit(np.asarray(X) - self._middle, y, sample_weight, num_classes=num_classes)
+        X = numbers("X", X, (None, None))
+        weights = row_weights(sample_weight, len(X), "sample_weight")
+        self._middle = np.average(X, axis=0, weights=weights) if self.centre else 0.0
+        return super().fit(X - self._middle, y, weights, num_classes=num_classes)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """[N] real values."""
-        return super().predict(np.asarray(X) - self._middle)
+        return super().predict(numbers("X", X, (None, self.columns)) - self._middle)
