@@ -1,22 +1,25 @@
 # Every target works as the first command on a machine with Python 3.11 or newer, pip and make.
 PYTHON ?= python3
 WORKERS ?= 2
-DATA ?= digits
+DATA ?= wine
 BUDGET ?= 10
 
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all bench docs lint
+.PHONY: help compare test test-slow test-all bench docs lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
 
-compare: .venv/.installed-run  ## compare objectives on DATA (digits) within BUDGET (10)
-	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
+compare: .venv/.installed-run  ## compare objectives on DATA (wine) within BUDGET (10 minutes), cut where it must be
+	$(BIN)/steepest compare $(DATA) --budget $(BUDGET) --cut
 
 test: .venv/.installed-test  ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q
+
+test-slow: .venv/.installed-test  ## the others
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
 
 test-all: .venv/.installed-test  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) -q

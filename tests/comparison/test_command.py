@@ -78,7 +78,7 @@ def test_dry_run_prints_the_plan_and_makes_nothing(command: Command, csv: Path, 
     code, out, err = command("compare", csv, *FAST, "--dry-run")
     assert (code, err) == (0, "")
     assert "plan: 2 objectives and 0 classical learners in 2 outer folds; 28 trainings in" in out
-    assert "cross_entropy: at most" in out
+    assert "cross_entropy: at most" in out or "cross_entropy: about" in out
     assert not (tmp_path / "steepest-runs").exists()
 
 
@@ -107,13 +107,13 @@ def test_over_budget_offers_commands_that_fit(
         return 0.2 * s.epochs * (s.trials + 0.8) * len(job.cells)
 
     monkeypatch.setattr(plan, "time_job", cost)
-    words = ["compare", csv, *FAST, "--epochs", 30, "--trials", 8, "--repeats", 4]
+    words = ["compare", csv, *FAST, "--epochs", 30, "--patience", 30, "--trials", 8, "--repeats", 4]
     need = plan_seconds(command("compare", *words[1:], "--dry-run")[1])
     code, out, err = command(*words, "--budget", need * 0.6 / 60)
     assert code == 2
     assert "plan:" in out
     first, *offers = err.splitlines()
-    assert first.startswith("steepest: error: the plan takes up to")
+    assert first.startswith("steepest: error: the plan takes about")
     assert [shlex.split(offer)[-2] for offer in offers] == ["--trials", "--repeats", "--budget"]
     assert not (tmp_path / "steepest-runs").exists()
     for offer in offers:
@@ -123,9 +123,68 @@ def test_over_budget_offers_commands_that_fit(
     assert not (tmp_path / "steepest-runs").exists()
 
 
+def slow_clock(monkeypatch: pytest.MonkeyPatch, cell: float) -> None:
+    """A machine on which a cell of an objective would take so many seconds a trial and epoch at full length."""
+    monkeypatch.setattr(
+        plan, "time_job", lambda context, job: cell * context.settings.trials * context.settings.epochs * len(job.cells)
+    )
+
+
+def test_the_gate_goes_by_what_early_stopping_leaves(
+    command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full length far over the budget; the first job, run and kept, tells that trainings stop at once."""
+    slow_clock(monkeypatch, 0.1)
+    monkeypatch.setattr(plan, "STACK_WORK", 1.0)  # a job a cell
+    words = (*FAST, "--epochs", 100, "--patience", 1)  # 4 cells of 20 s: 80 s, or 0.8 s
+    code, out, err = command("compare", csv, *words, "--budget", 0.5)
+    assert (code, err) == (0, "")
+    assert "; about " in out
+    (folder,) = folders(tmp_path)
+    assert Store(folder).counters() == [1, 1, 1, 1]
+
+
+def test_a_cut_comparison_ends_with_a_report_however_slow_the_machine(
+    command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_clock(monkeypatch, 1e6)
+    words = ("--objectives", "comp_sum,focal,ldr", "--folds", 2, "--workers", 1, "--metric", "accuracy")
+    code, out, err = command("compare", csv, *words, "--budget", 1)
+    assert code == 2
+    assert "over the budget of 1 minutes" in err
+    assert folders(tmp_path) == []
+    code, out, err = command("compare", csv, *words, "--budget", 1, "--cut")
+    assert (code, err) == (0, "")
+    said = (
+        "cut to fit the budget: repeats from 3 to 1, trials from 8 to 1, objectives from 4 to 3, epochs from 60 to 8, "
+        "no classical learners"
+    )
+    assert said in out
+    assert "nothing smaller is left to cut" in out
+    (folder,) = folders(tmp_path)
+    assert said in (folder / "report.html").read_text()
+    assert json.loads((folder / "results.json").read_text())["data"]["warnings"][-1] == said
+    slow_clock(monkeypatch, 1e-6)  # a run that was begun goes on, whatever would fit by now
+    assert said in command("compare", csv, *words, "--budget", 1, "--cut")[1]
+    assert folders(tmp_path) == [folder]
+
+
+def test_what_fits_is_not_cut(command: Command, csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_clock(monkeypatch, 1e-6)
+    code, out, _ = command("compare", csv, *FAST, "--cut", "--dry-run")
+    assert code == 0
+    assert "cut to fit" not in out
+    slow_clock(monkeypatch, 1.0)  # two cells a fold pair of 4 s: one repeat of the three fits
+    code, out, _ = command(
+        "compare", csv, *FAST, "--patience", 2, "--repeats", 3, "--cut", "--dry-run", "--budget", 0.5
+    )
+    assert code == 0
+    assert "cut to fit the budget: repeats from 3 to 1\n" in out
+
+
 def plan_seconds(text: str) -> float:
     """The seconds that a dry run printed."""
-    number, unit = text.split("; at most ")[1].split(" on ")[0].split()
+    number, unit = text.split("; about ")[1].split(" on ")[0].split()
     big, _, small = number.partition(":")
     return {"s": 1, "min": 60, "h": 3600}[unit] * float(big) + (60 if unit == "h" else 1) * float(small or 0)
 

@@ -18,7 +18,7 @@ import pandas as pd
 from .. import __version__
 from ..core.scalars import is_number
 from . import plan as planning
-from .cells import Context, Job
+from .cells import CellResult, Context, Job, run_job
 from .errors import InputError
 from .images import Images
 from .inputs import Data
@@ -27,6 +27,7 @@ from .progress import Terminal, clock, summary
 from .report import write_report
 from .results import assemble
 from .runner import compute, one_thread, remaining
+from .settings import Settings
 from .store import RUNS, Store
 from .winner import Winner, fit_winner, usage
 
@@ -99,6 +100,7 @@ def execute(
     notes: Sequence[str] = (),
     *,
     budget: float = 30.0,
+    cut: bool = False,
     workers: int | None = None,
     out: str | Path = RUNS,
     command: Sequence[str] = ("steepest", "compare"),
@@ -111,6 +113,7 @@ def execute(
         context: from :func:`prepare`.
         notes: lines to print after the data's decisions.
         budget: minutes that the plan may take.
+        cut: over the budget, take the largest smaller design that fits, or the smallest there is.
         workers: processes.
         out: where run folders live.
         command: the command line, for the report.
@@ -121,7 +124,7 @@ def execute(
         The comparison, or None for a dry run.
 
     Raises:
-        OverBudget: the plan takes longer than ``budget``.
+        OverBudget: the plan takes longer than ``budget``, and ``cut`` is false.
         InputError: the run folder cannot be used.
     """
     screen = Terminal(quiet=True) if terminal is None else terminal
@@ -135,52 +138,117 @@ def execute(
         screen.line(text)
     for text in table.warnings:
         screen.line(f"warning: {text}", "yellow")
-    folder = Path(out) / settings.run_id(table.sha256, _table_hash(table) + __version__)
     with one_thread():
-        jobs, missing = _stored_jobs(context, folder)
-        if any(job.kind == "objective" for job in missing):
-            found = planning.make_plan(context, count, jobs)
-            share = sum(len(j.cells) for j in missing if j.kind == "objective") / max(
-                1, sum(len(j.cells) for j in jobs if j.kind == "objective")
-            )
-            expected = found.expected * share
-            screen.line(
-                f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
-                f"{len(context.folds)} outer folds; {found.trainings} trainings in {len(missing)} jobs to do "
-                f"(of {len(jobs)}); at most {clock(expected)} on {count} {'process' if count == 1 else 'processes'}"
-            )
-            for name, seconds in found.seconds.items():
-                screen.line(f"  {name}: at most {clock(seconds * share)} of one core")
+        designs = [Design(context, Path(out))]
+        if cut:
+            smaller = [Context(table, less, context.test) for less in planning.cuts(settings)]
+            designs += [Design(each, Path(out)) for each in smaller]
+        design, found = choose_design(designs, count, budget * 60)
+        was_cut = planning.cut_text(settings, design.context.settings)
+        if was_cut:
+            screen.line(was_cut, "yellow")
+        expected = 0.0 if found is None else found.expected
+        if found is not None:
+            _show(found, design, screen)
             if expected > budget * 60:
-                raise OverBudget(
-                    f"the plan takes up to {clock(expected)}, over the budget of {budget:g} minutes; these would fit:",
-                    planning.fitting_commands(found, context, budget * 60, command),
-                )
-        else:
-            expected = 0.0
+                over = f"{_about(found)}, over the budget of {budget:g} minutes"
+                if not cut:
+                    offers = planning.fitting_commands(found, design.context, budget * 60, command)
+                    raise OverBudget(f"the plan takes {over}; these would fit:", offers)
+                screen.line(f"nothing smaller is left to cut: {over}", "yellow")
         if dry_run:
             return None
-        store = Store(folder)
+        store = Store(design.folder)
         try:
             with store.locked():
-                missing = remaining(jobs, store)  # another process may have ended since the plan
-                return _run(context, store, jobs, missing, expected, count, command, screen)
+                missing = remaining(design.jobs, store)  # another process may have ended since the plan
+                return _run(design, store, missing, expected, count, command, screen, was_cut)
         finally:
             store.close()
 
 
-def _stored_jobs(context: Context, folder: Path) -> tuple[list[Job], list[Job]]:
-    """All jobs and the missing ones, as a run that was begun fixed them; makes no folder."""
-    if not (folder / "run.sqlite").exists():
-        jobs = planning.make_jobs(context)
-        return jobs, jobs
-    store = Store(folder)
-    try:
-        plan = store.fact("plan")
-        jobs = planning.make_jobs(context) if plan is None else planning.from_json(plan)
-        return jobs, remaining(jobs, store)
-    finally:
-        store.close()
+class Design:
+    """A context, where its run lives, what there is to do, and what is finished or was computed to plan it."""
+
+    def __init__(self, context: Context, out: Path) -> None:
+        table, settings = context.table, context.settings
+        self.context = context
+        self.folder = out / settings.run_id(table.sha256, _table_hash(table) + __version__)
+        self.pilot: list[CellResult] = []
+
+    @cached_property
+    def begun(self) -> bool:
+        """Whether a run of it is there."""
+        return (self.folder / "run.sqlite").exists()
+
+    @cached_property
+    def _stored(self) -> tuple[list[Job], list[Job], dict[str, float]]:
+        if not self.begun:
+            jobs = planning.make_jobs(self.context)
+            return jobs, jobs, {}
+        store = Store(self.folder)
+        try:
+            plan = store.fact("plan")
+            jobs = planning.make_jobs(self.context) if plan is None else planning.from_json(plan)
+            cells = store.cells()
+            seconds = {name: float(np.mean([c["seconds"] for c in own.values()])) for name, own in cells.items()}
+            return jobs, remaining(jobs, store), seconds
+        finally:
+            store.close()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, as a run that was begun fixed them."""
+        return self._stored[0]
+
+    def plan(self, workers: int, budget: float, like: tuple[Settings, planning.Plan] | None) -> planning.Plan | None:
+        """What is to do and how long it takes; None where nothing is.
+
+        Where it depends on early stopping whether it fits into ``budget`` seconds, the first job is computed, and kept.
+        """
+        _, missing, measured = self._stored
+        if not missing:
+            return None
+        found = planning.make_plan(self.context, workers, missing, measured, like)
+        if found.wants_pilot(budget) and missing[0].kind == "objective":
+            self.pilot = run_job(self.context, missing[0])
+            found = found.after(missing[0], self.pilot)
+        return found
+
+
+def choose_design(designs: Sequence[Design], workers: int, budget: float) -> tuple[Design, planning.Plan | None]:
+    """The first design that fits into ``budget`` seconds, else the last; a run that was begun goes on."""
+    chosen = [design for design in designs if design.begun][:1] or designs
+    like = None
+    for design in chosen:
+        found = design.plan(workers, budget, like)
+        if found is None or found.expected <= budget:
+            break
+        like = design.context.settings, found
+    return design, found
+
+
+def _about(plan: planning.Plan) -> str:
+    """How long a plan takes, and how sure that is."""
+    if plan.share is not None or plan.least == plan.most:
+        return f"about {clock(plan.expected)}"
+    return f"{clock(plan.least)} to {clock(plan.most)}"
+
+
+def _show(plan: planning.Plan, design: Design, screen: Terminal) -> None:
+    settings = design.context.settings
+    screen.line(
+        f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+        f"{len(design.context.folds)} outer folds; {plan.trainings} trainings in {len(plan.jobs)} jobs to do "
+        f"(of {len(design.jobs)}); {_about(plan)} on {plan.workers} {'process' if plan.workers == 1 else 'processes'}"
+    )
+    seconds = plan.seconds
+    learners = [name for name in seconds if name in settings.classical]
+    for name in (name for name in seconds if name not in learners):
+        bound = "at most" if plan.share is None and name not in plan.measured else "about"
+        screen.line(f"  {name}: {bound} {clock(seconds[name])} of one core")
+    if learners:
+        screen.line(f"  classical learners: about {clock(sum(seconds[name] for name in learners))} of one core")
 
 
 def _table_hash(table: Data) -> str:
@@ -195,15 +263,16 @@ def _table_hash(table: Data) -> str:
 
 
 def _run(
-    context: Context,
+    design: Design,
     store: Store,
-    jobs: Sequence[Any],
-    missing: Sequence[Any],
+    missing: Sequence[Job],
     expected: float,
     workers: int,
     command: Sequence[str],
     screen: Terminal,
+    was_cut: str,
 ) -> Comparison:
+    context, jobs = design.context, design.jobs
     if store.fact("plan") is None:
         store.set_facts(
             {
@@ -217,7 +286,11 @@ def _run(
     else:
         store.set_fact("command", shlex.join(command))
     started = time.monotonic()
-    before = float(store.fact("seconds") or 0.0)
+    before = float(store.fact("seconds") or 0.0) + sum(cell.values["seconds"] for cell in design.pilot)
+    piloted = {(cell.name, cell.repeat, cell.fold) for cell in design.pilot}
+    if piloted and not piloted & store.finished():
+        store.add(design.pilot)
+        missing = remaining(missing, store)
     if missing:
         done = len(jobs) - len(missing)
         if done:
@@ -241,6 +314,7 @@ def _run(
     seconds = before + (time.monotonic() - started if missing else 0.0)
     store.set_fact("seconds", seconds)
     results = assemble(context, store, command=shlex.join(command), seconds=seconds, version=__version__)
+    results["data"]["warnings"] += [was_cut] if was_cut else []
     results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
     new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
     results["usage"] = usage(folder, facts["objective"], facts["hyper"], new)
@@ -262,6 +336,7 @@ def compare(
     y: Any = None,
     *,
     budget: float = 30.0,
+    cut: bool = False,
     workers: int | None = None,
     out: str | Path = RUNS,
     quiet: bool = False,
@@ -273,7 +348,8 @@ def compare(
         data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
             last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
         y: the target ``[rows]``.
-        budget: minutes that the plan may take; beyond it nothing is trained.
+        budget: minutes that the plan may take, early stopping counted in; beyond it the comparison is refused.
+        cut: beyond the budget make the design smaller instead: fewer repeats, then trials, objectives, epochs.
         workers: processes; default one a core.
         out: where run folders live; the same call goes on where it stopped.
         quiet: print nothing.
@@ -286,13 +362,14 @@ def compare(
 
     Raises:
         InputError: for whatever cannot be used, in one line.
-        OverBudget: the plan takes longer than ``budget``.
+        OverBudget: the plan takes longer than ``budget``, and ``cut`` is false.
     """
     context, notes = prepare(data, y, **options)
     found = execute(
         context,
         notes,
         budget=budget,
+        cut=cut,
         workers=workers,
         out=out,
         command=["steepest.compare", context.table.name],

@@ -110,8 +110,16 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel="Design")] = 0,
     budget: Annotated[
         float,
-        typer.Option(help="Minutes that the plan may take; over it nothing is trained.", rich_help_panel="Running"),
+        typer.Option(help="Minutes that the plan may take; a longer one is refused.", rich_help_panel="Running"),
     ] = 30.0,
+    cut: Annotated[
+        bool,
+        typer.Option(
+            "--cut",
+            help="Over the budget, make the design smaller instead: repeats, trials, objectives, epochs.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes. Default: one a core.", rich_help_panel="Running")
     ] = None,
@@ -205,6 +213,7 @@ def compare_command(
                 context,
                 notes,
                 budget=budget,
+                cut=cut,
                 workers=workers,
                 out=out,
                 command=command,

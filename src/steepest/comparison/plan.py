@@ -1,21 +1,16 @@
-"""What will be computed, as jobs, and how long that takes: known before the first training."""
+"""What will be computed, as jobs, how long that takes, and what would take less."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
-import torch
-
-from .cells import Context, Job, Pair
-from .design import trials
+from .cells import CellResult, Context, Job, Pair
 from .images import Images
-from .metrics import Metric
-from .training import Member, Recipe, Split, train
+from .settings import Settings
+from .timing import time_job, time_learner
 
 STACK_WORK = 60e9
 """Floating-point operations that one job may take: about two to four seconds of one core."""
@@ -26,23 +21,86 @@ MARGIN = 0.7
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a comparison in order, and their measured cost.
+    """The jobs that a comparison has to do, and what they cost on this machine.
+
+    Early stopping makes a training shorter than its epochs by a share that nobody knows beforehand: it lies between
+    :attr:`floor` and 1 and is measured on finished cells, whose objective is in ``longest`` and in ``measured``.
 
     Attributes:
-        jobs: every job.
-        seconds: expected seconds of one core for each objective, over all its cells, at full length.
-        trainings: trainings in all, refits included.
+        jobs: what is to do, in order.
+        trainings: of these jobs, refits included.
+        workers: processes.
+        longest: seconds of one core that a cell of an objective takes if every training uses all its epochs.
+        measured: seconds that a finished cell of a name took; of classical learners, what one fit tells.
+        floor: the least share of its epochs that a training runs.
+        winner: cells that the fit of the winner amounts to.
+        assumed: the share where nothing is finished yet, from a like plan; None: not known.
     """
 
     jobs: tuple[Job, ...]
-    seconds: dict[str, float]
     trainings: int
     workers: int
+    longest: dict[str, float]
+    measured: dict[str, float]
+    floor: float
+    winner: float
+    assumed: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The share of its longest time that a cell takes, None while that is unknown."""
+        known = [name for name in self.longest if name in self.measured]
+        if not known:
+            return self.assumed
+        found = sum(self.measured[name] for name in known) / sum(self.longest[name] for name in known)
+        return min(1.0, max(self.floor, found))
+
+    def each(self, share: float) -> dict[str, float]:
+        """Seconds of one core for each name, over all its cells to do."""
+        cells: dict[str, int] = {}
+        for job in self.jobs:
+            cells[job.name] = cells.get(job.name, 0) + len(job.cells)
+        return {name: count * self._cell(name, share) for name, count in cells.items()}
+
+    def _cell(self, name: str, share: float) -> float:
+        return self.measured[name] if name in self.measured else self.longest[name] * share
+
+    def _clock(self, share: float) -> float:
+        dearest = max((self._cell(name, share) for name in self._objectives()), default=0.0)
+        return sum(self.each(share).values()) / self.workers + self.winner * dearest
+
+    def _objectives(self) -> set[str]:
+        return {job.name for job in self.jobs if job.kind == "objective"}
+
+    @property
+    def least(self) -> float:
+        """Seconds on the clock if every training stopped as early as it can."""
+        return self._clock(self.floor)
 
     @property
     def expected(self) -> float:
-        """Expected seconds on the clock, if every training used all its epochs."""
-        return sum(self.seconds.values()) / self.workers
+        """Expected seconds on the clock; at full length while the share is unknown."""
+        return self._clock(1.0 if self.share is None else self.share)
+
+    @property
+    def most(self) -> float:
+        """Seconds on the clock if every training used all its epochs."""
+        return self._clock(1.0)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Expected seconds of one core for each name."""
+        return self.each(1.0 if self.share is None else self.share)
+
+    def wants_pilot(self, budget: float) -> bool:
+        """Whether it depends on the unknown share if the plan fits into ``budget`` seconds."""
+        return self.share is None and self.least <= budget < self.most
+
+    def after(self, job: Job, results: Sequence[CellResult]) -> Plan:
+        """The plan when its job ``job`` is done: what it took tells the share."""
+        took = sum(cell.values["seconds"] for cell in results) / len(results)
+        left = tuple(other for other in self.jobs if other != job)
+        return replace(self, jobs=left, measured={**self.measured, job.name: took})
 
 
 def _parameters(width: int, classes: int) -> int:
@@ -77,136 +135,141 @@ def make_jobs(context: Context) -> list[Job]:
     return sorted(jobs, key=lambda job: (first[job.cells[0]], kinds[job.kind]))
 
 
-def time_job(context: Context, job: Job, steps: int = 4) -> float:
-    """Expected seconds of a job at full length, from a few steps of its own stack.
+def make_plan(
+    context: Context,
+    workers: int,
+    jobs: Sequence[Job] | None = None,
+    measured: Mapping[str, float] | None = None,
+    like: tuple[Settings, Plan] | None = None,
+) -> Plan:
+    """The plan of a comparison. What no finished cell tells is timed: one short stack of each objective, one fit of
+    each learner.
 
-    The stack of the first fold runs short epochs; the fastest of them, scaled to all epochs, splits and refits.
+    Args:
+        context: of the comparison.
+        workers: processes.
+        jobs: those to do; None is all.
+        measured: seconds that a finished cell of a name took, where a run goes on.
+        like: the plan of other settings on the same data, which tells what the two have in common.
     """
     settings = context.settings
-    cls = context.objective(job.name)
-    pair = job.cells[0]
-    chosen = trials(cls, settings.trials, settings.seed)
-    recipe = context.recipe(cls)
-    _, full_steps = recipe.steps(len(context.split(pair, 0).inputs))
-    take = min(full_steps, steps)
-    short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
-    members: list[Member] = [context.member(pair, 0, trial) for trial in chosen]
-    if settings.one_cycle:  # looking at all held-out images would be most of so short an epoch
-        for member in members:
-            member.split = _shortened(member.split, take / full_steps)
-    clock = EpochClock(context.metric)
-    with torch.random.fork_rng(devices=[]):
-        started = time.perf_counter()
-        train(replace(short, metric=clock.metric()), members)
-        took = time.perf_counter() - started
-    epoch = clock.fastest(len(members), took)
-    search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
-    if settings.one_cycle:
-        return search * len(job.cells)
-    _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
-    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)
-    return (search + refit) * len(job.cells)
-
-
-def _shortened(split: Split, share: float) -> Split:
-    """The same with a share of the rows to look at."""
-    step = max(1, round(1 / share))
-    weight = None if split.other_weight is None else split.other_weight[::step]
-    return replace(
-        split,
-        other_inputs=split.other_inputs[::step],
-        other_target=split.other_target[::step],
-        other_weight=weight,
-        test_inputs=None,
-    )
-
-
-class EpochClock:
-    """A metric that notes when it is called, to tell how long an epoch of a stack takes."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.inner, self.calls = metric, [time.perf_counter()]
-
-    def metric(self) -> Metric:
-        """The same metric, noting each call."""
-
-        def function(y: Any, outcome: Any, weights: Any) -> float | None:
-            value = self.inner(y, outcome, weights)
-            self.calls.append(time.perf_counter())
-            return value
-
-        return replace(self.inner, function=function)
-
-    def fastest(self, models: int, took: float) -> float:
-        """Seconds of the fastest epoch: from one epoch's last call to the next one's."""
-        ends = self.calls[models::models]
-        gaps = [b - a for a, b in pairwise(ends)]
-        return max(min(gaps, default=took), 1e-6)
-
-
-@dataclass(frozen=True)
-class _Short(Recipe):
-    """A recipe whose epochs are cut to a few steps."""
-
-    cut: int = 3
-
-    def steps(self, rows: int) -> tuple[int, int]:
-        batch, steps = super().steps(rows)
-        return batch, min(steps, self.cut)
-
-
-def make_plan(context: Context, workers: int, jobs: Sequence[Job] | None = None) -> Plan:
-    """The plan of a comparison, its cost measured with one short stack of each objective."""
-    settings = context.settings
     found = tuple(make_jobs(context) if jobs is None else jobs)
-    seconds: dict[str, float] = {}
+    known = dict(measured or {})
+    longest: dict[str, float] = {}
+    assumed = None
+    if like is not None:
+        other, plan = like
+        known |= {name: plan.measured[name] for name in settings.classical if name in plan.measured}
+        if other.trials == settings.trials:
+            longest = {name: seconds * settings.epochs / other.epochs for name, seconds in plan.longest.items()}
+        assumed = plan.share if other.epochs == settings.epochs else None
+    first: dict[str, Job] = {}
     trainings = 0
-    for name in settings.objectives:
-        own = [job for job in found if job.name == name and job.kind == "objective"]
-        cells = sum(len(job.cells) for job in own)
-        seconds[name] = time_job(context, own[0]) / len(own[0].cells) * cells
-        refits = 0 if settings.one_cycle else 1
-        trainings += cells * (settings.trials * len(context.inner(own[0].cells[0])) + refits)
-    return Plan(found, seconds, trainings, workers)
+    refits = 0 if settings.one_cycle else 1
+    for job in found:
+        first.setdefault(job.name, job)
+        if job.kind == "objective":
+            trainings += sum(settings.trials * len(context.inner(pair)) + refits for pair in job.cells)
+    unknown = [name for name in settings.objectives if name in first and name not in known]
+    # beside these one that is known: what its cells took tells the share of their epochs that trainings run
+    timed = [*[name for name in settings.objectives if name in known and unknown][:1], *unknown]
+    for name in timed:
+        if name not in longest:
+            job = first[name] if name in first else replace(first[unknown[0]], name=name)
+            longest[name] = time_job(context, job) / len(job.cells)
+    for name, job in first.items():
+        if job.kind == "classical" and name not in known:
+            known[name] = time_learner(context, job) / len(job.cells)
+    pair = next(iter(context.folds))
+    inner = len(context.inner(pair))
+    rows = len(context.table.target) / len(context.folds[pair].train)
+    return Plan(
+        found,
+        trainings,
+        workers,
+        longest,
+        known,
+        floor=1.0 if settings.one_cycle else min(1.0, settings.patience / settings.epochs),
+        winner=rows * (inner + 1) / (settings.trials * inner + refits),
+        assumed=assumed,
+    )
 
 
 def fitting_commands(plan: Plan, context: Context, budget: float, command: Sequence[str]) -> list[str]:
     """Command lines that would fit into ``budget`` seconds: each changes one thing."""
-    settings = context.settings
-    total = plan.expected
+    settings, seconds, total = context.settings, plan.seconds, plan.expected
     lines = []
     budget *= MARGIN
-    share = budget / total
-    fewer = int(settings.trials * share)
-    if fewer >= 3:
+    learners = sum(seconds[name] for name in settings.classical if name in seconds) / plan.workers
+    networks = total - learners
+    fewer = int(settings.trials * (budget - learners) / networks) if networks > 0 else 0
+    if 3 <= fewer < settings.trials:
         lines.append(_with(command, "--trials", fewer))
-    if settings.repeats > 1 and not settings.test and 1 / settings.repeats <= share:
-        lines.append(_with(command, "--repeats", max(1, int(settings.repeats * share))))
-    kept, spent = [settings.baseline], plan.seconds[settings.baseline] / plan.workers
+    if settings.repeats > 1 and not settings.test and total / settings.repeats <= budget:
+        lines.append(_with(command, "--repeats", max(1, int(settings.repeats * budget / total))))
+    kept, spent = [settings.baseline], learners + seconds.get(settings.baseline, 0.0) / plan.workers
     for name in settings.objectives:
-        cost = plan.seconds[name] / plan.workers
+        cost = seconds.get(name, 0.0) / plan.workers
         if name != settings.baseline and spent + cost <= budget:
             kept.append(name)
             spent += cost
     if len(kept) > 1 and spent <= budget:
         lines.append(_with(command, "--objectives", ",".join(kept)))
+    if learners and networks <= budget:
+        lines.append(_with([word for word in command if word != "--classical"], "--no-classical"))
     lines.append(_with(command, "--budget", math.ceil(total / 60 / MARGIN)))
     return lines
 
 
-def _with(command: Sequence[str], option: str, value: Any) -> str:
-    """The command with one option set anew."""
+def cuts(settings: Settings) -> Iterator[Settings]:
+    """Smaller designs, each smaller than the one before, in the order in which a comparison loses least.
+
+    Repeats go first, then trials down to 4, objectives down to 3, epochs by halves down to 8, trials down to 1, the
+    classical learners last.
+    """
+    steps: list[dict[str, Any]] = [{"repeats": 1}, {"trials": 4}, {"objectives": settings.objectives[:3]}]
+    epochs = settings.epochs
+    while epochs > 8:
+        epochs = max(8, epochs // 2)
+        steps.append({"epochs": epochs})
+    for step in (*steps, {"trials": 3}, {"trials": 1}, {"classical": ()}):
+        ((key, value),) = step.items()
+        old = getattr(settings, key)
+        if value != old and (not isinstance(value, int) or value < old):
+            settings = replace(settings, **step)
+            yield settings
+
+
+def cut_text(before: Settings, after: Settings) -> str:
+    """What was cut, for people; empty where nothing was.
+
+    >>> whole = Settings(("a", "b"), "a", "accuracy", classical=("knn",))
+    >>> cut_text(whole, replace(whole, repeats=1, trials=4, classical=()))
+    'cut to fit the budget: repeats from 3 to 1, trials from 8 to 4, no classical learners'
+    """
+    parts = []
+    for key in ("repeats", "trials", "objectives", "epochs"):
+        old, new = (value if isinstance(value, int) else len(value) for value in (vars(before)[key], vars(after)[key]))
+        if new != old:
+            parts.append(f"{key} from {old} to {new}")
+    if before.classical and not after.classical:
+        parts.append("no classical learners")
+    return f"cut to fit the budget: {', '.join(parts)}" if parts else ""
+
+
+def _with(command: Sequence[str], option: str, value: Any = None) -> str:
+    """The command with one option, or flag, set anew."""
     import shlex
 
     words = list(command)
     for i, word in enumerate(words):
         if word == option:
-            del words[i : i + 2]
+            del words[i : i + (1 if value is None else 2)]
             break
         if word.startswith(option + "="):
             del words[i]
             break
-    return shlex.join([*words, option, str(value)])
+    return shlex.join([*words, option] if value is None else [*words, option, str(value)])
 
 
 def to_json(jobs: Sequence[Job]) -> list[list[Any]]:

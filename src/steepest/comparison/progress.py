@@ -39,7 +39,7 @@ class Terminal:
         self.console.print(Text(text, style=style))
 
     def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
-        """Begin to show ``jobs``; ``expected`` seconds is the plan's upper estimate."""
+        """Begin to show ``jobs``; ``expected`` seconds is the plan's estimate."""
         self.context, self.store = context, store
         self.left = {id(job): 1.0 for job in jobs}
         self.total, self.done = len(jobs), 0
@@ -52,7 +52,7 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        self.task = self.progress.add_task("jobs", total=self.total, left=f"at most {clock(expected)} left")
+        self.task = self.progress.add_task("jobs", total=self.total, left=f"planned: {clock(expected)}")
         if self.console.is_terminal and not self.console.quiet:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
             self.live.start()

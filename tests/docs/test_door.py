@@ -1,0 +1,66 @@
+"""What a stranger types first: the targets of the Makefile that the README names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from steepest.cli import run
+from steepest.comparison import plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe(target: str, *words: str) -> list[list[str]]:
+    """What a target runs once everything is installed, a list of words a line."""
+    ready = [word for kind in ("run", "test", "docs", "lint") for word in ("-o", f".venv/.installed-{kind}")]
+    shown = subprocess.run(["make", "-n", *ready, target, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [shlex.split(line) for line in shown.stdout.splitlines()]
+
+
+def test_make_compare_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """On a machine on which it would take years, all is cut that can be; on any other nothing is."""
+    ((program, *words),) = recipe("compare")
+    assert program == ".venv/bin/steepest"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "time_learner", lambda context, job: 1e9)
+    monkeypatch.setattr(plan, "time_job", lambda context, job: 1e9)
+    assert run([*words, "--dry-run"]) == 0
+    assert "epochs from 60 to 8, no classical learners" in capsys.readouterr().out
+    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
+    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
+    assert run([*words, "--dry-run"]) == 0
+    assert "cut to fit" not in capsys.readouterr().out
+
+
+def test_make_compare_takes_other_data_and_budgets() -> None:
+    ((_, *words),) = recipe("compare", "DATA=digits", "BUDGET=3")
+    assert words[:4] == ["compare", "digits", "--budget", "3"]
+
+
+def test_quick_and_slow_tests_are_all_tests() -> None:
+    quick, slow, everything = (recipe(target)[0] for target in ("test", "test-slow", "test-all"))
+    assert [w for w in quick if w not in everything] == ["not slow"]
+    assert [w for w in slow if w not in everything] == ["slow"]
+
+
+def test_targets_that_are_named_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    there = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert {line.split()[0] for line in subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()} == there  # fmt: skip
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
+        named = set(re.findall(r"(?:\$ |`|step )make ([a-z-]+)", file.read_text(encoding="utf-8")))
+        assert named
+        assert named <= there, file.name
+
+
+def test_the_gate_begins_with_the_commands_of_the_readme() -> None:
+    steps = re.findall(r"^step (.+?)(?:  #.*)?$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert steps[:2] == re.findall(r"^\$ (make [a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"make lint", "make test-slow", "make docs", "installed"} <= set(steps)
