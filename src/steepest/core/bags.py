@@ -7,7 +7,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from .checks import check_range, check_tensor, refuse, refuse_type, values_visible
+from .checks import check_interval, check_range, check_tensor, refuse_type, values_visible
 
 
 def check_bag_index(bag_index: object, rows: int, bags: int) -> None:
@@ -53,10 +53,7 @@ def check_share(argument: str, value: Tensor) -> None:
         Traceback (most recent call last):
         ValueError: proportions: expected values in [0, 1], got 1.5
     """
-    if value.numel() and values_visible(value):
-        outside = value[(value < 0) | (value > 1)]
-        if outside.numel():
-            refuse(argument, "values in [0, 1]", float(outside[0]))
+    check_interval(argument, value, 0.0, 1.0)
 
 
 def bag_sums(values: F[Tensor, rows * rest], bag_index: I[Tensor, " rows"], bags: int) -> F[Tensor, bags * rest]:

@@ -168,3 +168,64 @@ def check_weight(weight: object, *shape: int) -> None:
     assert isinstance(weight, Tensor)
     if weight.numel() and values_visible(weight) and bool((weight < 0).any()):
         refuse("weight", "values >= 0", float(weight.min()))
+
+
+def check_interval(
+    argument: str,
+    value: Tensor,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    what: str = "values",
+    rounding: float | None = None,
+) -> None:
+    """Check that values lie in ``low..high``, where they may be looked at; NaN passes and propagates.
+
+    Args:
+        argument: its name.
+        value: of any shape.
+        low, high: ends of the interval.
+        what: what the values are, for the error.
+        rounding: how far they may lie outside; None for eight units of rounding of their type.
+
+    Raises:
+        ValueError: a value outside.
+
+    >>> check_interval("p", torch.tensor([0.5, 1.5]), 0.0, 1.0, what="probabilities")
+    Traceback (most recent call last):
+    ValueError: p: expected probabilities in [0, 1], got 1.5
+    """
+    if not value.numel() or not values_visible(value):
+        return
+    if rounding is None:
+        rounding = 8 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    outside = value[(value < low - rounding) | (value > high + rounding)]
+    if outside.numel():
+        ends = f"in [{low:g}, {high:g}]" if low > -math.inf and high < math.inf else None
+        refuse(argument, f"{what} {ends or (f'<= {high:g}' if low == -math.inf else f'>= {low:g}')}", float(outside[0]))
+
+
+_DOMAINS = {
+    "probabilities": ("probabilities", 0.0, 1.0),
+    "log_probabilities": ("log-probabilities", -math.inf, 0.0),
+    "cosine": ("cosines", -1.0, 1.0),
+}
+
+
+def check_domain(argument: str, value: Tensor, domain: str) -> None:
+    """Check that values are what a domain of outputs says; a domain of all reals has nothing to check.
+
+    >>> check_domain("outputs", torch.tensor([-0.1, 0.2]), "log_probabilities")
+    Traceback (most recent call last):
+    ValueError: outputs: expected log-probabilities <= 0, got 0.20000000298023224
+    """
+    if domain in _DOMAINS:
+        what, low, high = _DOMAINS[domain]
+        check_interval(argument, value, low, high, what=what)
+
+
+def check_simplex(argument: str, value: Tensor) -> None:
+    """Check rows of probabilities ``[..., C]`` that sum to 1, up to a hundredth, where they may be looked at."""
+    check_domain(argument, value, "probabilities")
+    if value.numel() and values_visible(value) and bool(((value.sum(-1) - 1).abs() > 1e-2).any()):
+        refuse(argument, "rows of probabilities that sum to 1", value.sum(-1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...core.checks import check_index, check_logits, check_tensor, refuse, values_visible
+from ...core.checks import check_index, check_logits, check_simplex, check_tensor
 from ...core.reductions import widen
 
 
@@ -28,12 +28,7 @@ def class_targets(logits: Tensor, target: Tensor, ignore_index: int | None) -> t
     if target.is_floating_point():
         check_tensor("target", target, shape=tuple(logits.shape))
         target = widen(target)
-        if (
-            target.numel()
-            and values_visible(target)
-            and (bool((target < 0).any()) or bool(((target.sum(-1) - 1).abs() > 1e-2).any()))
-        ):
-            refuse("target", "rows of probabilities that sum to 1", target.sum(-1))
+        check_simplex("target", target)
         return target, None
     check_index(target, logits, ignore_index=ignore_index)
     if ignore_index is None:

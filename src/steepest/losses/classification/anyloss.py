@@ -100,9 +100,12 @@ class AnyLoss(Objective):
         G = \sqrt{TPR \cdot TNR}, \quad BA = \frac{TPR + TNR}{2}
 
     The slope of A is about L exp(-L/2) where p is near 0 or 1: confident errors get almost no gradient, so start from
-    small logits. Ratios of small batches are biased. Without positives (or negatives) in a batch, F_beta and the
-    geometric mean are 0 up to 1e-6 with a gradient near 0; balanced accuracy takes the absent recall as 0 and warns
-    (where values may be looked at).
+    small logits. Ratios of small batches are biased.
+
+    The authors' code takes the root in G as it is, with an infinite slope where a recall vanishes, and has NaN for a
+    batch of one class. Here 1e-12 is added below the root, and the recall of an absent class is 0: without positives
+    (or negatives) F_beta and the geometric mean are 0 up to 1e-6 with a gradient near 0; balanced accuracy warns (where
+    values may be looked at).
 
     Args:
         metric: ``"f1"`` (F_beta with ``beta``), ``"accuracy"``, ``"gmean"``, ``"balanced_accuracy"``, or a function

@@ -20,14 +20,19 @@ from ._factored import FactoredMatrix
 
 
 def _check_z(a: float, b: float, eps: float) -> None:
-    check_number("a", a, low=0.0, open_low=True)
     check_number("b", b)
-    check_number("eps", eps, low=0.0, open_low=True)
+    for argument, value in (("a", a), ("eps", eps)):
+        check_number(argument, value, low=0.0, open_low=True)
+
+
+def _inverse_deviation(variance: Tensor, eps: float) -> Tensor:
+    """One over the standard deviation; 1 where the variance is ``eps`` or less, and the outputs count as equal."""
+    return torch.rsqrt(torch.where(variance <= eps, 1.0, variance))
 
 
 def _z_rows(centred: Tensor, variance: Tensor, a: float, b: float, eps: float) -> Tensor:
     """The Z-loss of o_c - mean and of the variance."""
-    return softplus(a * (b - centred * torch.rsqrt(variance + eps))) / a
+    return softplus(a * (b - centred * _inverse_deviation(variance, eps))) / a
 
 
 def z_loss(
@@ -36,27 +41,26 @@ def z_loss(
     *,
     a: float = 1.0,
     b: float = 1.0,
-    eps: float = 1e-12,
+    eps: float = 1e-8,
     weight: F[Tensor, " batch"] | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     r"""The Z-loss: a soft hinge on the standard score of the target among its own row of outputs.
 
-    .. math:: L = \frac1a \log\bigl(1 + e^{a (b - z_c)}\bigr), \qquad z_c = \frac{o_c - \mu}{\sqrt{\sigma^2 + \epsilon}}
+    .. math:: L = \frac1a \log\bigl(1 + e^{a (b - z_c)}\bigr), \qquad z_c = \frac{o_c - \mu}{\sigma}
 
-    with the mean and the population variance over the D outputs of a row. Adding a number to all outputs, or scaling
-    them by a positive one, changes nothing. It is *not* the penalty (log Z)^2 of language models, which has the same
-    name. As z_c is at most sqrt(D - 1), so is a ``b`` that can be reached. With two classes z_c is +1 or -1 whatever
-    the outputs, and no gradient is left.
+    with the mean and the population deviation over the D outputs of a row. Adding a number to all outputs, or scaling
+    them by a positive one, changes nothing, and the slope grows as 1 / sigma. Where outputs are equal (a head that
+    starts at 0) sigma is taken as 1. It is *not* the penalty (log Z)^2 of language models, which has the same name. As
+    z_c is at most sqrt(D - 1), so is a ``b`` that can be reached. With two classes z_c is +1 or -1 whatever the outputs,
+    and no gradient is left.
 
     Args:
-        logits: o ``[N, D]``, D >= 2.
-        target: class indices ``[N]`` in 0..D-1.
+        logits, target: o ``[N, D]``, D >= 2, and class indices ``[N]`` in 0..D-1.
         a: sharpness, > 0. Ten thousand classes and more: begin at a = 0.1, b = 10.
         b: the standard score from which on the target is good enough.
-        eps: added to the variance, > 0, so that equal outputs have a loss and a gradient.
-        weight: sample weights ``[N]`` >= 0.
-        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        eps: > 0; outputs of this variance or less count as equal. With 1e-8 gradients fit into half precision.
+        weight, reduction: sample weights ``[N]`` >= 0; ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
         The loss in float32 or wider.
@@ -78,16 +82,19 @@ def z_loss(
 
     def plain(o: Tensor) -> Tensor:
         centred = o - o.mean(-1, keepdim=True)  # two passes: the squares of o would cancel
+        centred = centred - centred.mean(-1, keepdim=True)  # what rounding left of the mean
         return _z_rows(pick(centred, y), centred.square().mean(-1), a, b, eps)
 
     def rule(o: Tensor, g: Tensor, rows: slice) -> Tensor:
         torch.sub(o, o.mean(1, keepdim=True), out=g)
+        g.sub_(g.mean(1, keepdim=True))
         own, size = at(g, y[rows]), o.shape[1]
         variance = torch.linalg.vecdot(g, g).unsqueeze(1) / size
-        inverse = torch.rsqrt(variance + eps)
+        inverse = _inverse_deviation(variance, eps)
         below = torch.sigmoid(a * (b - own * inverse)) * inverse
         # dz_c / do_k = (1[k = c] - 1 / D) / sigma - (o_c - mean) (o_k - mean) / (D sigma^3)
-        g.mul_(below * own * inverse.square() / size)
+        turn = below * own * inverse.square() / size
+        g.mul_(torch.where(variance <= eps, 0.0, turn))  # a deviation that is taken as 1 has no slope
         g.add_(below / size)
         add_at(g, y[rows], -below)
         return _z_rows(own, variance, a, b, eps).squeeze(1)
@@ -142,13 +149,13 @@ class _Spherical(Objective):
 class ZLoss(_Spherical):
     """The Z-loss as a module; see :func:`z_loss`. It gives no probabilities; a calibrator can.
 
-    It takes three classes or more: with two there is no gradient. The scale of outputs is free, so weights may drift,
-    and weight decay only changes the effective step. ``a`` and ``b`` matter much.
+    It takes three classes or more: with two there is no gradient. The scale of outputs is free: weights may drift, and
+    weight decay only changes the effective step. ``a`` and ``b`` matter much.
 
     Args:
         a: sharpness, > 0.
         b: the standard score that is good enough; below sqrt(D - 1), or it is out of reach.
-        eps: added to the variance, > 0.
+        eps: > 0; outputs of this variance or less count as equal.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Example:
@@ -160,7 +167,7 @@ class ZLoss(_Spherical):
     tasks = ("multiclass",)
     search = {"a": Float(0.05, 5.0, log=True), "b": Float(0.5, 10.0, log=True)}
 
-    def __init__(self, a: float = 1.0, b: float = 1.0, eps: float = 1e-12, reduction: str = "mean") -> None:
+    def __init__(self, a: float = 1.0, b: float = 1.0, eps: float = 1e-8, reduction: str = "mean") -> None:
         super().__init__(reduction)
         _check_z(a, b, eps)
         self.a, self.b, self.eps = a, b, eps
@@ -269,13 +276,9 @@ class SphericalOutputLayer(nn.Module):
     Args:
         d: width of h, >= 1.
         D: number of classes, >= 2.
-        loss: ``"z"``, ``"taylor"``, ``"spherical"``, ``"squared_error"``, or a :class:`ZLoss`,
-            :class:`TaylorSoftmaxLoss` or :class:`SphericalLoss` with reduction "mean".
+        loss: ``"z"``, ``"taylor"``, ``"spherical"``, ``"squared_error"``, or such a loss with reduction "mean".
         factored: the factored mode.
         rebuild_every: steps between two rebuilds, or None for only where a step asks for one.
-
-    Raises:
-        ValueError: fewer than two classes, wrong shapes, a class out of range.
 
     Example:
         >>> layer = SphericalOutputLayer(16, 1000)
@@ -370,11 +373,7 @@ class SphericalOutputLayer(nn.Module):
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        r"""One step :math:`W \leftarrow W - \eta\, \partial L / \partial W` of what ``backward`` saw since the last.
-
-        Args:
-            lr: > 0.
-        """
+        r"""One step :math:`W \leftarrow W - \eta\, \partial L / \partial W` of what ``backward`` saw; ``lr`` > 0."""
         check_number("lr", lr, low=0.0, open_low=True)
         if self.factors is None:
             if self.matrix.grad is not None:

@@ -132,6 +132,7 @@ class HausdorffErosionLoss(Loss):
     """
 
     name = "hausdorff_erosion"
+    gradient = "surrogate"
 
     def __init__(self, erosions: int = 10) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.checks import check_binary, check_choice, check_number, check_tensor, refuse, values_visible
+from ...core.checks import check_binary, check_choice, check_domain, check_number, check_tensor, refuse
 from ...core.confusion import soft_counts
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import widen
@@ -75,8 +75,7 @@ def soft_dice_loss(
     if from_logits:
         p, q = torch.sigmoid(z), torch.sigmoid(-z)
     else:
-        if z.numel() and values_visible(z) and bool(((z < 0) | (z > 1)).any()):
-            refuse("outputs", "probabilities in [0, 1]", [float(z.min()), float(z.max())])
+        check_domain("outputs", z, "probabilities")
         p, q = z, 1 - z
     if not z.numel():
         return p.mean()

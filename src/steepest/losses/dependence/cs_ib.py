@@ -100,9 +100,9 @@ def cs_mutual_information(
     if not normalized:
         return found
     selves = _information(k, k), _information(q, q)
-    apart = torch.minimum(*selves) > 64 * torch.finfo(found.dtype).eps
-    scale = torch.where(apart, selves[0] * selves[1], 1.0).sqrt()
-    return torch.where(apart, found, 0.0) / scale
+    constant = torch.minimum(*selves) <= 64 * torch.finfo(found.dtype).eps
+    scale = torch.where(constant, 1.0, selves[0] * selves[1]).sqrt()
+    return torch.where(constant, 0.0, found) / scale
 
 
 class CauchySchwarzIBLoss(Loss):

@@ -260,19 +260,20 @@ def group_divergence(predictions: object, groups: object, *, bandwidth: float | 
 
     Args:
         predictions: finite numbers ``[N]``.
-        groups: the group of each row ``[N]``, of any type.
+        groups: the group of each row ``[N]``, of any type, none missing.
         bandwidth: of the kernel, > 0; None for Scott's rule on all predictions.
 
     Returns:
         Between 0 and log2 of the number of groups.
 
     Raises:
-        ValueError: lengths that differ, nothing, a bandwidth <= 0, numbers that aren't finite.
+        ValueError: lengths that differ, nothing, a bandwidth <= 0, numbers that aren't finite, a missing group.
 
     Example:
         >>> round(group_divergence([0.0, 0.1, 9.0, 9.1], ["a", "a", "b", "b"], bandwidth=0.5), 3)
         1.0
     """
+    import pandas as pd
     from scipy.ndimage import gaussian_filter1d
 
     if bandwidth is not None:
@@ -282,9 +283,12 @@ def group_divergence(predictions: object, groups: object, *, bandwidth: float | 
         refuse("groups", "one group for each of the predictions [N]", list(labels.shape))
     if not np.isfinite(values).all():
         refuse("predictions", "finite numbers", float(values[~np.isfinite(values)][0]))
-    width = float(values.std() * len(values) ** -0.2) if bandwidth is None else bandwidth
-    if width == 0:  # all predictions are the same
+    if pd.isna(labels).any():
+        refuse("groups", "a group for each row", labels[pd.isna(labels)][0])
+    values = values - values.min()
+    if not values.any():  # all predictions are the same
         return 0.0
+    width = float(values.std() * len(values) ** -0.2) if bandwidth is None else bandwidth
     ends = values.min() - 6 * width, values.max() + 6 * width
     cell = (ends[1] - ends[0]) / _CELLS
     mixture, parts = np.zeros(_CELLS), 0.0
@@ -294,7 +298,7 @@ def group_divergence(predictions: object, groups: object, *, bandwidth: float | 
         density = gaussian_filter1d(counts, width / cell, mode="constant", truncate=6.0)
         mixture += len(own) / len(values) * density
         parts += len(own) / len(values) * _entropy(density)
-    return max(0.0, _entropy(mixture) - parts)
+    return float(np.maximum(_entropy(mixture) - parts, 0.0))  # which keeps NaN, as Python's max does not
 
 
 def calibrate_fairness_strength(
@@ -340,6 +344,7 @@ def calibrate_fairness_strength(
     rows = []
     for strength in sorted(lambdas):
         loss, predictions, groups = fit(strength)
+        check_number("loss", float(loss))
         rows.append((float(strength), float(loss), group_divergence(predictions, groups, bandwidth=bandwidth)))
     table = pd.DataFrame(rows, columns=["strength", "loss", "divergence"])
     first = table["loss"].iloc[0]

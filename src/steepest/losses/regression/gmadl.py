@@ -15,8 +15,8 @@ from torch import Tensor
 from ...core.checks import check_number, refuse, values_visible
 from ...core.loss import Loss, Sample
 from ...core.objective import Objective, TaskInfo
+from ...core.residuals import pair, per_sample
 from ...core.search import Float
-from ._residuals import pair, per_sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,8 @@ def madl(
     Source: Generalized Mean Absolute Directional Loss, arXiv:2412.18405.
     """
     predicted, observed = _returns(outputs, target)
-    return per_sample(-torch.sign(predicted) * observed, weight, reduction)
+    sign = torch.where(predicted.isnan(), predicted, torch.sign(predicted))  # torch gives the sign of NaN as 0
+    return per_sample(-sign * observed, weight, reduction)
 
 
 class GMADLLoss(Objective):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ....core.checks import check_tensor
+from ....core.checks import check_interval, check_tensor
 from ....core.reductions import widen
 
 Example = Callable[[torch.Generator], tuple[Any, ...]]
@@ -92,11 +92,12 @@ def loss(
     outliers: bool = False,
     imbalance: bool = False,
     gradient: str = "exact",
+    name: str | None = None,
 ) -> Callable[[Function], Function]:
-    """Give a function its card, under its own name."""
+    """Give a function its card, under its own name or another."""
 
     def give(fn: Function) -> Function:
-        LOSSES[fn.__name__] = LossCard(
+        LOSSES[name or fn.__name__] = LossCard(
             fn, task, formula, range, minimiser, convex, outliers, imbalance, example, gradient
         )
         return fn
@@ -122,6 +123,11 @@ def pair(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     check_tensor("target", target, shape=tuple(outputs.shape))
     wide = widen(outputs)
     return wide, target.to(wide.dtype) if not target.is_floating_point() else widen(target)
+
+
+def check_boxes(argument: str, boxes: Tensor) -> None:
+    """Check that boxes x1, y1, x2, y2 have no negative side."""
+    check_interval(argument, boxes[:, 2:] - boxes[:, :2], 0.0, what="boxes x1, y1, x2, y2 with sides", rounding=0.0)
 
 
 def normal(*shape: int) -> Example:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ....core.checks import check_number, check_tensor, refuse, refuse_type
+from ....core.checks import check_number, check_simplex, check_tensor, refuse, refuse_type
 from ....core.reductions import widen
 from .cards import logits_and_index, metric, pair
 from .spaces import token_cross_entropy
@@ -66,6 +66,7 @@ def _rows(g: torch.Generator) -> tuple[Any, ...]:
 def inception_score(outputs: Tensor) -> float:
     """Inception score of the class probabilities ``[N, C]`` that a classifier gives generated images."""
     check_tensor("outputs", outputs, ndim=2, floating=True)
+    check_simplex("outputs", outputs)
     p = widen(outputs).double()
     return float((torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(-1).mean().exp())
 

@@ -12,9 +12,17 @@ import torch.nn.functional as nnf
 from jaxtyping import Float as F
 from torch import Tensor
 
-from ....core.checks import check_binary, check_number, check_range, check_tensor, refuse, values_visible
+from ....core.checks import (
+    check_binary,
+    check_domain,
+    check_number,
+    check_range,
+    check_tensor,
+    refuse,
+    values_visible,
+)
 from ....core.reductions import widen
-from .cards import chances_and_bits, logits_and_bits, logits_and_index, loss, normal, pair, positive
+from .cards import chances_and_bits, check_boxes, logits_and_bits, logits_and_index, loss, normal, pair, positive
 
 DETECTION, SEGMENTATION, DEPTH, IMAGES = "detection", "segmentation", "depth", "image generation"
 _TRUTH = "the truth"
@@ -39,6 +47,8 @@ def _overlap(outputs: Boxes, target: Boxes) -> tuple[Tensor, Tensor, Tensor, Ten
     """Boxes, their IoU, union and the sides of the box around both."""
     check_tensor("outputs", outputs, shape=(None, 4))
     a, b = pair(outputs, target)
+    check_boxes("outputs", a)
+    check_boxes("target", b)
     low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
     shared = (high - low).clamp_min(0).prod(-1)
     union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - shared
@@ -100,12 +110,14 @@ def _counts(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     check_tensor("outputs", outputs, floating=True)
     check_binary(target, outputs)
     p, y = pair(outputs, target)
+    check_domain("outputs", p, "probabilities")
     return (p * y).sum(), (p * (1 - y)).sum(), ((1 - p) * y).sum()
 
 
 def _missing(part: Tensor, whole: Tensor) -> Tensor:
-    # nothing wanted and nothing found is no error
-    return torch.where(whole > 0, 1 - part / torch.where(whole > 0, whole, 1.0), 0.0)
+    # nothing wanted and nothing found is no error; NaN is not nothing
+    nothing = whole == 0
+    return torch.where(nothing, 0.0, 1 - part / torch.where(nothing, 1.0, whole))
 
 
 @loss(SEGMENTATION, "1 - 2 TP / (2 TP + FP + FN), soft counts", "[0, 1]", "a mask cut at a level", False,
@@ -179,6 +191,7 @@ def boundary(outputs: Tensor, target: Tensor) -> Tensor:
     check_tensor("outputs", outputs, ndim=3, floating=True)
     check_binary(target, outputs)
     p, _ = pair(outputs, target)
+    check_domain("outputs", p, "probabilities")
     return (p * signed_distance(target).to(p.dtype)).mean()
 
 

@@ -11,9 +11,17 @@ from jaxtyping import Float as F
 from sklearn import metrics as sk
 from torch import Tensor
 
-from ....core.checks import check_binary, check_logits, check_number, check_range, check_tensor, refuse
+from ....core.checks import (
+    check_binary,
+    check_logits,
+    check_number,
+    check_range,
+    check_simplex,
+    check_tensor,
+    refuse,
+)
 from ....core.reductions import widen
-from .cards import chances_and_bits, logits_and_index, metric, normal, pair
+from .cards import chances_and_bits, check_boxes, logits_and_index, metric, normal, pair
 
 REGRESSION, CLASSIFICATION, DETECTION = "regression", "classification", "detection"
 SEGMENTATION, FACES, RANKING = "segmentation", "face verification", "ranking"
@@ -25,10 +33,11 @@ def _numbers(*values: Tensor) -> list[np.ndarray]:
 
 @metric(REGRESSION, "1 - sum (y - f)^2 / sum (y - mean y)^2", "<= 1", True, normal(8))
 def r2(outputs: Tensor, target: Tensor) -> float:
-    """Share of the variance that is explained."""
+    """Share of the variance that is explained; minus infinity for equal targets, NaN where they are met."""
     check_tensor("outputs", outputs, ndim=1)
     f, y = _numbers(*pair(outputs, target))
-    return float(sk.r2_score(y, f))
+    first = y[:1]  # about it equal targets have a variance of 0, without rounding
+    return float(sk.r2_score(y - first, f - first, force_finite=False))
 
 
 @metric(REGRESSION, "1 - (1 - R2) (n - 1) / (n - k - 1), k features", "<= 1", True, normal(8))
@@ -124,6 +133,11 @@ def pr_auc(outputs: Tensor, target: Tensor) -> float:
     return float(sk.average_precision_score(*_scores(outputs, target)))
 
 
+def _where_known(values: Tensor, scores: Tensor) -> float:
+    """The mean of one value a row; NaN among its scores, which have no order, makes a row NaN."""
+    return float(torch.where(scores.isnan().any(-1), torch.nan, values).mean())
+
+
 @metric(CLASSIFICATION, "share of rows whose class is among the k largest", "[0, 1]", True, logits_and_index(9, 4))
 def top_k(outputs: Tensor, target: Tensor, *, k: int = 5) -> float:
     """Top-k accuracy of logits ``[N, C]``; 1 for k >= C."""
@@ -132,7 +146,7 @@ def top_k(outputs: Tensor, target: Tensor, *, k: int = 5) -> float:
     check_tensor("target", target, floating=False, shape=(outputs.shape[0],))
     check_range("target", target, 0, outputs.shape[1] - 1)
     best = outputs.topk(min(k, outputs.shape[1])).indices
-    return float((best == target[:, None]).any(-1).double().mean())
+    return _where_known((best == target[:, None]).any(-1).double(), outputs)
 
 
 def _rows(g: torch.Generator) -> tuple[Any, ...]:
@@ -144,6 +158,7 @@ def _rows(g: torch.Generator) -> tuple[Any, ...]:
 def log_loss(outputs: Tensor, target: Tensor) -> float:
     """Log loss of probabilities ``[N, C]``."""
     check_logits(outputs)
+    check_simplex("outputs", outputs)
     check_tensor("target", target, floating=False, shape=(outputs.shape[0],))
     check_range("target", target, 0, outputs.shape[1] - 1)
     return float(-widen(outputs).gather(1, target.long()[:, None]).log().mean())
@@ -170,6 +185,7 @@ def box_iou(outputs: Boxes, target: Boxes) -> Tensor:
     """IoU ``[N, M]`` of boxes x1, y1, x2, y2."""
     for argument, value in (("outputs", outputs), ("target", target)):
         check_tensor(argument, value, floating=True, shape=(None, 4))
+        check_boxes(argument, value)
     a, b = widen(outputs)[:, None], widen(target)[None]
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     shared = sides.clamp_min(0).prod(-1)
@@ -296,18 +312,32 @@ def boundary_f1(outputs: Tensor, target: Tensor, *, tolerance: float = 2.0) -> f
     return float(np.mean(found))
 
 
+def _roc(outputs: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Rates of false and of true positives; none where the labels are all of one kind."""
+    y, scores = _scores(outputs, target)
+    if len(np.unique(y)) < 2:
+        return np.empty(0), np.empty(0)
+    false, true, _ = sk.roc_curve(y, scores, drop_intermediate=False)
+    return false, true
+
+
 @metric(FACES, "share of genuine pairs accepted where far of the impostors are", "[0, 1]", True, chances_and_bits(12))
 def verification_rate(outputs: Tensor, target: Tensor, *, far: float = 0.001) -> float:
-    """Genuine pairs accepted at a false accept rate of at most ``far``: scores ``[N]``, 1 for genuine pairs."""
+    """Genuine pairs accepted at a false accept rate of at most ``far``: scores ``[N]``, 1 for genuine pairs.
+
+    NaN without pairs of either kind.
+    """
     check_number("far", far, low=0.0, high=1.0)
-    false, true, _ = sk.roc_curve(*_scores(outputs, target), drop_intermediate=False)
-    return float(true[false <= far].max())
+    false, true = _roc(outputs, target)
+    return float(true[false <= far].max()) if len(true) else float("nan")
 
 
 @metric(FACES, "the rate at which false accepts and false rejects are equal", "[0, 1]", False, chances_and_bits(12))
 def equal_error_rate(outputs: Tensor, target: Tensor) -> float:
-    """Equal error rate of scores ``[N]``, between the points of the ROC curve by a line."""
-    false, true, _ = sk.roc_curve(*_scores(outputs, target), drop_intermediate=False)
+    """Equal error rate of scores ``[N]``, between the points of the ROC curve by a line; NaN with one kind of pairs."""
+    false, true = _roc(outputs, target)
+    if not len(true):
+        return float("nan")
     gap = false - (1 - true)  # rises from -1 to 1
     place = int(np.argmax(gap >= 0))
     if gap[place] == 0 or place == 0:
@@ -334,7 +364,7 @@ def mrr(outputs: Tensor, target: Tensor) -> float:
     order = outputs.argsort(dim=-1, descending=True, stable=True)
     hit = target.gather(1, order) == 1
     first = hit.long().argmax(-1) + 1
-    return float(torch.where(hit.any(-1), 1 / first.double(), 0.0).mean())
+    return _where_known(torch.where(hit.any(-1), 1 / first.double(), 0.0), outputs)
 
 
 @metric(RANKING, "DCG / ideal DCG, gains y, discounts log2(rank + 1)", "[0, 1]", True, _lists)

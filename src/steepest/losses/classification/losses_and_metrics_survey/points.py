@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ....core.checks import check_binary, check_index, check_logits, check_number, check_tensor, refuse, values_visible
+from ....core.checks import (
+    check_binary,
+    check_domain,
+    check_index,
+    check_interval,
+    check_logits,
+    check_number,
+    check_simplex,
+    check_tensor,
+    refuse,
+    values_visible,
+)
 from ....core.logpartition import target_log_probability
 from ....core.reductions import widen
+from ....core.residuals import huber, log_cosh, mae, mape, mse, quantile_loss, rmse
 from .cards import logits_and_bits, logits_and_index, loss, normal, pair, positive
 
 REGRESSION, BINARY, MULTICLASS = "regression", "binary", "multiclass"
@@ -22,41 +33,13 @@ _SIGN = "the sign of P(y = 1) - 1/2"
 _LOG = "log P(y), up to a constant"
 
 
-@loss(REGRESSION, "(y - f)^2", ">= 0", _MEAN, True, normal(6))
-def mse(outputs: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error."""
-    return nnf.mse_loss(*pair(outputs, target))
-
-
-@loss(REGRESSION, "|y - f|", ">= 0", _MEDIAN, True, normal(6), outliers=True)
-def mae(outputs: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error."""
-    return nnf.l1_loss(*pair(outputs, target))
-
-
-@loss(REGRESSION, "e^2/2 for |e| <= delta, else delta (|e| - delta/2)", ">= 0", "between mean and median", True,
-      normal(6), outliers=True)  # fmt: skip
-def huber(outputs: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
-    """Huber loss."""
-    check_number("delta", delta, low=0.0, open_low=True)
-    return nnf.huber_loss(*pair(outputs, target), delta=delta)
-
-
-@loss(REGRESSION, "log cosh(y - f)", ">= 0", "between mean and median", True, normal(6), outliers=True)
-def log_cosh(outputs: Tensor, target: Tensor) -> Tensor:
-    """Log-cosh loss, without overflow."""
-    outputs, target = pair(outputs, target)
-    size = (target - outputs).abs()
-    return (size + nnf.softplus(-2 * size) - math.log(2)).mean()
-
-
-@loss(REGRESSION, "max(q e, (q - 1) e), e = y - f", ">= 0", "the q-quantile of y", True, normal(6), outliers=True)
-def quantile(outputs: Tensor, target: Tensor, *, q: float = 0.5) -> Tensor:
-    """Quantile (pinball) loss."""
-    check_number("q", q, low=0.0, high=1.0, open_low=True, open_high=True)
-    outputs, target = pair(outputs, target)
-    error = target - outputs
-    return torch.maximum(q * error, (q - 1) * error).mean()
+loss(REGRESSION, "(y - f)^2", ">= 0", _MEAN, True, normal(6))(mse)
+loss(REGRESSION, "|y - f|", ">= 0", _MEDIAN, True, normal(6), outliers=True)(mae)
+loss(REGRESSION, "e^2/2 for |e| <= delta, else delta (|e| - delta/2)", ">= 0", "between mean and median", True,
+     normal(6), outliers=True)(huber)  # fmt: skip
+loss(REGRESSION, "log cosh(y - f)", ">= 0", "between mean and median", True, normal(6), outliers=True)(log_cosh)
+loss(REGRESSION, "max(q e, (q - 1) e), e = y - f", ">= 0", "the q-quantile of y", True, normal(6), outliers=True,
+     name="quantile")(quantile_loss)  # fmt: skip
 
 
 @loss(REGRESSION, "p - y log p", "any real", _MEAN, True, positive(6))
@@ -65,16 +48,11 @@ def poisson(outputs: Tensor, target: Tensor) -> Tensor:
     outputs, target = pair(outputs, target)
     if outputs.numel() and values_visible(outputs) and bool((outputs <= 0).any()):
         refuse("outputs", "rates > 0", float(outputs.min()))
+    check_interval("target", target, 0.0, what="counts", rounding=0.0)
     return (outputs - torch.xlogy(target, outputs)).mean()
 
 
-@loss(REGRESSION, "100 |y - f| / |y|", ">= 0 percent", "the median of y weighted by 1/|y|", True, positive(6))
-def mape(outputs: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute percentage error, in percent; y != 0."""
-    outputs, target = pair(outputs, target)
-    if target.numel() and values_visible(target) and bool((target == 0).any()):
-        refuse("target", "values other than 0", 0.0)
-    return 100 * ((target - outputs) / target).abs().mean()
+loss(REGRESSION, "100 |y - f| / |y|", ">= 0 percent", "the median of y weighted by 1/|y|", True, positive(6))(mape)
 
 
 @loss(REGRESSION, "200 |y - f| / (|y| + |f|)", "[0, 200] percent", "no closed form", False, positive(6), outliers=True)
@@ -85,12 +63,7 @@ def smape(outputs: Tensor, target: Tensor) -> Tensor:
     return 200 * ((target - outputs).abs() / torch.where(size > 0, size, 1.0)).mean()
 
 
-@loss(REGRESSION, "sqrt(mean (y - f)^2)", ">= 0", _MEAN, True, normal(6))
-def rmse(outputs: Tensor, target: Tensor) -> Tensor:
-    """Root mean squared error; its gradient at 0 is 0."""
-    outputs, target = pair(outputs, target)
-    norm: Tensor = torch.linalg.vector_norm(target - outputs)
-    return norm / math.sqrt(max(target.numel(), 1))
+loss(REGRESSION, "sqrt(mean (y - f)^2)", ">= 0", _MEAN, True, normal(6))(rmse)
 
 
 def _binary(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +124,9 @@ def _soft(g: torch.Generator) -> tuple[Any, ...]:
 def cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits with one-hot or soft rows."""
     check_logits(outputs)
-    return nnf.cross_entropy(*pair(outputs, target))
+    logits, rows = pair(outputs, target)
+    check_simplex("target", rows)
+    return nnf.cross_entropy(logits, rows)
 
 
 def _indexed(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +157,9 @@ def _log_rows(g: torch.Generator) -> tuple[Any, ...]:
 @loss(MULTICLASS, "-l_y", ">= 0 for log-probabilities", "log P(y)", True, _log_rows)
 def nll(outputs: Tensor, target: Tensor) -> Tensor:
     """Negative log-likelihood of log-probabilities."""
-    return nnf.nll_loss(*_indexed(outputs, target))
+    log_p, index = _indexed(outputs, target)
+    check_domain("outputs", log_p, "log_probabilities")
+    return nnf.nll_loss(log_p, index)
 
 
 @loss(MULTICLASS, "-log p_y + e (1 - p_y)", ">= 0 for e >= -1", _LOG, False, logits_and_index(5, 3))
@@ -217,4 +194,7 @@ def _log_rows_and_soft(g: torch.Generator) -> tuple[Any, ...]:
 def kl(outputs: Tensor, target: Tensor) -> Tensor:
     """Kullback-Leibler divergence of rows y from log-probabilities l."""
     check_tensor("outputs", outputs, ndim=2, floating=True)
-    return nnf.kl_div(*pair(outputs, target), reduction="batchmean")
+    log_p, rows = pair(outputs, target)
+    check_domain("outputs", log_p, "log_probabilities")
+    check_simplex("target", rows)
+    return nnf.kl_div(log_p, rows, reduction="batchmean")

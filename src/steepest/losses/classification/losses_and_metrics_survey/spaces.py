@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from ....core.checks import check_binary, check_index, check_logits, check_number, check_range, check_tensor, refuse
+from ....core.checks import (
+    check_binary,
+    check_domain,
+    check_index,
+    check_logits,
+    check_number,
+    check_range,
+    check_tensor,
+    refuse,
+    values_visible,
+)
 from ....core.logpartition import class_mask
 from ....core.reductions import widen
 from .cards import logits_and_bits, logits_and_index, loss, normal, pair
@@ -56,6 +66,8 @@ def cosine_embedding(first: Tensor, second: Tensor, same: Tensor, *, margin: flo
     check_number("margin", margin, low=-1.0, high=1.0)
     check_tensor("first", first, ndim=2, floating=True)
     check_tensor("same", same, shape=(first.shape[0],))
+    if same.numel() and values_visible(same) and not bool(((same == 1) | (same == -1)).all()):
+        refuse("same", "labels in {-1, 1}", torch.unique(same).tolist())
     return nnf.cosine_embedding_loss(*pair(first, second), same, margin=margin)
 
 
@@ -83,6 +95,7 @@ def _angle(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     check_logits(outputs)
     check_index(target, outputs)
     cosine = widen(outputs)
+    check_domain("outputs", outputs, "cosine")
     # the slope of the angle is infinite at 1 and -1
     return cosine, cosine.clamp(-1 + 1e-7, 1 - 1e-7).acos()
 
@@ -144,17 +157,27 @@ def _sequences(g: torch.Generator) -> tuple[Any, ...]:
 
 @loss(LANGUAGE, "-log P(target), summed over all alignments", ">= 0", "certain alignments of the target", None,
       _sequences, gradient="surrogate")  # fmt: skip
-def ctc(outputs: Tensor, target: Tensor, input_lengths: Tensor, target_lengths: Tensor, *, blank: int = 0) -> Tensor:
+def ctc(
+    outputs: Tensor,
+    target: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    *,
+    blank: int = 0,
+    zero_infinity: bool = False,
+) -> Tensor:
     """CTC loss of log-probabilities ``[T, N, C]``; the gradient is that of the logits beneath, as torch defines it."""
     check_tensor("outputs", outputs, ndim=3, floating=True)
     check_tensor("target", target, floating=False)
-    return nnf.ctc_loss(widen(outputs), target, input_lengths, target_lengths, blank=blank)
+    check_domain("outputs", outputs, "log_probabilities")
+    lengths = (input_lengths, target_lengths)
+    return nnf.ctc_loss(widen(outputs), target, *lengths, blank=blank, zero_infinity=zero_infinity)
 
 
 @loss(LANGUAGE, "sum_k q_k cost_k, q = softmax(a log P) over the candidates of a sequence", "that of the costs",
       "all mass on the cheapest candidate", False, normal(4, 5))  # fmt: skip
 def minimum_risk(outputs: Tensor, target: Tensor, *, sharpness: float = 1.0) -> Tensor:
-    """Sequence-level risk: log-probabilities ``[N, K]`` of candidates, costs ``[N, K]`` (such as 1 - BLEU)."""
+    """Sequence-level risk: log-probabilities ``[N, K]`` of candidates, up to a constant; costs such as 1 - BLEU."""
     check_number("sharpness", sharpness, low=0.0, open_low=True)
     check_tensor("outputs", outputs, ndim=2, floating=True)
     log_p, cost = pair(outputs, target)
