@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.losses import GeneralizedDiceLoss as PeerDice
 from monai.losses import LocalNormalizedCrossCorrelationLoss as PeerNCC
-from scipy.ndimage import convolve, generate_binary_structure
+from scipy.ndimage import convolve, generate_binary_structure, median_filter
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from steepest.losses.dense.adaptive_registration import (
@@ -192,6 +192,11 @@ def test_an_even_image_correlates_with_nothing():
         assert leaf.grad.abs().max().item() == 0.0
 
 
+def test_correlation_of_nan_is_nan():
+    image = draw(1, 1, 4, 4)
+    assert ncc_loss(torch.full_like(image, torch.nan), image).isnan()
+
+
 def naive_ssim(w, f, window, span, k1, k2):
     c1, c2 = (k1 * span) ** 2, (k2 * span) ** 2
     values = []
@@ -273,13 +278,19 @@ def test_labels_that_were_warped_may_round():
     assert abs(generalized_dice_loss(p, torch.ones(1, 1, 3, 3)).item()) < 1e-5
 
 
-@pytest.mark.parametrize("size", [FLAT, SOLID])
-@pytest.mark.parametrize("erosions", [1, 2, 10])
-def test_erosion_against_scipy(size, erosions):
-    generator = torch.Generator().manual_seed(3)
+def missed_block(size):
     y = torch.zeros(2, 2, *size, dtype=torch.float64)
     y[(slice(None), slice(None), *[slice(1, n - 1) for n in size])] = 1
-    p = (1 - y) * 0.2 * torch.rand(y.shape, generator=generator, dtype=torch.float64)
+    return y
+
+
+@pytest.mark.parametrize("size", [FLAT, SOLID])
+@pytest.mark.parametrize("erosions", [1, 2, 10])
+def test_erosion_of_hard_maps_against_scipy(size, erosions):
+    """Convolution, threshold at 1/2, scaled to 1 again: the published erosion."""
+    y = missed_block(size)
+    p = torch.zeros_like(y)
+    p[0] = 1  # all wrong outside the block, on its thin shell
     cross = generate_binary_structure(len(size), 1).astype(float)
     total = 0.0
     for own in (p - y).square().flatten(0, 1).numpy():
@@ -290,6 +301,50 @@ def test_erosion_against_scipy(size, erosions):
     found = HausdorffErosionLoss(erosions)(p, y).item()
     assert found > 0
     assert found == pytest.approx(total / 4, rel=1e-12)
+
+
+def by_neighbours(d, erosions):
+    """The erosions of one map as the docstring has them, a cell at a time."""
+    cross = generate_binary_structure(d.ndim, 1)
+    level = median_filter(d, footprint=cross, mode="constant")
+    cells, total = d, 0.0
+    for k in range(1, erosions + 1):
+        padded, eroded = np.pad(cells, 1), np.zeros_like(cells)
+        for place in np.ndindex(*d.shape):
+            near = padded[tuple(slice(i, i + 3) for i in place)][cross]
+            eroded[place] = max(0.0, 2 * np.minimum(near, level[place]).mean() - level[place])
+        cells, total = eroded, total + k**2 * eroded.mean()
+    return total
+
+
+@pytest.mark.parametrize("size", [FLAT, SOLID])
+def test_erosion_of_soft_maps_by_hand(size):
+    p, y = draw(1, 2, *size), labels(1, 2, *size, seed=1)
+    wanted = np.mean([by_neighbours(own, 3) for own in (p - y).square()[0].numpy()])
+    assert wanted > 0
+    assert hausdorff_erosion_loss(p, y, erosions=3).item() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_a_miss_costs_by_its_error_whatever_its_size(p):
+    """A block that is missed softly: the hard loss times the squared error, here and with a wrong cell far off."""
+    y = torch.zeros(1, 1, 14, 12, 12)
+    y[:, :, 2:9, 2:9, 2:9] = 1
+    hard = hausdorff_erosion_loss(torch.zeros_like(y), y).item()
+    assert hausdorff_erosion_loss(p * y, y).item() == pytest.approx((1 - p) ** 2 * hard, rel=1e-4)
+    speckled = p * y
+    speckled[0, 0, 12, 10, 10] = 1
+    assert hausdorff_erosion_loss(speckled, y).item() == pytest.approx((1 - p) ** 2 * hard, rel=1e-4)
+    assert hausdorff_erosion_loss(torch.full_like(y, p), y).item() >= (1 - p) ** 2 * hard
+
+
+def test_the_gradient_of_the_erosion_never_points_away_from_the_labels():
+    """It is that of the loss at fixed levels: the slope of the value itself has both signs."""
+    p, y = draw(2, 2, *FLAT).requires_grad_(), labels(2, 2, *FLAT, seed=1)
+    (slope,) = torch.autograd.grad(hausdorff_erosion_loss(p, y), p)
+    towards = slope * (2 * y - 1)
+    assert towards.max() <= 0
+    assert (towards < 0).double().mean() > 0.5
 
 
 def test_erosion_sees_thickness_and_gives_a_gradient():

@@ -213,10 +213,15 @@ def test_a_label_of_probability_zero(detach):
     [
         ({"targets": torch.tensor([[1, 0, 2], [2, 0, 0]])}, "targets: expected labels other than the blank 0"),
         ({"targets": torch.tensor([[1, 3, 2], [2, 0, 0]])}, "targets: expected values in 0..2"),
-        ({"targets": torch.tensor([1, 2, 1])}, "targets: expected shape"),
-        ({"input_lengths": torch.tensor([7, 4])}, "input_lengths: expected values in 1..6"),
+        ({"targets": torch.tensor([1, 2, 1])}, "targets: expected 4 labels, the sum of target_lengths"),
+        ({"targets": torch.tensor([[1, 2, 1]])}, r"targets: expected shape \(2, \*\)"),
+        ({"input_lengths": torch.tensor([7, 4])}, "input_lengths: expected values in 0..6"),
+        ({"input_lengths": (6,)}, r"input_lengths: expected shape \(2\)"),
+        ({"input_lengths": torch.tensor([[6, 4]])}, r"input_lengths: expected shape \(2\)"),
         ({"target_lengths": torch.tensor([4, 1])}, "target_lengths: expected values in 0..3"),
-        ({"log_probs": torch.zeros(6, 3)}, "log_probs: expected 3 dimensions"),
+        ({"log_probs": torch.zeros(6, 3)}, "targets: expected 1 dimensions"),
+        ({"log_probs": torch.zeros(6, 1, 2, 3)}, "log_probs: expected 2 or 3 dimensions"),
+        ({"log_probs": torch.ones(6, 2, 3)}, "log_probs: expected log-probabilities <= 0, got 1"),
     ],
 )
 def test_refused(changed, message):
@@ -225,6 +230,69 @@ def test_refused(changed, message):
         LabelPriorCTCLoss()(**{**given, **changed})
     with pytest.raises(ValueError, match=r"blank: expected a label in 0\.\.2"):
         LabelPriorCTCLoss(blank=3)(**given)
+
+
+@pytest.mark.parametrize("lengths", [6, 6.0, (6.0, 4.0)])
+def test_refused_lengths(lengths):
+    with pytest.raises(TypeError, match="input_lengths: expected"):
+        LabelPriorCTCLoss()(torch.zeros(6, 2, 3), TARGETS, lengths, LENGTHS)
+
+
+def forms():
+    """Everything that torch documents as the arguments of its loss, batched and not."""
+    log_probs = logits(4).detach().log_softmax(-1)
+    flat = torch.tensor([1, 1, 2, 2])
+    batched = [
+        (log_probs, flat, FRAMES, LENGTHS),
+        (log_probs, TARGETS, (6, 4), (3, 1)),
+        (log_probs, flat.int(), FRAMES.int(), LENGTHS.int()),
+        (log_probs, TARGETS, FRAMES, torch.tensor([3, 0])),
+        (log_probs, flat[:3], (6, 4), (3, 0)),
+        (log_probs, torch.zeros(2, 0, dtype=torch.long), (6, 4), (0, 0)),
+    ]
+    one = log_probs[:, 0]
+    lengths = ((torch.tensor(6), torch.tensor(3)), (torch.tensor([6]), torch.tensor([3])), ((6,), (3,)))
+    return [*batched, *((one, TARGETS[0], *pair) for pair in lengths)]
+
+
+@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_takes_what_torch_takes(case, reduction):
+    log_probs, *rest = forms()[case]
+    found = LabelPriorCTCLoss(prior_scale=0.0, reduction=reduction)(log_probs, *rest)
+    wanted = ctc_loss(log_probs, *rest, reduction=reduction)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert ctc_occupancy(log_probs, *rest).shape == log_probs.shape
+
+
+def test_the_form_of_the_arguments_changes_nothing():
+    log_probs = logits(4).detach().log_softmax(-1)
+    wanted = LabelPriorCTCLoss()(log_probs, TARGETS, FRAMES, LENGTHS)
+    assert LabelPriorCTCLoss()(log_probs, torch.tensor([1, 1, 2, 2]), (6, 4), [3, 1]).item() == wanted.item()
+    one = LabelPriorCTCLoss(reduction="none")(log_probs[:, :1], TARGETS[:1], FRAMES[:1], LENGTHS[:1])
+    assert LabelPriorCTCLoss(reduction="none")(log_probs[:, 0], TARGETS[0], 6, 3).item() == one.item()
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_target_that_nothing_aligns_with(kappa, detach):
+    """Two equal labels need a blank between them: two frames are too few."""
+    z = logits(5)[:2].detach().requires_grad_()
+    rest = (torch.tensor([[1, 1], [1, 2]]), torch.tensor([2, 2]), torch.tensor([2, 2]))
+    options = {"prior_scale": kappa, "detach": detach}
+    assert LabelPriorCTCLoss(**options)(z.log_softmax(-1), *rest).item() == math.inf
+    each = LabelPriorCTCLoss(**options, reduction="none", zero_infinity=True)(z.log_softmax(-1), *rest)
+    plain = LabelPriorCTCLoss(**options, reduction="none")(z.log_softmax(-1), *rest)
+    assert each.tolist() == [0.0, plain[1].item()]
+    loss = LabelPriorCTCLoss(**options, zero_infinity=True)(z.log_softmax(-1), *rest)
+    assert loss.item() == pytest.approx(plain[1].item() / 4)
+    (slope,) = torch.autograd.grad(loss, z)
+    assert slope.isfinite().all()
+    assert slope[:, 1].abs().max() > 0
+    if not kappa:
+        wanted = ctc_loss(z.log_softmax(-1), *rest, zero_infinity=True)
+        torch.testing.assert_close(loss, wanted)
+        torch.testing.assert_close(slope, torch.autograd.grad(wanted, z)[0])
 
 
 def test_refused_settings():

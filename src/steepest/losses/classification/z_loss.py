@@ -52,8 +52,8 @@ def z_loss(
     with the mean and the population deviation over the D outputs of a row. Adding a number to all outputs, or scaling
     them by a positive one, changes nothing, and the slope grows as 1 / sigma. Where outputs are equal (a head that
     starts at 0) sigma is taken as 1. It is *not* the penalty (log Z)^2 of language models, which has the same name. As
-    z_c is at most sqrt(D - 1), so is a ``b`` that can be reached. With two classes z_c is +1 or -1 whatever the outputs,
-    and no gradient is left.
+    z_c is at most sqrt(D - 1), so is a ``b`` that can be reached. With two classes z_c is +1 or -1 in any case, and no
+    gradient is left.
 
     Args:
         logits, target: o ``[N, D]``, D >= 2, and class indices ``[N]`` in 0..D-1.

@@ -11,7 +11,16 @@ from jaxtyping import Int as I
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
-from ...core.checks import check_choice, check_number, check_range, check_tensor, refuse, values_visible
+from ...core.checks import (
+    check_choice,
+    check_domain,
+    check_number,
+    check_range,
+    check_tensor,
+    refuse,
+    refuse_type,
+    values_visible,
+)
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
 
@@ -23,14 +32,18 @@ _LEAST_PRIOR = -1e5
 """Least log of a prior: a label that is nowhere possible stays so."""
 
 
+Lengths = Tensor | Sequence[int] | int
+"""Of each sequence of a batch; one number, or a tensor of no dimension, without a batch."""
+
+
 def ctc_occupancy(
-    log_probs: F[Tensor, "frames batch labels"],
-    targets: I[Tensor, "batch length"],
-    input_lengths: I[Tensor, " batch"],
-    target_lengths: I[Tensor, " batch"],
+    log_probs: F[Tensor, "frames *batch labels"],
+    targets: I[Tensor, ...],
+    input_lengths: Lengths,
+    target_lengths: Lengths,
     *,
     blank: int = 0,
-) -> F[Tensor, "frames batch labels"]:
+) -> F[Tensor, "frames *batch labels"]:
     r"""How much of each frame the alignments give to each label: the posterior at that frame.
 
     .. math:: \gamma_t(l) = \frac{\sum_{s \to y,\, s_t = l} \prod_u p(s_u | x_u)}
@@ -39,15 +52,15 @@ def ctc_occupancy(
     The gradient of -log p(y|x) in the logits of a frame is :math:`p_t - \gamma_t`.
 
     Args:
-        log_probs: scores of the labels, ``[T, B, V]``; they need not be normalised.
-        targets: labels, padded, ``[B, S]``; never ``blank``.
-        input_lengths: frames of each sequence, ``[B]``, in 1..T.
-        target_lengths: labels of each sequence, ``[B]``, in 0..S.
+        log_probs: scores of the labels, ``[T, B, V]``, or ``[T, V]`` of one sequence; they need not be normalised.
+        targets: labels, padded, ``[B, S]``, or those of all sequences one after the other; never ``blank``.
+        input_lengths: frames of each sequence, ``[B]`` or a sequence of B numbers, in 0..T.
+        target_lengths: labels of each sequence, likewise, in 0..S.
         blank: the label that stands for none.
 
     Returns:
-        ``[T, B, V]`` in float32 or wider, without a gradient: each frame sums to 1, frames beyond the end to 0.
-        NaN where no alignment is possible.
+        In the shape of ``log_probs``, in float32 or wider, without a gradient: each frame sums to 1, frames beyond the
+        end to 0. NaN where no alignment is possible.
 
     Raises:
         ValueError: wrong shapes, a label or length out of range.
@@ -60,12 +73,11 @@ def ctc_occupancy(
 
     Source: Why does CTC result in peaky behavior?, arXiv:2105.14849.
     """
-    _check(log_probs, targets, input_lengths, target_lengths, blank)
+    wide, *rest = _batched(log_probs, targets, input_lengths, target_lengths, blank)
     with torch.enable_grad():
-        scores = widen(log_probs).detach().clamp_min(_LEAST).requires_grad_()
-        total = _losses(scores, targets, input_lengths, target_lengths, blank).sum()
-        (slope,) = torch.autograd.grad(total, scores)
-    return -slope
+        scores = wide.detach().clamp_min(_LEAST).requires_grad_()
+        (slope,) = torch.autograd.grad(_losses(scores, *rest, blank).sum(), scores)
+    return -slope.reshape(log_probs.shape)
 
 
 class LabelPriorCTCLoss(Loss):
@@ -88,6 +100,8 @@ class LabelPriorCTCLoss(Loss):
         detach: False lets the gradient through the prior as well.
         reduction: ``"mean"`` (over sequences, each divided by the length of its target, as torch), ``"sum"`` or
             ``"none"``.
+        zero_infinity: True gives sequences that no alignment fits a loss and a gradient of 0, in place of an infinite
+            loss without a gradient.
 
     Raises:
         ValueError: wrong shapes, a label or length out of range, momentum without ``num_labels``.
@@ -117,6 +131,7 @@ class LabelPriorCTCLoss(Loss):
         num_labels: int | None = None,
         detach: bool = True,
         reduction: str = "mean",
+        zero_infinity: bool = False,
     ) -> None:
         super().__init__()
         check_number("blank", blank, low=0, integer=True)
@@ -130,24 +145,27 @@ class LabelPriorCTCLoss(Loss):
             self.register_buffer("log_prior", torch.full((num_labels,), -math.log(num_labels), dtype=torch.float64))
             self.register_buffer("seen", torch.tensor(False))
         self.blank, self.prior_scale, self.momentum = blank, prior_scale, momentum
-        self.detach, self.reduction = bool(detach), reduction
+        self.detach, self.reduction, self.zero_infinity = bool(detach), reduction, bool(zero_infinity)
 
     def forward(
         self,
-        log_probs: F[Tensor, "frames batch labels"],
-        targets: I[Tensor, "batch length"],
-        input_lengths: I[Tensor, " batch"],
-        target_lengths: I[Tensor, " batch"],
+        log_probs: F[Tensor, "frames *batch labels"],
+        targets: I[Tensor, ...],
+        input_lengths: Lengths,
+        target_lengths: Lengths,
     ) -> Tensor:
-        """The loss of log-probabilities ``[T, B, V]``, padded targets ``[B, S]``, and the lengths of both ``[B]``."""
-        _check(log_probs, targets, input_lengths, target_lengths, self.blank)
-        scores = widen(log_probs).clamp_min(_LEAST)
+        """The loss of log-probabilities, targets and the lengths of both, in the forms of :func:`ctc_occupancy`."""
+        wide, labels, frames, lengths = _batched(log_probs, targets, input_lengths, target_lengths, self.blank)
+        check_domain("log_probs", log_probs, "log_probabilities")
+        scores = wide.clamp_min(_LEAST)
         if self.prior_scale:
-            scores = scores - self.prior_scale * self._prior(scores, input_lengths)
-        losses = _losses(scores, targets, input_lengths, target_lengths, self.blank)
+            scores = scores - self.prior_scale * self._prior(scores, frames)
+        losses = _losses(scores, labels, frames, lengths, self.blank, self.zero_infinity)
         if self.reduction == "mean":
-            return (losses / target_lengths.clamp_min(1)).mean()
-        return losses.sum() if self.reduction == "sum" else losses
+            return (losses / lengths.clamp_min(1)).mean()
+        if self.reduction == "sum":
+            return losses.sum()
+        return losses if log_probs.ndim == 3 else losses.squeeze(0)
 
     def _prior(self, log_probs: Tensor, input_lengths: Tensor) -> Tensor:
         prior = _log_prior(log_probs.detach() if self.detach else log_probs, input_lengths)
@@ -296,7 +314,14 @@ def ctc_peaky_table(
     ]
 
 
-def _losses(scores: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor, blank: int) -> Tensor:
+def _losses(
+    scores: Tensor,
+    targets: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int,
+    zero_infinity: bool = False,
+) -> Tensor:
     """-log of the summed scores of all alignments, ``[B]``, of scores that need not be normalised.
 
     torch's gradient is that of normalised log-probabilities only, so what a frame lacks of 1 is taken out first.
@@ -304,8 +329,10 @@ def _losses(scores: Tensor, targets: Tensor, input_lengths: Tensor, target_lengt
     frames = scores.shape[0]
     mass = scores.logsumexp(-1)
     inside = torch.arange(frames, device=scores.device)[:, None] < input_lengths
-    plain = ctc_loss(scores.log_softmax(-1), targets, input_lengths, target_lengths, blank=blank, reduction="none")
-    return plain - torch.where(inside, mass, 0.0).sum(0)
+    log_probs, rest = scores.log_softmax(-1), (targets, input_lengths, target_lengths, blank, "none")
+    plain = ctc_loss(log_probs, *rest, zero_infinity=zero_infinity)
+    found = plain - torch.where(inside, mass, 0.0).sum(0)
+    return torch.where(ctc_loss(log_probs.detach(), *rest).isinf(), 0.0, found) if zero_infinity else found
 
 
 def _log_prior(log_probs: Tensor, input_lengths: Tensor) -> Tensor:
@@ -316,24 +343,51 @@ def _log_prior(log_probs: Tensor, input_lengths: Tensor) -> Tensor:
     return (known.logsumexp(0) - input_lengths.sum().to(log_probs.dtype).log()).clamp_min(_LEAST_PRIOR)
 
 
-def _check(log_probs: object, targets: object, input_lengths: object, target_lengths: object, blank: int) -> None:
-    check_tensor("log_probs", log_probs, ndim=3, floating=True)
-    assert isinstance(log_probs, Tensor)
-    frames, batch, labels = log_probs.shape
+def _batched(
+    log_probs: Tensor, targets: Tensor, input_lengths: Lengths, target_lengths: Lengths, blank: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Checked log-probabilities ``[T, B, V]`` (float32 or wider), targets ``[B, S]`` or ``[sum]``, lengths ``[B]``."""
+    check_tensor("log_probs", log_probs, ndim=(2, 3), floating=True)
+    single = log_probs.ndim == 2
+    wide = widen(log_probs.unsqueeze(1) if single else log_probs)
+    frames, batch, labels = wide.shape
     if blank >= labels:
         refuse("blank", f"a label in 0..{labels - 1}", blank)
-    check_tensor("targets", targets, floating=False, shape=(batch, None))
-    assert isinstance(targets, Tensor)
-    for argument, lengths, low, high in (
-        ("input_lengths", input_lengths, 1, frames),
-        ("target_lengths", target_lengths, 0, targets.shape[1]),
-    ):
-        check_tensor(argument, lengths, floating=False, shape=(batch,))
-        assert isinstance(lengths, Tensor)
-        check_range(argument, lengths, low, high)
-    assert isinstance(target_lengths, Tensor)
-    if values_visible(targets, target_lengths):
-        used = targets[torch.arange(targets.shape[1], device=targets.device) < target_lengths[:, None]]
+    check_tensor("targets", targets, floating=False, ndim=1 if single else (1, 2))
+    if single:
+        targets = targets.unsqueeze(0)
+    elif targets.ndim == 2:
+        check_tensor("targets", targets, shape=(batch, None))
+    longest = targets.shape[-1]
+    held, wanted = (
+        _lengths(argument, lengths, batch, high, single).to(log_probs.device)
+        for argument, lengths, high in (
+            ("input_lengths", input_lengths, frames),
+            ("target_lengths", target_lengths, longest),
+        )
+    )
+    if values_visible(targets, wanted):
+        if targets.ndim == 1 and int(wanted.sum()) != longest:
+            refuse("targets", f"{int(wanted.sum())} labels, the sum of target_lengths", targets)
+        places = torch.arange(longest, device=targets.device)
+        used = targets if targets.ndim == 1 else targets[places < wanted.to(targets.device)[:, None]]
         check_range("targets", used, 0, labels - 1)
         if bool((used == blank).any()):
             refuse("targets", f"labels other than the blank {blank}", blank)
+    return wide, targets.long(), held, wanted
+
+
+def _lengths(argument: str, lengths: Lengths, batch: int, high: int, single: bool) -> Tensor:
+    """Lengths ``[B]`` in 0..high, int64."""
+    if not isinstance(lengths, Tensor):
+        numbers = [lengths] if single and not isinstance(lengths, Sequence) else lengths
+        if not isinstance(numbers, Sequence):
+            refuse_type(argument, "a tensor or a sequence of integers", lengths)
+        for number in numbers:
+            check_number(argument, number, integer=True)
+        lengths = torch.tensor(numbers, dtype=torch.long)
+    elif single and lengths.ndim == 0:
+        lengths = lengths.unsqueeze(0)
+    check_tensor(argument, lengths, floating=False, shape=(batch,))
+    check_range(argument, lengths, 0, high)
+    return lengths.long()
