@@ -212,7 +212,5 @@ def test_shapes_that_do_not_agree_are_refused():
     y, outcome = classifier(10, 3)
     with pytest.raises(ValueError, match=r"y: expected class codes \(integers\) of shape \(10,\)"):
         evaluate(y[:-1], outcome, "multiclass", 3)
-    with pytest.raises(
-        ValueError, match=r"probabilities: expected shape \(10, 4\), got an array"
-    ):
+    with pytest.raises(ValueError, match=r"probabilities: expected shape \(10, 4\), got an array"):
         evaluate(y, outcome, "multiclass", 4)

@@ -121,3 +121,42 @@ def test_the_switch_decides_on_other_devices():
     finally:
         steepest.checks(False)
     assert not checks.values_visible(there)
+
+
+def test_intervals():
+    inside = torch.tensor([-1e-7, 0.0, 1.0, 1 + 9e-7, math.nan])
+    checks.check_interval("p", inside, 0.0, 1.0)  # eight units of rounding; NaN propagates
+    for value, shown in ((-1e-5, "-9.99"), (1.00001, "1.0000")):
+        with pytest.raises(ValueError, match=rf"p: expected shares in \[0, 1\], got {shown}"):
+            checks.check_interval("p", torch.tensor([0.5, value, math.nan]), 0.0, 1.0, what="shares")
+    with pytest.raises(ValueError, match=r"p: expected values >= 0, got -1e-08"):
+        checks.check_interval("p", torch.tensor([-1e-8], dtype=torch.float64), 0.0, rounding=0.0)
+    checks.check_interval("p", torch.tensor([-0.4]), 0.0, rounding=0.5)
+    checks.check_interval("p", torch.tensor([0, 1]), 0.0, 1.0)
+    with pytest.raises(ValueError, match="p: expected values <= 1, got 2"):
+        checks.check_interval("p", torch.tensor([0, 2]), high=1.0)
+    torch.func.vmap(lambda t: checks.check_interval("p", t, 0.0, 1.0) or t)(torch.full((2, 3), 7.0))
+
+
+@pytest.mark.parametrize(
+    ("domain", "fine", "bad", "said"),
+    [
+        ("probabilities", [0.0, 1.0], [0.5, 1.5], r"probabilities in \[0, 1\], got 1.5"),
+        ("log_probabilities", [-math.inf, 0.0], [-1.0, 0.5], "log-probabilities <= 0, got 0.5"),
+        ("cosine", [-1.0, 1.0], [0.0, 3.0], r"cosines in \[-1, 1\], got 3"),
+    ],
+)
+def test_domains(domain, fine, bad, said):
+    checks.check_domain("x", torch.tensor(fine), domain)
+    with pytest.raises(ValueError, match=f"x: expected {said}"):
+        checks.check_domain("x", torch.tensor(bad), domain)
+    checks.check_domain("x", torch.tensor(bad), "logits")
+
+
+def test_rows_of_a_simplex():
+    checks.check_simplex("x", torch.tensor([[0.2, 0.8], [0.0, 1.005]]).clamp(max=1))
+    checks.check_simplex("x", torch.tensor([[0.2, math.nan]]))
+    with pytest.raises(ValueError, match="x: expected rows of probabilities that sum to 1"):
+        checks.check_simplex("x", torch.tensor([[0.2, 0.7]]))
+    with pytest.raises(ValueError, match=r"x: expected probabilities in \[0, 1\]"):
+        checks.check_simplex("x", torch.tensor([[-0.2, 1.2]]))

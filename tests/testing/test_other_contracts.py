@@ -65,6 +65,14 @@ class Stopped(Apart):
         return super().forward(first, second.detach() if isinstance(second, torch.Tensor) else second)
 
 
+class SwallowsNaN(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        found = super().forward(first, second)
+        return torch.where(found > 0, found, 0.0)
+
+
 class Half(Apart):
     """Example."""
 
@@ -224,6 +232,7 @@ BROKEN = [
     (loss_checks, Vector, "output"),
     (loss_checks, Writes, "output"),
     (loss_checks, Stopped, "gradient"),
+    (loss_checks, SwallowsNaN, "nan"),
     (loss_checks, Half, "precision"),
     (loss_checks, Noisy, "seed"),
     (loss_checks, Counts, "state"),

@@ -165,6 +165,20 @@ class NoReference(Sound):
     gradient = "surrogate"
 
 
+class SwallowsNaN(Sound):
+    def each(self, z, target):
+        return torch.nan_to_num(super().each(z, target))
+
+
+class TakesLogits(Sound):
+    domain = "log_probabilities"
+
+    def forward(self, outputs, target, *, weight=None):
+        check_logits(outputs)
+        check_index(target, outputs)
+        return reduce(self.each(widen(outputs), target), self.reduction, weight)
+
+
 class InOrder(Sound):
     def each(self, z, target):
         return super().each(z, target) * torch.linspace(0.5, 1.5, len(z), dtype=z.dtype)
@@ -268,6 +282,7 @@ BROKEN = [
     (DropsGradient, "gradient"), (WrongSurrogate, "gradient"), (NoReference, "declaration"), (InOrder, "order"),
     (OtherWords, "bad_input"), (AnyReduction, "bad_input"), (TakesAnyLabel, "bad_input"), (NotOne, "probabilities"),
     (OtherPrediction, "probabilities"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),
+    (SwallowsNaN, "nan"), (TakesLogits, "bad_input"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
     (NoDocstring, "declaration"), (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, check_number, check_tensor, check_weight, refuse, refuse_type
+from .checks import check_choice, check_domain, check_number, check_tensor, check_weight, refuse, refuse_type
 from .heads import ScalarHead
 from .loss import Loss, Sample
 from .reductions import REDUCTIONS
@@ -188,8 +188,10 @@ class Objective(Loss):
         return found
 
     def check_call(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
-        """The checks that all members share: tensors of one length, weights where they are allowed."""
+        """The checks that all members share: outputs of the domain, tensors of one length, weights where allowed."""
         check_tensor("outputs", outputs, floating=True)
+        if self.domain != "cosine":  # a margin loss says itself what it does with more than 1
+            check_domain("outputs", outputs, self.domain)
         check_tensor("target", target)
         if target.shape[:1] != outputs.shape[:1]:
             refuse("target", f"{outputs.shape[0]} rows, as outputs", target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,17 @@ def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
     assert error <= tolerance * size, f"{what}: differs by {error:.3g} where {size:.3g} is the size"
 
 
+def keeps_nan(run: Callable[[Tensor], Tensor], values: Tensor, slope: Tensor) -> None:
+    """Assert that NaN in place of the value of the largest slope gives NaN, or is refused."""
+    changed = values.detach().clone()
+    changed.view(-1)[slope.abs().argmax()] = math.nan
+    try:
+        found = run(changed)
+    except (ValueError, torch.linalg.LinAlgError):
+        return
+    assert found.isnan().any(), f"NaN gives {found.detach()}"
+
+
 def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
     """How each instance of ``samples()`` was constructed, to be repeated with some arguments changed."""
 
@@ -89,6 +101,8 @@ def wrong_arguments(cls: type[Objective], args: Args) -> list[tuple[str, tuple[A
         found.append(("a label out of range", (outputs, out_of_range)))
         if outputs.ndim == 2:
             found.append(("one class", (outputs[:, :1], torch.zeros_like(target))))
+    if cls.domain in ("probabilities", "log_probabilities"):
+        found.append(("outputs outside their domain", (outputs.abs() + 2, target)))
     return found
 
 

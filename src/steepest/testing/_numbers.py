@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
-from ._common import HALF_ROUNDING, cases, close, gradient, rebuilds, refused, value, with_reduction
+from ._common import HALF_ROUNDING, cases, close, gradient, keeps_nan, rebuilds, refused, value, with_reduction
 
 
 def check_output(cls: type[Objective]) -> None:
@@ -155,6 +155,14 @@ def check_empty(cls: type[Objective]) -> None:
         rows = args[0].shape[0]
         none = {k: t[:0] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
         assert value(objective, tuple(t[:0] for t in args), none).isnan()
+
+
+def check_nan(cls: type[Objective]) -> None:
+    """NaN where an output counts gives NaN, or is refused: never a number."""
+    for objective, (args, kwargs) in cases(cls):
+        slope = gradient(objective, args, kwargs).abs()
+        if slope.any():
+            keeps_nan(lambda t, o=objective, a=args, k=kwargs: value(o, (t, *a[1:]), k), args[0], slope)
 
 
 def check_seed(cls: type[Objective]) -> None:

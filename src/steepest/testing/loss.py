@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..core.loss import Loss, Sample
-from ._common import HALF_ROUNDING, close, refused
+from ._common import HALF_ROUNDING, close, keeps_nan, refused
 from ._constructor import constructor_checks, same
 from ._suite import bound, run_all
 
@@ -57,30 +57,39 @@ def check_output(cls: type[Loss]) -> None:
             assert all(same(a, b) for a, b in leaves if isinstance(a, Tensor)), "an input was changed"
 
 
+def differentiable(loss: Loss, args: Any, kwargs: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The loss as a function of the tensors in its differentiable arguments, and these tensors."""
+    places = [p for p in loss.differentiable if (p < len(args) if isinstance(p, int) else p in kwargs)]
+    assert places, "differentiable: none of these arguments is there"
+    leaves, form = tree_flatten([args[p] if isinstance(p, int) else kwargs[p] for p in places])
+
+    def run(*given: Tensor) -> Tensor:
+        values = dict(zip(places, tree_unflatten(list(given), form)))
+        positional = [values.get(i, a) for i, a in enumerate(args)]
+        return of_copy(loss, positional, {k: values.get(k, v) for k, v in kwargs.items()})
+
+    return run, [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
 def check_gradient(cls: type[Loss]) -> None:
     """float64 gradcheck in every argument that is declared ``differentiable``."""
     if cls.gradient != "exact":
         return
     for loss, (args, kwargs) in loss_cases(cls):
-        places = [p for p in cls.differentiable if (p < len(args) if isinstance(p, int) else p in kwargs)]
-        assert places, "differentiable: none of these arguments is there"
-        chosen = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
-        leaves, form = tree_flatten(chosen)
-
-        def run(
-            *given: Tensor,
-            form: Any = form,
-            places: Any = places,
-            args: Any = args,
-            kwargs: Any = kwargs,
-            o: Any = loss,
-        ) -> Tensor:
-            values = dict(zip(places, tree_unflatten(list(given), form)))
-            positional = [values.get(i, a) for i, a in enumerate(args)]
-            return of_copy(o, positional, {k: values.get(k, v) for k, v in kwargs.items()})
-
-        inputs = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
+        run, leaves = differentiable(loss, args, kwargs)
+        inputs = tuple(leaf.requires_grad_() for leaf in leaves)
         assert torch.autograd.gradcheck(run, inputs, atol=1e-5, rtol=1e-4), "gradcheck"
+
+
+def check_nan(cls: type[Loss]) -> None:
+    """NaN where a differentiable argument counts gives NaN, or is refused: never a number."""
+    for loss, (args, kwargs) in loss_cases(cls):
+        run, leaves = differentiable(loss, args, kwargs)
+        found = run(*[leaf.requires_grad_() for leaf in leaves])
+        slopes = torch.autograd.grad(found, leaves, allow_unused=True) if found.requires_grad else []
+        for place, slope in enumerate(slopes):
+            if slope is not None and slope.any():
+                keeps_nan(lambda t, i=place, r=run, v=leaves: r(*v[:i], t, *v[i + 1 :]), leaves[place], slope)
 
 
 def check_precision(cls: type[Loss]) -> None:
@@ -138,8 +147,8 @@ def check_bad_input(cls: type[Loss]) -> None:
 
 
 CHECKS: tuple[Callable[[type[Loss]], None], ...] = (
-    check_declaration, check_output, check_gradient, check_precision, check_seed, check_state, check_bad_input,
-    *constructor_checks(loss_cases),
+    check_declaration, check_output, check_gradient, check_precision, check_seed, check_nan, check_state,
+    check_bad_input, *constructor_checks(loss_cases),
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ._numbers import (
     check_extremes,
     check_gradient,
     check_ignore_index,
+    check_nan,
     check_order,
     check_output,
     check_precision,
@@ -85,8 +86,8 @@ def check_head(cls: type[Objective]) -> None:
 
 CHECKS: tuple[Callable[[type[Objective]], None], ...] = (
     check_declaration, check_search, check_output, check_reductions, check_weights, check_gradient, check_precision,
-    check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_state_dict, check_eval,
-    check_stateless, check_compile, check_vmap, check_seed, check_probabilities, check_head, check_cuda,
+    check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_nan, check_state_dict,
+    check_eval, check_stateless, check_compile, check_vmap, check_seed, check_probabilities, check_head, check_cuda,
     *constructor_checks(cases),
 )  # fmt: skip
 

@@ -279,3 +279,8 @@ def test_making_the_objective_draws_nothing():
 def test_refused(call):
     with pytest.raises(ValueError, match=": expected "):
         call()
+
+
+def test_logits_are_no_log_probabilities():
+    with pytest.raises(ValueError, match=r"outputs: expected log-probabilities <= 0, got 0\.5"):
+        LegendreTron()(torch.tensor([[0.5, -1.0]]), torch.tensor([0]))

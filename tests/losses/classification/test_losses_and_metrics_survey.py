@@ -443,3 +443,76 @@ def test_losses_refuse_wrong_shapes():
         first, second, *rest = LOSSES[name].example(g(1))
         with pytest.raises(ValueError, match="expected"):
             L[name](first, second[:-1], *rest)
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], dtype=torch.float64)
+INDEX = torch.tensor([0, 1])
+MASKS = torch.tensor([[[1, 0], [0, 1]]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: L["dice"](MASKS * 3.0, MASKS), r"outputs: expected probabilities in \[0, 1\], got 3"),
+        (lambda: L["jaccard"](MASKS - 2.0, MASKS), r"outputs: expected probabilities in \[0, 1\], got -1"),
+        (lambda: L["tversky"](MASKS * 3.0, MASKS), r"outputs: expected probabilities in \[0, 1\]"),
+        (lambda: L["focal_tversky"](MASKS * 3.0, MASKS), r"outputs: expected probabilities in \[0, 1\]"),
+        (lambda: L["boundary"](MASKS * 3.0, MASKS), r"outputs: expected probabilities in \[0, 1\]"),
+        (lambda: M["log_loss"](LOGITS, INDEX), r"outputs: expected probabilities in \[0, 1\]"),
+        (lambda: M["log_loss"](LOGITS.sigmoid(), INDEX), "outputs: expected rows of probabilities that sum to 1"),
+        (lambda: M["inception_score"](LOGITS), r"outputs: expected probabilities in \[0, 1\]"),
+        (lambda: M["inception_score"](LOGITS.sigmoid()), "outputs: expected rows of probabilities that sum to 1"),
+        (lambda: L["nll"](LOGITS, INDEX), "outputs: expected log-probabilities <= 0, got 2"),
+        (lambda: L["kl"](LOGITS, LOGITS.softmax(-1)), "outputs: expected log-probabilities <= 0"),
+        (lambda: L["kl"](LOGITS.log_softmax(-1), LOGITS), r"target: expected probabilities in \[0, 1\]"),
+        (lambda: L["cross_entropy"](LOGITS, LOGITS), r"target: expected probabilities in \[0, 1\]"),
+        (lambda: L["ctc"](LOGITS[:, None], INDEX[None, 1:], [2], [1]), "outputs: expected log-probabilities <= 0"),
+        (lambda: L["arcface"](LOGITS, INDEX), r"outputs: expected cosines in \[-1, 1\], got 2"),
+        (lambda: L["cosface"](LOGITS, INDEX), r"outputs: expected cosines in \[-1, 1\]"),
+        (lambda: L["sphereface"](LOGITS, INDEX), r"outputs: expected cosines in \[-1, 1\]"),
+        (lambda: L["cosine_embedding"](LOGITS, LOGITS, torch.tensor([0, 1])), r"same: expected labels in \{-1, 1\}"),
+        (lambda: L["poisson"](P, -P), "target: expected counts >= 0"),
+        (lambda: L["giou"](torch.eye(4), torch.ones(4, 4)), "outputs: expected boxes x1, y1, x2, y2 with sides >= 0"),
+        (lambda: M["box_iou"](torch.ones(4, 4), -torch.eye(4)), "target: expected boxes x1, y1, x2, y2 with sides"),
+    ],
+)
+def test_values_outside_the_domain_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "tversky", "focal_tversky", "boundary"])
+def test_an_overlap_with_nan_is_nan(name):
+    p = torch.full((1, 2, 2), torch.nan)
+    assert L[name](p, MASKS).isnan()
+    assert L[name](p, 0 * MASKS).isnan()
+
+
+def test_ranks_of_nan_are_nan():
+    scores = torch.tensor([[3.0, 2.0, torch.nan]])
+    assert math.isnan(M["mrr"](scores, torch.tensor([[0, 0, 1]])))
+    assert math.isnan(M["top_k"](scores, torch.tensor([2]), k=1))
+    assert math.isnan(M["top_k"](scores, torch.tensor([0]), k=3))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_rates_of_one_kind_of_pairs_are_nan(label):
+    scores, genuine = torch.tensor([0.1, 0.4, 0.8]), torch.full((3,), label)
+    assert math.isnan(M["equal_error_rate"](scores, genuine))
+    assert math.isnan(M["verification_rate"](scores, genuine))
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_of_no_variance_is_explained():
+    y = torch.full((1001,), 0.1, dtype=torch.float64)
+    assert M["r2"](y + 1, y) == -math.inf
+    assert math.isnan(M["r2"](y, y))
+
+
+def test_a_target_that_nothing_aligns_with():
+    log_p = LOGITS.log_softmax(-1)[:, None].requires_grad_()
+    rest = (torch.tensor([[1, 1]]), torch.tensor([2]), torch.tensor([2]))
+    assert L["ctc"](log_p, *rest) == math.inf
+    loss = L["ctc"](log_p, *rest, zero_infinity=True)
+    assert loss == 0
+    assert torch.autograd.grad(loss, log_p)[0].abs().max() == 0

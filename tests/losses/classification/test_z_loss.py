@@ -125,6 +125,40 @@ def test_constant_logits_are_finite_with_a_gradient(value, dtype):
 
 
 @pytest.mark.holds("z-loss", 6)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [3, 1001])
+@pytest.mark.parametrize("value", [0.0, 0.1, 3e4])
+def test_equal_outputs_have_the_slope_of_deviation_one(dtype, classes, value):
+    """A head that starts at 0; and equal outputs elsewhere, whose mean rounding moves."""
+    logits = torch.full((2, classes), value, dtype=dtype, requires_grad=True)
+    target = torch.tensor([0, 2])
+    loss = ZLoss(reduction="sum")(logits, target)
+    assert loss.item() == pytest.approx(2 * math.log1p(math.e), rel=1e-5)
+    (slope,) = torch.autograd.grad(loss, logits)
+    step = 1 / (1 + math.exp(-1.0))
+    wanted = step * (1 / classes - one_hot(target, classes).double())
+    torch.testing.assert_close(slope.double(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-4 / classes)
+
+
+@pytest.mark.holds("z-loss", 2)
+@pytest.mark.parametrize("size", [5e-4, 1e-2, 1e4])
+def test_above_the_floor_scale_changes_nothing(size):
+    """Nothing is added to the variance; gradients of the smallest deviation fit into half precision."""
+    torch.testing.assert_close(z_loss(size * LOGITS, TARGET), z_loss(LOGITS, TARGET), rtol=1e-12, atol=0)
+    half = (size * (LOGITS - 3)).half().clamp(-6e4, 6e4).requires_grad_()
+    ZLoss(reduction="sum")(half, TARGET).backward()
+    assert half.grad.isfinite().all()
+
+
+def test_both_forms_agree_at_equal_outputs_and_near_them():
+    """What torch differentiates, and the rule that writes the gradient itself."""
+    rows = torch.cat([torch.full((1, 5), 0.3), 1e-5 * LOGITS[:3], LOGITS[4:]])
+    first = slope(rows, TARGET)
+    second = torch.func.vmap(torch.func.grad(lambda o, y: z_loss(o[None], y[None]) / len(rows)))(rows, TARGET)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.holds("z-loss", 6)
 def test_refused():
     calls = [
         lambda: z_loss(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long)),

@@ -210,3 +210,9 @@ def test_refusals():
             CauchySchwarzIBLoss(**bad)
     with pytest.raises(TypeError, match="t: expected a floating tensor"):
         cs_mutual_information(x, y.long())
+
+
+def test_nan_is_not_independent():
+    x = torch.randn(6, 2, dtype=torch.float64)
+    t = torch.full((6, 2), torch.nan, dtype=torch.float64)
+    assert cs_mutual_information(x, t, normalized=True).isnan()

@@ -222,6 +222,28 @@ def test_divergence_of_groups():
         group_divergence([0.0, math.nan], [0, 1])
 
 
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_rows_without_a_group_have_no_divergence(missing):
+    """Such a group holds no row, and would read as no difference at all."""
+    groups = np.array([0.0, 0.0, missing, missing], dtype=float if missing else object)
+    with pytest.raises(ValueError, match="groups: expected a group for each row"):
+        group_divergence([0.0, 0.1, 9.0, 9.1], groups, bandwidth=0.5)
+
+
+def test_predictions_that_differ_by_rounding_alone():
+    value = np.full(1001, 0.1)
+    assert value.std() > 0  # by rounding
+    groups = np.arange(1001) % 2
+    assert group_divergence(value, groups) == 0.0
+    value[::2] = np.nextafter(0.1, 1.0)
+    assert group_divergence(value, groups, bandwidth=1e-19) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_strength_whose_loss_is_nan_is_refused():
+    with pytest.raises(ValueError, match="loss: expected a number"):
+        calibrate_fairness_strength(lambda s: (math.nan, [0.0, 1.0], [0, 1]), [0.0, 1.0])
+
+
 def test_strength_with_the_least_divergence_within_tolerance():
     asked = []
 

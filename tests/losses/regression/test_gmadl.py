@@ -172,6 +172,16 @@ def test_strategy_agrees_with_a_loop():
     assert report["drawdown"] == pytest.approx(max(total[i] - total[j] for i in range(41) for j in range(i, 41)))
 
 
+def test_a_series_that_begins_with_a_loss_falls_from_zero():
+    report = strategy_report([1.0, 1.0, 1.0], [-0.3, 0.1, -0.1])
+    assert report["drawdown"] == pytest.approx(0.3)
+    assert strategy_report([1.0], [-0.2])["drawdown"] == pytest.approx(0.2)
+
+
+def test_the_direction_of_nan_is_nan():
+    assert madl(torch.tensor([math.nan, 1.0]), torch.ones(2)).isnan()
+
+
 def test_strategy_degenerate():
     assert strategy_report([], [])["information ratio"] == 0.0
     assert strategy_report([0.0, 0.0], [0.1, 0.2]) == dict.fromkeys(

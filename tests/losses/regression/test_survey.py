@@ -9,6 +9,7 @@ import torch.nn.functional as nnf
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
 
+from steepest.losses.classification import loss_catalogue
 from steepest.losses.regression import survey
 from steepest.losses.regression.survey import (
     huber,
@@ -207,6 +208,37 @@ def test_constant_targets_are_refused_or_held(function):
     with pytest.raises(ValueError, match="target: expected"):
         function(f, y)
     assert torch.isfinite(function(f, y, eps=1e-3))
+
+
+@pytest.mark.parametrize("function", [rae, rse, nrmse])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.1, 1e4 / 3])
+def test_the_rounding_of_a_mean_is_no_spread(function, dtype, value):
+    y = torch.full((1001,), value, dtype=dtype)
+    with pytest.raises(ValueError, match="target: expected"):
+        function(y + 1, y)
+    y[0] = 2 * y[0]
+    assert function(y + 1, y).isfinite()
+
+
+def test_the_rounding_of_a_sum_is_no_mean():
+    half = torch.rand(500, generator=torch.Generator().manual_seed(1)) + 0.1
+    y = torch.cat([half, -half.flip(0)])
+    with pytest.raises(ValueError, match="target: expected a mean other than 0"):
+        nrmse(y + 1, y, scale="mean")
+
+
+def test_where_values_are_hidden_a_ratio_to_nothing_is_infinite():
+    y = torch.full((2, 101), 0.1)
+    for function in (rae, rse, nrmse):
+        assert torch.func.vmap(function)(y + 1, y).tolist() == [math.inf] * 2
+
+
+def test_two_surveys_share_one_function():
+    other = loss_catalogue()
+    names = {"mse": mse, "mae": mae, "huber": huber, "log_cosh": log_cosh, "mape": mape, "rmse": rmse}
+    assert {name: other[name].fn for name in names} == names
+    assert other["quantile"].fn is quantile_loss
 
 
 @pytest.mark.parametrize("function", [*SAMPLES, *BATCH])

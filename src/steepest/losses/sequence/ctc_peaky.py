@@ -119,6 +119,7 @@ class LabelPriorCTCLoss(Loss):
 
     name = "label_prior_ctc"
     stateful = True
+    exempt = {"bad_input": "lengths may be lists, as in torch"}
     log_prior: Tensor
     seen: Tensor
 

@@ -37,7 +37,8 @@ def r2(outputs: Tensor, target: Tensor) -> float:
     check_tensor("outputs", outputs, ndim=1)
     f, y = _numbers(*pair(outputs, target))
     first = y[:1]  # about it equal targets have a variance of 0, without rounding
-    return float(sk.r2_score(y - first, f - first, force_finite=False))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(sk.r2_score(y - first, f - first, force_finite=False))
 
 
 @metric(REGRESSION, "1 - (1 - R2) (n - 1) / (n - k - 1), k features", "<= 1", True, normal(8))
