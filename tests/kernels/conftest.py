@@ -13,6 +13,9 @@ from torch.nn import functional
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from steepest.kernels import _native, _native_softmax
+from steepest.kernels.chronicals import _native as _native_chronicals
+
 
 def materialised(hidden, weight, target, *, bias=None, dtype=torch.float64, **options):
     """The loss as its definition says, of a whole matrix of logits, in ``dtype``; losses are float32 or wider."""
@@ -73,3 +76,16 @@ def as_exact(got, exact, plain, *, constant=3.0, luck=0.0):
 def truth():
     """References for the kernels' tests: ``materialised``, ``gradients``, ``as_exact``."""
     return SimpleNamespace(materialised=materialised, gradients=gradients, as_exact=as_exact)
+
+
+@pytest.fixture(params=_native.levels())
+def level(request, monkeypatch):
+    """The C++ forms as they are built for each instruction level that the processor has."""
+    caches = [_native_softmax.available, _native_softmax._function]
+    caches += [_native_chronicals._library, _native_chronicals._function]
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", request.param)
+    for kept in caches:
+        kept.cache_clear()
+    yield request.param
+    for kept in caches:
+        kept.cache_clear()

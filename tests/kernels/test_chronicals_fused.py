@@ -347,9 +347,50 @@ def test_same_bits_twice():
         assert all(torch.equal(a, b) for a, b in zip(found[0][0] + found[0][1], other[0] + other[1]))
 
 
+@pytest.mark.parametrize("value", [1.1, 0.7, 3.3])
+def test_sums_of_many_equal_values(value, level):
+    """As a plain sum of equal values grows, each addition rounds to the same side: the error would grow with it."""
+    half = torch.finfo(torch.float32).eps / 2
+    squares = (1 + 14) * half  # a product; 7 additions in a lane, 2 to join and total, at most 4 across, 1 for hi + lo
+    scale = squares / 2 + 4 * half  # under a root; mean, eps, root and inverse
+    x = torch.full((2, 2**15), value)
+    (y,), (dx, _) = gradients(lambda v, w: fused_rms_norm(v, w, eps=0.0), x, torch.ones(2**15), weight=[x])
+    torch.testing.assert_close(y, torch.ones_like(y), rtol=0, atol=scale + 2 * half)
+    # v r^2 sum(v dy) / D is dy: nothing is left but the errors of the sum, of r^2 and of five products
+    torch.testing.assert_close(dx, torch.zeros_like(dx), rtol=0, atol=squares + 2 * scale + 5 * half)
+    x = torch.full((2**14, 8), value)
+    _, (_, dw) = gradients(lambda v, w: fused_rms_norm(v, w, eps=0.0), x, torch.ones(8), weight=[x])
+    # a term r v dy; 15 additions in a group of rows, 1 for the total, 31 of the chunks
+    error = scale + (2 + 15 + 1 + 31) * half
+    torch.testing.assert_close(dw, torch.full_like(dw, 2**14 * x[0, 0]), rtol=error, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_level_agrees_with_float64(dtype, level):
+    x, dy = torch.randn(300, 77).to(dtype), [torch.randn(300, 77).to(dtype)]
+    for fn, plain, other in (
+        (fused_rms_norm, plain_norm, torch.randn(77).to(dtype)),
+        (fused_swiglu, plain_swiglu, torch.randn(300, 77).to(dtype)),
+    ):
+        got = gradients(fn, x, other, weight=dy)
+        exact = gradients(plain, x.double(), other.double(), weight=dy)
+        rough = gradients(plain, x, other, weight=dy)
+        for mine, wanted, theirs in zip(got[0] + got[1], exact[0] + exact[1], rough[0] + rough[1]):
+            close(mine, wanted, theirs, dtype)
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sigmoid_everywhere(dtype):
+    sigmoid_everywhere(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sigmoid_at_each_level(dtype, level):
+    sigmoid_everywhere(dtype)
+
+
+def sigmoid_everywhere(dtype):
     """The gate alone, relative to float64; beyond float32's range it is 0."""
     gate = torch.cat((torch.linspace(-87, 87, 4001), torch.logspace(-8, 4, 200), -torch.logspace(-8, 1, 200))).to(dtype)
     (y,), (slope, flow) = gradients(fused_swiglu, gate, torch.ones_like(gate), weight=[torch.ones_like(gate)])

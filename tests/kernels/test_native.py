@@ -6,6 +6,7 @@ import ctypes
 import shutil
 
 import pytest
+import torch
 
 from steepest.kernels import _native
 
@@ -32,7 +33,7 @@ def twice(library, x=21.0):
 
 def again(source):
     """The library as another process would get it."""
-    return _native._library.__wrapped__((source,))
+    return _native._library.__wrapped__((source,), _native.level())
 
 
 @needs_compiler
@@ -64,6 +65,16 @@ def test_sources_are_read_as_one(source, tmp_path):
 
 
 @needs_compiler
+def test_an_included_file_is_part_of_the_source(source):
+    header = source.with_name("factor.h")
+    header.write_text("constexpr double FACTOR = 2;\n")
+    source.write_text('#include "factor.h"\n' + TEXT.replace("2 *", "FACTOR *"))
+    assert twice(again(source)) == 42.0
+    header.write_text("constexpr double FACTOR = 3;\n")
+    assert twice(again(source)) == 63.0
+
+
+@needs_compiler
 def test_a_broken_file_is_built_anew(source):
     again(source)
     (kept,) = _native.folder().iterdir()
@@ -72,13 +83,82 @@ def test_a_broken_file_is_built_anew(source):
     assert twice(again(source)) == 42.0
 
 
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Make ``$CXX`` a g++ that refuses what a shell pattern matches, and notes how it was called at last."""
+
+    def refuse(pattern):
+        script = tmp_path / "compiler"
+        refusal = f'case "$*" in {pattern}) exit 1 ;; esac'
+        script.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/called\n{refusal}\nexec g++ "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        return tmp_path / "called"
+
+    return refuse
+
+
 @needs_compiler
-def test_a_compiler_without_openmp_serves(source, tmp_path, monkeypatch):
-    script = tmp_path / "compiler"
-    script.write_text('#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1 ;; esac\nexec g++ "$@"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
+def test_a_compiler_without_openmp_serves(source, compiler):
+    called = compiler("*-fopenmp*")
     assert twice(again(source)) == 42.0
+    target = next((part for part in called.read_text().split() if part.startswith("-march=")), "")
+    assert target == (f"-march={_native.LEVELS[_native.level()]}" if _native._x86_64() else "")
+
+
+@needs_compiler
+def test_a_compiler_that_knows_no_levels_builds_the_lowest(source, compiler):
+    called = compiler("*x86-64-v*")
+    assert twice(again(source)) == 42.0
+    assert "-fopenmp" in called.read_text()
+
+
+@pytest.mark.parametrize("name", _native.LEVELS)
+def test_the_level_follows_the_variable_as_far_as_the_processor_goes(name, monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", name)
+    assert _native.level() == (name if name in _native.levels() else _native.levels()[-1])
+
+
+@pytest.mark.parametrize("value", [None, "AVX2", "sse"])
+@pytest.mark.parametrize("torchs", ["DEFAULT", "AVX2", "AVX512", "SVE256"])
+def test_without_the_variable_the_level_is_that_of_torch(value, torchs, monkeypatch):
+    """As in torch, a value that is none of the names counts for nothing."""
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", value)
+    monkeypatch.setattr(_native, "levels", lambda: tuple(_native.LEVELS))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: torchs)
+    assert _native.level() == ("default" if torchs == "SVE256" else torchs.lower())
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx2", "avx512", "wanted"),
+    [
+        ("x86_64", False, False, ("default",)),
+        ("AMD64", True, False, ("default", "avx2")),
+        ("x86_64", True, True, ("default", "avx2", "avx512")),
+        ("aarch64", True, True, ("default",)),
+    ],
+)
+def test_levels_are_those_of_the_processor(machine, avx2, avx512, wanted, monkeypatch):
+    monkeypatch.setattr(_native.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    assert _native.levels.__wrapped__() == wanted
+    (*_, last) = _native._flags("default")
+    assert ("-march=x86-64" in last) == (machine != "aarch64")
+
+
+@needs_compiler
+def test_each_level_has_a_build_of_its_own(source, monkeypatch):
+    width = "\n#if defined(__AVX512F__)\n8\n#elif defined(__AVX__)\n4\n#else\n2\n#endif\n"
+    source.write_text(TEXT.replace("2 *", f"{width}*"))
+    values = {"default": 2.0, "avx2": 4.0, "avx512": 8.0}
+    for name in _native.levels():
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", name)
+        assert twice(_native.library(source), 1.0) == values[name]
+    kept = sorted(file.name.rsplit("-", 1)[0] for file in _native.folder().iterdir())
+    assert kept == sorted(f"twice-{name}" for name in _native.levels())
 
 
 @pytest.mark.parametrize(("name", "value"), [("CXX", "no-such-compiler"), ("STEEPEST_NATIVE", "0")])

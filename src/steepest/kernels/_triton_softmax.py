@@ -50,19 +50,34 @@ def _pow2(d):
 
 
 @triton.jit
+def _added(total, rest, value):
+    """total + value, and rest with what that addition rounds away: the error of a sum does not grow with its length."""
+    found = total + value
+    part = found - total
+    return found, rest + ((total - (found - part)) + (value - part))
+
+
+@triton.jit
+def _lanes(total, rest):
+    return total + tl.where(rest == rest, rest, 0.0)  # rest is NaN beside an infinite total
+
+
+@triton.jit
 def _sum(row, start, stop, shift, BLOCK: tl.constexpr):
     """Pass 1 over columns start..stop: lanes of pairs, then one pair."""
     sums = tl.zeros((BLOCK,), tl.float32)
+    rest = tl.zeros((BLOCK,), tl.float32)
     tops = tl.full((BLOCK,), _FLOOR * 2.0, tl.float32)
     at = tl.arange(0, BLOCK)
     for first in range(start, stop, BLOCK):
         x = tl.load(row + first + at, mask=first + at < stop, other=-float("inf")) - shift
         m, n = _extexp(x)
         top = tl.maximum(tops, n)
-        sums = sums * _pow2(tops - top) + m * _pow2(n - top)
+        shrink = _pow2(tops - top)
+        sums, rest = _added(sums * shrink, rest * shrink, m * _pow2(n - top))
         tops = top
     most = tl.max(tops, 0)
-    return tl.sum(sums * _pow2(tops - most), 0), most
+    return tl.sum(_lanes(sums, rest) * _pow2(tops - most), 0), most
 
 
 @triton.jit
@@ -190,11 +205,14 @@ def _backward_rows(y, dy, dx, columns, LOG: tl.constexpr, BLOCK: tl.constexpr):
     offset = tl.program_id(0).to(tl.int64) * columns
     at = tl.arange(0, BLOCK)
     sums = tl.zeros((BLOCK,), tl.float32)
+    rest = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, columns, BLOCK):
         mask = first + at < columns
-        grad = tl.load(dy + offset + first + at, mask=mask, other=0.0)
-        sums += grad if LOG else grad * tl.load(y + offset + first + at, mask=mask, other=0.0)
-    total = tl.sum(sums, 0)
+        term = tl.load(dy + offset + first + at, mask=mask, other=0.0)
+        if not LOG:
+            term *= tl.load(y + offset + first + at, mask=mask, other=0.0)
+        sums, rest = _added(sums, rest, term)
+    total = tl.sum(_lanes(sums, rest), 0)
     for first in range(0, columns, BLOCK):
         mask = first + at < columns
         grad = tl.load(dy + offset + first + at, mask=mask, other=0.0)

@@ -3,25 +3,19 @@
 // Rows have neighbouring elements in a row and any stride between rows. Sums over rows are made in a fixed number of
 // chunks that are merged in order: the number of threads changes no bit.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vectors.h"
+
+#include <vector>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int W = 16;
-#elif defined(__AVX__)
-constexpr int W = 8;
-#else
-constexpr int W = 4;
-#endif
+using namespace steepest;
 
-typedef float vf __attribute__((vector_size(4 * W)));
-typedef int32_t vi __attribute__((vector_size(4 * W)));
+constexpr int64_t RUN = 16 * W;         // values of a row that are summed in plain float32
+constexpr int64_t GROUP = 16;           // rows likewise
+
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
 typedef uint16_t vh __attribute__((vector_size(2 * W)));
-#define INLINE static inline __attribute__((always_inline))
 
 struct bf16 { uint16_t bits; };
 
@@ -60,12 +54,20 @@ INLINE float load(bf16 v) {
 INLINE void store(float* p, float v) { *p = v; }
 INLINE void store(bf16* p, float v) { p->bits = narrow(vf{} + v)[0]; }
 
-INLINE float across(vf v) {
-  float a[W];
-  std::memcpy(a, &v, sizeof v);
-  for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] += a[i + half];
-  return a[0];
+// The sum over a row of term(i, n), the vector of its n values from the i-th on, of which W count at most.
+template <class Term> INLINE float sum_over(int64_t d, const Term& term) {
+  Total total;
+  for (int64_t i = 0; i < d;) {
+    const int64_t stop = std::min(d, i + RUN);
+    vf one = {}, two = {};
+    for (; i + 2 * W <= stop; i += 2 * W) {
+      one += term(i, W);
+      two += term(i + W, W);
+    }
+    for (; i < stop; i += W) one += term(i, d - i);
+    total.add(one + two);
+  }
+  return across_sum(total.value());
 }
 
 // 1 / (1 + e^-g), to about 2 units in the last place; 0 where it is below float32.
@@ -75,8 +77,8 @@ INLINE vf sigmoid(vf g) {
   x = x < -88.0f ? vf{} - 88.0f : x;
   const vf rounded = x * 0x1.715476p+0f + 0x1.8p+23f;  // the nearest integer is in the lowest bits
   const vf n = rounded - 0x1.8p+23f;
-  vf t = x - n * 0x1.62E43p-1f;
-  t = t + n * 0x1.05C61p-29f;
+  vf t = x - n * 0x1.62E4p-1f;          // exact: 17 bits of ln 2 and 7 of n
+  t = t - n * 0x1.7F7D1Cp-20f;
   vf p = t * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * t + 8.3334519073e-3f;
   p = p * t + 4.1665795894e-2f;
@@ -93,47 +95,53 @@ void rms_forward(const T* x, const float* w, T* y, float* r, int64_t stride, int
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * d > 32768)
   for (int64_t row = 0; row < rows; ++row) {
     const T* from = x + row * stride;
-    vf one = {}, two = {};
-    int64_t i = 0;
-    for (; i + 2 * W <= d; i += 2 * W) {
-      const vf a = load(from + i, W), b = load(from + i + W, W);
-      one += a * a;
-      two += b * b;
-    }
-    for (; i < d; i += W) { const vf a = load(from + i, d - i); one += a * a; }
-    const float scale = 1.0f / std::sqrt(across(one + two) / d + eps);
+    const float squares = sum_over(d, [&](int64_t i, int64_t n) { const vf a = load(from + i, n); return a * a; });
+    const float scale = 1.0f / std::sqrt(squares / d + eps);
     r[row] = scale;
     T* to = y + row * d;
-    for (i = 0; i + W <= d; i += W) store(to + i, load(from + i, W) * scale * load(w + i, W), W);
+    int64_t i = 0;
+    for (; i + W <= d; i += W) store(to + i, load(from + i, W) * scale * load(w + i, W), W);
     if (i < d) store(to + i, load(from + i, d - i) * scale * load(w + i, d - i), d - i);
   }
 }
 
-// dw: [chunks, d] of zeros; each chunk of rows adds into its own.
+// dx and, added to dw, the rows' sum.
+template <class T>
+INLINE void rms_backward_row(const T* x, const float* w, float scale, const T* dy, T* dx, float* dw, int64_t d) {
+  const float dot = sum_over(d, [&](int64_t i, int64_t n) { return load(x + i, n) * load(w + i, n) * load(dy + i, n); });
+  const float pull = dot / d * scale * scale;
+  for (int64_t i = 0; i < d; i += W) {
+    const int64_t n = d - i;
+    const vf v = load(x + i, n), g = load(dy + i, n);
+    store(dw + i, load(dw + i, n) + g * v * scale, n);
+    store(dx + i, (load(w + i, n) * g - v * pull) * scale, n);
+  }
+}
+
+// dw: [chunks, d] of zeros; each chunk of rows adds into its own, group by group.
 template <class T>
 void rms_backward(const T* x, const float* w, const float* r, const T* dy, T* dx, float* dw, int64_t stride, int64_t dy_stride,
                   int64_t rows, int64_t d, int64_t chunks, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows * d > 32768)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t first = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
     float* own = dw + chunk * d;
-    for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; ++row) {
-      const T *a = x + row * stride, *b = dy + row * dy_stride;
-      T* to = dx + row * d;
-      vf one = {}, two = {};
-      int64_t i = 0;
-      for (; i + 2 * W <= d; i += 2 * W) {
-        one += load(a + i, W) * load(w + i, W) * load(b + i, W);
-        two += load(a + i + W, W) * load(w + i + W, W) * load(b + i + W, W);
-      }
-      for (; i < d; i += W) one += load(a + i, d - i) * load(w + i, d - i) * load(b + i, d - i);
-      const float scale = r[row], pull = across(one + two) / d * scale * scale;
-      for (i = 0; i < d; i += W) {
-        const int64_t n = d - i;
-        const vf v = load(a + i, n), g = load(b + i, n);
-        store(own + i, load(own + i, n) + g * v * scale, n);
-        store(to + i, (load(w + i, n) * g - v * pull) * scale, n);
+    const bool single = end - first <= GROUP;
+    std::vector<float> group(single ? 0 : d), rest(single ? 0 : d);
+    for (int64_t row = first; row < end;) {
+      float* sums = single ? own : group.data();
+      for (const int64_t stop = std::min(end, row + GROUP); row < stop; ++row)
+        rms_backward_row(x + row * stride, w, r[row], dy + row * dy_stride, dx + row * d, sums, d);
+      for (int64_t i = 0; i < d && !single; i += W) {
+        Total total{load(own + i, d - i), load(rest.data() + i, d - i)};
+        total.add(load(sums + i, d - i));
+        store(own + i, total.hi, d - i);
+        store(rest.data() + i, total.lo, d - i);
+        store(sums + i, vf{}, d - i);
       }
     }
+    for (int64_t i = 0; i < d && !single; i += W)
+      store(own + i, Total{load(own + i, d - i), load(rest.data() + i, d - i)}.value(), d - i);
   }
 }
 

@@ -4,65 +4,24 @@
 // beyond +-65536 lose bits of n: a row whose maximum lies there takes the slow way, which subtracts the maximum.
 // A long row is summed in blocks of fixed size, merged in order: the number of threads changes no bit.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vectors.h"
+
 #include <limits>
 #include <vector>
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
-
-#if !defined(__FMA__) && !defined(__ARM_FEATURE_FMA)
-#error "the range reduction needs a fused multiply-add"
-#endif
-
 namespace steepest {
 
-#if defined(__AVX512F__)
-constexpr int W = 16;
-#elif defined(__AVX__)
-constexpr int W = 8;
-#else
-constexpr int W = 4;
-#endif
 constexpr int U = 4;                   // vectors that share one exponent in a step of pass 1
-constexpr int64_t BLOCK = 1 << 16;     // values of a long row that are summed as one
+constexpr int64_t RUN = 8 * U * W;     // values that are summed in plain float32
+constexpr int64_t BLOCK = 1 << 16;     // values of a long row that one thread takes at a time
 constexpr int64_t GRAIN = 1 << 15;     // values of short rows that one thread takes at a time
 
-typedef float vf __attribute__((vector_size(4 * W)));
-typedef int32_t vi __attribute__((vector_size(4 * W)));
-#define INLINE static inline __attribute__((always_inline))
-
 constexpr float LOG2E = 0x1.715476p+0f;
-constexpr float LN2_HI = 0x1.62E43p-1f;
-constexpr float LN2_LO = -0x1.05C61p-29f;
 constexpr float ROUND = 0x1.8p+23f;    // adding it leaves the nearest integer in the lowest bits
 constexpr float FLOOR = -65536.0f;     // also what -inf becomes: nothing beside any row that is not shifted
 constexpr float LIMIT = 90000.0f;      // of |n|; beyond it the row is shifted
 constexpr float NAN_ = std::numeric_limits<float>::quiet_NaN();
 constexpr float INF = std::numeric_limits<float>::infinity();
-
-INLINE vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
-INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
-INLINE vf fill(float v) { return vf{} + v; }
-INLINE vf load_part(const float* p, int64_t count, float rest) {
-  vf v = fill(rest);
-  std::memcpy(&v, p, sizeof(float) * count);
-  return v;
-}
-
-// The second argument where one is NaN.
-INLINE vf larger(vf a, vf b) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
-  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-  return a > b ? a : b;
-#endif
-}
 
 // v 2^d for whole d <= 0; 0 from d = -127 on, or where v 2^d is 0.
 INLINE vf scale2(vf v, vf d) {
@@ -84,12 +43,23 @@ INLINE vf exp_polynomial(vf t) {       // |t| <= ln2 / 2, relative error 1e-7
   return p * t + 1.0f;
 }
 
+// x - n ln 2 for whole |n| < 2^17 near x / ln 2: every term but the last is exact.
+INLINE vf less_ln2(vf x, vf n) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  const vf t = x - n * 0x1.62E43p-1f;  // one fused operation
+  return t - n * -0x1.05C61p-29f;
+#else
+  vf t = x - n * 0x1.6p-1f;            // 17 bits of n and 7 of ln 2 fit into float32
+  t = t - n * 0x1.7p-8f;
+  t = t - n * 0x1.08p-15f;
+  return t - n * 0x1.FDF474p-22f;
+#endif
+}
+
 INLINE Pair extexp(vf x) {
   x = larger(fill(FLOOR), x);
   const vf n = (x * LOG2E + ROUND) - ROUND;
-  vf t = x - n * LN2_HI;
-  t = t - n * LN2_LO;
-  return {exp_polynomial(t), n};
+  return {exp_polynomial(less_ln2(x, n)), n};
 }
 
 struct Sum { double m; double n; };
@@ -100,33 +70,11 @@ INLINE Sum merge(Sum a, Sum b) {
   return {a.m * std::exp2(a.n - n) + b.m * std::exp2(b.n - n), n};
 }
 
-INLINE float across_max(vf v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)v);
-#else
-  float a[W];
-  store(a, v);
-  for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-  return a[0];
-#endif
-}
+INLINE vf joined(const vf (&sums)[U]) { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
 
-INLINE float across_sum(vf v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
-#else
-  float a[W];
-  store(a, v);
-  for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) a[i] += a[i + half];
-  return a[0];
-#endif
-}
-
-// Pass 1 over at most BLOCK values.
-template <bool SHIFTED> INLINE Sum sum_block(const float* x, int64_t count, float shift) {
-  vf sums[U] = {}, top = fill(-INF);
+// Lanes of the sum over at most RUN values, as multiples of 2^top; top grows to the largest exponent met.
+template <bool SHIFTED> INLINE vf sum_run(const float* x, int64_t count, float shift, vf& top) {
+  vf sums[U] = {};
   int64_t i = 0;
   for (; i + U * W <= count; i += U * W) {
     Pair e[U];
@@ -149,8 +97,24 @@ template <bool SHIFTED> INLINE Sum sum_block(const float* x, int64_t count, floa
     sums[0] += scale2(e.m, e.n - now);
     top = now;
   }
+  return joined(sums);
+}
+
+// Pass 1 over at most BLOCK values.
+template <bool SHIFTED> INLINE Sum sum_block(const float* x, int64_t count, float shift) {
+  vf top = fill(-INF);
+  vf sum = sum_run<SHIFTED>(x, std::min(count, RUN), shift, top);
+  if (count > RUN) {
+    Total total{sum};
+    for (int64_t i = RUN; i < count; i += RUN) {
+      const vf before = top;
+      sum = sum_run<SHIFTED>(x + i, std::min(count - i, RUN), shift, top);
+      total.scale(scale2(fill(1.0f), before - top));
+      total.add(sum);
+    }
+    sum = total.value();
+  }
   const float most = across_max(top);
-  const vf sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   return {across_sum(scale2(sum, top - most)), most};
 }
 
@@ -293,15 +257,22 @@ template <class Kind> struct Backward {
   const float *y, *dy;
   float* dx;
 
-  double part(int64_t start, int64_t length) const {
-    const float *a = y + start, *b = dy + start;
+  vf run(const float* a, const float* b, int64_t length) const {
     vf sums[U] = {};
     int64_t i = 0;
     for (; i + U * W <= length; i += U * W)
       for (int u = 0; u < U; ++u) sums[u] += Kind::term(load(a + i + u * W), load(b + i + u * W));
     for (; i + W <= length; i += W) sums[0] += Kind::term(load(a + i), load(b + i));
     if (i < length) sums[1] += Kind::term(load_part(a + i, length - i, 0.0f), load_part(b + i, length - i, 0.0f));
-    return across_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    return joined(sums);
+  }
+
+  double part(int64_t start, int64_t length) const {
+    const float *a = y + start, *b = dy + start;
+    if (length <= RUN) return across_sum(run(a, b, length));
+    Total total;
+    for (int64_t i = 0; i < length; i += RUN) total.add(run(a + i, b + i, std::min(length - i, RUN)));
+    return across_sum(total.value());
   }
 
   void write(int64_t start, int64_t length, float total) const {

@@ -6,9 +6,7 @@ namespace steepest {
 INLINE vf exponential(vf x) {          // x <= 0; 0 below -87
   x = larger(fill(-88.0f), x);
   const vf n = (x * LOG2E + ROUND) - ROUND;
-  vf t = x - n * LN2_HI;
-  t = t - n * LN2_LO;
-  return scale2(exp_polynomial(t), n);
+  return scale2(exp_polynomial(less_ln2(x, n)), n);
 }
 
 // Combine vectors of at(i, values, length) over blocks; blocks are merged in order.
@@ -40,21 +38,25 @@ template <bool KEEP> static double exponentials(const float* x, float* y, int64_
   const auto block = [&](int64_t first, int64_t length) {
     const float* p = x + first;
     float* out = y + first;
-    vf sums[U] = {};
-    int64_t i = 0;
-    for (; i + U * W <= length; i += U * W)
-      for (int u = 0; u < U; ++u) {
-        const vf e = exponential(load(p + i + u * W) - top);
-        if (KEEP) store(out + i + u * W, e);
-        sums[u] += e;
+    Total total;
+    for (int64_t i = 0; i < length;) {
+      const int64_t stop = std::min(length, i + RUN);
+      vf sums[U] = {};
+      for (; i + U * W <= stop; i += U * W)
+        for (int u = 0; u < U; ++u) {
+          const vf e = exponential(load(p + i + u * W) - top);
+          if (KEEP) store(out + i + u * W, e);
+          sums[u] += e;
+        }
+      for (; i < stop; i += W) {
+        const int64_t here = stop - i < W ? stop - i : W;
+        const vf e = exponential((here == W ? load(p + i) : load_part(p + i, here, -INF)) - top);
+        if (KEEP) std::memcpy(out + i, &e, sizeof(float) * here);
+        sums[0] += here == W ? e : load_part((const float*)&e, here, 0.0f);
       }
-    for (; i < length; i += W) {
-      const int64_t here = length - i < W ? length - i : W;
-      const vf e = exponential((here == W ? load(p + i) : load_part(p + i, here, -INF)) - top);
-      if (KEEP) std::memcpy(out + i, &e, sizeof(float) * here);
-      sums[0] += here == W ? e : load_part((const float*)&e, here, 0.0f);
+      total.add(joined(sums));
     }
-    return (double)across_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    return (double)across_sum(total.value());
   };
   return reduced(count, threads, 0.0, block, [](double a, double b) { return a + b; });
 }
