@@ -1,70 +1,186 @@
-"""Every Python block of the documentation and the README runs, in order, one namespace a file."""
+"""Every block of code in the README and the documentation runs: in one folder, in the order of reading."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from steepest.catalogue import systems, there
+from steepest.cli import run
+from steepest.comparison import plan
+
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"^(?:<!-- no-run: (?P<why>[^\n]+) -->\n)?```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?:<!-- no-run: (?P<why>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
 SMALLER = {
-    "README.md": (
-        "load_breast_cancer(return_X_y=True, as_frame=True)",
-        "(part[:80] for part in load_breast_cancer(return_X_y=True, as_frame=True))",
-        "budget=10",
-        "repeats=1, folds=2, trials=1, epochs=1, workers=1, classical=False",
-    )
+    "load_breast_cancer(return_X_y=True, as_frame=True)": (
+        "(part[:80] for part in load_breast_cancer(return_X_y=True, as_frame=True))"
+    ),
+    "budget=10": "repeats=1, folds=2, trials=1, epochs=1, workers=1, classical=False",
 }
-"""What is too long for a test: pairs of what stands there and what runs instead."""
+"""What is too long for a test, and what runs instead."""
+DESIGN = {"--repeats": 1, "--folds": 2, "--trials": 1, "--epochs": 1, "--workers": 1, "--no-classical": None}
+"""Options that make a comparison on the command line small, where it does not set them."""
 
 
-def blocks(file):
-    """``(code, reason not to run it or None)`` of each block, its lines where they stand in the file."""
+@dataclass
+class Block:
+    """A block of code: of which file, of which kind, padded so that its lines stand where they do in the file."""
+
+    file: Path
+    kind: str
+    code: str
+    why: str | None
+
+
+def in_order() -> list[Path]:
+    """The README, then the pages in the order of the documentation's contents."""
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = [ROOT / "docs" / name for name in re.findall(r"[\w/-]+\.md", contents)]
+    return [ROOT / "README.md", *(page for page in pages if page.is_file())]  # the others are made
+
+
+def blocks(file: Path) -> list[Block]:
+    """The blocks of a file, in order."""
     text = file.read_text(encoding="utf-8")
     found = list(BLOCK.finditer(text))
-    assert len(found) == text.count("```python"), "a block is not closed, or stands inside a list"
-    return [("\n" * text.count("\n", 0, m.start("code")) + m["code"], m["why"]) for m in found]
+    assert 2 * len(found) == len(re.findall("^ *```", text, re.MULTILINE)), f"{file}: a block stands in a list, or open"
+    return [Block(file, m["kind"], "\n" * text.count("\n", 0, m.start("code")) + m["code"], m["why"]) for m in found]
 
 
-def with_blocks():
-    return [file for file in (ROOT / "README.md", *FILES) if "```python" in file.read_text(encoding="utf-8")]
+def commands(code: str) -> list[list[str]]:
+    """The commands of a console block, comments and output left out."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith("$ ")]
 
 
-@pytest.mark.parametrize("file", with_blocks(), ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_blocks_run(file, tmp_path, monkeypatch):
+def table_of_commands() -> list[list[str]]:
+    """The commands in the README's table."""
+    rows = re.findall(r"^\| (`steepest .+?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    return [shlex.split(command) for row in rows for command in re.findall(r"`(.+?)`", row)]
+
+
+def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run one command as it stands, a comparison on a small design."""
+    assert words[0] == "steepest"
+    if words[1] == "compare":
+        for option, value in DESIGN.items():
+            if option not in words:
+                words = [*words, option] if value is None else [*words, option, str(value)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert run(words[1:]) == 0, shlex.join(words)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README and the guides speak of."""
+    from PIL import Image
+
     monkeypatch.chdir(tmp_path)
-    script = types.ModuleType("__main__")  # classes that a guide hands over are looked up in the running script
-    monkeypatch.setitem(sys.modules, "__main__", script)
-    code = blocks(file)
-    assert code
-    known = list(SMALLER.get(file.name, ()))
-    for text, why in code:
-        for before, after in list(zip(known[::2], known[1::2])):
-            if before in text:
-                text = text.replace(before, after)
-                known = [word for word in known if word not in (before, after)]
-        compiled = compile(text, str(file), "exec")
-        if why is None:
-            exec(compiled, vars(script))
-    assert known == [], "what is made smaller here no longer stands in the file"
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame(rng.normal(size=(60, 3)), columns=["size", "age", "dose"])
+    data["y"] = np.where(data["size"] + 0.5 * rng.normal(size=60) > 0, "yes", "no")
+    for name in ("data", *"abcdef"):
+        data.to_csv(f"{name}.csv", index=False)
+    for name in ("new", "new-rows"):
+        data.drop(columns="y").to_csv(f"{name}.csv", index=False)
+    data.assign(quality=rng.integers(3, 9, 60)).drop(columns="y").to_csv("wine.csv", index=False)
+    clinic = data.drop(columns="y").assign(patient=np.arange(60) // 2)
+    for number, name in enumerate(("stroke", "asthma", "diabetes")):
+        clinic[name] = (np.arange(60) + number) // 2 % (number + 2) == 0
+    clinic = clinic.astype(dict.fromkeys(("stroke", "asthma", "diabetes"), int))
+    clinic.assign(outcome=data["y"]).to_csv("clinic.csv", index=False)
+    images, labels = rng.integers(0, 256, (24, 8, 8), np.uint8), np.arange(24) % 2
+    np.savez("photos.npz", x=images, y=labels)
+    for number, (pixels, label) in enumerate(zip(images, labels)):
+        place = Path("photos") / f"class{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return tmp_path
 
 
-def test_there_are_guides():
-    names = {file.stem for file in FILES if file.parent.name == "guides"}
-    assert names >= {"which-objective", "parts", "own-parts", "add-a-system", "read-a-report"}
+@pytest.mark.slow
+def test_every_block_runs_in_one_folder_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
+    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
+    smaller, ran = dict(SMALLER), 0
+    for file in in_order():
+        script = types.ModuleType("__main__")  # classes that a guide hands over are looked up in the running script
+        monkeypatch.setitem(sys.modules, "__main__", script)
+        for block in blocks(file):
+            if block.why is not None or block.kind not in ("python", "console"):
+                continue
+            ran += 1
+            if block.kind == "console":
+                found = commands(block.code)
+                assert found, f"{file}: a console block without a command"
+                for words in found:
+                    call(words, monkeypatch)
+                continue
+            for before in [known for known in smaller if known in block.code]:
+                block.code = block.code.replace(before, smaller.pop(before))
+            exec(compile(block.code, str(file), "exec"), vars(script))
+    assert smaller == {}, "what is made smaller here stands nowhere any more"
+    assert ran > 20
 
 
-def test_only_optional_packages_keep_a_block_from_running():
-    reasons = {why for file in with_blocks() for _, why in blocks(file) if why is not None}
-    assert reasons <= {"needs transformers", "needs lightning"}
+@pytest.mark.slow
+def test_the_commands_of_the_readmes_table_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
+    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
+    found = table_of_commands()
+    full_scale = [words for words in found if words[1] == "lab"]  # minutes, and they write evidence
+    assert [words[2] for words in full_scale] == ["run", "gallery"]
+    assert len(found) > 12
+    for words in found:
+        if words not in full_scale:
+            call(words, monkeypatch)
 
 
-def test_words_of_the_command_line_exist():
+def test_every_page_is_in_the_contents() -> None:
+    assert set((ROOT / "docs").rglob("*.md")) == set(in_order()[1:])
+    assert {file.stem for file in in_order()} >= {
+        "which-objective",
+        "parts",
+        "own-parts",
+        "add-a-system",
+        "read-a-report",
+    }
+
+
+@pytest.mark.parametrize("file", in_order(), ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_blocks_are_well_formed(file: Path) -> None:
+    """What is quickly seen: kinds, syntax, commands of ours, a reason where something does not run."""
+    for block in blocks(file):
+        assert block.kind in ("python", "console", "text")
+        if block.kind == "python":
+            compile(block.code, str(file), "exec")
+        if block.kind == "console" and block.why is None:
+            assert all(words[0] == "steepest" for words in commands(block.code))
+        assert block.why is None or block.why == "needs lightning" or ".ci/run" in block.why
+
+
+def test_the_readme_says_how_many_systems_there_are() -> None:
+    """Numbers that are derived: they change with every system that is added, and the README with them."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    published = [system for system in systems() if system.experiment]
+    here, here_published = sum(map(there, systems())), sum(map(there, published))
+    own = len(systems()) - len(published)
+    assert (
+        f"{len(systems())} systems: {len(published)} publications and {own} built-in losses. {here} of them are there today, {here_published} of these publications"
+    ) in text
+
+
+def test_words_of_the_command_line_exist() -> None:
     """Every objective that a guide names is one, so that a renamed one doesn't stay behind."""
     from steepest.comparison.objectives import known_objectives
 

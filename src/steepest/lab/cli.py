@@ -6,7 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-lab_app = typer.Typer(help="Run each system's central claim in front of you.", no_args_is_help=True)
+lab_app = typer.Typer(
+    help="Run each system's central claim in front of you.\n\n"
+    "Some experiments read image sets, a text or a table at full scale: files in the folder that STEEPEST_DATA names "
+    "(without it: data). An image set that is not there is fetched from OpenML, once, by scikit-learn; for the others "
+    "the error says where they come from.",
+    no_args_is_help=True,
+)
 
 
 def _line(system: Any, found: dict[str, Any] | None, is_stale: bool) -> str:
@@ -47,7 +53,11 @@ def run_command(
     known = {system.slug: system for system in experiments()}
     if slug not in known:
         raise InputError(f"no experiment {slug!r}{nearest(slug, known) or '; see `steepest lab list`'}")
-    for line in summary(run(known[slug], scale=scale, seeds=seeds, workers=workers, report=typer.echo)):
+    try:
+        found = run(known[slug], scale=scale, seeds=seeds, workers=workers, report=typer.echo)
+    except FileNotFoundError as error:  # its data
+        raise InputError(str(error)) from error
+    for line in summary(found):
         typer.echo(line)
 
 
@@ -64,7 +74,12 @@ def gallery_command(
 
     for system in experiments():
         if every or stale(system):
-            for line in summary(run(system, workers=workers, report=typer.echo)):
+            try:
+                found = run(system, workers=workers, report=typer.echo)
+            except FileNotFoundError as error:  # the others may have their data
+                typer.echo(f"{system.slug}: {error}", err=True)
+                continue
+            for line in summary(found):
                 typer.echo(line)
     for system in experiments():
         typer.echo(_line(system, read(system), stale(system)))

@@ -1,4 +1,4 @@
-"""Real data of the experiments: what scikit-learn carries, image sets and a text from a folder.
+"""Real data of the experiments: what scikit-learn carries or fetches, image sets and a text from a folder.
 
 The experiments of the room ``steepest.data`` lie in the packages below.
 """
@@ -11,6 +11,17 @@ import os
 from pathlib import Path
 
 import numpy as np
+
+SOURCES = {
+    "mnist-10k-images-idx3-ubyte.gz": 'sklearn.datasets.fetch_openml("mnist_784", version=1)',
+    "mnist-10k-labels-idx1-ubyte.gz": 'sklearn.datasets.fetch_openml("mnist_784", version=1)',
+    "cifar10-subset.npz": 'sklearn.datasets.fetch_openml("CIFAR_10", version=1)',
+    "tiny-shakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "compas-two-years.csv": "https://raw.githubusercontent.com/propublica/compas-analysis/master/"
+    "compas-scores-two-years.csv",
+}
+"""The files that experiments read from :func:`folder`, and where each comes from: a fetch is run where the file is
+missing, an address is for the reader."""
 
 
 def digits(seed: int, *, train: int = 1200) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -52,12 +63,19 @@ def folder() -> Path:
 def mnist_10k() -> tuple[np.ndarray, np.ndarray]:
     """The 10,000 MNIST test digits, ``[10000, 784]`` in [0, 1], and their labels.
 
+    Two IDX files of :func:`folder`; without them the last 10,000 rows of OpenML's ``mnist_784``, which scikit-learn
+    fetches once and keeps.
+
     Raises:
-        FileNotFoundError: the two IDX files are not in :func:`folder`.
+        FileNotFoundError: neither is to be had.
     """
-    with gzip.open(_file("mnist-10k-images-idx3-ubyte.gz")) as file:
+    images, labels = "mnist-10k-images-idx3-ubyte.gz", "mnist-10k-labels-idx1-ubyte.gz"
+    if not (here(images) and here(labels)):
+        x, y = _fetched(images, "mnist_784")
+        return x[-10_000:] / 255.0, y[-10_000:]
+    with gzip.open(_file(images)) as file:
         x = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784) / 255.0
-    with gzip.open(_file("mnist-10k-labels-idx1-ubyte.gz")) as file:
+    with gzip.open(_file(labels)) as file:
         y = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
     return x, y
 
@@ -73,12 +91,24 @@ def halved(x: np.ndarray) -> np.ndarray:
 
 
 def cifar10_subset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``(x_train, y_train, x_test, y_test)``, images ``[N, 3, 32, 32]`` in [0, 1].
+    """``(x_train, y_train, x_test, y_test)``: 500 and 100 images of each class ``[N, 3, 32, 32]`` in [0, 1].
+
+    ``cifar10-subset.npz`` of :func:`folder`; without it the first ones of each class among the first 50,000 and the
+    last 10,000 rows of OpenML's ``CIFAR_10``, which scikit-learn fetches once and keeps: not the same images.
 
     Raises:
-        FileNotFoundError: ``cifar10-subset.npz`` is not in :func:`folder`.
+        FileNotFoundError: neither is to be had.
     """
-    with np.load(_file("cifar10-subset.npz"), allow_pickle=False) as file:
+    name = "cifar10-subset.npz"
+    if not here(name):
+        x, y = _fetched(name, "CIFAR_10")
+        found = []
+        for start, end, count in ((0, -10_000, 500), (-10_000, len(y), 100)):
+            part = y[start:end]
+            rows = np.sort(np.concatenate([np.flatnonzero(part == label)[:count] for label in np.unique(part)]))
+            found += [x[start:end][rows].reshape(-1, 3, 32, 32) / 255.0, part[rows]]
+        return found[0], found[1], found[2], found[3]
+    with np.load(_file(name), allow_pickle=False) as file:
         images = [file[k].transpose(0, 3, 1, 2) / 255.0 for k in ("x_train", "x_test")]
         labels = [file[k].reshape(-1).astype(np.int64) for k in ("y_train", "y_test")]
     return images[0], labels[0], images[1], labels[1]
@@ -93,11 +123,30 @@ def shakespeare() -> str:
     return _file("tiny-shakespeare.txt").read_text(encoding="utf-8")
 
 
+def here(name: str) -> bool:
+    """Whether :func:`folder` holds this file."""
+    return (folder() / name).is_file()
+
+
 def _file(name: str) -> Path:
-    path = folder() / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{name} is not in {str(folder())!r}; set STEEPEST_DATA to the folder that holds it")
-    return path
+    if not here(name):
+        raise FileNotFoundError(f"{_missing(name)}; it comes from {SOURCES[name]}")
+    return folder() / name
+
+
+def _missing(name: str) -> str:
+    return f"{name} is not in {str(folder())!r}; set STEEPEST_DATA to the folder that holds it"
+
+
+def _fetched(name: str, data_set: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of an image set of OpenML, instead of the file ``name``."""
+    from sklearn.datasets import fetch_openml
+
+    try:
+        found = fetch_openml(data_set, version=1, as_frame=False)
+    except (OSError, ValueError) as error:  # no network; a set that OpenML does not know, or not whole
+        raise FileNotFoundError(f"{_missing(name)}; {SOURCES[name]} failed: {error}") from error
+    return np.asarray(found.data), np.asarray(found.target).astype(np.int64)
 
 
 def flip_labels(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
