@@ -70,6 +70,14 @@ def test_systems_lists_every_row(capsys):
     assert {line.index(word) for line, word in [(head, "room"), (rows[0], systems()[0].room)]} == {head.index("room")}
 
 
+def test_systems_outside_a_checkout_says_what_it_cannot_know(capsys, monkeypatch):
+    monkeypatch.setattr("steepest.catalogue.checkout", lambda: None)
+    assert cli.run(["systems", "--room", "losses"]) == 0
+    count = capsys.readouterr().out.splitlines()[-1]
+    assert " there, checked and verdict are known in a checkout" in count
+    assert "0 checked" not in count
+
+
 def test_systems_of_a_room(capsys):
     assert cli.run(["systems", "--room", "losses.ranking", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

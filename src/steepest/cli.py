@@ -60,7 +60,7 @@ def systems_command(
 
     Examples: `steepest systems --room losses.classification`, `steepest systems --missing`, `steepest systems --json`.
     """
-    from .catalogue import systems
+    from .catalogue import checkout, systems
 
     chosen = [row for row in systems() if not room or (row.room + ".").startswith(room.rstrip(".") + ".")]
     if not chosen:
@@ -75,10 +75,10 @@ def systems_command(
     table = [(row.slug, row.room, row.kind, *(_word(value) for value in s.values())) for row, s in shown]
     _print_table(("slug", "room", "kind", "there", "checked", "verdict"), table)
     count = {key: sum(bool(status[key]) for _, status in statuses) for key in ("there", "checked", "verdict")}
-    typer.echo(
-        f"{len(chosen)} systems: {count['there']} there, {count['checked']} checked, "
-        f"{count['verdict']} with a fresh verdict"
-    )
+    known = f"{count['checked']} checked, {count['verdict']} with a fresh verdict"
+    if checkout() is None:
+        known = "checked and verdict are known in a checkout, which has the tests and the evidence"
+    typer.echo(f"{len(chosen)} systems: {count['there']} there, {known}")
 
 
 @app.command("show")
