@@ -197,7 +197,7 @@ class Objective(Loss):
             refuse("target", f"{outputs.shape[0]} rows, as outputs", target)
         if weight is not None and self.unit != "sample":
             refuse_type("weight", f"None ({self.name} is a loss of the batch, not of samples)", weight)
-        check_weight(weight, outputs.shape[0])
+        check_weight(weight, *outputs.shape[:1])
 
     @classmethod
     def fits(cls, task: str) -> bool:
