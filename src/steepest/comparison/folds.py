@@ -90,7 +90,7 @@ def inner_splits(
         InputError: for fewer than 2 rows, or one group only.
     """
     _check("seed", seed, 0)
-    train = np.sort(codes("train", train, (np.size(train),), classes=len(table.target)))
+    train = np.sort(codes("train", train, classes=len(table.target), empty=True))
     if len(train) < 2:
         raise InputError(f"expected at least 2 training rows to hold some out, got {len(train)}")
     if table.times is not None and len(np.unique(table.times[train])) > 1:

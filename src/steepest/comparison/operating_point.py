@@ -28,9 +28,8 @@ def _rows(
     probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None, finite: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Probabilities [N, C], codes [N] and weights [N], checked."""
-    length = np.shape(y)[:1]
-    p = in_range("probabilities", numbers("probabilities", probabilities, (*length, None), finite=finite))
-    return p, codes("y", y, length, classes=p.shape[1]), row_weights(weights, len(p))
+    p = in_range("probabilities", numbers("probabilities", probabilities, (None, None), finite=finite, empty=True))
+    return p, codes("y", y, (len(p),), classes=p.shape[1]), row_weights(weights, len(p))
 
 
 def negative_log_likelihood(y: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -55,7 +54,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     array([[0.6667, 0.3333]])
     """
     check_number("temperature", temperature, low=0.0, open_low=True)
-    given = numbers("probabilities", probabilities, (*np.shape(probabilities)[:1], None), finite=False)
+    given = numbers("probabilities", probabilities, (None, None), finite=False, empty=True)
     return _cooled(in_range("probabilities", given), temperature)
 
 
@@ -114,7 +113,7 @@ def tune_threshold(
     >>> tune_threshold(np.array([0, 0, 1, 1]), np.array([-3.0, 1.0, 2.0, 4.0]))
     1.5
     """
-    y = codes("y", y, np.shape(y)[:1], classes=2)
+    y = codes("y", y, classes=2, empty=True)
     decision = numbers("decision", decision, y.shape, finite=False)
     check_number("default", default)
     weights = row_weights(weights, len(y))

@@ -18,8 +18,12 @@ from .checks import refuse, refuse_type
 Shape = tuple[int | EllipsisType | None, ...]
 
 
-def array(argument: str, value: ArrayLike, shape: Shape, *, kinds: str = "", what: str = "an array") -> NDArray[Any]:
+def array(
+    argument: str, value: ArrayLike, shape: Shape, *, kinds: str = "", what: str = "an array", empty: bool = False
+) -> NDArray[Any]:
     """``value`` as an array of a shape and of some kinds of type (letters of ``numpy.dtype.kind``; none for any).
+
+    With ``empty`` a length that may be any may be 0 too.
 
     >>> array("y", [[1], [2]], (None,))
     Traceback (most recent call last):
@@ -33,7 +37,7 @@ def array(argument: str, value: ArrayLike, shape: Shape, *, kinds: str = "", wha
         found = found.astype(np.str_)  # columns of pandas
     if kinds and found.dtype.kind not in kinds and found.size:
         refuse_type(argument, what, found)
-    if not _fits(found.shape, shape):
+    if not _fits(found.shape, shape, empty):
         refuse(argument, f"{what} of shape {_text(shape)}", found)
     return found
 
@@ -46,6 +50,7 @@ def numbers(
     low: float = -np.inf,
     high: float = np.inf,
     finite: bool = True,
+    empty: bool = False,
 ) -> NDArray[np.float64]:
     """Real numbers in float64, finite unless told otherwise, within ``low..high``.
 
@@ -53,7 +58,7 @@ def numbers(
     Traceback (most recent call last):
     ValueError: p: expected numbers in 0..1, got 2.0
     """
-    found = array(argument, value, shape, kinds="biuf", what="numbers").astype(np.float64, copy=False)
+    found = array(argument, value, shape, kinds="biuf", what="numbers", empty=empty).astype(np.float64, copy=False)
     if finite and not np.isfinite(found).all():
         refuse(argument, "finite numbers", found[~np.isfinite(found)].item(0))
     if found.size and (low > -np.inf or high < np.inf):
@@ -84,7 +89,7 @@ def labels(
 
 
 def codes(
-    argument: str, value: ArrayLike, shape: Shape = (None,), *, classes: int | None = None
+    argument: str, value: ArrayLike, shape: Shape = (None,), *, classes: int | None = None, empty: bool = False
 ) -> NDArray[np.integer[Any]]:
     """Class codes: integers of at least 0, below ``classes`` where it is given.
 
@@ -92,7 +97,7 @@ def codes(
     Traceback (most recent call last):
     ValueError: y: expected class codes in 0..2, got 3
     """
-    found = array(argument, value, shape, kinds="biu", what="class codes (integers)")
+    found = array(argument, value, shape, kinds="biu", what="class codes (integers)", empty=empty)
     found = found.astype(np.int64, copy=False)
     if found.size and (found.min() < 0 or (classes is not None and found.max() >= classes)):
         limit = ">= 0" if classes is None else f"in 0..{classes - 1}"
@@ -124,11 +129,11 @@ def outcome_part(argument: str, value: ArrayLike, rows: int | None) -> NDArray[A
     return found
 
 
-def _fits(found: tuple[int, ...], wanted: Shape) -> bool:
+def _fits(found: tuple[int, ...], wanted: Shape, empty: bool) -> bool:
     if wanted and wanted[-1] is ...:
         wanted = wanted[:-1]
         found = found[: len(wanted)]
-    return len(found) == len(wanted) and all(f == w or (w is None and f > 0) for f, w in zip(found, wanted))
+    return len(found) == len(wanted) and all(f == w or (w is None and (empty or f > 0)) for f, w in zip(found, wanted))
 
 
 def _text(shape: Shape) -> str:

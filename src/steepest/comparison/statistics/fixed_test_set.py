@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import array, numbers, row_weights
+from ...core.arrays import array, labels, numbers, row_weights
 from ...core.checks import check_number, refuse
 from .results import BootstrapResult
 
@@ -82,7 +82,7 @@ def bootstrap_metric_difference(
     >>> bootstrap_metric_difference(accuracy, y, y, 1 - y, n=50).difference
     1.0
     """
-    y = array("y", y, (None, ...), kinds="biufUS", what="labels or numbers")
+    y = labels("y", y, (None, ...))
     if y.shape[1:] == (1,):
         refuse("y", f"shape ({len(y)},)", y)
     outcome_a, outcome_b = _outcome("outcome_a", outcome_a, len(y)), _outcome("outcome_b", outcome_b, len(y))

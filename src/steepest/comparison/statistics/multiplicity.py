@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,8 +32,8 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
     """
-    given = list(pvalues)
-    values = numbers("pvalues", given, (len(given),), low=0.0, high=1.0)
+    given = list(pvalues) if isinstance(pvalues, Iterator) else pvalues
+    values = numbers("pvalues", given, low=0.0, high=1.0, empty=True)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
     factors = np.arange(len(values), 0, -1)
