@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -62,6 +63,85 @@ def test_marks_name_facts_that_exist():
     for slug, numbers in marks(ROOT / "tests").items():
         holds = find(slug).holds
         assert numbers <= (set(range(1, holds + 1)) if holds else {NO_NUMBER}), slug
+
+
+def test_processes_that_tests_start_import_this_tree(tmp_path):
+    import steepest
+
+    done = subprocess.run(
+        [sys.executable, "-c", "import steepest; print(steepest.__file__)"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(done.stdout.strip()) == Path(steepest.__file__).resolve()
+
+
+def test_environments_of_processes_are_added_to_and_not_made_anew():
+    """One that is made anew has lost the path to this tree."""
+    found = []
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        made = {
+            target.id: node.value
+            for node in ast.walk(tree) if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)
+        }  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+                for keyword in node.keywords:
+                    if keyword.arg == "env":
+                        value = made.get(getattr(keyword.value, "id", ""), keyword.value)
+                        if "os.environ" not in ast.unparse(value):
+                            found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
+def names_of_ours(tree):
+    """What a test module imports from the package, by the name it has there; and the modules' own definitions."""
+    ours, own = set(), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "steepest":
+            ours |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            ours |= {alias.asname or "steepest" for alias in node.names if alias.name.partition(".")[0] == "steepest"}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            own[node.name] = node
+        else:
+            stored = (p for p in ast.walk(node) if isinstance(p, ast.Name) and isinstance(p.ctx, ast.Store))
+            own |= {part.id: node for part in stored}
+    return ours, own
+
+
+def reaches(node, ours, own, beside):
+    """Whether a definition uses a name of ours, itself or through what it uses; ``beside``: from other test modules."""
+    seen, left = set(), [node]
+    while left:
+        for part in ast.walk(left.pop()):
+            name = part.id if isinstance(part, ast.Name) else part.arg if isinstance(part, ast.arg) else None
+            if name in ours or name in beside:
+                return True
+            if name is not None and name in own and name not in seen:
+                seen.add(name)
+                left.append(own[name])
+    return False
+
+
+def test_tests_that_prove_a_fact_run_code_of_ours():
+    """A mark on a test of numpy or of a peer alone proves nothing."""
+    found = []
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        ours, own = names_of_ours(tree)
+        beside = {
+            alias.asname or alias.name
+            for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+            for alias in node.names
+        }  # fmt: skip
+        for node in own.values():
+            marked = any("mark.holds" in ast.unparse(mark) for mark in getattr(node, "decorator_list", []))
+            if marked and not reaches(node, ours, own, beside):
+                found.append(f"{file.relative_to(ROOT)}: {node.name}")
+    assert found == []
 
 
 HEAVY = {"torch", "sklearn", "pandas", "matplotlib"}

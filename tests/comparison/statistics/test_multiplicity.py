@@ -11,6 +11,11 @@ def test_holm_agrees_with_statsmodels(count):
     assert holm(pvalues) == pytest.approx(multipletests(pvalues, method="holm")[1], abs=1e-15)
 
 
+@pytest.mark.holds("model-evaluation", 7)
+def test_holm_of_the_card():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
 def test_holm_rejects_exactly_what_the_step_down_procedure_rejects():
     generator = np.random.default_rng(0)
     for count in range(1, 13):

@@ -28,6 +28,16 @@ def test_without_a_test_part_it_is_the_ordinary_paired_t_test():
     assert (result.pvalue, result.low, result.high) == pytest.approx((plain.pvalue, interval.low, interval.high))
 
 
+@pytest.mark.holds("model-evaluation", 7)
+def test_corrected_t_of_the_card():
+    differences = [0.01, 0.03, 0.02, 0.04, 0.0]
+    result = corrected_resampled_ttest(differences, n_train=4, n_test=1)
+    assert round(result.mean / result.standard_error, 6) == 1.885618
+    assert round(result.pvalue, 6) == 0.132419
+    plain = stats.ttest_1samp(differences, 0)
+    assert (round(plain.statistic, 6), round(plain.pvalue, 6)) == (2.828427, 0.047421)
+
+
 def test_share_and_sizes_say_the_same():
     by_share = corrected_resampled_ttest(DIFFERENCES, test_fraction=0.2)
     assert by_share.standard_error == pytest.approx(

@@ -119,6 +119,24 @@ def test_temperature_keeps_accuracy_and_is_one_where_calibrated():
     assert temperature_scale(shares.log().expand(10, 3), torch.tensor([0] * 7 + [1, 1, 2])) == pytest.approx(1.0)
 
 
+@pytest.mark.holds("calibration-benchmark", 7)
+def test_a_probability_of_one_is_in_the_last_bin():
+    """torchmetrics puts it into a bin of its own, and gives .525."""
+    p = torch.tensor([[0.95, 0.05], [1.0, 0.0]], dtype=torch.float64)
+    assert ece(p, torch.tensor([0, 1]), bins=15) == pytest.approx(0.475)
+    assert multiclass_calibration_error(p, torch.tensor([0, 1]), 2, n_bins=15).item() == pytest.approx(0.525)
+
+
+@pytest.mark.holds("calibration-benchmark", 7)
+def test_temperature_of_four_rows():
+    """Three of four right: the optimum has softmax 3/4, a gap of log 3."""
+    z, y = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(4, 2), torch.tensor([0, 0, 0, 1])
+    t = temperature_scale(z, y)
+    assert t == pytest.approx(2 / math.log(3), rel=1e-9)
+    assert round(t, 6) == 1.820478
+    assert round(calibration_report(z, y, bins=(15,), held_out=(z, y))["nll scaled"], 6) == 0.562335
+
+
 def test_temperature_against_a_search_of_the_likelihood():
     z, y = problem(seed=3, sharpness=0.4)
 

@@ -15,6 +15,7 @@ from steepest.post.ood import (
     MahalanobisDetector,
     class_gaussian_fit,
     detection_metrics,
+    mahalanobis_outlier_score,
     mahalanobis_score,
 )
 
@@ -174,6 +175,52 @@ def test_streaming_equals_one_batch():
             torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     a, b, c = (torch.cov(f[y == k].T, correction=0) for k in range(3))
     torch.testing.assert_close(whole.gaussians[0].covariance, (a + b + c) / 3)
+
+
+@pytest.mark.holds("mahalanobis-ood", 7)
+@pytest.mark.parametrize("factor", [1e-9, 1e-4, 1.0, 1e6])
+@pytest.mark.parametrize("constant", [False, True])
+def test_shrinkage_is_relative_to_the_features(factor, constant):
+    """A ridge of 1e-6 in the features' own units would give -.0498 and -.1294 at 1e-4."""
+    (f, y), x = CARD, POINT
+    if constant:
+        f, x = (torch.cat([part, torch.full((len(part), 1), 3.0, dtype=torch.float64)], 1) for part in (f, x))
+    means, covariance, _ = class_gaussian_fit(factor * f, y)
+    found = mahalanobis_score(factor * x, means, covariance, shrinkage=1e-6, reduce=False)
+    wanted = torch.tensor([[-10.0, -26.0]], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0.0)
+    detector = MahalanobisDetector([same]).fit([(factor * f, y)])
+    torch.testing.assert_close(detector.score(factor * x), wanted[:, :1], rtol=1e-5, atol=0.0)
+    # the mean variance is .5 in two columns, and a third of 1 in three
+    exact = -10 * 0.5 / (0.5 + 0.1 * (1 / 3 if constant else 0.5))
+    shrunk = mahalanobis_score(factor * x, means, covariance, shrinkage=0.1)
+    torch.testing.assert_close(shrunk, torch.tensor([exact], dtype=torch.float64), rtol=1e-9, atol=0.0)
+
+
+def test_outlier_scores_are_the_scores_turned_round():
+    f, y = problem()
+    means, covariance, _ = class_gaussian_fit(f, y)
+    far = f + 20.0
+    assert torch.equal(
+        mahalanobis_outlier_score(f, means, covariance, shrinkage=0.1),
+        -mahalanobis_score(f, means, covariance, shrinkage=0.1),
+    )
+    detector = MahalanobisDetector([same, lambda x: x[:, :2]], eps=0.01).fit([(f, y)])
+    ensemble = FeatureEnsembleDetector(detector).fit(detector.score(f), detector.score(far))
+    for member in (detector, ensemble):
+        assert torch.equal(member.outlier_score(f), -member.score(f))
+        assert member.outlier_score(far).mean() > member.outlier_score(f).mean()
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [mahalanobis_score, MahalanobisDetector, MahalanobisDetector.score, FeatureEnsembleDetector,
+     FeatureEnsembleDetector.score, mahalanobis_outlier_score, MahalanobisDetector.outlier_score,
+     FeatureEnsembleDetector.outlier_score],
+)  # fmt: skip
+def test_the_first_line_says_which_way_a_score_points(scored):
+    first = scored.__doc__.strip().splitlines()[0]
+    assert ("higher = outlier" if "outlier" in scored.__name__ else "higher = inlier") in first
 
 
 def test_maps_are_averaged_and_layers_have_their_own_step():

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ...core.checks import check_choice, check_number, check_tensor, refuse
+from ._detection import detection_metrics as detection_metrics
 
 FeatureFunction = Callable[[Tensor], Tensor]
 STEPS = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.0024, 0.005, 0.01, 0.05, 0.1, 0.2)
@@ -128,7 +128,7 @@ def mahalanobis_score(
     shrinkage: float = 0.0,
     reduce: bool = True,
 ) -> Tensor:
-    r"""Minus the squared Mahalanobis distance to the nearest class; larger is more like the training data.
+    r"""Minus the squared Mahalanobis distance to the nearest class: higher = inlier, more like the training data.
 
     .. math:: M(f) = \max_c\; -(f - \mu_c)^\top \Sigma^{-1} (f - \mu_c)
 
@@ -162,8 +162,25 @@ def mahalanobis_score(
     return found.max(1).values if reduce else found
 
 
+def mahalanobis_outlier_score(
+    features: F[Tensor, "batch features"],
+    means: F[Tensor, "classes features"],
+    covariance: F[Tensor, "features features"],
+    *,
+    shrinkage: float = 0.0,
+) -> Tensor:
+    """The squared Mahalanobis distance to the nearest class: higher = outlier; minus :func:`mahalanobis_score`.
+
+    Example:
+        >>> means, covariance = torch.tensor([[1.0, 0.0], [4.0, 5.0]]), torch.diag(torch.tensor([0.5, 0.5]))
+        >>> mahalanobis_outlier_score(torch.tensor([[2.0, 2.0]]), means, covariance).round(decimals=6).tolist()
+        [10.0]
+    """
+    return -mahalanobis_score(features, means, covariance, shrinkage=shrinkage)
+
+
 class MahalanobisDetector:
-    r"""Scores of inputs at several layers, each after a small step of the input up its own score.
+    r"""Scores of inputs at several layers, higher = inlier, each after a small step of the input up its own score.
 
     .. math:: \tilde x = x + \epsilon\, \mathrm{sign} \nabla_x \bigl( -(f - \mu_{c^*})^\top \Sigma^{-1}
         (f - \mu_{c^*}) \bigr), \qquad c^* \text{ the nearest class at } x
@@ -219,7 +236,7 @@ class MahalanobisDetector:
         return self
 
     def score(self, inputs: Tensor) -> Tensor:
-        """``[B, L]``: the score of each input at each layer, larger for what is like the training data.
+        """``[B, L]``: the score of each input at each layer, higher = inlier.
 
         Raises:
             RuntimeError: before :meth:`fit`.
@@ -232,6 +249,10 @@ class MahalanobisDetector:
                 for layer, eps in enumerate(self.eps)
             ]
         return torch.stack(found, 1)
+
+    def outlier_score(self, inputs: Tensor) -> Tensor:
+        """``[B, L]``, higher = outlier: minus :meth:`score`."""
+        return -self.score(inputs)
 
     def stepped(self, inputs: Tensor, layer: int = 0) -> Tensor:
         """The inputs after the step of one layer."""
@@ -257,7 +278,7 @@ class MahalanobisDetector:
 
 
 class FeatureEnsembleDetector:
-    """A weighted sum of the layers' scores, the weights by logistic regression.
+    """A weighted sum of the layers' scores, higher = inlier, the weights by logistic regression.
 
     Fit it on scores of held-out and of attacked inputs: choosing weights on the test's own outliers is cheating.
 
@@ -301,8 +322,12 @@ class FeatureEnsembleDetector:
         return scores.double() @ self.weights.to(scores.device) + self.bias
 
     def score(self, inputs: Tensor) -> Tensor:
-        """:meth:`combine` of the detector's scores of ``inputs``."""
+        """:meth:`combine` of the detector's scores of ``inputs``, higher = inlier."""
         return self.combine(self.detector.score(inputs))
+
+    def outlier_score(self, inputs: Tensor) -> Tensor:
+        """``[B]``, higher = outlier: minus :meth:`score`."""
+        return -self.score(inputs)
 
 
 class GDAIncrementalClassifier:
@@ -364,33 +389,3 @@ class GDAIncrementalClassifier:
         if self.gaussians is None:
             raise RuntimeError("GDAIncrementalClassifier: call fit(features, target) first")
         return self.gaussians
-
-
-def detection_metrics(scores_in: F[Tensor, " inside"], scores_out: F[Tensor, " outside"]) -> dict[str, float]:
-    """How well a score tells inside from outside, larger scores being inside.
-
-    Returns:
-        ``auroc``; ``tnr at 95% tpr``; ``aupr in`` and ``aupr out`` (average precision with that side positive);
-        ``detection accuracy``, the best over thresholds with both sides equally likely.
-
-    Raises:
-        ValueError: an empty side, wrong shapes.
-
-    Example:
-        >>> detection_metrics(torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0]))["auroc"]
-        1.0
-    """
-    for name, value in (("scores_in", scores_in), ("scores_out", scores_out)):
-        check_tensor(name, value, ndim=1, floating=True)
-        if not len(value):
-            refuse(name, "at least one score", value)
-    scores = torch.cat([scores_in, scores_out]).detach().double().cpu().numpy()
-    inside = np.arange(len(scores)) < len(scores_in)
-    fpr, tpr, _ = roc_curve(inside, scores, drop_intermediate=False)
-    return {
-        "auroc": float(roc_auc_score(inside, scores)),
-        "tnr at 95% tpr": float(1 - fpr[tpr >= 0.95].min()),
-        "aupr in": float(average_precision_score(inside, scores)),
-        "aupr out": float(average_precision_score(~inside, -scores)),
-        "detection accuracy": float((0.5 * (tpr + 1 - fpr)).max()),
-    }
