@@ -10,26 +10,38 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 __version__ = importlib.metadata.version("steepest")
 
 _FUNCTIONS = {"compare": "comparison", "checks": "core.checks"}
-_ROOMS = ("catalogue", "descent", "watch")
+_ROOMS = tuple(
+    room
+    for room in (
+        "catalogue", "core", "kernels", "nn", "losses", "gradients", "optim", "data", "descent", "post", "continual",
+        "federated", "boosting", "scaling", "watch", "comparison", "lab", "integrations", "testing",
+    )
+    if Path(__file__).with_name(room).is_dir() or Path(__file__).with_name(f"{room}.py").is_file()
+)  # fmt: skip
+"""The stages and kinds that are there; each is imported when it is first asked for."""
+__all__ = [*_FUNCTIONS, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        if name in _FUNCTIONS:
-            return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
-        if name in _ROOMS:
-            return importlib.import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        # An absent room is an absent attribute; an absent dependency of a room is the reader's to install.
-        if not (error.name or "").startswith(__name__):
-            raise
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    near = ""
+    if not name.startswith("_"):
+        from .catalogue import owners
+        from .core.errors import nearest
+
+        system = owners().get(name)
+        near = f"; it is in {__name__}.{system.rooms[0]}" if system else nearest(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}", name=name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FUNCTIONS, *_ROOMS})
+    return sorted([*(name for name in globals() if name.startswith("__")), *__all__])

@@ -312,8 +312,8 @@ class _Room(ModuleType):
 def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` for a room package: its systems' names, each imported when first asked for.
 
-    A room exports the names of every system in it and in its families, and its families themselves. A family wins over
-    a name spelt like it.
+    A room exports the names of every system in it and in its families, and its families themselves; ``from room import
+    *`` takes all of them. A family wins over a name spelt like it.
 
     Args:
         package: the room's ``__name__``.
@@ -335,6 +335,8 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
             return value
         if name in families(room) and source_files(f"{room}.{name}"):
             return importlib.import_module(f"{package}.{name}")
+        if name == "__all__":
+            return listing()
         near = "" if name.startswith("__") else _nearest(name, listing())
         raise AttributeError(f"module {package!r} has no attribute {name!r}{near}", name=name, obj=module)
 

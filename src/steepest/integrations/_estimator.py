@@ -46,7 +46,7 @@ def _made(cls: type[Objective], info: TaskInfo, hyper: dict[str, Any]) -> Object
 
 
 class ObjectiveEstimator(BaseEstimator):
-    """Parameters and training of :class:`ObjectiveClassifier` and :class:`ObjectiveRegressor`."""
+    """Parameters and training of :class:`~steepest.integrations.sklearn.ObjectiveClassifier` and of its regressor."""
 
     def __init__(
         self,

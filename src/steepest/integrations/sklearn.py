@@ -80,7 +80,7 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         n_iter_: epochs that ran. best_epoch_: the one whose network was kept.
         loss_curve_: mean training loss of each epoch.
         validation_curve_: the metric after each epoch, or None.
-        objective_, network_: the objective and the :class:`Network`.
+        objective_, network_: the objective and the :class:`~steepest.nn.networks.Network`.
         scaler_: of the inputs, or None.
 
     Raises:

@@ -39,8 +39,8 @@ def comp_sum_loss(
     Args:
         logits: ``[N, C]``, C >= 2.
         target: class indices ``[N]`` in 0..C-1.
-        tau: >= 0. 0 is sum-exponential, 1 cross-entropy, 1 + q generalised cross-entropy with exponent q, 2 mean
-            absolute error.
+        tau: >= 0. 0 is sum-exponential, 1, the default, cross-entropy, 1 + q generalised cross-entropy with exponent q,
+            2 mean absolute error.
         weight: sample weights ``[N]`` >= 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
@@ -78,6 +78,8 @@ def comp_sum_loss(
 
 class CompSumLoss(Objective):
     """The comp-sum family as a module; see :func:`comp_sum_loss`.
+
+    The default, ``tau = 1``, is cross-entropy.
 
     Args:
         tau: >= 0, the member of the family.

@@ -44,8 +44,6 @@ def focal_loss(
 
     .. math:: \ell = -\alpha_y (1 - p_y)^\gamma \log p_y
 
-    With the default ``gamma = 2`` it is not cross-entropy; with ``gamma = 0`` and no ``alpha`` it is.
-
     The softmax form takes both factors from the margin m = f_y - log sum_{k != y} exp(f_k): log p_y = log sigmoid(m),
     log(1 - p_y) = log sigmoid(-m). So the slope is finite everywhere, also for gamma < 1 as p_y goes to 1. In the
     sigmoid form m is f for a label 1 and -f for a label 0; between them cross-entropy and 1 - p_t are interpolated.
@@ -130,7 +128,7 @@ def _of_rows(
         margin = pick(z, target) - torch.logsumexp(others, dim=-1)
         return -torch.exp(gamma * nnf.logsigmoid(-margin)) * nnf.logsigmoid(margin)
 
-    loss = rowwise(z, plain, focal_rule(target.long(), gamma))
+    loss = rowwise(z, plain, _focal_rule(target.long(), gamma))
     return loss if factors is None else factors.to(loss)[target.long()] * loss, valid
 
 
@@ -168,7 +166,7 @@ def _of_labels(
     return loss if factors is None else (factors[0].to(z) * (1 - t) + factors[1].to(z) * t) * loss, valid
 
 
-def focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
+def _focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
     r"""Value and gradient of the focal loss of each row, with r = 1 - p_y summed over the other classes.
 
     .. math:: \frac{\partial \ell}{\partial \log p_y} = \gamma\, p_y\, r^{\gamma} \frac{\log p_y}{r} - r^{\gamma}

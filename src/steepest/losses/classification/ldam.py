@@ -292,7 +292,8 @@ class DeferredReweighting(Objective):
     """Any loss of samples with class weights that switch on late in training.
 
     Weights are ones in the epochs up to ``start * epochs`` and :func:`effective_number_weights` after it; they reach
-    the loss as its sample weights, and it reduces. The learning rate should fall near the switch.
+    the loss as its sample weights, and it reduces. The learning rate should fall near the switch. A
+    comparison puts cross-entropy into it by default, and so it is cross-entropy until the switch.
 
     Args:
         loss: an objective with ``unit = "sample"`` and class indices as target.

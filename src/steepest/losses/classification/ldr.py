@@ -43,8 +43,8 @@ def ldr_kl_loss(
     .. math:: L = \max_{p \in \Delta} \sum_k p_k d_k - \lambda\, KL(p \,\|\, 1/K)
         = \lambda \log \frac{1}{K} \sum_k e^{d_k / \lambda}, \qquad d_k = f_k - f_y + m\, 1[k \ne y]
 
-    lam -> 0 is the multi-class hinge of Crammer and Singer, lam = 1 with margin 0 is cross-entropy minus log K,
-    lam -> infinity is the mean margin. The maximiser is p = softmax(d / lam).
+    lam -> 0 is the multi-class hinge of Crammer and Singer, lam = 1 with margin 0, the default, is cross-entropy minus
+    log K, lam -> infinity is the mean margin. The maximiser is p = softmax(d / lam).
 
     Args:
         logits: f ``[N, K]``, K >= 2.
@@ -146,6 +146,8 @@ def crammer_singer_loss(
 
 class LDRLoss(Objective):
     """The label-distributionally robust loss with one temperature; see :func:`ldr_kl_loss`.
+
+    The defaults, ``lam = 1`` and ``margin = 0``, are cross-entropy minus log K: it trains as cross-entropy does.
 
     Args:
         lam: temperature > 0.
