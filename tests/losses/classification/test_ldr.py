@@ -255,9 +255,10 @@ def test_probabilities(batch):
     (slope,) = torch.autograd.grad(LDRLoss(lam=2.0)(z, torch.arange(3), weight=q), z)
     torch.testing.assert_close(slope.sum(0), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
     assert CrammerSingerLoss().probabilities(logits) is None
-    fresh = ALDRLoss.from_task(TaskInfo("multiclass", 12, 5), alpha=1.5)
-    lam = adaptive_lambda(logits, torch.ones(12), lam0=1.0, alpha=1.5)
-    torch.testing.assert_close(fresh.probabilities(logits), (logits / lam[:, None]).softmax(-1))
+    for lam0 in (1.0, 0.4, 3.0):
+        fresh = ALDRLoss.from_task(TaskInfo("multiclass", 12, 5), lam0=lam0, alpha=1.5)
+        lam = adaptive_lambda(logits, torch.full((12,), lam0), lam0=lam0, alpha=1.5)
+        torch.testing.assert_close(fresh.probabilities(logits), (logits / lam[:, None]).softmax(-1))
 
 
 def test_hinge_against_scikit_learn(batch):

@@ -121,6 +121,14 @@ def test_empty_classes_are_left_out():
     assert soft_dice_loss(z, y, reduce="class").item() > wanted
 
 
+def test_predictions_from_logits_and_from_probabilities():
+    p = torch.tensor([[0.2, 0.6], [0.5, 0.9]])
+    for loss, outputs in ((DiceLoss(), p.logit()), (DiceLoss(from_logits=False), p)):
+        assert loss.predict(outputs).tolist() == [[0, 1], [0, 1]]
+        torch.testing.assert_close(loss.probabilities(outputs), p)
+    assert DiceLoss(from_logits=False)(p.double(), Y[:2]).item() == of_p(p.double(), Y[:2]).item()
+
+
 def test_half_precision_sums_in_float32():
     cells = torch.full((300, 1000), 4.0, dtype=torch.float16)
     found = DiceLoss()(cells, torch.ones(300, 1000, dtype=torch.long))

@@ -36,6 +36,15 @@ def naive(z, y, balance):
     return sum(k * (m - c) ** 2 for k, m, c in zip(w, confidence, right)) / sum(w)
 
 
+@pytest.mark.parametrize(("options", "low", "high"), [({}, 0.1, 10.0), ({"low": 0.5, "high": 2.0}, 0.5, 2.0)])
+def test_temperatures_stay_in_their_range(options, low, high):
+    z, _ = problem()
+    calibrator = TransformTemperatureCalibrator(**options)
+    for bias, wanted in ((-100.0, low), (100.0, high)):
+        nn.init.constant_(calibrator.net[2].bias, bias)
+        torch.testing.assert_close(calibrator.temperatures(z), torch.full((len(z),), wanted))
+
+
 @pytest.mark.holds("correctness-aware-calibration", 1)
 def test_card_values():
     assert correctness_aware_loss(*CARD, balance=False).item() == pytest.approx(0.243333, abs=5e-7)
