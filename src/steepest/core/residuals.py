@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_number, check_tensor, check_weight, refuse, values_visible
 from .reductions import REDUCTIONS, reduce, widen
-from .scalars import is_number
+from .scalars import plain
 
 
 def pair(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,14 +180,15 @@ def quantile_loss(
     >>> quantile_loss(torch.tensor([1.5, 2.0, 3.0, 6.0]), torch.tensor([1.0, 2.0, 4.0, 5.0]), q=0.9)
     tensor(0.2625)
     """
-    levels = (q,) if is_number(q) else tuple(q)
-    for level in levels:
-        check_number("q", level, low=0.0, high=1.0, open_low=True, open_high=True)
+    q = plain(q)
+    levels = (q,) if isinstance(q, (int, float)) else tuple(q)
+    for one in levels:
+        check_number("q", one, low=0.0, high=1.0, open_low=True, open_high=True)
     if not levels:
         refuse("q", "at least one quantile", q)
     check_tensor("outputs", outputs, floating=True)
     check_tensor("target", target, floating=True)
-    if is_number(q):
+    if isinstance(q, (int, float)):
         outputs, target = pair(outputs, target)
         outputs = outputs.unsqueeze(-1)
     else:

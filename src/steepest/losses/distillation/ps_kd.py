@@ -150,7 +150,8 @@ class PSKDLoss(Objective):
     r"""Self-distillation from the previous epoch; see :func:`ps_kd_loss`.
 
     In epoch t of T the share of the past is :math:`\alpha_t = \alpha t / T`. In the first epoch, which has no past, it
-    is cross-entropy. Predictions are those of the training pass, kept in ``state_dict``: they come from slightly older weights, and from another view where inputs are
+    is cross-entropy. Predictions are those of the training pass, kept in ``state_dict``: they come from slightly older
+    weights, and from another view where inputs are
     augmented.
 
     Args:
