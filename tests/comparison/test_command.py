@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from steepest.comparison import Winner, plan
-from steepest.comparison.cells import Context, Job
+from steepest.comparison.cells import CellResult, Context, Job, run_job
 from steepest.comparison.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
@@ -136,12 +136,21 @@ def test_the_gate_goes_by_what_early_stopping_leaves(
     """At full length far over the budget; the first job, run and kept, tells that trainings stop at once."""
     slow_clock(monkeypatch, 0.1)
     monkeypatch.setattr(plan, "STACK_WORK", 1.0)  # a job a cell
+    computed: list[Job] = []
+
+    def counting(context: Context, job: Job) -> list[CellResult]:
+        computed.append(job)
+        return run_job(context, job)
+
+    for module in ("api", "runner"):
+        monkeypatch.setattr(f"steepest.comparison.{module}.run_job", counting)
     words = (*FAST, "--epochs", 100, "--patience", 1)  # 4 cells of 20 s: 80 s, or 0.8 s
     code, out, err = command("compare", csv, *words, "--budget", 0.5)
     assert (code, err) == (0, "")
     assert "; about " in out
     (folder,) = folders(tmp_path)
     assert Store(folder).counters() == [1, 1, 1, 1]
+    assert len(computed) == len(set(computed)) == 4
 
 
 def test_a_cut_comparison_ends_with_a_report_however_slow_the_machine(

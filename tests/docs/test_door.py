@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,22 @@ def test_the_gate_begins_with_the_commands_of_the_readme() -> None:
     steps = re.findall(r"^step (.+?)(?:  #.*)?$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
     assert steps[:2] == re.findall(r"^\$ (make [a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {"make lint", "make test-slow", "make docs", "installed"} <= set(steps)
+
+
+def test_the_wheel_takes_every_file_of_the_package() -> None:
+    """What is not Python is named in pyproject.toml, or an installed package lacks it."""
+    package = ROOT / "src" / "steepest"
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    taken = {file for pattern in patterns["steepest"] for file in package.glob(pattern)}
+    made = {"__pycache__"}
+    files = {file for file in package.rglob("*") if file.is_file() and not made & set(file.parts)}
+    assert {file for file in files if file.suffix != ".py"} - taken == set()
+    assert {
+        folder
+        for file in files
+        if file.suffix == ".py"
+        for folder in (file.parent,)
+        if not (folder / "__init__.py").is_file()
+    } == set()
