@@ -2,7 +2,7 @@
 
 Shapes, types and Python scalars are always checked. Values inside tensors are checked on CPU tensors in eager mode; on
 an accelerator only after ``steepest.checks(True)``, because looking at a value there costs a synchronisation; under
-``torch.compile`` and ``vmap`` never, because there is no value to look at.
+``torch.compile`` and ``vmap``, and of meta and fake tensors never, because there is no value to look at.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .scalars import is_flag, is_number, plain
+from .transforms import eager as eager
+from .transforms import valueless
 
 _everywhere = False
 
@@ -26,14 +28,9 @@ def checks(everywhere: bool) -> None:
     _everywhere = bool(everywhere)
 
 
-def eager() -> bool:
-    """Whether operations run as they are called: neither compiled, nor under a transform of ``torch.func``."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
-
-
 def values_visible(*tensors: Tensor) -> bool:
     """Whether the values of ``tensors`` may be looked at here without a hidden synchronisation."""
-    if not eager():
+    if not eager() or any(valueless(t) for t in tensors):
         return False
     return _everywhere or all(t.device.type == "cpu" for t in tensors)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .checks import check_choice, check_number, check_tensor, refuse
 from .cosine import unit_rows
 from .reductions import widen
+from .transforms import forward_mode
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "euclidean": ("",),
@@ -121,9 +122,9 @@ def distances(
     if distance == "cosine":
         return (1.0 - unit_rows(x) @ unit_rows(w).mT).clamp_min(0.0)
     if distance == "hamming":
-        return torch.cdist(torch.sigmoid(x / temperature), torch.sigmoid(w / temperature), p=1.0)
+        return cdist(torch.sigmoid(x / temperature), torch.sigmoid(w / temperature), p=1.0)
     if distance in ("manhattan", "minkowski") or variant == "max":
-        return torch.cdist(x, w, p={"manhattan": 1.0, "minkowski": float(p)}.get(distance, torch.inf))
+        return cdist(x, w, p={"manhattan": 1.0, "minkowski": float(p)}.get(distance, torch.inf))
     if distance == "bray_curtis" or variant == "weighted":
         return _bray_curtis(x, w, variant)
     return _pairwise(_smooth_chebyshev(sharpness) if variant == "smooth" else _canberra(variant, floor), x, w, chunk)
@@ -142,12 +143,33 @@ def check_distance(distance: str, variant: str | None) -> str:
     return variant
 
 
+def cdist(
+    x: F[Tensor, "*batch rows width"], w: F[Tensor, "*batch others width"], p: float = 2.0, *, matrices: bool = False
+) -> F[Tensor, "*batch rows others"]:
+    """``torch.cdist``, with tangents too: under ``jvp`` from the tensor of all differences.
+
+    Args:
+        x, w: rows.
+        p: of the norm, >= 1 or infinite.
+        matrices: Euclidean distances through a matrix product, faster and less exact near 0.
+
+    >>> cdist(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]))
+    tensor([[5.]])
+    """
+    if forward_mode():
+        apart = x.unsqueeze(-2) - w.unsqueeze(-3)
+        found: Tensor = torch.linalg.vector_norm(apart, ord=p, dim=-1)
+        return found
+    way = "use_mm_for_euclid_dist" if matrices else "donot_use_mm_for_euclid_dist"
+    return torch.cdist(x, w, p=p, compute_mode=way)
+
+
 def _euclidean(x: Tensor, w: Tensor) -> Tensor:
     if w.shape[0] < _MANY:
-        return torch.cdist(x, w, compute_mode="donot_use_mm_for_euclid_dist")
+        return cdist(x, w)
     # |x|^2 - 2 x.w + |w|^2 cancels where norms are large against distances: measure from the middle of the centres
     middle = w.detach().mean(0)
-    return torch.cdist(x - middle, w - middle, compute_mode="use_mm_for_euclid_dist")
+    return cdist(x - middle, w - middle, matrices=True)
 
 
 def _nonzero(value: Tensor) -> Tensor:
@@ -158,7 +180,7 @@ def _nonzero(value: Tensor) -> Tensor:
 def _bray_curtis(x: Tensor, w: Tensor, variant: str) -> Tensor:
     if variant == "normalized":
         x, w = (v.abs() / _nonzero(v.abs().sum(-1, keepdim=True)) for v in (x, w))
-    apart = torch.cdist(x, w, p=1.0)
+    apart = cdist(x, w, p=1.0)
     if variant == "standard":
         return apart / _nonzero((x.sum(-1).unsqueeze(-1) + w.sum(-1)).abs())
     return apart / _nonzero(x.abs().sum(-1).unsqueeze(-1) + w.abs().sum(-1))
@@ -182,8 +204,14 @@ def _pairwise(pair: _Pair, x: Tensor, w: Tensor, chunk: int) -> Tensor:
     rows = max(1, chunk // max(1, w.numel()))
     if rows >= x.shape[0]:
         return pair(x.unsqueeze(1), w.unsqueeze(0))
+    if forward_mode():
+        return _parts(x, w, pair, rows)
     found: Tensor = _InParts.apply(x, w, pair, rows)
     return found
+
+
+def _parts(x: Tensor, w: Tensor, pair: _Pair, rows: int) -> Tensor:
+    return torch.cat([pair(part.unsqueeze(1), w.unsqueeze(0)) for part in x.split(rows)])
 
 
 class _InParts(torch.autograd.Function):
@@ -193,7 +221,7 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, pair: _Pair, rows: int) -> Tensor:
-        return torch.cat([pair(part.unsqueeze(1), w.unsqueeze(0)) for part in x.split(rows)])
+        return _parts(x, w, pair, rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

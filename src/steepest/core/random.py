@@ -40,6 +40,6 @@ class RandomStream(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RandomStream:
         twin = RandomStream(0)
-        twin.set_extra_state(self.get_extra_state().clone())
+        twin.generator.set_state(self.generator.get_state())
         memo[id(self)] = twin
         return twin

@@ -1,20 +1,23 @@
 """Losses of one row of outputs at a time: value and gradient in one pass over pieces that stay in the cache.
 
 A loss gives its plain form, which torch differentiates, and a rule that writes the gradient itself. The rule runs in
-eager training; under ``torch.compile``, ``vmap``, forward-mode differentiation, or where a gradient of the gradient is
-asked for, the plain form does.
+eager training; under ``torch.compile``, ``vmap``, forward-mode differentiation, on meta and fake tensors, where a
+gradient of the gradient is asked for, or one of another tensor than the outputs, the plain form does. So a gradient
+flows, or is stopped, as the plain form says, whichever runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
+from torch import Tensor, nn
 
-from .checks import eager
+from .transforms import by_hand, forward_mode, plain_gradients
 
 PIECE = 1 << 19
 """Bytes of a piece of outputs: about half of a core's second-level cache."""
@@ -39,10 +42,36 @@ def rowwise(outputs: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> T
     >>> z.grad
     tensor([[2., 4.]])
     """
-    if eager() and outputs.requires_grad and torch.is_grad_enabled() and forward_ad._current_level < 0:
+    if by_hand(outputs) and outputs.requires_grad and torch.is_grad_enabled() and not _reaches_further(plain):
         found: Tensor = _Rowwise.apply(outputs, plain, rule)
         return found
     return plain(outputs)
+
+
+def _reaches_further(form: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether a function closes over a tensor that wants a gradient: the rule has none for it."""
+    if isinstance(form, Tensor):
+        return form.requires_grad
+    if isinstance(form, nn.Module):
+        return any(p.requires_grad for p in form.parameters())
+    if id(form) in seen:
+        return False
+    held: Iterable[Any] = ()
+    if isinstance(form, (tuple, list)):
+        held = form
+    elif isinstance(form, MethodType):
+        held = (form.__self__, form.__func__)
+    elif isinstance(form, functools.partial):
+        held = (form.func, *form.args, *form.keywords.values())
+    elif isinstance(form, FunctionType):
+        held = (*_closed_over(form), *(form.__defaults__ or ()))
+    return any(_reaches_further(each, seen | {id(form)}) for each in held)
+
+
+def _closed_over(form: FunctionType) -> Iterable[Any]:
+    for cell in form.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name without a value yet
+            yield cell.cell_contents
 
 
 def _run(outputs: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -65,17 +94,17 @@ class _Rowwise(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
         (outputs,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates the gradient
-            found: Tensor
-            (found,) = torch.autograd.grad(ctx.plain(outputs), outputs, upstream, create_graph=True)
-            return found, None, None
+        if torch.is_grad_enabled() or forward_mode():  # somebody differentiates the gradient
+            return *plain_gradients(ctx.plain, (outputs,), (True,), upstream), None, None
         # the first backward pass may have the buffer; a second one computes it again
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             _, gradient = _run(outputs.detach(), ctx.rule)
-        return gradient.mul_(upstream.unsqueeze(-1)), None, None
+        if by_hand(upstream):
+            return gradient.mul_(upstream.unsqueeze(-1)), None, None
+        return gradient * upstream.unsqueeze(-1), None, None  # many gradients of the one
 
 
 def softmax_into(z: Tensor, g: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .transforms import transformed
+
 
 def kept_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """``terms`` detached; nothing inside ``vmap`` or ``torch.func.grad``, whose tensors die with the transform.
@@ -12,6 +14,6 @@ def kept_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     >>> kept_terms({"clean": torch.tensor(1.0, requires_grad=True)})
     {'clean': tensor(1.)}
     """
-    if not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+    if not torch.compiler.is_compiling() and transformed():
         return {}
     return {name: term.detach() for name, term in terms.items()}

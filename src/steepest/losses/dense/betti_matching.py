@@ -14,6 +14,7 @@ from ...core.checks import check_binary, check_choice, check_number, check_tenso
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
 from ...core.terms import kept_terms
+from ...core.transforms import on_host
 from ._persistence import Matching, Stack, betti_numbers, matchings
 from .dice import soft_dice_loss
 
@@ -70,7 +71,7 @@ def cubical_persistence(img: Tensor, *, filtration: str = "superlevel") -> Persi
         refuse("img", "at least one pixel", img)
     sign = 1 if filtration == "superlevel" else -1
     values = widen(img)
-    stack = Stack(sign * values.detach().cpu().numpy()[None])
+    stack = Stack(sign * on_host(values)[None])
     parts = [(0, stack.order[:, 0], np.full(1, -1))]
     for number in (0, 1):
         bars = stack.bars(number)
@@ -363,7 +364,7 @@ def _levels(
         a, b = p, t
         if relative:
             a, b = (functional.pad(each, (1, 1, 1, 1), value=float(sign > 0)) for each in (p, t))
-        values = (sign * each.detach().cpu().numpy() for each in (a, b))
+        values = (sign * on_host(each) for each in (a, b))
         for each in matchings(*values, union=comparison == "union", dims=dims):
             yield a, b, each
 

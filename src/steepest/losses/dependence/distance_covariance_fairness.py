@@ -12,6 +12,7 @@ from jaxtyping import Float as F
 from torch import Tensor
 
 from ...core.checks import check_choice, check_number, check_tensor, refuse, refuse_type
+from ...core.distances import cdist
 from ...core.loss import Sample
 from ...core.objective import Penalty
 from ...core.reductions import widen
@@ -382,7 +383,7 @@ def _distances(x: Tensor) -> Tensor:
         flat = x.reshape(-1)
         return (flat[:, None] - flat).abs()
     # differences, not products: equal rows are at distance 0 exactly, where the gradient is 0
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return cdist(x, x)
 
 
 def _centred(a: Tensor, unbiased: bool) -> Tensor:

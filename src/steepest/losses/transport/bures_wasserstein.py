@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float as F
 from torch import Tensor
 
 from ...core.checks import check_number, check_tensor, refuse, values_visible
+from ...core.closed_form import with_gradient
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
 
@@ -269,8 +269,8 @@ def _squared(s: Tensor, s0: Tensor, tau: float) -> Tensor:
     dtype = torch.promote_types(s.dtype, s0.dtype)
     if tau:
         s = s + tau * torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    found: Tensor = _SquaredDistance.apply(*torch.broadcast_tensors(s.to(dtype), s0.to(dtype)))
-    return found
+    s, s0 = torch.broadcast_tensors(s.to(dtype), s0.to(dtype))
+    return _squared_distance(s, s0)
 
 
 def _root(s: Tensor) -> Tensor:
@@ -280,40 +280,22 @@ def _root(s: Tensor) -> Tensor:
     return (vectors * torch.where(values > noise, values, 0.0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
-class _SquaredDistance(torch.autograd.Function):
+def _squared_distance(s: Tensor, s0: Tensor) -> Tensor:
     """B^2 by the singular values of Sigma^(1/2) Sigma_0^(1/2) = P diag(c) Q'; no eigenvalue is squared on the way."""
+    a, b = s.detach(), s0.detach()
+    root, root0 = _root((a + a.mT) / 2), _root((b + b.mT) / 2)
+    p, c, qh = torch.linalg.svd(root @ root0)
+    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1) + b.diagonal(dim1=-2, dim2=-1).sum(-1)
 
-    @staticmethod
-    def forward(ctx: Any, s: Tensor, s0: Tensor) -> Tensor:
-        root, root0 = _root((s + s.mT) / 2), _root((s0 + s0.mT) / 2)
-        p, c, qh = torch.linalg.svd(root @ root0)
+    def slopes() -> tuple[Tensor, ...]:
         # Sigma_0^(1/2) Sigma Sigma_0^(1/2) = Q c^2 Q', so that T = (Sigma_0^(1/2) Q) c^(-1) (Sigma_0^(1/2) Q)'
-        ctx.save_for_backward(s, s0, root @ p, c, root0 @ qh.mT)
-        trace = s.diagonal(dim1=-2, dim2=-1).sum(-1) + s0.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return (trace - 2 * c.sum(-1)).clamp_min(0)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        s, s0, turned, c, turned0 = ctx.saved_tensors
         least = c[..., :1] * (10 * c.shape[-1] * torch.finfo(c.dtype).eps)
         inverse = torch.where(c > least, 1 / c, 0.0).unsqueeze(-2)
-        found = [
-            upstream[..., None, None] * _IdentityMinusMap.apply((half * inverse) @ half.mT, s, s0) if needed else None
-            for half, needed in zip((turned0, turned), ctx.needs_input_grad)
-        ]
-        return found[0], found[1]
+        unit = torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
+        return tuple(unit - (turned * inverse) @ turned.mT for turned in (root0 @ qh.mT, root @ p))
 
-
-class _IdentityMinusMap(torch.autograd.Function):
-    """I - T, tied to the covariances so that a second derivative is refused and not taken for 0."""
-
-    @staticmethod
-    def forward(ctx: Any, transport: Tensor, s: Tensor, s0: Tensor) -> Tensor:
-        return torch.eye(transport.shape[-1], dtype=transport.dtype, device=transport.device) - transport
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None]:
-        raise RuntimeError("the Bures-Wasserstein distance has no second derivatives: its gradient is a closed form")
+    value = (trace - 2 * c.sum(-1)).clamp_min(0)
+    return with_gradient(value, (s, s0), slopes, "the Bures-Wasserstein distance")
 
 
 def _check_covariance(argument: str, s: object) -> None:

@@ -1,0 +1,119 @@
+"""What torch does with a call beside computing it: transforms, modes, shapes without values.
+
+The one module that asks torch's private state. Code that reads values, writes in place or differentiates by hand asks
+:func:`by_hand` first, in its forward and in its backward pass, and takes a form of plain torch operations where it may
+not run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_functorch = torch._C._functorch
+_TRACED = tuple(getattr(torch._C._TorchDispatchModeKey, key) for key in ("FAKE", "PROXY", "FUNCTIONAL"))
+
+
+def transformed() -> bool:
+    """Whether the call is under a transform of ``torch.func``: grad, vjp, jvp, vmap.
+
+    >>> torch.func.vmap(lambda x: x + transformed())(torch.zeros(2)), transformed()
+    (tensor([1., 1.]), False)
+    """
+    return _functorch.maybe_current_level() is not None
+
+
+def traced() -> bool:
+    """Whether operations are recorded or give shapes alone: ``FakeTensorMode``, ``make_fx``, functionalisation."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACED)
+
+
+def forward_mode() -> bool:
+    """Whether tangents go along: ``torch.func.jvp``, ``torch.autograd.forward_ad``."""
+    return forward_ad._current_level >= 0
+
+
+def derivatives() -> int:
+    """How many derivatives are being taken by transforms: 2 in ``torch.func.hessian``.
+
+    >>> torch.func.grad(lambda x: x * derivatives())(torch.tensor(1.0)), derivatives()
+    (tensor(1.), 0)
+    """
+    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    levels = sum(each.key() in kinds for each in _functorch.get_interpreter_stack() or ())
+    return levels or int(forward_mode())
+
+
+def eager() -> bool:
+    """Whether operations run as they are called: neither compiled, nor traced, nor under a transform."""
+    return not torch.compiler.is_compiling() and not transformed() and not traced()
+
+
+def valueless(tensor: Tensor) -> bool:
+    """Whether a tensor is a shape alone (meta, fake), or one of many at once (batched gradients).
+
+    >>> valueless(torch.empty(2, device="meta")), valueless(torch.empty(2))
+    (True, False)
+    """
+    if tensor.device.type == "meta" or _functorch.is_legacy_batchedtensor(tensor):
+        return True
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(tensor, fake.FakeTensor)
+
+
+def by_hand(*tensors: Tensor | None) -> bool:
+    """Whether code may go beside torch here: read values, write into buffers, give a gradient of its own.
+
+    Args:
+        tensors: what it works on; in a backward pass the upstream gradients, which ``is_grads_batched=True`` makes
+            many at once.
+    """
+    return eager() and not forward_mode() and not any(t is not None and valueless(t) for t in tensors)
+
+
+def on_host(tensor: Tensor) -> np.ndarray:
+    """The values of a tensor, also under ``torch.func.grad`` and ``jvp``; zeros where it is a shape alone.
+
+    Raises:
+        RuntimeError: under ``vmap``, where there are many values for one.
+
+    >>> torch.func.grad(lambda x: x * float(on_host(x)))(torch.tensor(3.0))
+    tensor(3.)
+    """
+    value = tensor.detach()
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            raise RuntimeError("this operation works on the values of one tensor at a time, which vmap has not")
+        value = _functorch.get_unwrapped(value)
+    if valueless(value):
+        return np.zeros(value.shape, str(value.dtype).removeprefix("torch."))
+    return value.detach().cpu().numpy()
+
+
+def plain_gradients(
+    plain: Callable[..., Tensor], inputs: Sequence[Tensor | None], needs: Sequence[bool], upstream: Tensor
+) -> list[Tensor | None]:
+    """The gradients of ``plain(*inputs)`` in the inputs that need one, by torch, inside a backward pass.
+
+    They can be differentiated again where the pass around records a graph.
+
+    Args:
+        plain: a form of torch operations.
+        inputs: saved tensors of the pass.
+        needs: which of them need a gradient.
+        upstream: of the shape of the result; batched or not.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views: an input may itself be a function of another, as hidden states are of tied weights
+        own = [None if t is None else t.view_as(t) for t in inputs]
+        wanted = [t for t, need in zip(own, needs) if need and t is not None]
+        found = iter(torch.autograd.grad(plain(*own), wanted, upstream, create_graph=again))
+    return [next(found) if need and t is not None else None for t, need in zip(own, needs)]
