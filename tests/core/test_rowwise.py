@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from steepest.core import rowwise as module
 from steepest.core.rowwise import add_at, at, log_probability_rule, rowwise, softmax_into
@@ -71,6 +74,58 @@ def test_the_gradient_can_be_differentiated():
     (slope,) = torch.autograd.grad(Loss()(z).sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     torch.testing.assert_close(curvature, 6 * z.detach())
+
+
+def test_many_gradients_in_one_backward_pass():
+    loss, z = Loss(), outputs()
+    found, upstream = loss(z), torch.randn(4, 5, dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(loss.plain(z), z, upstream, is_grads_batched=True)
+    for graph in (False, True, False):  # the buffer serves the first pass; a graph goes through the plain form
+        options = {"is_grads_batched": True, "retain_graph": True, "create_graph": graph}
+        (slopes,) = torch.autograd.grad(found, z, upstream, **options)
+        torch.testing.assert_close(slopes, wanted)
+    (once,) = torch.autograd.grad(found, z, upstream[0], retain_graph=True)
+    torch.testing.assert_close(once, wanted[0])
+    torch.testing.assert_close(torch.func.vmap(lambda u: torch.autograd.grad(found, z, u)[0])(upstream), wanted)
+
+
+def test_another_tensor_that_wants_a_gradient_gets_it():
+    class Factor(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def plain(self, z):
+            return self.f * z.sum(1)
+
+    def rule(z, g, rows):
+        g.fill_(float(factor.f))
+        return float(factor.f) * z.sum(1)
+
+    factor, z = Factor(), outputs()
+    f, own = factor.f, factor.plain
+    pair = (1, f)
+    for plain in (
+        factor.plain, lambda z: f * z.sum(1), functools.partial(lambda f, z: f * z.sum(1), f), lambda z: own(z),
+        lambda z, f=f: f * z.sum(1), lambda z: pair[1] * z.sum(1),
+    ):  # fmt: skip
+        (slope,) = torch.autograd.grad(rowwise(z, plain, rule).sum(), f)
+        torch.testing.assert_close(slope, z.detach().sum())
+    f.requires_grad_(False)
+    seen = []
+    rowwise(z, lambda z: f * z.sum(1), lambda z, g, rows: seen.append(rows) or rule(z, g, rows))
+    assert seen, "nothing else wants a gradient: the rule runs"
+
+
+@pytest.mark.parametrize("kind", ["fake", "meta"])
+def test_shapes_come_from_the_plain_form(kind):
+    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+        loss, z = Loss(), torch.randn(5, 3, requires_grad=True)
+        found = loss(z)
+        found.sum().backward()
+    assert found.shape == (5,)
+    assert z.grad.shape == z.shape
+    assert loss.pieces == []
 
 
 def test_the_plain_form_runs_where_the_rule_may_not():

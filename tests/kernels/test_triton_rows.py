@@ -234,7 +234,8 @@ def test_rows_of_weight_0_count_for_nothing(monkeypatch, mode):
     for keep in (slice(None), factor > 0):
         rows = Rows(h[keep].requires_grad_(), y[keep], None, factor[keep], None, torch.Size((len(h[keep]),)))
         weight = w.clone().requires_grad_()
-        job = _head.Job(rows, weight, None, CrossEntropyRows(rows.target, counts=rows.factor), True)
+        rule = CrossEntropyRows(rows.target, counts=rows.factor)
+        job = _head.Job(rows, weight, None, rule, rule.dense, True)
         loss = job.losses()
         found.append((loss, *torch.autograd.grad(loss, (rows.hidden, weight))))
     masked, dropped = found

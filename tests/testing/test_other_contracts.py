@@ -110,6 +110,31 @@ class Trusting(Apart):
         return (torch.as_tensor(first).float() - torch.as_tensor(second)).square().mean()
 
 
+class InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.buffer = torch.ones_like(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.buffer.mul_(upstream)
+
+
+class ByHand(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return super().forward(InPlace.apply(first), second)
+
+
+class NumbersOfValues(Apart):
+    """Example."""
+
+    def forward(self, first, second):
+        return super().forward(first, second) * (1 + 0 * second.sum().item())
+
+
 class Temperature(Calibrator):
     """One temperature, by a grid.
 
@@ -237,6 +262,8 @@ BROKEN = [
     (loss_checks, Noisy, "seed"),
     (loss_checks, Counts, "state"),
     (loss_checks, Trusting, "bad_input"),
+    (loss_checks, ByHand, "transforms"),
+    (loss_checks, NumbersOfValues, "shapes"),
     (calibrator_checks, Unnormalised, "probabilities"),
     (calibrator_checks, CalledOtherwise, "call"),
     (calibrator_checks, Reversed, "decision"),

@@ -224,6 +224,37 @@ class LooksAtValues(Sound):
         return super().each(z, target) if float(z.detach().max()) > -1e9 else 0 * z.sum(-1)
 
 
+class Scaled(torch.autograd.Function):
+    """The same, with a backward pass in place: right for one gradient at a time."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.buffer = torch.ones_like(z)
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ctx.buffer.mul_(upstream)
+
+
+class ByHand(Sound):
+    def each(self, z, target):
+        eager = torch._C._functorch.maybe_current_level() is None
+        return super().each(Scaled.apply(z) if eager else z, target)
+
+
+class StopsUnderTransforms(Sound):
+    def each(self, z, target):
+        eager = torch._C._functorch.maybe_current_level() is None
+        return super().each(z if eager else 2 * z - z.detach(), target)
+
+
+class NumbersOfValues(Sound):
+    def each(self, z, target):
+        eager = torch._C._functorch.maybe_current_level() is None
+        return super().each(z * (1 + 0 * z.detach().abs().max().item()) if eager else z, target)
+
+
 class MasksRows(Sound):
     def each(self, z, target):
         return (z[target >= 0] - z).sum(-1) + super().each(z, target)
@@ -283,6 +314,7 @@ BROKEN = [
     (OtherWords, "bad_input"), (AnyReduction, "bad_input"), (TakesAnyLabel, "bad_input"), (NotOne, "probabilities"),
     (OtherPrediction, "probabilities"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),
     (SwallowsNaN, "nan"), (TakesLogits, "bad_input"),
+    (ByHand, "transforms"), (StopsUnderTransforms, "transforms"), (NumbersOfValues, "shapes"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
     (NoDocstring, "declaration"), (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from .reductions import REDUCTIONS
 from .scalars import plain
 from .search import Space
 from .terms import kept_terms
+from .transforms import transformed
 
 TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask")
 DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
@@ -107,6 +108,10 @@ class Objective(Loss):
             refuse_type("objective", "one of single samples that needs nothing but outputs and target", self.name)
         kept, self.reduction = self.reduction, "none"
         try:
+            if transformed():
+                losses, pull = torch.func.vjp(lambda z: self(z, target), logits.detach())
+                (gradient,) = pull(torch.ones_like(losses))
+                return losses.detach(), gradient.detach()
             with torch.enable_grad():
                 leaf = logits.detach().requires_grad_()
                 losses = self(leaf, target)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 _functorch = torch._C._functorch
@@ -38,17 +41,6 @@ def traced() -> bool:
 def forward_mode() -> bool:
     """Whether tangents go along: ``torch.func.jvp``, ``torch.autograd.forward_ad``."""
     return forward_ad._current_level >= 0
-
-
-def derivatives() -> int:
-    """How many derivatives are being taken by transforms: 2 in ``torch.func.hessian``.
-
-    >>> torch.func.grad(lambda x: x * derivatives())(torch.tensor(1.0)), derivatives()
-    (tensor(1.), 0)
-    """
-    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
-    levels = sum(each.key() in kinds for each in _functorch.get_interpreter_stack() or ())
-    return levels or int(forward_mode())
 
 
 def eager() -> bool:
@@ -78,6 +70,19 @@ def by_hand(*tensors: Tensor | None) -> bool:
     return eager() and not forward_mode() and not any(t is not None and valueless(t) for t in tensors)
 
 
+def autocast_dtype(like: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in on the device of a tensor; None where it is off, or there is none (meta)."""
+    kind = like.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """Operations in the types of their tensors, on the device of a tensor."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
 def on_host(tensor: Tensor) -> np.ndarray:
     """The values of a tensor, also under ``torch.func.grad`` and ``jvp``; zeros where it is a shape alone.
 
@@ -94,7 +99,10 @@ def on_host(tensor: Tensor) -> np.ndarray:
         value = _functorch.get_unwrapped(value)
     if valueless(value):
         return np.zeros(value.shape, str(value.dtype).removeprefix("torch."))
-    return value.detach().cpu().numpy()
+    if not transformed():
+        return value.detach().cpu().numpy()
+    with temporarily_clear_interpreter_stack():  # which would wrap what it makes
+        return value.detach().cpu().numpy()
 
 
 def plain_gradients(

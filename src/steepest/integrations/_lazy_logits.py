@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import refuse
+from ..core.transforms import autocast_dtype
 from ..kernels import linear_cross_entropy
 
 _METADATA = {"shape", "dtype", "device", "ndim", "layout", "is_leaf", "grad_fn", "names", "itemsize", "nbytes"}
@@ -80,9 +81,7 @@ class LazyLogits(Tensor):
         if type(hidden) is not Tensor:
             dense: Tensor = nn.functional.linear(hidden, head.weight, head.bias)
             return dense
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        return cls(hidden, head, (), dtype, use)
+        return cls(hidden, head, (), autocast_dtype(hidden) or hidden.dtype, use)
 
     def formed(self, why: str) -> Tensor:
         """The logits themselves, with their graph."""

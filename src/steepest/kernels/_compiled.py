@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.transforms import autocast_dtype
 from ._call import HeadStatistics, Options, prepare
 from ._engine import narrowed
 from ._memory import computed
@@ -34,9 +35,7 @@ def compiled(
     given, share = target if isinstance(target, tuple) else (target, None)
     if num_items is not None and not isinstance(num_items, Tensor):
         num_items = torch.full((), float(num_items), device=hidden.device)
-    kind = options.compute_dtype
-    if kind is None and torch.is_autocast_enabled(hidden.device.type):
-        kind = torch.get_autocast_dtype(hidden.device.type)
+    kind = options.compute_dtype or autocast_dtype(hidden)
     name = None if kind is None else str(kind).removeprefix("torch.")
     told = [name if field == "compute_dtype" else getattr(options, field) for field in _FIELDS]
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)]

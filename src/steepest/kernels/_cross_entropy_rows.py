@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..core.rowwise import add_at, at, softmax_parts
 
@@ -97,3 +98,21 @@ class CrossEntropyRows:
         if self.smoothing:
             g.sub_(even if c is None else even * c)
         return loss.squeeze(1)
+
+    def dense(self, z: Tensor) -> Tensor:
+        """The losses of all rows, as torch differentiates them."""
+        if self.statistics is not None:
+            note, finite = self.statistics, z.detach().clamp(min=torch.finfo(z.dtype).min)
+            note.lse, note.argmax = finite.logsumexp(1), finite.argmax(1)
+            note.entropy = note.lse - torch.linalg.vecdot(finite.softmax(1), finite)
+        y, c = self.target, self.class_weight
+        if self.share is None:
+            y = y if y.ndim == 1 else y.to(z.dtype)
+            loss = functional.cross_entropy(z, y, c, reduction="none", label_smoothing=self.smoothing)
+        else:
+            costs = -z.log_softmax(1) if c is None else -c * z.log_softmax(1)
+            loss = (1 - self.smoothing) * torch.linalg.vecdot(self.share.to(z.dtype), costs.gather(1, y))
+            loss = loss + self.smoothing * costs.mean(1) if self.smoothing else loss
+        if not isinstance(self.log_partition, float) or self.log_partition:
+            loss = loss + self.log_partition * z.logsumexp(1).square()
+        return loss

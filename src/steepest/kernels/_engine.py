@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from ..core.rowwise import PIECE
+from ..core.transforms import by_hand, plain_gradients
 from ._device import logits_buffer, row_kernels
 from ._memory import Plan, chunks, computed
 
 RowRule = Callable[..., Tensor]
+Plain = Callable[..., Tensor]
+"""``plain(hidden, weight, bias) -> losses [n]``, by operations that torch differentiates."""
 DEVICE_PIECE = 64 << 20
 """Bytes of a piece on an accelerator."""
 WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype_out")
@@ -60,6 +63,14 @@ class Head:
         else:
             out.copy_(torch.mm(h, w.t()))
         return out if self.bias is None else out.add_(self.bias[columns])
+
+    def dense(self) -> Tensor:
+        """The logits ``[n, V]`` of all rows as torch differentiates them, in float32 or wider."""
+        z = (self.hidden @ self.weight.t()).to(computed(self.weight))
+        z = z if self.bias is None else z + self.bias
+        if self.softcap is not None:
+            return torch.tanh(z / self.softcap) * (self.softcap / self.temperature)
+        return z if self.temperature == 1.0 else z / self.temperature
 
     def shape(self, z: Tensor) -> Tensor:
         """Softcap and temperature, in place."""
@@ -268,6 +279,7 @@ class RowLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         make: Callable[..., tuple[Head, RowRule, Sequence[Head]]],
+        plain: Plain,
         plan: Plan,
         factor: Tensor | None,
         scalar: bool,
@@ -276,6 +288,7 @@ class RowLosses(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         head, rule, others = make(hidden, weight, bias)
         ctx.plan, ctx.make, ctx.factor, ctx.collect = plan, make, factor, collect
+        ctx.plain, ctx.scalar = plain, scalar
         ctx.kept = ctx.found = None
         if plan.mode == "keep" and any(needs):
             losses, _, ctx.kept = sweep(head, rule, plan, others=others, keep=True)
@@ -294,17 +307,22 @@ class RowLosses(torch.autograd.Function):
         hidden, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         head, rule, others = ctx.make(hidden, weight, bias)
-        factor = upstream if ctx.factor is None else upstream * ctx.factor.to(upstream.dtype)
+        many = not by_hand(upstream)
+        if many and not ctx.scalar:
+            return (*plain_gradients(ctx.plain, (hidden, weight, bias), needs, upstream), *[None] * 6)
+        # many gradients of one number are one, times many numbers
+        given = hidden.new_ones((), dtype=computed(weight)) if many else upstream
+        factor = given if ctx.factor is None else given * ctx.factor.to(given.dtype)
         if ctx.kept is not None:
             found = close(head, ctx.kept, needs, factor, rule)
         elif ctx.found is not None:
             # the first backward pass may have the buffers; a second one computes them again
             found, ctx.found = ctx.found, None
-            return (*narrowed(found, hidden, weight, bias, upstream), *[None] * 5)
+            return (*narrowed(found, hidden, weight, bias, upstream), *[None] * 6)
         else:
             rows = factor.expand(len(hidden)) if factor.ndim == 0 else factor
             _, found, _ = sweep(head, rule, ctx.plan, needs, others=others, factor=rows, collect=ctx.collect)
-        return (*narrowed(found, hidden, weight, bias), *[None] * 5)
+        return (*narrowed(found, hidden, weight, bias, upstream if many else None), *[None] * 6)
 
 
 def narrowed(
@@ -315,6 +333,8 @@ def narrowed(
     def final(gradient: Tensor, dtype: torch.dtype) -> Tensor:
         if by is None:
             return gradient.to(dtype)
+        if not by_hand(by):
+            return (gradient * by).to(dtype)
         return torch.mul(gradient, by, out=gradient if gradient.dtype == dtype else gradient.new_empty(0, dtype=dtype))
 
     return tuple(

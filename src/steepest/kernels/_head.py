@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.checks import check_number, check_tensor, refuse, refuse_type
 from ..core.rowwise import PIECE
+from ..core.transforms import autocast_dtype, by_hand, without_autocast
 from ._device import row_kernels
 from ._engine import DEVICE_PIECE, Gradients, Head, RowLosses, RowRule, sweep
 from ._filter import GradientFilter
@@ -33,7 +34,7 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, compute_dtyp
         check_tensor("bias", bias, floating=True, shape=(weight.shape[0],))
     if compute_dtype is not None and not compute_dtype.is_floating_point:
         refuse("compute_dtype", "a floating type", compute_dtype)
-    if hidden.dtype != weight.dtype and compute_dtype is None and not _autocast(hidden):
+    if hidden.dtype != weight.dtype and compute_dtype is None and autocast_dtype(hidden) is None:
         refuse_type("hidden", f"{weight.dtype} as weight, or autocast or compute_dtype", hidden)
 
 
@@ -42,10 +43,6 @@ def check_cap(softcap: float | None, temperature: float) -> None:
     if softcap is not None:
         check_number("softcap", softcap, low=0.0, open_low=True)
     check_number("temperature", temperature, low=0.0, open_low=True)
-
-
-def _autocast(like: Tensor) -> bool:
-    return torch.is_autocast_enabled(like.device.type)
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class Job:
         weight: ``[V, D]``.
         bias: ``[V]`` or None.
         rule: the row function.
+        dense: the same of all logits at once, by operations that torch differentiates: ``(z, *further z) -> losses``.
         scalar: whether the sum of the losses is wanted, not each.
         softcap, temperature: of the head.
         memory: ``"auto"``, bytes or a share of what is free.
@@ -72,6 +70,7 @@ class Job:
     weight: Tensor
     bias: Tensor | None
     rule: RowRule
+    dense: Callable[..., Tensor]
     scalar: bool
     softcap: float | None = None
     temperature: float = 1.0
@@ -89,23 +88,41 @@ class Job:
 
     def losses(self) -> Tensor:
         """Losses ``[n]`` or their sum, differentiable in hidden states, weight and bias."""
-        found, factor, hidden = self.plan(), self.factor(), self.rows.hidden
-        with torch.autocast(hidden.device.type, enabled=False):
-            if not self.by_slabs(found):
-                told = factor if self.scalar else None
-                losses: Tensor = RowLosses.apply(
-                    hidden, self.weight, self.bias, self.make, found, told, self.scalar, self.filter
-                )
-                return losses if self.scalar or factor is None else losses * factor
-            losses, _ = SlabLosses.apply(hidden, self.weight, self.bias, partial(self.slabs, found))
+        factor, hidden = self.factor(), self.rows.hidden
+        if not by_hand(hidden, self.weight, self.bias):
+            losses = self.plain(hidden, self.weight, self.bias)
             losses = losses if factor is None else losses * factor
             return losses.sum() if self.scalar else losses
+        found = self.plan()
+        with without_autocast(hidden):
+            if not self.by_slabs(found):
+                told = factor if self.scalar else None
+                losses = RowLosses.apply(
+                    hidden, self.weight, self.bias, self.make, self.plain, found, told, self.scalar, self.filter
+                )
+                return losses if self.scalar or factor is None else losses * factor
+            losses, _ = SlabLosses.apply(hidden, self.weight, self.bias, partial(self.slabs, found), self.plain)
+            losses = losses if factor is None else losses * factor
+            return losses.sum() if self.scalar else losses
+
+    def plain(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Losses ``[n]``, not weighted, from all logits at once: where nothing may go beside torch."""
+        if self.shard is not None:
+            raise RuntimeError("process_group: call the loss outside torch.func and batched backward passes")
+        with without_autocast(hidden):
+            head, _, others = self.make(hidden, weight, bias)
+            if self.rows.factor is None:
+                heads: Sequence[Head] = (head, *others)
+            else:  # what doesn't count may be infinite, and times 0 that is no 0
+                counts = (self.rows.factor > 0).unsqueeze(1)
+                heads = [replace(each, hidden=torch.where(counts, each.hidden, 0.0)) for each in (head, *others)]
+            return self.dense(*(each.dense() for each in heads))
 
     def gradients(self, needs: Sequence[bool], upstream: Tensor | None = None) -> tuple[Tensor, Gradients]:
         """Weighted losses ``[n]`` and gradients of their sum (each times ``upstream[i]``), without autograd."""
         found, factor, hidden = self.plan(), self.factor(), self.rows.hidden
         weights = factor if upstream is None else upstream if factor is None else upstream * factor
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             if self.by_slabs(found):
                 slabs = self.slabs(found, hidden, self.weight, self.bias)
                 losses, lse = slabs.forward()
@@ -128,9 +145,7 @@ class Job:
 
     def type(self) -> torch.dtype:
         """Of the matrix products."""
-        if self.compute_dtype is None and _autocast(self.rows.hidden):
-            return torch.get_autocast_dtype(self.rows.hidden.device.type)
-        return self.compute_dtype or self.weight.dtype
+        return self.compute_dtype or autocast_dtype(self.rows.hidden) or self.weight.dtype
 
     def plan(self) -> Plan:
         """How to go over rows and vocabulary."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_number, check_range, check_tensor, refuse, refuse_type, values_visible
+from ..core.transforms import by_hand
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ def select(
         valid = factor > 0 if valid is None else valid & (factor > 0)
     index = None
     if valid is not None:
-        if valid.device.type == "cpu":
+        free = by_hand(valid, hidden)
+        if free and valid.device.type == "cpu":
             index = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         else:
-            if valid_rows is not None:
+            if free and valid_rows is not None:
                 check_number("valid_rows", valid_rows, low=0, integer=True)
                 index = torch.argsort((~valid).to(torch.uint8), stable=True)[:valid_rows]
             counted = valid if factor is None else factor * valid

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.rowwise import PIECE
+from ..core.transforms import by_hand, plain_gradients
 from ._cross_entropy_rows import CrossEntropyRows
 from ._device import logits_buffer, row_kernels
-from ._engine import Gradients, Head, RowRule, add_product, narrowed, pieces, refuse_second_order
+from ._engine import Gradients, Head, Plain, RowRule, add_product, narrowed, pieces, refuse_second_order
 from ._memory import chunks, computed
 from ._ranks import VocabularyShard as VocabularyShard
 
@@ -224,11 +225,13 @@ class SlabLosses(torch.autograd.Function):
     """Losses ``[n]`` of :class:`Slabs`, differentiable, and their log-partitions, which are not."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Any, plain: Plain
+    ) -> tuple[Tensor, Tensor]:
         slabs = make(hidden, weight, bias)
         losses, lse = slabs.forward()
         ctx.save_for_backward(hidden, weight, bias, lse)
-        ctx.make, ctx.kept = make, slabs.kept
+        ctx.make, ctx.plain, ctx.kept = make, plain, slabs.kept
         ctx.mark_non_differentiable(lse)
         return losses, lse
 
@@ -236,10 +239,12 @@ class SlabLosses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
         refuse_second_order()
         hidden, weight, bias, lse = ctx.saved_tensors
+        if not by_hand(upstream):
+            return (*plain_gradients(ctx.plain, (hidden, weight, bias), ctx.needs_input_grad[:3], upstream), None, None)
         slabs = ctx.make(hidden, weight, bias)
         slabs.kept, ctx.kept = ctx.kept, None
         found = slabs.backward(lse, upstream, ctx.needs_input_grad[:3])
-        return (*narrowed(found, hidden, weight, bias), None)
+        return (*narrowed(found, hidden, weight, bias), None, None)
 
 
 def as_rule(rule: RowRule) -> CrossEntropyRows | None:

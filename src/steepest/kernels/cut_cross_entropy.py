@@ -223,7 +223,10 @@ def linear_logsumexp(
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         return softmax_into(z, g).squeeze(1)
 
-    job = Job(rows, weight, bias, rule, False, softcap=softcap, temperature=temperature, memory=memory)
+    def dense(z: Tensor) -> Tensor:
+        return z.logsumexp(1)
+
+    job = Job(rows, weight, bias, rule, dense, False, softcap=softcap, temperature=temperature, memory=memory)
     return rows.spread(job.losses())
 
 

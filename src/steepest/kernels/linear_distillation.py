@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float as F
 from torch import Tensor
@@ -87,11 +89,13 @@ def linear_distillation(
         temperature,
     )
     rule = {"forward_kl": _forward, "reverse_kl": _reverse}.get(divergence) or _mixture(beta)
+    dense = {"forward_kl": _dense_forward, "reverse_kl": _dense_reverse}.get(divergence) or _dense_mixture(beta)
     job = Job(
         rows,
         weight,
         bias,
         rule,
+        dense,
         reduction != "none",
         softcap=softcap,
         temperature=temperature,
@@ -126,13 +130,38 @@ def _reverse(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
 def _mixture(beta: float) -> RowRule:
     def rule(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
         log_s, log_t = z.log_softmax(1), teacher.log_softmax(1).to(g.dtype)
-        s, t = log_s.exp(), log_t.exp()
-        log_m = torch.log(beta * t + (1 - beta) * s)
-        own = torch.where(s > 0, log_s - log_m, 0.0)
+        s = log_s.exp()
+        above, own = _parts_of_mixture(log_s, log_t, beta)
         inner = torch.linalg.vecdot(s, own)
-        loss = beta * torch.linalg.vecdot(t, torch.where(t > 0, log_t - log_m, 0.0)) + (1 - beta) * inner
         torch.mul(s, own.sub_(inner.unsqueeze(1)), out=g)
         g.mul_(1 - beta)
-        return loss
+        return above + (1 - beta) * inner
 
     return rule
+
+
+def _parts_of_mixture(log_s: Tensor, log_t: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The teacher's term of each row, and log s - log m of each class."""
+    s, t = log_s.exp(), log_t.exp()
+    log_m = torch.log(beta * t + (1 - beta) * s)
+    own = torch.where(s > 0, log_s - log_m, 0.0)
+    return beta * torch.linalg.vecdot(t, torch.where(t > 0, log_t - log_m, 0.0)), own
+
+
+def _dense_forward(z: Tensor, teacher: Tensor) -> Tensor:
+    log_t = teacher.log_softmax(1).to(z.dtype)
+    return torch.linalg.vecdot(log_t.exp(), log_t - z.log_softmax(1))
+
+
+def _dense_reverse(z: Tensor, teacher: Tensor) -> Tensor:
+    log_s = z.log_softmax(1)
+    return torch.linalg.vecdot(log_s.exp(), log_s - teacher.log_softmax(1).to(z.dtype))
+
+
+def _dense_mixture(beta: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def dense(z: Tensor, teacher: Tensor) -> Tensor:
+        log_s = z.log_softmax(1)
+        above, own = _parts_of_mixture(log_s, teacher.log_softmax(1).to(z.dtype), beta)
+        return above + (1 - beta) * torch.linalg.vecdot(log_s.exp(), own)
+
+    return dense

@@ -9,6 +9,7 @@ from jaxtyping import Int as I
 from torch import Tensor
 
 from ..core.checks import check_choice, check_number, refuse_type
+from ..core.closed_form import with_gradient
 from ._head import Job, check_cap, check_head
 from ._rows import select
 from .cut_cross_entropy import linear_cross_entropy
@@ -83,8 +84,21 @@ def linear_loss(
         g.copy_(slope)
         return losses.detach()
 
+    def dense(z: Tensor) -> Tensor:
+        losses, slope = fused_row(z.detach(), rows.target)
+        return with_gradient(losses.detach(), (z,), lambda: (slope.detach(),), "a loss given with its gradient")
+
     job = Job(
-        rows, weight, bias, rule, reduction != "none", softcap=softcap, temperature=temperature, memory=memory, pieces=4
+        rows,
+        weight,
+        bias,
+        rule,
+        dense,
+        reduction != "none",
+        softcap=softcap,
+        temperature=temperature,
+        memory=memory,
+        pieces=4,
     )
     losses = job.losses()
     if reduction != "mean":

@@ -165,8 +165,10 @@ def cce_linear_cross_entropy(
     rows = select(e, targets, classes=classes, ignore_index=ignore_index, shift=int(shift))
     lse, own = _log_partition(rows, c, bias, softcap, memory, shard)
     losses = lse - own
+    if rows.factor is not None:  # tokens that don't count, where leaving them out would wait for the device
+        lse, losses = (torch.where(rows.factor > 0, each, 0.0) for each in (lse, losses))
     loss = rows.spread(losses) if reduction == "none" else losses.sum()
-    return loss / max(len(rows), 1) if reduction == "mean" else loss, rows.spread(lse)
+    return loss / rows.total(losses) if reduction == "mean" else loss, rows.spread(lse)
 
 
 def _log_partition(

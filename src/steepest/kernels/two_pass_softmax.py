@@ -2,7 +2,7 @@
 
 Float32 on the CPU (and half types, widened) runs a C++ kernel that is compiled at its first use; CUDA runs a Triton
 kernel; float64, ``torch.compile``, transforms of ``torch.func`` and machines without a compiler run the torch form:
-plain torch operations, differentiable to any order, which inductor fuses.
+plain torch operations, differentiable to any order, which inductor fuses. So do gradients of several losses at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float as F
 from torch import Tensor
 
-from ..core.checks import check_tensor, eager, refuse, refuse_type
+from ..core.checks import check_tensor, refuse, refuse_type
 from ..core.reductions import widen
+from ..core.transforms import by_hand
 
 _LOG2E = 1.0 / math.log(2.0)
 # 33 bits of ln 2 and the rest, in float64: whole multiples below 2^20 of the first are exact
@@ -232,9 +233,7 @@ def _check(x: Tensor, dtype: torch.dtype | None = None) -> None:
 
 def _backend(x: Tensor) -> ModuleType | None:
     """The module of kernels for this tensor, or None for the torch form."""
-    if type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided or not eager():
-        return None
-    if torch.autograd.forward_ad._current_level >= 0:
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.layout != torch.strided or not by_hand(x):
         return None
     if x.device.type == "cpu" and x.dtype == torch.float32:
         from . import _native_softmax
@@ -321,7 +320,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if by_hand(dy) and not torch.is_grad_enabled():
             return ctx.backend.backward(y, dy.contiguous(), ctx.log), None, None
         if ctx.log:
             return dy - y.exp() * dy.sum(-1, keepdim=True), None, None
@@ -343,6 +342,6 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dm: Tensor, *rest: Tensor) -> tuple[Tensor, None]:
         x, found = ctx.saved_tensors
-        if not torch.is_grad_enabled():
+        if by_hand(dm) and not torch.is_grad_enabled():
             return ctx.backend.weights(x, found, dm.contiguous()), None
         return dm.unsqueeze(1) * _torch_weights(x, found[:, 1:2], found[:, 2:3]), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
-from ._common import Args, cases, close, gradient, value
+from ._common import Args, cases, close, gradient, value, with_reduction
 from ._constructor import same
+from ._transforms import derivatives_agree, jacobians_agree, shapes_agree
 
 
 def _train(objective: Objective, batch: tuple[Args, dict[str, Any]], steps: Iterator[int]) -> list[Tensor]:
@@ -99,3 +101,33 @@ def check_vmap(cls: type[Objective]) -> None:
             rest = dict(zip(names, single[len(args) :]))
             close(found[i], value(objective, single[: len(args)], rest), 1e-10, "vmap")
             close(slopes[i], gradient(objective, single[: len(args)], rest), 1e-10, "vmap of grad")
+
+
+def check_transforms(cls: type[Objective]) -> None:
+    """``torch.func`` and batched backward passes differentiate it as one backward pass does; a stateful one in eval."""
+    for objective, (args, kwargs) in cases(cls):
+        objective.train(not cls.stateful)
+        names = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()]
+
+        def run(
+            outputs: Tensor, *rest: Tensor, o: Any = objective, a: Any = args, k: Any = kwargs, n: Any = names
+        ) -> Tensor:
+            return value(o, (outputs, *a[1:]), {**k, **dict(zip(n, rest))})
+
+        derivatives_agree(run, [args[0], *(kwargs[n] for n in names)])
+        if cls.unit == "sample":
+            each = with_reduction(objective, "none")
+            jacobians_agree(functools.partial(run, o=each), args[0])
+
+
+def check_shapes(cls: type[Objective]) -> None:
+    """Fake and meta tensors give the shape and type of the loss and of the gradient."""
+    for objective, (args, kwargs) in cases(cls):
+
+        def call(module: Any, given: Any) -> tuple[Tensor, list[Tensor]]:
+            (outputs, *rest), named = given
+            outputs.requires_grad_()
+            return module(outputs, *rest, **named), [outputs]
+
+        loss = value(objective, args, kwargs)
+        shapes_agree(call, objective, (args, kwargs), [loss, gradient(objective, args, kwargs)])

@@ -20,6 +20,7 @@ from ..core.loss import Loss, Sample
 from ._common import HALF_ROUNDING, close, keeps_nan, refused
 from ._constructor import constructor_checks, same
 from ._suite import bound, run_all
+from ._transforms import derivatives_agree, shapes_agree, torch_lacks
 
 
 def loss_cases(cls: type[Loss], dtype: torch.dtype = torch.float64) -> list[tuple[Loss, Sample]]:
@@ -57,7 +58,9 @@ def check_output(cls: type[Loss]) -> None:
             assert all(same(a, b) for a, b in leaves if isinstance(a, Tensor)), "an input was changed"
 
 
-def differentiable(loss: Loss, args: Any, kwargs: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
+def differentiable(
+    loss: Loss, args: Any, kwargs: Any, call: Callable[..., Tensor] = of_copy
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """The loss as a function of the tensors in its differentiable arguments, and these tensors."""
     places = [p for p in loss.differentiable if (p < len(args) if isinstance(p, int) else p in kwargs)]
     assert places, "differentiable: none of these arguments is there"
@@ -66,7 +69,7 @@ def differentiable(loss: Loss, args: Any, kwargs: Any) -> tuple[Callable[..., Te
     def run(*given: Tensor) -> Tensor:
         values = dict(zip(places, tree_unflatten(list(given), form)))
         positional = [values.get(i, a) for i, a in enumerate(args)]
-        return of_copy(loss, positional, {k: values.get(k, v) for k, v in kwargs.items()})
+        return call(loss, positional, {k: values.get(k, v) for k, v in kwargs.items()})
 
     return run, [leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -79,6 +82,42 @@ def check_gradient(cls: type[Loss]) -> None:
         run, leaves = differentiable(loss, args, kwargs)
         inputs = tuple(leaf.requires_grad_() for leaf in leaves)
         assert torch.autograd.gradcheck(run, inputs, atol=1e-5, rtol=1e-4), "gradcheck"
+
+
+def check_transforms(cls: type[Loss]) -> None:
+    """``torch.func.grad``, ``jvp`` and batched backward passes differentiate it as one backward pass does.
+
+    A tangent that torch lacks for one of its own operations is torch's to add.
+    """
+    for loss, (args, kwargs) in loss_cases(cls):
+        run, leaves = differentiable(loss.train(not cls.stateful), args, kwargs)
+        if run(*(leaf.clone().requires_grad_() for leaf in leaves)).requires_grad:
+            derivatives_agree(run, leaves, lacks=torch_lacks)
+
+
+def check_shapes(cls: type[Loss]) -> None:
+    """Fake and meta tensors give the shape and type of the loss and of its gradients.
+
+    Where a size depends on values, torch says so.
+    """
+
+    def of_shapes(loss: Any, given: Any) -> tuple[Tensor, list[Tensor]]:
+        run, leaves = differentiable(loss, *given, call=lambda o, a, k: o(*a, **k))
+        inputs = [leaf.requires_grad_() for leaf in leaves]
+        return run(*inputs), inputs
+
+    for loss, (args, kwargs) in loss_cases(cls):
+        run, leaves = differentiable(loss, args, kwargs)
+        inputs = [leaf.requires_grad_() for leaf in leaves]
+        wanted = run(*inputs)
+        if not wanted.requires_grad:
+            continue
+        slopes = torch.autograd.grad(wanted, inputs, allow_unused=True, materialize_grads=True)
+        try:
+            shapes_agree(of_shapes, loss, (args, kwargs), [wanted, *slopes])
+        except Exception as error:
+            if not torch_lacks(error):
+                raise
 
 
 def check_nan(cls: type[Loss]) -> None:
@@ -148,7 +187,7 @@ def check_bad_input(cls: type[Loss]) -> None:
 
 CHECKS: tuple[Callable[[type[Loss]], None], ...] = (
     check_declaration, check_output, check_gradient, check_precision, check_seed, check_nan, check_state,
-    check_bad_input, *constructor_checks(loss_cases),
+    check_bad_input, check_transforms, check_shapes, *constructor_checks(loss_cases),
 )  # fmt: skip
 
 

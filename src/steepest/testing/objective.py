@@ -29,7 +29,15 @@ from ._numbers import (
     check_seed,
     check_weights,
 )
-from ._state import check_compile, check_eval, check_state_dict, check_stateless, check_vmap
+from ._state import (
+    check_compile,
+    check_eval,
+    check_shapes,
+    check_state_dict,
+    check_stateless,
+    check_transforms,
+    check_vmap,
+)
 from ._suite import bound, run_all
 
 
@@ -87,8 +95,8 @@ def check_head(cls: type[Objective]) -> None:
 CHECKS: tuple[Callable[[type[Objective]], None], ...] = (
     check_declaration, check_search, check_output, check_reductions, check_weights, check_gradient, check_precision,
     check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_nan, check_state_dict,
-    check_eval, check_stateless, check_compile, check_vmap, check_seed, check_probabilities, check_head, check_cuda,
-    *constructor_checks(cases),
+    check_eval, check_stateless, check_compile, check_vmap, check_transforms, check_shapes, check_seed,
+    check_probabilities, check_head, check_cuda, *constructor_checks(cases),
 )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...core.checks import check_number, check_tensor, eager
+from ...core.checks import check_number, check_tensor
+from ...core.transforms import by_hand, plain_gradients
 from . import _native
 from ._pieces import as_rows, compute_dtype, on_triton, piece_buffer, pieces, widened
 
@@ -51,7 +52,7 @@ def fused_rms_norm(
     check_tensor("x", x, ndim=tuple(range(1, 17)), floating=True)
     check_tensor("w", w, floating=True, shape=(x.shape[-1],))
     check_number("eps", eps, low=0.0)
-    return _RMSNorm.apply(x, w, float(eps)) if eager() else _plain(x, w, eps)
+    return _RMSNorm.apply(x, w, float(eps)) if by_hand(x, w) else _plain(x, w, eps)
 
 
 def _plain(x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -77,6 +78,7 @@ class _RMSNorm(torch.autograd.Function):
         else:
             y, r = _forward(rows, w, eps)
         ctx.save_for_backward(x, w, r)
+        ctx.eps = eps
         return y.view(x.shape)
 
     @staticmethod
@@ -84,6 +86,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w, r = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[:2]
+        if not by_hand(dy):
+            found = plain_gradients(lambda x, w: _plain(x, w, ctx.eps), (x, w), (need_x, need_w), dy)
+            return found[0], found[1], None
         dx: Tensor | None
         if _in_one_program(x, w):
             from . import _triton

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...core.checks import check_choice, check_number, check_tensor, eager, refuse, refuse_type
+from ...core.checks import check_choice, check_number, check_tensor, refuse, refuse_type
+from ...core.transforms import by_hand
 from . import _native
 from ._pieces import compute_dtype, on_triton, pieces
 
@@ -83,7 +84,7 @@ def fused_qk_rope(
     cos, sin = (_half(name, t, batch, time, width).to(wide) for name, t in (("cos", cos), ("sin", sin)))
     if unsqueeze_dim == 2:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    a, b = _Rotation.apply(q, k, cos, sin) if eager() else (_plain(q, cos, sin), _plain(k, cos, sin))
+    a, b = _Rotation.apply(q, k, cos, sin) if by_hand(q, k, cos, sin) else (_plain(q, cos, sin), _plain(k, cos, sin))
     return (a.transpose(1, 2), b.transpose(1, 2)) if unsqueeze_dim == 2 else (a, b)
 
 
@@ -159,6 +160,8 @@ class _Rotation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dq: Tensor | None, dk: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         cos, sin = ctx.saved_tensors
+        if not by_hand(dq, dk):
+            return *(None if d is None else _plain(d, cos, -sin) for d in (dq, dk)), None, None
         return *_rotate(dq, dk, cos, sin, -1.0), None, None
 
 

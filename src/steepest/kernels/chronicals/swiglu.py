@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ...core.checks import check_tensor, eager, refuse_type
+from ...core.checks import check_tensor, refuse_type
+from ...core.transforms import by_hand, plain_gradients
 from . import _native
 from ._pieces import as_rows, compute_dtype, on_triton, piece_buffer, pieces, widened
 
@@ -50,7 +51,7 @@ def fused_swiglu(gate: Float[Tensor, "*batch d"], up: Float[Tensor, "*batch d"])
     check_tensor("up", up, floating=True, shape=tuple(gate.shape))
     if up.dtype != gate.dtype:
         refuse_type("up", f"the type of gate, {gate.dtype}", up)
-    return _SwiGLU.apply(gate, up) if eager() else _plain(gate, up)
+    return _SwiGLU.apply(gate, up) if by_hand(gate, up) else _plain(gate, up)
 
 
 def _plain(gate: Tensor, up: Tensor) -> Tensor:
@@ -71,8 +72,10 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
+        if not by_hand(dy):
+            return tuple(plain_gradients(_plain, (gate, up), ctx.needs_input_grad, dy))
         if on_triton(gate, up):
             from . import _triton
 
