@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy, linear
 
 from steepest.integrations import _lazy_logits
@@ -19,6 +20,7 @@ from steepest.integrations.transformers import patch, patched, unpatch
 from steepest.kernels import _engine
 
 V, T = 50, 7
+BIAS = torch.linspace(-1, 2, 5, dtype=torch.float64)
 LLAMA = {
     "vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.5, "pad_token_id": 0, "eos_token_id": 1,
@@ -169,6 +171,157 @@ def test_losses_of_other_kinds(name, never_formed):
     agree(train(patch(model), **inputs), before, 1e-5)
 
 
+BART = {
+    "vocab_size": V, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 32,
+    "pad_token_id": 0, "decoder_start_token_id": 1, "dropout": 0.0, "attention_dropout": 0.0, "init_std": 0.5,
+}  # fmt: skip
+BIASED = {
+    "Bart": {}, "MBart": {}, "PLBart": {}, "Mvp": {}, "Marian": {}, "Pegasus": {}, "Blenderbot": {},
+    "BlenderbotSmall": {}, "BigBirdPegasus": {"attention_type": "original_full"},
+    "LED": {"attention_window": 4, "max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 32},
+}  # fmt: skip
+
+
+def biased(name):
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}Config")(**{**BART, **BIASED[name]})
+    kind = {"Marian": "MarianMTModel"}.get(name, f"{name}ForConditionalGeneration")
+    model = getattr(transformers, kind)(config).double()
+    model.final_logits_bias = torch.randn(1, V, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return model
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_constant_bias_after_the_output_layer(name, never_formed):
+    """BART's relatives add one; it is folded into the layer's own."""
+    model = biased(name)
+    before = train(model)
+    agree(train(patch(model)), before, 1e-10)
+    assert model(**batch()).logits is None
+    model.final_logits_bias = torch.zeros(1, V, dtype=torch.float64)
+    assert abs(train(model)[0] - before[0]) > 0.01
+
+
+BLIP = {
+    "text_config": {
+        "vocab_size": V, "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "bos_token_id": 1, "pad_token_id": 0, "sep_token_id": 1, "eos_token_id": 1,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.5,
+    },
+    "vision_config": {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+        "patch_size": 4,
+    },
+}  # fmt: skip
+
+
+class TestComposites:
+    """Models whose output layer belongs to a part."""
+
+    @pytest.fixture
+    def blip(self):
+        torch.manual_seed(1)
+        return transformers.BlipForConditionalGeneration(transformers.BlipConfig(**BLIP))
+
+    @pytest.fixture
+    def images(self):
+        return {**batch(), "pixel_values": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))}
+
+    def test_the_layer_of_the_one_part_that_has_one(self, blip, images, never_formed):
+        before = train(blip, **images)
+        agree(train(patch(blip), **images), before, 1e-5)
+        outputs = blip(**images)
+        assert type(outputs).__name__ == "BlipForConditionalGenerationModelOutput"
+        assert outputs.logits is None
+        weighed = patch(blip, z_loss=0.5)(**images).loss
+        assert weighed > outputs.loss + 0.1
+        agree(train(unpatch(blip), **images), before, 0)
+
+    def test_the_part_itself(self, blip, images, never_formed):
+        before = train(blip, **images)
+        patch(blip.text_decoder)
+        agree(train(blip, **images), before, 1e-5)
+
+    def test_a_decoder_beside_an_encoder(self, never_formed):
+        torch.manual_seed(1)
+        options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+        vision = transformers.ViTConfig(image_size=8, patch_size=4, **options)
+        text = transformers.BertConfig(vocab_size=V, is_decoder=True, add_cross_attention=True, **options)
+        config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+        config.decoder_start_token_id, config.pad_token_id = 1, 0
+        model = transformers.VisionEncoderDecoderModel(config)
+        inputs = {"labels": batch()["labels"], "pixel_values": torch.randn(3, 3, 8, 8)}
+        before = train(model, **inputs)
+        agree(train(patch(model), **inputs), before, 1e-5)
+
+    def test_an_error_names_the_parts(self):
+        class Wrapper(nn.Module):
+            def __init__(self, **parts):
+                super().__init__()
+                for name, part in parts.items():
+                    self.add_module(name, part)
+
+            def forward(self, labels=None):
+                return None
+
+        class Pair(transformers.LlamaPreTrainedModel):
+            def __init__(self):
+                super().__init__(make().config)
+                self.actor, self.critic = make(), nn.ModuleDict({"value": make()})
+
+            def forward(self, labels=None):
+                return None
+
+        with pytest.raises(TypeError, match=r"a part of it has them: patch\(model.language_model\)\), got 'Wrapper'"):
+            patch(Wrapper(language_model=make(), tower=nn.Linear(2, 2)))
+        with pytest.raises(ValueError, match=r"patch\(model.actor\), patch\(model.critic.value\)\), got 'Pair'"):
+            patch(Pair())
+
+
+class TestTransforms:
+    """What differentiates the model without its patch does so with it."""
+
+    @pytest.fixture
+    def model(self):
+        return make("gpt2", **NO_DROPOUT["gpt2"]).train()
+
+    def loss(self, model, parameters):
+        return torch.func.functional_call(model, parameters, (), batch()).loss
+
+    def test_torch_func(self, model, never_formed):
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        several = {name: torch.stack([p, 0.9 * p]) for name, p in parameters.items()}
+        gradient = torch.func.grad(lambda p: self.loss(model, p))
+        tangent = {name: p.cos() for name, p in parameters.items()}
+        found = []
+        for change in (lambda m: m, patch):
+            change(model)
+            along = torch.func.jvp(lambda p: self.loss(model, p), (parameters,), (tangent,))[1]
+            found.append((gradient(parameters), torch.func.vmap(gradient, randomness="same")(several), along))
+        # the model takes its loss in float32
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6, check_dtype=False)
+
+    def test_many_gradients_in_one_backward_pass(self, model, never_formed):
+        parameters = [*patch(model).parameters()]
+        loss = model(**batch()).loss
+        once = torch.autograd.grad(loss, parameters, retain_graph=True)
+        upstream = torch.tensor([1.0, -2.0], dtype=loss.dtype)
+        many = torch.autograd.grad(loss, parameters, upstream, is_grads_batched=True)
+        for several, one in zip(many, once, strict=True):
+            torch.testing.assert_close(several, torch.stack([one, -2 * one]))
+
+    @pytest.mark.parametrize("kind", ["fake", "meta"])
+    def test_shapes_alone(self, kind, never_formed):
+        with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+            model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)).train()
+            tokens = torch.zeros(3, T, dtype=torch.long)
+            loss = patch(model, z_loss=0.1)(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+        assert loss.shape == ()
+        assert model.lm_head.weight.grad.shape == (V, 16)
+
+
 class TestArguments:
     """What the loss function of the model takes, it still takes."""
 
@@ -213,6 +366,14 @@ class TestArguments:
         torch.testing.assert_close(after.hidden_states, before.hidden_states)
         torch.testing.assert_close(after.aux_loss, before.aux_loss)
         assert after.past_key_values.get_seq_length() == T
+
+    def test_a_loss_function_that_names_a_tensor_type(self, never_formed):
+        model = make()
+        model.loss_function = lambda logits, labels, **_: cross_entropy(
+            logits.type("torch.FloatTensor").view(-1, V), labels.view(-1)
+        )
+        before = train(model)
+        agree(train(patch(model)), before, 1e-5)
 
     def test_nothing_counts(self):
         tokens = batch()["input_ids"]
@@ -605,6 +766,9 @@ class TestLazyLogits:
             lambda z: z[:, [0, 2][1]].to(z.device),
             lambda z: torch.tanh(z / 2).mul(2.0).reshape((6, z.size(-1))),
             lambda z: 0.5 * z.mul_(3).tanh_().flatten(0, 1),
+            lambda z: (3 * (z + BIAS) - BIAS).add(BIAS[None]).div(4).tanh().mul(2).view(-1, 5),
+            lambda z: torch.add(BIAS, z.add_(BIAS) / 2).sub_(0.1 * BIAS)[0],
+            lambda z: z.type("torch.DoubleTensor").type(torch.DoubleTensor).type_as(z)[0],
             lambda z: z.type(torch.float64).clone()[torch.tensor([1, 0]), 1:].reshape(-1, 5),
         ],
     )
@@ -637,6 +801,18 @@ class TestLazyLogits:
             lambda z: torch.cat([z, z], 1)[0],
             lambda z: z.masked_fill_(torch.eye(3, 5) > 0, -2.0)[0],
             lambda z: z.log_softmax(-1).detach()[0],
+            lambda z: (z.tanh() + BIAS)[0],
+            lambda z: (z + torch.ones(3, 1))[0],
+            lambda z: (z - 1.5)[0],
+            lambda z: z.type("torch.LongTensor")[0],
+            lambda z: z.long()[0],
+            lambda z: torch.from_numpy(z.detach().numpy())[0],
+            lambda z: torch.tensor(z.tolist())[0],
+            lambda z: z.data.to("cpu", copy=True)[0],
+            lambda z: torch.stack(list(z))[0][:, [0, 2]],
+            lambda z: z.to(memory_format=torch.contiguous_format)[0],
+            lambda z: z.sum(-1).reshape(-1, 1),
+            lambda z: torch.as_tensor(z.argmax(-1).numpy()),
         ],
     )
     def test_anything_else_forms_them(self, change, head, hidden):
@@ -645,10 +821,34 @@ class TestLazyLogits:
         wanted = change(dense)
         assert lazy.shape == wanted.shape
         torch.testing.assert_close(lazy + 0, wanted)
-        if wanted.ndim == 2:
+        if wanted.ndim == 2 and wanted.is_floating_point():
             target = torch.zeros(len(wanted), dtype=torch.long)
             torch.testing.assert_close(cross_entropy(lazy, target), cross_entropy(wanted, target))
         assert use.formed
+
+    @pytest.mark.parametrize("word", ["Float", "Double", "Half", "BFloat16"])
+    def test_types_by_the_names_of_tensors(self, word, head, hidden):
+        kind, use = getattr(torch, f"{word}Tensor"), Use({})
+        z, dense = LazyLogits.of(head, hidden, use), linear(hidden, head.weight, head.bias)
+        assert z.type() == dense.type() == "torch.DoubleTensor"
+        for named in (f"torch.{word}Tensor", kind, kind.dtype):
+            changed = z.type(named)
+            assert (changed.dtype, use.formed) == (kind.dtype, [])
+            torch.testing.assert_close(changed[0, :, 0].clone(), dense.type(named)[0, :, 0])
+            use.formed.clear()
+        with pytest.raises((ValueError, RuntimeError), match="invalid type"):
+            z.type("torch.NoTensor")
+        with pytest.raises(RuntimeError, match="device"):
+            z.to("nowhere")
+
+    def test_a_bias_gets_its_gradient(self, head, hidden):
+        bias, frozen = BIAS.clone().requires_grad_(), nn.Linear(4, 5, dtype=torch.float64).requires_grad_(False)
+        target = torch.tensor([0, 4, 2])
+        z = 2 * (LazyLogits.of(frozen, hidden.detach(), Use({})) + bias)
+        assert z.requires_grad
+        dense = 2 * (frozen(hidden.detach()) + bias)
+        ours, theirs = (torch.autograd.grad(cross_entropy(each[0], target), bias) for each in (z, dense))
+        torch.testing.assert_close(ours, theirs)
 
     def test_changes_in_place(self, head, hidden):
         z, dense = LazyLogits.of(head, hidden, Use({})), linear(hidden, head.weight, head.bias).detach()

@@ -273,6 +273,12 @@ def test_what_is_told_of_the_head_under_a_transform():
     same(torch.func.grad(loss, has_aux=True)(H)[1], loss(H)[1])
 
 
+def test_ranks_are_refused():
+    shard = kernels.VocabularyShard(None, 0, V)
+    with pytest.raises(ValueError, match="process_group.*outside transforms"):
+        torch.func.grad(lambda h: linear_cross_entropy(h, W, Y, process_group=shard))(H)
+
+
 def test_hidden_states_that_do_not_count_may_be_infinite():
     h = H.clone()
     h[2] = torch.inf

@@ -104,7 +104,7 @@ class _WithTangent(_WithGradient):
                 part = _tied(ctx.what, slope, *saved[:count]) * tangent
                 part = part.sum(tuple(range(ctx.entries, part.ndim))) if part.ndim > ctx.entries else part
                 total = part if total is None else total + part
-        assert total is not None
+        assert isinstance(total, Tensor)
         return total
 
 

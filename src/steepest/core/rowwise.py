@@ -97,7 +97,7 @@ class _Rowwise(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
         (outputs,) = ctx.saved_tensors
         if torch.is_grad_enabled() or forward_mode():  # somebody differentiates the gradient
-            return *plain_gradients(ctx.plain, (outputs,), (True,), upstream), None, None
+            return plain_gradients(ctx.plain, (outputs,), (True,), upstream)[0], None, None
         # the first backward pass may have the buffer; a second one computes it again
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:

@@ -1,7 +1,7 @@
 """Logits that are not formed until somebody needs more of them than their cross-entropy.
 
-A :class:`LazyLogits` knows its hidden states, its head, and what was done to it since: scales, tanh, casts, views and
-choices of rows. It answers for shape, type and device, gives its cross-entropy by
+A :class:`LazyLogits` knows its hidden states, its head, and what was done to it since: scales, a bias of the classes,
+tanh, casts, views and choices of rows. It answers for shape, type and device, gives its cross-entropy by
 :func:`~steepest.kernels.linear_cross_entropy`, and for anything else forms the logits and goes on with those.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import refuse
-from ..core.transforms import autocast_dtype
+from ..core.transforms import autocast_dtype, valueless
 from ..kernels import linear_cross_entropy
 
 _METADATA = {"shape", "dtype", "device", "ndim", "layout", "is_leaf", "grad_fn", "names", "itemsize", "nbytes"}
@@ -24,10 +24,17 @@ _METADATA |= {f"is_{kind}" for kind in ("cuda", "cpu", "meta", "sparse", "quanti
 _FACTS = {"size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "is_complex", "element_size"}
 _FACTS |= {"get_device", "__len__", "stride", "is_contiguous", "is_tensor", "is_signed", "is_conj", "is_neg"}
 _SCALES = {"div": -1, "true_divide": -1, "divide": -1, "__truediv__": -1, "mul": 1, "multiply": 1, "__mul__": 1}
+_SHIFTS = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "subtract": -1, "__sub__": -1}
 _CASTS = {"float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 _VIEWS = {"view", "reshape", "flatten"}
 _SAME = {"contiguous", "requires_grad_"}
 _Step = tuple[str, Any]
+_TENSOR_TYPES = {
+    f"torch{where}.{word}Tensor": (device, dtype)
+    for where, device in (("", "cpu"), (".cuda", "cuda"))
+    for word, dtype in zip(("Float", "Double", "Half", "BFloat16"), _CASTS.values(), strict=True)
+}
+"""What ``Tensor.type`` takes beside types: device and type by name."""
 
 
 @dataclass
@@ -78,7 +85,7 @@ class LazyLogits(Tensor):
     @classmethod
     def of(cls, head: nn.Linear, hidden: Tensor, use: Use) -> Tensor:
         """What ``head`` would give for ``hidden`` ``[..., D]``."""
-        if type(hidden) is not Tensor:
+        if type(hidden) is not Tensor and not valueless(hidden):
             dense: Tensor = nn.functional.linear(hidden, head.weight, head.bias)
             return dense
         return cls(hidden, head, (), autocast_dtype(hidden) or hidden.dtype, use)
@@ -90,7 +97,7 @@ class LazyLogits(Tensor):
         self._use.note(why)
         z = nn.functional.linear(self._hidden, self._head.weight, self._head.bias)
         for name, value in self._steps:
-            if name == "scale":
+            if name in ("scale", "shift"):
                 z = value(z)
             else:
                 z = z.tanh() if name == "tanh" else z.to(value)
@@ -100,23 +107,32 @@ class LazyLogits(Tensor):
 
     def _like(self, step: _Step | None = None, hidden: Tensor | None = None) -> LazyLogits:
         """The same with another step, or of other rows."""
-        dtype = step[1] if step is not None and step[0] == "to" else _plain(self, "dtype")
+        dtype = _plain(self, "dtype")
+        if step is not None and step[0] == "to":
+            dtype = step[1]
+        elif step is not None and step[0] == "shift":
+            dtype = torch.promote_types(dtype, step[1].bias.dtype)
         steps = self._steps if step is None else (*self._steps, step)
         return LazyLogits(self._hidden if hidden is None else hidden, self._head, steps, dtype, self._use)
 
-    def shape_of_head(self) -> tuple[float | None, float] | None:
-        """Softcap and temperature that do what was done, or None where none do."""
-        factors, cap = [1.0], 0
+    def shape_of_head(self) -> tuple[float | None, float, Tensor | None] | None:
+        """Softcap, temperature and bias that do what was done, or None where none do."""
+        factors, cap, bias = [1.0], 0, self._head.bias
         for name, value in self._steps:
             if name == "scale":
                 factors[-1] *= value.factor
             elif name == "tanh":
                 factors.append(1.0)
                 cap += 1
+            elif name == "shift":
+                if cap:
+                    return None
+                own = value.power * value.bias.reshape(-1) / factors[0]
+                bias = own if bias is None else bias + own
         if cap > 1 or min(factors) <= 0:
             return None
         before, after = factors[0], factors[-1]
-        return (1 / before, 1 / (before * after)) if cap else (None, 1 / before)
+        return (1 / before, 1 / (before * after), bias) if cap else (None, 1 / before, bias)
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,12 +142,13 @@ class LazyLogits(Tensor):
         if name == "__get__" and self is not None:
             prop = func.__self__.__name__  # type: ignore[attr-defined]
             if prop == "requires_grad":
-                tensors = (self._hidden, self._head.weight, self._head.bias)
+                shifts = [value.bias for name, value in self._steps if name == "shift"]
+                tensors = (self._hidden, self._head.weight, self._head.bias, *shifts)
                 return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
             if prop in _METADATA:
                 return _plain(self, prop)
             name = prop
-        elif name in _FACTS or func is Tensor.__hash__:
+        elif name in _FACTS or func is Tensor.__hash__ or (name == "type" and len(args) == 1 and not kwargs):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         elif func is nn.functional.cross_entropy:
@@ -140,6 +157,10 @@ class LazyLogits(Tensor):
                 return found
         elif self is not None and not self._changed:
             found = _lazily(self, name, args[1:], kwargs)
+            if found is not None:
+                return found
+        elif name in ("add", "__add__") and len(args) == 2 and isinstance(args[1], LazyLogits) and not args[1]._changed:
+            found = _lazily(args[1], name, args[:1], kwargs)  # the bias comes first
             if found is not None:
                 return found
         if self is not None and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
@@ -179,6 +200,17 @@ class _Scale:
         return z * self.value if self.power > 0 else z / self.value
 
 
+@dataclass(frozen=True)
+class _Shift:
+    """z + b or z - b, with one number of b a class."""
+
+    bias: Tensor
+    power: int
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z + self.bias if self.power > 0 else z - self.bias
+
+
 def _plain(logits: LazyLogits, prop: str) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         return getattr(logits, prop)
@@ -201,9 +233,11 @@ def _lazily(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits |
         return self
     if word in _SCALES and len(args) == 1 and not kwargs and isinstance(args[0], (int, float)) and args[0]:
         step = ("scale", _Scale(float(args[0]), _SCALES[word]))
+    elif word in _SHIFTS and len(args) == 1 and not kwargs and _of_classes(self, args[0], inplace):
+        step = ("shift", _Shift(args[0], _SHIFTS[word]))
     elif word == "tanh" and not args and not kwargs:
         step = ("tanh", None)
-    elif name in _CASTS or name in ("to", "type"):
+    elif name in _CASTS or (name in ("to", "type", "type_as") and (args or kwargs)):
         dtype = _cast(self, name, args, kwargs)
         if dtype is None:
             return None
@@ -220,6 +254,20 @@ def _lazily(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits |
     return _rows(self, name, args, kwargs)
 
 
+def _of_classes(self: LazyLogits, value: Any, inplace: bool) -> bool:
+    """Whether a tensor is one number a class, for all rows, that may be part of the head's bias."""
+    shape, dtype = _plain(self, "shape"), _plain(self, "dtype")
+    return (
+        isinstance(value, Tensor)
+        and not isinstance(value, LazyLogits)
+        and value.is_floating_point()
+        and value.device == _plain(self, "device")
+        and 0 < value.ndim <= len(shape)
+        and value.numel() == value.shape[-1] == shape[-1]
+        and not (inplace and torch.promote_types(dtype, value.dtype) != dtype)
+    )
+
+
 def _cast(self: LazyLogits, name: str, args: Any, kwargs: Any) -> torch.dtype | None:
     """The type that is asked for, where nothing but a type on the same device is."""
     if name in _CASTS:
@@ -232,9 +280,21 @@ def _cast(self: LazyLogits, name: str, args: Any, kwargs: Any) -> torch.dtype | 
             dtype = each
         elif isinstance(each, Tensor) and each.device == device:
             dtype = each.dtype
-        elif each is not None and not (isinstance(each, (str, torch.device)) and torch.device(each) == device):
+        elif name == "type" and each is not None:
+            kind = _TENSOR_TYPES.get(each if isinstance(each, str) else f"{each.__module__}.{each.__name__}")
+            if kind is None or kind[0] != device.type:
+                return None
+            dtype = kind[1]
+        elif each is not None and not (isinstance(each, (str, torch.device)) and _is(each, device)):
             return None
     return dtype if dtype.is_floating_point else None
+
+
+def _is(named: str | torch.device, device: torch.device) -> bool:
+    try:
+        return torch.device(named) == device
+    except RuntimeError:  # torch says so itself, of the logits
+        return False
 
 
 def _rows(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits | None:
@@ -312,7 +372,7 @@ def _cross_entropy(
         input._hidden,
         input._head.weight,
         target,
-        bias=input._head.bias,
+        bias=shaped[2],
         ignore_index=ignore_index,
         reduction=reduction,
         softcap=shaped[0],

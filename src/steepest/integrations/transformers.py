@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_tensor, refuse, refuse_type
+from ..core.transforms import valueless
 from ..kernels import GradientFilter, linear_cross_entropy
 from ._lazy_logits import LazyLogits, Use
 
@@ -83,8 +84,8 @@ def patch(
     warning; compile what comes before its output layer, as by ``model.model.compile()``.
 
     Args:
-        model: with ``labels`` in its forward pass and output embeddings, or a wrapper of one (PEFT,
-            ``DistributedDataParallel``). A model that is patched already gets these options.
+        model: with ``labels`` in its forward pass and output embeddings, its own or those of one part (BLIP), or a
+            wrapper of one (PEFT, ``DistributedDataParallel``). A model that is patched already gets these options.
         logits: whether outputs have logits where there are labels. None: not while training, as they were otherwise.
             True: always, with their graph. False: never; ``Trainer`` then needs ``prediction_loss_only=True``.
         label_smoothing: in [0, 1]; while training, as all that changes the loss.
@@ -96,7 +97,7 @@ def patch(
         ``model`` itself. Its parameters, ``state_dict`` and the name of its class stay; it can be copied and pickled.
 
     Raises:
-        TypeError: no model with output embeddings.
+        TypeError: no model with output embeddings; the error names parts of it that are.
         ValueError: a model without an output layer over a vocabulary, an option out of range.
         RuntimeError: while training: ``label_smoothing``, ``z_loss`` or ``class_weight`` where the loss isn't taken
             from the output layer in the way described.
@@ -198,13 +199,14 @@ def _inner(model: Any) -> Any:
 
 
 def _classes(model: Any) -> int:
-    """The size of the vocabulary; refuses what has none or takes no labels."""
+    """The size of the vocabulary; refuses what has none or takes no labels, and names parts that would do."""
     if not (hasattr(model, "get_output_embeddings") and hasattr(model, "forward")):
-        refuse_type("model", "a language model of Transformers", type(model).__name__)
-    head = model.get_output_embeddings()
+        refuse_type("model", "a language model of Transformers" + _advice(model), type(model).__name__)
+    head = _head(model)
     weight = getattr(head, "weight", None)
     if head is None or "labels" not in inspect.signature(model.forward).parameters:
-        refuse("model", "an output layer over a vocabulary, and labels in forward", type(model).__name__)
+        expected = "an output layer over a vocabulary, and labels in forward" + _advice(model)
+        refuse("model", expected, type(model).__name__)
     if "forward" in vars(model) and not hasattr(inspect.unwrap(model.forward), _STATE):
         refuse(
             "model",
@@ -212,6 +214,33 @@ def _classes(model: Any) -> int:
             model.forward,
         )
     return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else int(model.config.vocab_size)
+
+
+def _head(model: Any) -> Any:
+    """The output layer: the model's own, or that of the one part that has one (BLIP); None where there is none."""
+    own = model.get_output_embeddings()
+    parts = _parts(model) if own is None else {}
+    return next(iter(parts.values())).get_output_embeddings() if len(parts) == 1 else own
+
+
+def _parts(model: Any) -> dict[str, Any]:
+    """The outermost parts with an output layer of their own, by name."""
+    found: dict[str, Any] = {}
+    for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and hasattr(part, "get_output_embeddings") and part.get_output_embeddings() is not None:
+            found[name] = part
+    return found
+
+
+def _advice(model: Any) -> str:
+    """The parts that can be patched, for an error."""
+    calls = [
+        f"patch(model.{name})"
+        for name, part in _parts(model).items()
+        if "labels" in inspect.signature(part.forward).parameters
+    ]
+    return f" (a part of it has them: {', '.join(calls)})" if calls else ""
 
 
 @functools.cache
@@ -264,7 +293,7 @@ def _new(base: Any) -> Any:
 @contextmanager
 def _standing_in(model: Any, state: _State, use: Use) -> Iterator[None]:
     """Let the output layer give :class:`LazyLogits`, where it is one that they can stand for."""
-    head = model.get_output_embeddings()
+    head = _head(model)
     own = type(head).__module__.partition(".")[0] == "peft"
     layers = [each for each in (head.modules() if own else [head]) if _plain(each)]
     widest = max((len(each.weight) for each in layers), default=0)
@@ -289,7 +318,8 @@ def _plain(layer: Any) -> bool:
     if any(getattr(layer, kind) for kind in kinds):
         return False
     weight: Tensor = layer.weight
-    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.dtype.itemsize > 1
+    known = type(weight) in (nn.Parameter, Tensor) or valueless(weight)
+    return known and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def _report(model: Any, state: _State, use: Use) -> None:

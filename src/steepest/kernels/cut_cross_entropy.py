@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.checks import check_choice, check_number, check_range, check_tensor, refuse
 from ..core.reductions import reduce, widen
 from ..core.rowwise import softmax_into
+from ..core.transforms import transformed
 from ._call import HeadStatistics, Options, prepare
 from ._compiled import compiled
 from ._filter import GradientFilter, gradient_filter
@@ -76,6 +77,10 @@ def linear_cross_entropy(
     gradient is the mean over the ranks, scattered, as FSDP2 does it; this is right for hidden states that are alike
     on all ranks too. A ``process_group`` says that over its ranks the weight is a part of the vocabulary.
 
+    Under transforms of ``torch.func``, with tangents, and on meta or fake tensors all logits are formed by torch's own
+    operations, which ``memory``, ``filter`` and ``valid_rows`` don't change; so they are in a backward pass of several
+    gradients at once (``is_grads_batched=True``) of single losses whose logits weren't kept.
+
     Args:
         hidden: h ``[..., D]``, of any floating type.
         weight: W ``[V, D]`` of the same type; this rank's part with ``process_group``.
@@ -119,7 +124,8 @@ def linear_cross_entropy(
         The loss in float32 or wider, and with ``return_stats`` the statistics.
 
     Raises:
-        ValueError: shapes that don't belong together, a class out of range, an option out of range.
+        ValueError: shapes that don't belong together, a class out of range, an option out of range; groups or DTensors
+            under ``torch.compile`` or ``torch.func``.
         TypeError: no tensors, or of another kind.
         RuntimeError: the gradient is differentiated again.
 
@@ -136,6 +142,8 @@ def linear_cross_entropy(
     if torch.compiler.is_compiling():
         if placed or process_group is not None or token_group is not None or filter is not None:
             raise ValueError("process_group, token_group, filter and DTensors: call the loss outside torch.compile")
+    elif transformed() and (placed or process_group is not None or token_group is not None):
+        raise ValueError("process_group, token_group and DTensors: call the loss outside transforms of torch.func")
     elif placed:
         given = Placed(hidden, weight, bias, target, class_weight, token_weight)
         given = localise(given, process_group, token_group, shift)

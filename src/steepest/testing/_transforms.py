@@ -71,7 +71,12 @@ def jacobians_agree(run: Run, inputs: Tensor) -> None:
     close(torch.autograd.functional.jacobian(run, inputs, vectorize=True), wanted, ROUNDING, "vectorised jacobian")
 
 
-def shapes_agree(call: Callable[..., Tensor], module: torch.nn.Module, given: Any, wanted: Sequence[Tensor]) -> None:
+def shapes_agree(
+    call: Callable[[Any, Any], tuple[Tensor, list[Tensor]]],
+    module: torch.nn.Module,
+    given: Any,
+    wanted: Sequence[Tensor],
+) -> None:
     """Fake and meta tensors give the shape and type of the loss, and of its gradients.
 
     Args:
