@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from steepest.comparison.cells import Context, Job, best_trial, outcome_from, run_job
+from steepest.comparison.cells import Context, Job, best_trial, run_job
 from steepest.comparison.design import Trial, trials
 from steepest.comparison.errors import InputError
 from steepest.comparison.objectives import choose_objectives, find_objective
+from steepest.comparison.stored import read_outcome
 from steepest.comparison.settings import Settings
 from steepest.comparison.tables import Table, table_from_arrays
 from steepest.comparison.training import _networks, train
@@ -55,7 +56,7 @@ def test_objectives_share_rows_backbone_bits_and_batch_order(table: Table, own: 
     context = context_of(table)
     seen = []
     for name in ("cross_entropy", "comp_sum", f"{own}:Plain"):
-        recipe = context.recipe(find_objective(name))
+        recipe = context.recipe(find_objective(name, trust=True))
         member = context.member(pair, 0, Trial(1e-3, 1e-4))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash(name) % 1000)  # whatever was drawn before
@@ -233,7 +234,7 @@ def test_a_diverging_objective_is_counted_and_does_not_stop_the_others(
         assert cell.values["inner"] == [None, None]
         assert cell.values["diverged"] == 2 * len(context.inner(job_cells[0])) + 1  # the refit too
         assert cell.values["metrics"]["nll"] is None
-        assert outcome_from(cell.arrays()).probabilities.shape == cell.outcome.probabilities.shape
+        assert read_outcome(cell.arrays(), "outcome").probabilities.shape == cell.outcome.probabilities.shape
 
 
 def test_weights_reach_objectives_of_samples(blobs: Blobs) -> None:
@@ -291,6 +292,6 @@ def test_a_classical_learner_sees_the_same_rows(table: Table) -> None:
 
 def test_outcomes_survive_their_bytes(table: Table) -> None:
     cell = run_job(context_of(table), Job("objective", "cross_entropy", ((0, 0),)))[0]
-    back = outcome_from(cell.arrays())
+    back = read_outcome(cell.arrays(), "outcome")
     assert np.array_equal(back.predicted, cell.outcome.predicted)
     np.testing.assert_allclose(back.probabilities, cell.outcome.probabilities, rtol=1e-6)

@@ -196,16 +196,16 @@ def test_own_metric(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     y, outcome = np.array([0, 1, 1]), Outcome(np.array([0, 1, 0]))
-    hits, misses = (find_metric(f"my_own_metrics:{name}", "binary") for name in ("hits", "misses"))
+    hits, misses = (find_metric(f"my_own_metrics:{name}", "binary", trust=True) for name in ("hits", "misses"))
     assert (hits(y, outcome), hits.greater_is_better) == (2.0, True)
     assert (misses(y, outcome), misses.greater_is_better) == (1.0, False)
     assert hits.name == "my_own_metrics:hits"
     with pytest.raises(InputError, match="did you mean 'hits'"):
-        find_metric("my_own_metrics:hit", "binary")
+        find_metric("my_own_metrics:hit", "binary", trust=True)
     with pytest.raises(InputError, match="cannot import 'no_such_module'"):
-        find_metric("no_such_module:hits", "binary")
+        find_metric("no_such_module:hits", "binary", trust=True)
     with pytest.raises(InputError, match="failed"):
-        find_metric("my_own_metrics:broken", "binary")(y, outcome)
+        find_metric("my_own_metrics:broken", "binary", trust=True)(y, outcome)
 
 
 def test_shapes_that_do_not_agree_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shlex
 import time
@@ -22,6 +23,7 @@ from .cells import CellResult, Context, Job, run_job
 from .errors import InputError
 from .images import Images
 from .inputs import Data
+from .own_parts import Trust
 from .preparing import default_workers, prepare
 from .progress import Terminal, clock, summary
 from .report import write_report
@@ -29,7 +31,8 @@ from .results import assemble
 from .runner import compute, one_thread, remaining
 from .settings import Settings
 from .store import RUNS, Store
-from .winner import Winner, fit_winner, usage
+from .stored import check_cells, check_plan
+from .winner import Winner, fit_winner, saved_winner, usage
 
 
 class OverBudget(InputError):
@@ -47,10 +50,12 @@ class Comparison:
     Attributes:
         results: everything, as in ``results.json``.
         folder: of the run: report, leaderboard, store, winner.
+        trust: whether the winner may import a user's own parts; those that this comparison's own call named.
     """
 
     results: dict[str, Any]
     folder: Path
+    trust: Trust = False
 
     @property
     def sentence(self) -> str:
@@ -82,14 +87,14 @@ class Comparison:
     @cached_property
     def winner(self) -> Winner:
         """What inner validation picks, fitted on all rows."""
-        return Winner.load(self.folder / "winner")
+        return Winner.load(self.folder / "winner", trust=self.trust)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The winner's predictions for new rows."""
         return self.winner.predict(frame)
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.sentence}</p>" + str(self.leaderboard.to_html(float_format="%.4f", na_rep="-"))
+        return f"<p>{html.escape(self.sentence)}</p>" + str(self.leaderboard.to_html(float_format="%.4f", na_rep="-"))
 
     def __repr__(self) -> str:
         return f"<Comparison {self.folder.name}: {self.sentence}>"
@@ -191,6 +196,8 @@ class Design:
             plan = store.fact("plan")
             jobs = planning.make_jobs(self.context) if plan is None else planning.from_json(plan)
             cells = store.cells()
+            check_plan(jobs, self.context, f"run {self.folder.name}")
+            check_cells(cells, self.context, f"run {self.folder.name}")
             seconds = {name: float(np.mean([c["seconds"] for c in own.values()])) for name, own in cells.items()}
             return jobs, remaining(jobs, store), seconds
         finally:
@@ -307,20 +314,22 @@ def _run(
             screen.stop()
     folder = store.folder
     winner_folder = folder / "winner"
-    if missing or not (winner_folder / "winner.json").exists():
+    winner = None if missing else saved_winner(winner_folder, context)
+    if winner is None:
         winner = fit_winner(context, store)
         winner.save(winner_folder)
-    facts = json.loads((winner_folder / "winner.json").read_text(encoding="utf-8"))
+    facts = winner.facts
     seconds = before + (time.monotonic() - started if missing else 0.0)
     store.set_fact("seconds", seconds)
     results = assemble(context, store, command=shlex.join(command), seconds=seconds, version=__version__)
     results["data"]["warnings"] += [was_cut] if was_cut else []
     results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
     new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
-    results["usage"] = usage(folder, facts["objective"], facts["hyper"], new)
+    own = context.settings.own_parts & {facts["objective"], facts["model"]}
+    results["usage"] = usage(folder, facts["objective"], facts["hyper"], new, own)
     write_report(results, folder)
     store.set_fact("sentence", results["sentence"])
-    comparison = Comparison(results, folder)
+    comparison = Comparison(results, folder, trust=context.settings.own_parts)
     screen.console.print(summary(results))
     screen.line("")
     screen.line(results["sentence"], "bold")

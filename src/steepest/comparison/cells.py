@@ -55,18 +55,12 @@ class CellResult:
     outcome: Outcome
 
     def arrays(self) -> bytes:
-        """The outcome, compressed."""
+        """The outcome, compressed; :func:`~steepest.comparison.stored.read_outcome` reads it."""
         parts = {k: v for k, v in vars(self.outcome).items() if v is not None}
         small = {k: v.astype(np.float32) if v.dtype == np.float64 and k != "predicted" else v for k, v in parts.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **small)
         return buffer.getvalue()
-
-
-def outcome_from(data: bytes) -> Outcome:
-    """What :meth:`CellResult.arrays` wrote."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return Outcome(**{k: file[k] for k in file.files})
 
 
 class Context:
@@ -167,7 +161,7 @@ class Context:
 
     def objective(self, name: str) -> Any:
         """The objective's class; with several targets of a mix, what stands for it."""
-        return objective_for(name, self.table.task, self.parts)
+        return objective_for(name, self.table.task, self.parts, trust=self.settings.own_parts)
 
     def recipe(self, objective: Any) -> Recipe:
         """What is the same for every training of an objective."""
@@ -178,7 +172,7 @@ class Context:
             augment = default_augment((channels, height, width))
         return Recipe(
             objective,
-            find_model(s.model),
+            find_model(s.model, trust=s.own_parts),
             s.epochs,
             s.patience,
             s.batch_size,

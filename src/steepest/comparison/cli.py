@@ -277,20 +277,38 @@ def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.
 
     Example: `steepest runs`.
     """
-    from .store import Store, runs
+    from .errors import InputError
+    from .store import runs
 
     folders = runs(out)
     if not folders:
         typer.echo(f"no runs under {str(out)!r}; `steepest compare digits` makes one")
     for folder in folders:
-        store = Store(folder)
+        try:
+            state = _progress(folder)
+        except InputError as error:
+            state = f"cannot be read: {error}"
+        typer.echo(_on_one_line(f"{folder.name}  {state}"))
+
+
+def _progress(folder: Path) -> str:
+    """How far a run is, and what it found."""
+    from .store import Store
+
+    store = Store(folder)
+    try:
         done, total = len(store.finished()), store.fact("cells")
-        state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
         if total is None:
-            typer.echo(f"{folder.name}  nothing was computed yet")
-        else:
-            typer.echo(f"{folder.name}  {store.fact('data')}  {done}/{total} cells  {state}")
+            return "nothing was computed yet"
+        state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
+        return f"{store.fact('data')}  {done}/{total} cells  {state}"
+    finally:
         store.close()
+
+
+def _on_one_line(text: str) -> str:
+    """Text of a file as a terminal may show it: on one line, without control signs."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def report_command(
@@ -303,27 +321,32 @@ def report_command(
     """
     from .errors import InputError
     from .report import write_report
+    from .report.stored import FILE, read_results
     from .store import Store, find_run
 
     folder = find_run(run, out)
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not (folder / FILE).exists():
         store = Store(folder)
         done, total, command = len(store.finished()), store.fact("cells"), store.fact("command")
         store.close()
-        raise InputError(f"run {folder.name} has {done} of {total} cells; this goes on: {command}") from error
-    for path in write_report(results, folder):
+        raise InputError(_on_one_line(f"run {folder.name} has {done} of {total} cells; this goes on: {command}"))
+    for path in write_report(read_results(folder), folder):
         typer.echo(str(path))
 
 
 def predict_command(
-    run: Annotated[str, typer.Argument(help="A run's ID, the start of one, its folder, or last.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's ID, the start of one, last; or the folder of a run or winner, anywhere.")
+    ],
     rows: Annotated[Path, typer.Argument(help="A CSV or TSV file with the columns of the training data.")],
     to: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Import the own network or objective (module:name) that the winner names."),
+    ] = False,
 ) -> None:
     """Predict new rows with a run's winner: tuned threshold, calibrated probabilities.
 
@@ -331,10 +354,10 @@ def predict_command(
     """
     from .errors import InputError
     from .report.files import write_atomically
-    from .store import find_run
+    from .store import find_winner
     from .winner import Winner
 
-    frame = Winner.load(find_run(run, out) / "winner").predict_file(rows)
+    frame = Winner.load(find_winner(run, out), trust=trust).predict_file(rows)
     text = frame.to_csv(index=False)
     if to is None:
         typer.echo(text, nl=False)

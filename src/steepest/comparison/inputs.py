@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.stored import refuse_stored
 from .images import Images, ImageScaler
 from .tables import Preprocessor, Table
 
@@ -44,6 +45,12 @@ def transform(prepared: Preprocessor | ImageScaler, data: Data, rows: np.ndarray
     return torch.as_tensor(prepared.transform(frame), dtype=torch.float32)
 
 
-def restore(values: dict[str, Any]) -> Preprocessor | ImageScaler:
-    """What ``to_json`` of either gave."""
-    return ImageScaler.from_json(values) if "std" in values else Preprocessor.from_json(values)
+def restore(values: object, where: str = "preprocessing") -> Preprocessor | ImageScaler:
+    """What ``to_json`` of either gave; ``where`` it stood, for errors.
+
+    Raises:
+        InputError: neither gave it.
+    """
+    if not isinstance(values, dict):
+        refuse_stored(where, "fields numeric, text or mean, std", values)
+    return ImageScaler.from_json(values, where) if "std" in values else Preprocessor.from_json(values, where)

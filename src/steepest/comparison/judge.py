@@ -10,6 +10,7 @@ import numpy as np
 
 from .cells import Context, Pair, best_trial
 from .design import seed_of
+from .errors import InputError
 from .metrics import Outcome
 from .statistics import (
     PairedResult,
@@ -151,8 +152,19 @@ class Judge:
         error = (found.high - found.low) / (2 * 1.96)
         return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
 
+    def outcome(self, name: str, pair: Pair) -> Outcome:
+        """What a cell said about the rows of its test part.
+
+        Raises:
+            InputError: the stored outcome is not of these rows.
+        """
+        outcome, rows = self.store.outcome(name, *pair), len(self.context.split(pair, -1).other_target)
+        if len(outcome.predicted) != rows:
+            raise InputError(f"{name}, repeat {pair[0]}, fold {pair[1]}: the stored outcome has other rows than {rows}")
+        return outcome
+
     def _seeds(self, names: Sequence[str]) -> Seeds:
-        return Seeds([self.store.outcome(name, *pair) for name, pair in zip(names, self.pairs)])
+        return Seeds([self.outcome(name, pair) for name, pair in zip(names, self.pairs)])
 
     def tier(self, result: PairedResult, p: float) -> str:
         """better, not told apart, or worse."""

@@ -19,7 +19,7 @@ from .operating_point import (
     reliability_bins,
     tune_threshold,
 )
-from .own_parts import imported
+from .own_parts import Trust, imported
 
 __all__ = [
     "CLASSIFICATION",
@@ -184,7 +184,7 @@ def _of_task(task: str) -> dict[str, Metric]:
     return REGRESSION if task == "regression" else CLASSIFICATION
 
 
-def find_metric(spec: str, task: str) -> Metric:
+def find_metric(spec: str, task: str, *, trust: Trust = False) -> Metric:
     """The metric of that name, or one of the user's own.
 
     Args:
@@ -192,9 +192,10 @@ def find_metric(spec: str, task: str) -> Metric:
             real values; larger is better unless the function has an attribute ``greater_is_better = False``. Modules
             in the current directory are found.
         task: "binary", "multiclass" or "regression".
+        trust: whether a ``module:function`` may be imported, see :data:`~steepest.comparison.own_parts.Trust`.
 
     Raises:
-        InputError: unknown, or not for this task.
+        InputError: unknown, own code that is not trusted, or not for this task.
 
     >>> find_metric("auroc", "binary").label
     'AUROC'
@@ -207,15 +208,15 @@ def find_metric(spec: str, task: str) -> Metric:
     if spec in known:
         return known[spec]
     if ":" in spec:
-        return _own_metric(spec)
+        return _own_metric(spec, trust)
     fitting = f"For {task}: {', '.join(known)}, or module:function"
     if spec in CLASSIFICATION or spec in REGRESSION:
         raise InputError(f"metric {spec!r} is not for a {task} target. {fitting}")
     raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} {fitting}")
 
 
-def _own_metric(spec: str) -> Metric:
-    scorer = imported("metric", spec)
+def _own_metric(spec: str, trust: Trust) -> Metric:
+    scorer = imported("metric", spec, trust=trust)
     if not callable(scorer):
         raise InputError(f"metric {spec!r}: expected a function of (y, predicted), got {type(scorer).__name__}")
 

@@ -12,7 +12,7 @@ from ..core.objective import Objective, TaskInfo
 from ..nn.convnet import small_resnet
 from ..nn.networks import Network, mlp, residual_mlp
 from .errors import InputError, nearest
-from .own_parts import imported
+from .own_parts import Trust, imported
 
 Backbone = Callable[[int], nn.Module]
 MODELS: dict[str, Backbone] = {
@@ -23,11 +23,11 @@ MODELS: dict[str, Backbone] = {
 IMAGE_MODELS = ("resnet",)
 
 
-def find_model(spec: str) -> Backbone:
-    """``in_features -> backbone`` for ``"mlp"``, ``"residual"`` or ``module:function``.
+def find_model(spec: str, *, trust: Trust = False) -> Backbone:
+    """``in_features -> backbone`` for ``"mlp"``, ``"residual"``, ``"resnet"`` or a trusted ``module:function``.
 
     Raises:
-        InputError: unknown name, or something that cannot be called.
+        InputError: unknown name, own code that is not trusted, or something that cannot be called.
     """
     if spec in MODELS:
         return MODELS[spec]
@@ -35,7 +35,7 @@ def find_model(spec: str) -> Backbone:
         raise InputError(
             f"unknown model {spec!r}{nearest(spec, MODELS) or '.'} Known: {', '.join(MODELS)}, or module:function"
         )
-    found = imported("--model", spec)
+    found = imported("--model", spec, trust=trust)
     if not callable(found):
         raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(found).__name__}")
     return found

@@ -10,7 +10,7 @@ from functools import cache
 from ..catalogue import systems, there
 from ..core.objective import Objective
 from .errors import InputError, nearest
-from .own_parts import imported
+from .own_parts import Trust, imported
 
 PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
 SUPPORTED_NEEDS = {"index", "features", "inputs"}
@@ -58,17 +58,17 @@ def why_not(cls: type[Objective], task: str, weighted: bool, kinds: Sequence[str
     return ""
 
 
-def find_objective(name: str) -> type[Objective]:
-    """The class of a name, or of ``module:Class``.
+def find_objective(name: str, *, trust: Trust = False) -> type[Objective]:
+    """The class of a name of the catalogue, or of a trusted ``module:Class``.
 
     Raises:
-        InputError: unknown, or not an objective.
+        InputError: unknown, own code that is not trusted, or not an objective.
     """
     known = known_objectives()
     if name in known:
         return known[name][0]
     if ":" in name:
-        cls = imported("--objectives", name)
+        cls = imported("--objectives", name, trust=trust)
         if not inspect.isclass(cls) or not issubclass(cls, Objective):
             raise InputError(f"--objectives {name!r}: expected a subclass of steepest.core.objective.Objective")
         if not cls.tasks:
@@ -83,6 +83,8 @@ def choose_objectives(
     asked: str | Sequence[str], task: str, *, weighted: bool = False, kinds: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
     """Names to run, the baseline first, and a line for each that was left out of a group word.
+
+    The names are those of the present call, so own code among them is imported.
 
     Args:
         asked: ``"default"``, ``"all"``, or names (a list, or one text with commas).
@@ -112,7 +114,7 @@ def choose_objectives(
                 notes += [f"left out {name}: {reason}"] if reason else []
             found += [name for name in chosen if name in fitting]
             continue
-        reason = why_not(find_objective(word), task, weighted, kinds)
+        reason = why_not(find_objective(word, trust=True), task, weighted, kinds)
         if reason:
             raise InputError(
                 f"objective {word!r} does not fit a {task} target: {reason}. Those that fit: {', '.join(fitting)}"

@@ -7,6 +7,9 @@ import numpy as np
 from ..core.arrays import codes, numbers, row_weights
 from ..core.checks import check_number, refuse
 
+TEMPERATURES = (0.05, 20.0)
+"""The least and the greatest temperature that is fitted."""
+
 _ROUNDING = 1e-3
 """Half types and sums of softmaxes can end just above 1."""
 
@@ -67,7 +70,7 @@ def _cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def fit_temperature(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The temperature T in [0.05, 20] that minimises the log loss of softmax(log p / T).
+    """The temperature T in :data:`TEMPERATURES` that minimises the log loss of softmax(log p / T).
 
     Args:
         probabilities: [N, C] of rows the model was not trained on.
@@ -91,7 +94,7 @@ def fit_temperature(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarra
     def loss(log_temperature: float) -> float:
         return _mean_log_loss(_cooled(probabilities, float(np.exp(log_temperature))), y, weights)
 
-    bounds = (float(np.log(0.05)), float(np.log(20)))
+    bounds = (float(np.log(TEMPERATURES[0])), float(np.log(TEMPERATURES[1])))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-5}).x))
 
 

@@ -110,7 +110,7 @@ def prepare(
     if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
         raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
-    backbone = find_model(model_spec)
+    backbone = find_model(model_spec, trust=True)
     learners = classical and not images and table.task != "multitask"
     kind = "classification" if table.task == "multilabel" else table.task
     settings = Settings(
@@ -213,7 +213,7 @@ def _code_hash(specs: Sequence[str]) -> str:
     texts = []
     for spec in specs:
         if ":" in spec:
-            module = inspect.getmodule(imported("own code", spec))
+            module = inspect.getmodule(imported("own code", spec, trust=True))
             try:
                 texts.append(inspect.getsource(module) if module is not None else spec)
             except (OSError, TypeError):

@@ -20,6 +20,7 @@ from .inputs import Data, shape_text
 from .judge import Judge
 from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, reliability_bins
 from .objectives import find_objective
+from .own_parts import Trust
 from .several import metrics_of
 from .statistics import (
     BETTER,
@@ -198,7 +199,7 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
     speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
     return {
         "name": name,
-        "title": _title(name) if kind == "objective" else "classical learner",
+        "title": _title(name, judge.settings.own_parts) if kind == "objective" else "classical learner",
         "kind": kind,
         "tier": tier,
         **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
@@ -225,8 +226,8 @@ def class_counts(data: Data) -> list[int]:
     return np.bincount(data.target, minlength=len(data.classes)).tolist() if data.task in CLASSES else []
 
 
-def _title(name: str) -> str:
-    cls = find_objective(name)
+def _title(name: str, trust: Trust) -> str:
+    cls = find_objective(name, trust=trust)
     row = owners().get(cls.__name__)
     if row is not None and cls.__module__ == f"steepest.{row.module}":
         return row.title
@@ -283,7 +284,7 @@ def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:
     """Reliability over all test rows; temperature is each fold's own."""
     probabilities, targets, cooled = [], [], []
     for pair in judge.pairs:
-        outcome = judge.store.outcome(name, *pair)
+        outcome = judge.outcome(name, pair)
         if outcome.probabilities is None or not outcome.finite:
             return None
         probabilities.append(outcome.probabilities)

@@ -77,10 +77,16 @@ class Settings:
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Settings:
-        """What :meth:`to_json` gave."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    @property
+    def own_parts(self) -> frozenset[str]:
+        """The user's own objectives, model and metric: settings are those of the present call, so it may import them.
+
+        Settings are never read back from a file.
+
+        >>> Settings(("cross_entropy",), "cross_entropy", "accuracy", model="my_nets:small").own_parts
+        frozenset({'my_nets:small'})
+        """
+        return frozenset(name for name in (*self.objectives, self.metric, self.model) if ":" in name)
 
     def run_id(self, data_hash: str, version: str) -> str:
         """The identity of a run: a hash of data, settings and version."""

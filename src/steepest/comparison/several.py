@@ -16,6 +16,7 @@ from .errors import InputError, nearest
 from .metrics import Metric, Outcome, default_metric, find_metric
 from .objectives import baseline_of, find_objective
 from .operating_point import negative_log_likelihood
+from .own_parts import Trust
 from .tables.several import Part
 
 Function = Callable[[np.ndarray, Outcome, "np.ndarray | None"], "float | None"]
@@ -106,13 +107,13 @@ def metrics_of(data: Any) -> dict[str, Metric]:
 
 
 def metric_of(spec: str, data: Any) -> Metric:
-    """The metric of that name for this data, whatever its task.
+    """The metric that the present call names for this data, whatever its task; own code is imported.
 
     Raises:
         InputError: unknown, or not for this task.
     """
     if data.task not in ("multilabel", "multitask") or ":" in spec:
-        return find_metric(spec, "multiclass" if ":" in spec else data.task)
+        return find_metric(spec, "multiclass" if ":" in spec else data.task, trust=True)
     known = metrics_of(data)
     if spec not in known:
         raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} For {data.task}: {', '.join(known)}")
@@ -230,9 +231,9 @@ class SeveralTargets(Objective):
             member.after_step()
 
 
-def objective_for(name: str, task: str, parts: Sequence[Part]) -> Any:
+def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust = False) -> Any:
     """The class of an objective; with a mix of targets, what stands for it there."""
-    cls = find_objective(name)
+    cls = find_objective(name, trust=trust)
     if task != "multitask":
         return cls
     return SeveralFactory(cls, parts, lambda kind: find_objective(baseline_of(kind)))

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .cells import CellResult, outcome_from
+from .cells import CellResult
 from .errors import InputError
 from .metrics import Outcome
+from .stored import read_cell, read_fact, read_outcome
 
 RUNS = Path("steepest-runs")
 _SCHEMA = """
@@ -44,6 +45,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self.path = folder / "run.sqlite"
             self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            self.connection.execute("pragma trusted_schema=off")  # a file may come from anywhere
             self.connection.execute("pragma journal_mode=wal")
             self.connection.execute("pragma synchronous=full")
             self.connection.executescript(_SCHEMA)
@@ -56,8 +58,23 @@ class Store:
 
     def fact(self, key: str) -> Any:
         """A stored fact, or None."""
-        row = self.connection.execute("select value from facts where key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._rows("select value from facts where key = ?", (key,))
+        return read_fact(rows[0][0], key, self._where) if rows else None
+
+    @property
+    def _where(self) -> str:
+        return f"run {self.folder.name}"
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            return self.connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise InputError(f"{self._where} cannot be read: {error}") from error
 
     def set_fact(self, key: str, value: Any) -> None:
         """Store a fact (JSON)."""
@@ -92,27 +109,28 @@ class Store:
 
     def finished(self) -> set[tuple[str, int, int]]:
         """``(name, repeat, fold)`` of every finished cell."""
-        return set(self.connection.execute("select name, repeat, fold from cells"))
+        return set(self._rows("select name, repeat, fold from cells"))
 
     def counters(self) -> list[int]:
         """How often each finished cell was computed."""
-        return [row[0] for row in self.connection.execute("select computed from cells")]
+        return [row[0] for row in self._rows("select computed from cells")]
 
     def cells(self) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
         """``name -> (repeat, fold) -> values``, with ``kind`` among the values."""
         found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
         query = "select kind, name, repeat, fold, content from cells order by name, repeat, fold"
-        for kind, name, repeat, fold, content in self.connection.execute(query):
-            found.setdefault(name, {})[repeat, fold] = {**json.loads(content), "kind": kind}
+        for row in self._rows(query):
+            kind, name, pair, values = read_cell(row, self._where)
+            found.setdefault(name, {})[pair] = {**values, "kind": kind}
         return found
 
     def outcome(self, name: str, repeat: int, fold: int) -> Outcome:
         """What a cell said about its test rows."""
         query = "select outcome from cells where name = ? and repeat = ? and fold = ?"
-        row = self.connection.execute(query, (name, repeat, fold)).fetchone()
-        if row is None:
+        rows = self._rows(query, (name, repeat, fold))
+        if not rows:
             raise KeyError((name, repeat, fold))
-        return outcome_from(row[0])
+        return read_outcome(rows[0][0], f"{self._where}: {name}, repeat {repeat}, fold {fold}: outcome")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,13 +158,21 @@ def runs(root: Path = RUNS) -> list[Path]:
     return sorted(found, key=begun, reverse=True)
 
 
+def find_winner(name: str, root: Path = RUNS) -> Path:
+    """The folder of a winner, or of the run that holds one: a path, wherever it was copied, or as :func:`find_run`."""
+    here = Path(name)
+    if (here / "winner.json").is_file() or (here / "winner" / "winner.json").is_file():
+        return here
+    return find_run(name, root)
+
+
 def find_run(name: str, root: Path = RUNS) -> Path:
     """The folder of a run: a path, an ID, the start of one, or ``"last"``.
 
     Raises:
         InputError: none, or more than one fits.
     """
-    if Path(name).is_dir() and (Path(name) / "run.sqlite").exists():
+    if any((Path(name) / file).is_file() for file in ("run.sqlite", "results.json")):
         return Path(name)
     known = runs(root)
     if name == "last" and known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +12,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.objective import Objective, TaskInfo
 from .cells import Context, best_trial, operating_point
@@ -24,16 +23,24 @@ from .images import ImageScaler, load_images
 from .inputs import fit_inputs, restore
 from .judge import Judge
 from .metrics import Outcome, apply_temperature
-from .models import build, find_model
+from .models import build
 from .objectives import find_objective
-from .several import objective_for
+from .own_parts import Trust
 from .store import Store
 from .tables import Preprocessor, read_features
 from .tables.several import Part
 from .training import Member, Split, outcome_of, train
-
-OBJECTIVE = "objective."
-"""Before the names of the objective's own tensors, beside the network's."""
+from .winner_facts import FILE, FORMAT, read_facts
+from .winner_files import (
+    OBJECTIVE,
+    built,
+    check_array,
+    one_line,
+    read_tensors,
+    refuse_infinite,
+    winner_folder,
+    write_tensors,
+)
 
 
 class Winner:
@@ -51,46 +58,51 @@ class Winner:
         self.objective = objective.cpu().eval()
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Read a winner's folder.
+    def load(cls, folder: str | Path, *, trust: Trust = False) -> Self:
+        """Read a winner's folder; nothing in it is taken unchecked.
+
+        Args:
+            folder: of the winner, or of the run that holds it; wherever it was copied.
+            trust: whether a network or objective of somebody's own (``module:name`` in ``winner.json``) may be
+                imported, which runs that code: True, False, or the names that may be.
 
         Raises:
-            InputError: there is none, or it is not whole.
+            InputError: there is none, it is not whole, contradicts itself, or needs ``trust``.
         """
-        folder = Path(folder)
+        folder = winner_folder(folder)
+        told = read_facts(folder, trust)
+        state = read_tensors(folder, told.values.pop("weights"))
         try:
-            facts = json.loads((folder / "winner.json").read_text(encoding="utf-8"))
-            state = load_file(folder / "winner.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"no saved winner in {str(folder)!r}: {error}") from error
-        try:
-            info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
-            with torch.random.fork_rng(devices=[]):
-                parts = [Part(p["name"], p["task"], tuple(p["classes"])) for p in facts["parts"]]
-                cls_or_factory = objective_for(facts["objective"], info.task, parts)
-                objective = cls_or_factory.from_task(info, **facts["hyper"])
-            network = build(find_model(facts["model"]), facts["width"], objective, info, backbone_seed=0, head_seed=0)
-            network.load_state_dict({k: v for k, v in state.items() if not k.startswith(OBJECTIVE)})
-            objective.load_state_dict(
-                {k.removeprefix(OBJECTIVE): v for k, v in state.items() if k.startswith(OBJECTIVE)}
-            )
-            return cls(network.eval(), facts, objective)
-        except InputError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"the saved winner in {str(folder)!r} is not whole: {error!r}") from error
+            network, objective = built(told, state)
+            winner = cls(network.eval(), told.values, objective)
+            winner._try_out()
+        except Exception as error:  # whatever a file makes a network or an objective raise
+            raise InputError(f"the saved winner in {str(folder)!r} is not whole: {one_line(error)}") from error
+        return winner
+
+    def _try_out(self) -> None:
+        """Predict two average rows: shapes that don't go together show here, not at the first prediction."""
+        if isinstance(self.prepared, ImageScaler):
+            inputs = torch.zeros(2, len(self.prepared.mean), 8, 8)
+        else:
+            inputs = torch.zeros(2, self.prepared.width)
+        outcome, classes = self._outcome(inputs), len(self.facts["classes"])
+        columns = (len(self.parts),) if self.parts else ()
+        check_array("predictions", outcome.predicted, (2, *columns))
+        if outcome.probabilities is not None and self.info.task != "multitask":
+            check_array("probabilities", outcome.probabilities, (2, classes))
+        if self.info.task == "binary" and outcome.decision is not None:
+            check_array("decisions", outcome.decision, (2,))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``winner.safetensors`` and ``winner.json``, each in one step."""
+        """Write ``winner.safetensors`` and ``winner.json``, each in one step; the second names the first by its hash."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / ".winner.safetensors.part"
         state = {**self.network.state_dict(), **{OBJECTIVE + k: v for k, v in self.objective.state_dict().items()}}
-        save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, part)
-        os.replace(part, folder / "winner.safetensors")
-        text = folder / ".winner.json.part"
-        text.write_text(json.dumps(self.facts, indent=1, allow_nan=False), encoding="utf-8")
-        os.replace(text, folder / "winner.json")
+        facts = {**self.facts, "weights": write_tensors(folder, state)}
+        text = folder / f".{FILE}.part"
+        text.write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+        os.replace(text, folder / FILE)
 
     def outcome(self, rows: pd.DataFrame | np.ndarray) -> Outcome:
         """What the network says of the rows of a frame, or of images uint8 ``[N, H, W, C]``, uncalibrated."""
@@ -99,7 +111,9 @@ class Winner:
         else:
             assert isinstance(rows, pd.DataFrame)
             found = self.prepared.transform(rows[self.facts["columns"]])
-        inputs = torch.as_tensor(found, dtype=torch.float32)
+        return self._outcome(torch.as_tensor(found, dtype=torch.float32))
+
+    def _outcome(self, inputs: Tensor) -> Outcome:
         scale = tuple(np.asarray(each) for each in self.facts["scale"])
         empty = torch.zeros(0)
         split = Split(empty, empty, None, inputs, np.zeros(0), None, (scale[0], scale[1]), self.info.task)
@@ -120,13 +134,14 @@ class Winner:
             (and ``p_LABEL`` of each label).
 
         Raises:
-            InputError: a column is missing.
+            InputError: a column is missing, or a row lies so far out that the network gives no finite number.
         """
         if isinstance(frame, pd.DataFrame):
             missing = [c for c in self.facts["columns"] if c not in frame.columns]
             if missing:
                 raise InputError(f"the rows lack the column {missing[0]!r}")
         outcome = self.outcome(frame)
+        refuse_infinite(outcome)
         classes = self.facts["classes"]
         if self.parts:
             return several_predictions(outcome, self.parts)
@@ -186,7 +201,7 @@ def fit_winner(context: Context, store: Store) -> Winner:
     network = build(recipe.backbone, width, final.objective, final.info, backbone_seed=0, head_seed=0)
     network.load_state_dict(final.state)
     facts = {
-        "format": 1,
+        "format": FORMAT,
         "objective": name,
         "hyper": trial.hyper,
         "settings": trial.describe(),
@@ -206,6 +221,17 @@ def fit_winner(context: Context, store: Store) -> Winner:
     return Winner(network.eval(), facts, final.objective)
 
 
+def saved_winner(folder: Path, context: Context) -> Winner | None:
+    """The winner that this run has saved; None where it has not, or what lies there cannot be it."""
+    settings = context.settings
+    try:
+        winner = Winner.load(folder, trust=settings.own_parts)
+    except InputError:
+        return None
+    ours = winner.facts["objective"] in settings.objectives and winner.facts["model"] == settings.model
+    return winner if ours and winner.facts["classes"] == list(context.table.classes) else None
+
+
 def several_predictions(outcome: Outcome, parts: Sequence[Part]) -> pd.DataFrame:
     """A column for each target: labels, numbers; ``p_LABEL`` where there are probabilities."""
     found: dict[str, Any] = {}
@@ -217,15 +243,15 @@ def several_predictions(outcome: Outcome, parts: Sequence[Part]) -> pd.DataFrame
     return pd.DataFrame(found)
 
 
-def usage(folder: Path, objective: str, hyper: dict[str, Any], data: str) -> str:
-    """The Python lines that use the winner."""
-    cls = find_objective(objective)
+def usage(folder: Path, objective: str, hyper: dict[str, Any], data: str, own_parts: frozenset[str]) -> str:
+    """The Python lines that use the winner; ``own_parts`` are those that the run itself named."""
+    cls = find_objective(objective, trust=own_parts)
     arguments = ", ".join(f"{k}={v!r}" for k, v in hyper.items())
-    room = cls.__module__.split(".")
-    home = "steepest.losses" if cls.__module__.startswith("steepest.losses") else ".".join(room)
+    home = "steepest.losses" if cls.__module__.startswith("steepest.losses") else cls.__module__
+    trust = ", trust=True" if own_parts else ""
     return (
         f"from steepest.comparison import Winner\n\n"
-        f"winner = Winner.load({str(folder / 'winner')!r})\n"
+        f"winner = Winner.load({str(folder / 'winner')!r}{trust})\n"
         f"print(winner.predict_file({data!r}))\n\n"
         f"# or its objective in your own loop; info describes your training split (steepest.core.objective.TaskInfo)\n"
         f"from {home} import {cls.__name__}\n\n"

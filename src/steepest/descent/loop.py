@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_number, refuse
+from ..core.errors import InputError
 from ..core.method import Method, Plain
 from ..core.objective import Batch, Objective
 from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
+from .checkpoint import check_state
 from .hooks import Checkpoint, Hook
 
 
@@ -215,7 +217,12 @@ class Descent:
         return {name: plain(part) for name, part in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved moment: the model, objective, optimizer, schedule, hooks and all random states."""
+        """Go back to a saved moment: the model, objective, optimizer, schedule, hooks and all random states.
+
+        Raises:
+            ValueError: it is not what :meth:`state_dict` gives, or of another number of hooks.
+        """
+        check_state(state)
         if len(state["hooks"]) != len(self.hooks):
             refuse("hooks", f"{len(state['hooks'])} hooks, as in the saved run", len(self.hooks))
         self.model.load_state_dict(state["model"])
@@ -245,9 +252,22 @@ class Descent:
             part.unlink(missing_ok=True)
 
     def resume(self, path: str | Path) -> Self:
-        """Load ``path`` if it exists, otherwise start from the beginning; then call :meth:`fit`."""
-        if Path(path).exists():
+        """Load ``path`` if it exists, otherwise start from the beginning; then call :meth:`fit`.
+
+        The file is read as tensors and plain values: it can run no code.
+
+        Raises:
+            InputError: the file is no checkpoint, or one of another model, objective, optimizer or number of hooks;
+                what was loaded until then is undefined.
+        """
+        if not Path(path).exists():
+            return self
+        try:
             self.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+        except Exception as error:  # unpickling, zip and every part's own loading have many
+            text = " ".join(str(error).split())
+            said = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+            raise InputError(f"the checkpoint {str(path)!r} cannot be loaded: {said[:300]}") from error
         return self
 
 

@@ -99,7 +99,7 @@ class ObjectiveEstimator(BaseEstimator):
 
     def _objective_class(self) -> type[Objective]:
         if isinstance(self.objective, str):
-            return find_objective(self.objective)
+            return find_objective(self.objective, trust=True)
         if not inspect.isclass(self.objective) or not issubclass(self.objective, Objective):
             refuse_type("objective", "a name or a subclass of Objective", self.objective)
         return self.objective
@@ -114,7 +114,7 @@ class ObjectiveEstimator(BaseEstimator):
             return self.model
         if self.model in IMAGE_MODELS:
             refuse("model", "one for rows of numbers", self.model)
-        found: Callable[..., nn.Module] = find_model(self.model)
+        found: Callable[..., nn.Module] = find_model(self.model, trust=True)
         return partial(found, width=int(self.width), depth=int(self.depth)) if self.model in MODELS else found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ class ObjectiveEstimator(BaseEstimator):
         if self.validation_fraction is None:
             return None
         task = split.task
-        metric = default_metric(task, counts or None) if self.metric is None else find_metric(self.metric, task)
+        metric = default_metric(task, counts or None) if self.metric is None else find_metric(self.metric, task, trust=True)
         other = split.other_inputs.to(device)
 
         def evaluate(_: Descent) -> float:

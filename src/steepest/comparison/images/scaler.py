@@ -6,10 +6,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from ...core.stored import Listed, Number, Record, refuse_stored
 from ..errors import InputError
 from .raw import size_of
 
 _CHUNK = 4096
+STORED = Record({"mean": Listed(Number(), least=1), "std": Listed(Number(positive=True), least=1)})
+"""What :meth:`ImageScaler.to_json` gives."""
 
 
 class ImageScaler:
@@ -63,8 +66,19 @@ class ImageScaler:
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Self:
-        """What ``to_json`` gave, made whole again."""
+    def from_json(cls, state: dict[str, Any], where: str = "preprocessing") -> Self:
+        """What ``to_json`` gave, made whole again.
+
+        Args:
+            state: from a file: nothing of it is taken unchecked.
+            where: it stood, for errors.
+
+        Raises:
+            InputError: it is not what ``to_json`` gives.
+        """
+        STORED.check(state, where)
+        if len(state["mean"]) != len(state["std"]):
+            refuse_stored(where, "a mean and a standard deviation a channel", state)
         new = cls()
         new.mean, new.std = (np.array(state[key], dtype=np.float64) for key in ("mean", "std"))
         return new

@@ -11,8 +11,27 @@ from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from ...core.stored import Flag, Listed, Maybe, Number, Record, Text, refuse_stored
 from ..errors import InputError, nearest
 from .raw import show
+
+STORED = Record(
+    {
+        "numeric": Listed(
+            Record(
+                {
+                    "column": Text(),
+                    "median": Number(),
+                    "mean": Number(),
+                    "scale": Number(positive=True),
+                    "indicator": Flag(),
+                }
+            )
+        ),
+        "text": Listed(Record({"column": Text(), "categories": Listed(Maybe(Text()), least=1)})),
+    }
+)
+"""What :meth:`Preprocessor.to_json` gives."""
 
 
 def sklearn_pipeline(numeric: list[str], text: list[str]) -> ColumnTransformer:
@@ -119,8 +138,24 @@ class Preprocessor:
         }
 
     @classmethod
-    def from_json(cls, state: dict[str, Any]) -> Self:
-        """What ``to_json`` gave, made whole again."""
+    def from_json(cls, state: dict[str, Any], where: str = "preprocessing") -> Self:
+        """What ``to_json`` gave, made whole again.
+
+        Args:
+            state: from a file: nothing of it is taken unchecked.
+            where: it stood, for errors.
+
+        Raises:
+            InputError: it is not what ``to_json`` gives.
+        """
+        STORED.check(state, where)
+        columns = [c["column"] for c in (*state["numeric"], *state["text"])]
+        if not columns or len(set(columns)) < len(columns):
+            refuse_stored(where, "one or more columns, each once", columns)
+        for place, column in enumerate(state["text"]):
+            known = column["categories"]
+            if len(set(known)) < len(known) or None in known[:-1]:
+                refuse_stored(f"{where}.text[{place}].categories", "each category once, a missing one last", known)
         new, numeric, text = cls(), state["numeric"], state["text"]
         new.numeric = [c["column"] for c in numeric]
         new.median, new.mean, new.scale = (

@@ -1,0 +1,160 @@
+"""What ``results.json`` may say: the shape of all that the report shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.stored import (
+    Flag,
+    Listed,
+    Maybe,
+    Named,
+    Number,
+    Record,
+    Shape,
+    Text,
+    Whole,
+    Word,
+    inside,
+    read_json,
+    refuse_stored,
+)
+
+FILE = "results.json"
+
+
+class _Plain(Shape):
+    """A text, number or flag: a setting, or a fact of the machine."""
+
+    def check(self, value: object, where: str) -> None:
+        if not isinstance(value, bool):
+            (Text() if isinstance(value, str) else Number()).check(value, where)
+
+
+KINDS = ("objective", "classical", "procedure")
+TIERS = ("better", "not told apart", "worse", "baseline", "")
+_DRAWN = Text(drawn=True)
+"""Names that stand in figures."""
+_VALUE, _COUNT = Maybe(Number()), Whole()
+_SHARE = Maybe(Number(0.0, 1.0))
+_AMOUNT = Maybe(Number(low=0.0))
+_GAP: dict[str, Shape] = {"difference": _VALUE, "low": _VALUE, "high": _VALUE, "p": _SHARE}
+_SPREAD = Record({"mean": _VALUE, "low": _VALUE, "high": _VALUE})
+_CURVE = Record({"epoch": Listed(Number(low=0.0)), **dict.fromkeys(("valid", "low", "high"), Listed(_VALUE))})
+_BINS = Record(
+    {
+        "confidence": Listed(_SHARE),
+        "accuracy": Listed(_SHARE),
+        "count": Listed(_COUNT),
+        "ece": _VALUE,
+        "ece_calibrated": _VALUE,
+        "temperature": Number(positive=True),
+    }
+)
+_ROW = Record(
+    {
+        "name": _DRAWN,
+        "title": Text(),
+        "kind": Word(KINDS),
+        "tier": Word(TIERS),
+        **_GAP,
+        "p_holm": _SHARE,
+        "detectable": _AMOUNT,
+        "metrics": Named(_SPREAD, _DRAWN),
+        "seconds_per_epoch": _AMOUNT,
+        "peak_memory_mb": _AMOUNT,
+        "diverged": _COUNT,
+        "settings": Text(),
+    }
+)
+_DATA = Record(
+    {
+        "name": Text(),
+        "sha256": Text(),
+        "rows": _COUNT,
+        "features": _COUNT,
+        "columns": Listed(Text()),
+        "target": Text(),
+        "task": Text(),
+        "classes": Listed(Text()),
+        "class_counts": Listed(_COUNT),
+        "decisions": Listed(Text()),
+        "warnings": Listed(Text()),
+    }
+)
+_HEADLINE = Record(
+    {
+        "verdict": Word(TIERS[:3]),
+        **_GAP,
+        "detectable": _AMOUNT,
+        "test": Text(),
+        "baseline": _DRAWN,
+        "selected": Named(_COUNT),
+        "procedure_mean": _VALUE,
+        "baseline_mean": _VALUE,
+    }
+)
+_CLASSICAL = Record({"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT})
+RESULTS = Record(
+    {
+        "version": Text(),
+        "id": Text(),
+        "created": Text(),
+        "command": Text(),
+        "seconds": Number(low=0.0),
+        "peak_memory_mb": _AMOUNT,
+        "machine": Named(Maybe(_Plain())),
+        "versions": Named(Text()),
+        "data": _DATA,
+        "protocol": Named(Maybe(_Plain())),
+        "metric": Record({"name": _DRAWN, "label": _DRAWN, "greater_is_better": Flag()}),
+        "question": Text(),
+        "sentence": Text(),
+        "headline": _HEADLINE,
+        "classical": Maybe(_CLASSICAL),
+        "rows": Listed(_ROW, least=1),
+        "fold_scores": Named(Listed(_VALUE)),
+        "curves": Named(_CURVE, _DRAWN),
+        "usage": Text(),
+        "winner": Record({"objective": Text(), "settings": Text()}),
+    },
+    {
+        "reliability": Maybe(Named(_BINS, _DRAWN)),
+        "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
+    },
+)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` of a run, checked.
+
+    Raises:
+        InputError: it cannot be read, or is not what a comparison writes.
+    """
+    results: dict[str, Any] = read_json(folder / FILE, f"the results of run {folder.name}")
+    check_results(results)
+    return results
+
+
+def check_results(results: Any) -> None:
+    """Refuse results that are not of the shape, or whose lists do not fit together."""
+    RESULTS.check(results, FILE)
+    for name, curve in results["curves"].items():
+        if len({len(values) for values in curve.values()}) > 1:
+            refuse_stored(inside(FILE, f"curves[{name!r}]"), "lists of one length", {k: len(v) for k, v in curve.items()})
+    for name, bins in (results.get("reliability") or {}).items():
+        if len({len(bins[key]) for key in ("confidence", "accuracy", "count")}) > 1:
+            refuse_stored(inside(FILE, f"reliability[{name!r}]"), "lists of one length", bins)
+    data, recall = results["data"], results.get("recall")
+    if data["class_counts"] and len(data["class_counts"]) != len(data["classes"]):
+        refuse_stored(inside(FILE, "data.class_counts"), f"{len(data['classes'])} counts", data["class_counts"])
+    for name, values in (recall["rows"] if recall else {}).items():
+        if len(values) != len(recall["classes"]):
+            refuse_stored(inside(FILE, f"recall.rows[{name!r}]"), f"{len(recall['classes'])} values", values)
+    names = [row["name"] for row in results["rows"]]
+    if len(set(names)) < len(names):
+        refuse_stored(inside(FILE, "rows"), "each name once", names)
+    for row in (results["headline"], *results["rows"]):
+        if (row["low"] is None) != (row["high"] is None) or (row["low"] is not None and row["low"] > row["high"]):
+            refuse_stored(inside(FILE, "rows"), "intervals with two ends in order", [row["low"], row["high"]])

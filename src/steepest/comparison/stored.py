@@ -1,0 +1,152 @@
+"""What the file of a run may hold: facts, plan, cells and outcomes, each checked as it is read."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.stored import Anything, Listed, Maybe, Named, Number, Record, Row, Shape, Text, Whole, Word, parse_json
+from ..core.stored import refuse_stored as refuse
+from .cells import Context, Job, Pair
+from .errors import InputError
+from .folds import CLASSES
+from .metrics import Outcome
+
+KINDS = ("objective", "classical")
+_VALUE = Maybe(Number())
+_PAIR = Row((Whole(), Whole()))
+FACTS: dict[str, Shape] = {
+    "plan": Listed(Row((Word(KINDS), Text(), Listed(_PAIR, least=1)))),
+    "settings": Named(Anything()),
+    "data": Text(),
+    "cells": Whole(),
+    "command": Text(),
+    "seconds": Number(low=0.0),
+    "sentence": Text(),
+}
+"""Facts by key; others are any JSON."""
+
+CELL = Record(
+    {},
+    optional={
+        "score": _VALUE,
+        "metrics": Named(_VALUE),
+        "inner": Listed(_VALUE, least=1),
+        "recall": Listed(_VALUE),
+        "threshold": _VALUE,
+        "temperature": Maybe(Number(positive=True)),
+        "trial": Whole(),
+        "trial_text": Text(),
+        "epochs": Whole(),
+        "inner_epochs": Listed(Number(low=0.0)),
+        "curve": Listed(_VALUE),
+        "diverged": Whole(),
+        "seconds": Number(low=0.0),
+        "seconds_per_epoch": Number(low=0.0),
+        "peak_memory_mb": Number(low=0.0),
+    },
+)
+"""The values of a cell."""
+
+ALWAYS = ("score", "metrics", "inner", "threshold", "temperature", "trial_text", "diverged", "seconds", "peak_memory_mb")
+NEEDED = {"classical": ALWAYS, "objective": (*ALWAYS, "trial", "curve", "seconds_per_epoch")}
+"""What a finished cell of each kind has."""
+
+ARRAYS = {"predicted": "if", "probabilities": "f", "decision": "f"}
+"""The arrays of an outcome and the kinds of their numbers."""
+
+
+def read_fact(text: object, key: str, where: str) -> Any:
+    """The value of a fact."""
+    where = f"{where}: the fact {key!r}"
+    Text().check(text, where)
+    value = parse_json(str(text), where)
+    FACTS.get(key, Anything()).check(value, where)
+    return value
+
+
+def read_cell(row: Sequence[object], where: str) -> tuple[str, str, Pair, dict[str, Any]]:
+    """``kind, name, (repeat, fold), values`` of a row of cells."""
+    kind, name, repeat, fold, content = row
+    Row((Word(KINDS), Text(), Whole(), Whole(), Text())).check(list(row), f"{where}: a cell")
+    where = f"{where}: {name}, repeat {repeat}, fold {fold}"
+    values = parse_json(str(content), where)
+    CELL.check(values, where)
+    return str(kind), str(name), (int(str(repeat)), int(str(fold))), values
+
+
+def read_outcome(data: object, where: str) -> Outcome:
+    """The arrays of an outcome; their sizes are known before memory is taken, and nothing is unpickled."""
+    if not isinstance(data, bytes):
+        refuse(where, "arrays", data)
+    found: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name not in ARRAYS or name in found:
+                    refuse(where, f"the arrays {', '.join(ARRAYS)}, each once", name)
+                with archive.open(member) as file:
+                    found[name] = _array(file, member.file_size, f"{where}: {name}")
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy have many
+        raise InputError(f"{where}: damaged: {' '.join(str(error).split())[:200]}") from error
+    if "predicted" not in found:
+        refuse(where, "the array predicted", sorted(found))
+    rows = len(found["predicted"])
+    for name, array in found.items():
+        if len(array) != rows or array.dtype.kind not in ARRAYS[name] or array.ndim > 2:
+            refuse(f"{where}: {name}", f"numbers of {rows} rows", f"{array.dtype} {array.shape}")
+    return Outcome(**found)
+
+
+def _array(file: Any, size: int, where: str) -> np.ndarray:
+    """An array of the NPY format, if its header and the size of its file agree."""
+    version = np.lib.format.read_magic(file)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in reader:
+        refuse(where, "version 1 or 2 of the NPY format", version)
+    shape, fortran, dtype = reader[version](file)
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if dtype.hasobject or not shape or expected != size - file.tell():
+        refuse(where, f"{expected:,} bytes of {dtype}", f"{size - file.tell():,}")
+    values = np.frombuffer(bytearray(file.read(expected)), dtype=dtype)
+    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def check_plan(jobs: Sequence[Job], context: Context, where: str) -> None:
+    """Refuse a plan that is not of these settings: each cell once, and no name that the present call does not give."""
+    settings = context.settings
+    expected = {
+        (kind, name, pair)
+        for kind, names in zip(KINDS, (settings.objectives, settings.classical))
+        for name in names
+        for pair in context.folds
+    }
+    planned = [(job.kind, job.name, pair) for job in jobs for pair in job.cells]
+    if len(planned) != len(expected) or set(planned) != expected:
+        raise InputError(f"{where}: its plan is not that of these settings; move the folder away to begin anew")
+
+
+def check_cells(cells: dict[str, dict[Pair, dict[str, Any]]], context: Context, where: str) -> None:
+    """Refuse finished cells that these settings cannot have given."""
+    settings = context.settings
+    kinds = {**dict.fromkeys(settings.classical, "classical"), **dict.fromkeys(settings.objectives, "objective")}
+    for name, by_pair in cells.items():
+        for pair, values in by_pair.items():
+            cell = f"{where}: {name}, repeat {pair[0]}, fold {pair[1]}"
+            kind = kinds.get(name)
+            if kind is None or kind != values["kind"] or pair not in context.folds:
+                raise InputError(f"{cell}: no cell of these settings; move the folder away to begin anew")
+            lacking = [key for key in NEEDED[kind] if key not in values]
+            if lacking:
+                raise InputError(f"{cell}: {lacking[0]!r} is missing; move the folder away to begin anew")
+            trials = settings.trials if kind == "objective" else 1
+            Listed(_VALUE, trials, trials).check(values["inner"], f"{cell}: inner")
+            if context.table.task in CLASSES:
+                Listed(_VALUE, context.classes, context.classes).check(values.get("recall"), f"{cell}: recall")
