@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.checks import refuse
 
-_STATES = ("model", "objective", "method", "optimizer", "random")
-_NAMES = (*_STATES, "schedule", "hooks", "epoch", "step", "stop", "sum", "history", "random_at_epoch")
+_STATES = ("model", "objective", "method", "optimizer")
+_NAMES = (*_STATES, "random", "schedule", "hooks", "epoch", "step", "stop", "sum", "history", "random_at_epoch")
 
 
 def check_state(state: Any) -> None:
@@ -25,9 +26,11 @@ def check_state(state: Any) -> None:
             refuse("state", f"a part {name!r}", sorted(map(str, state)))
     for name in _STATES:
         _check_names(name, state[name])
-    for name in ("schedule", "random_at_epoch"):
-        if state[name] is not None:
-            _check_names(name, state[name])
+    if state["schedule"] is not None:
+        _check_names("schedule", state["schedule"])
+    _check_random("random", state["random"])
+    if state["random_at_epoch"] is not None:
+        _check_random("random_at_epoch", state["random_at_epoch"])
     if not isinstance(state["hooks"], list):
         refuse("hooks", "a list", state["hooks"])
     for hook in state["hooks"]:
@@ -48,6 +51,45 @@ def check_state(state: Any) -> None:
     for number, line in enumerate(state["history"], 1):
         if not isinstance(line, dict) or line.get("epoch") != number or not isinstance(line.get("loss"), float):
             refuse("history", f"epoch {number} with its loss", line)
+
+
+def check_taken(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse where a part does not hold what the file says after loading it: torch converts other types in silence."""
+    mine, theirs = ({key: _kind(value) for key, value in state.items()} for state in (own, saved))
+    for key in (*mine, *theirs):
+        if mine.get(key) != theirs.get(key):
+            refuse(f"{name}: {key}", mine.get(key, "no such tensor"), theirs.get(key))
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+
+
+def _check_random(name: str, state: object) -> None:
+    """Refuse what ``random_state`` cannot have given; the generators themselves check what is inside their words."""
+    _check_names(name, state)
+    assert isinstance(state, dict)
+    parts = {"cpu", "python", "python_gauss", "numpy", "numpy_rest", "batches"}
+    if set(state) - {"cuda"} != parts:
+        refuse(name, "the parts " + ", ".join(sorted(parts)), sorted(state))
+    for key in ("cpu", "batches", "cuda"):
+        states = [state[key]] if key == "cpu" else state.get(key, [])
+        if not isinstance(states, list) or not all(isinstance(s, Tensor) and s.dtype == torch.uint8 for s in states):
+            refuse(f"{name}: {key}", "states of torch's generators", state[key])
+    python, gauss = state["python"], state["python_gauss"]
+    if not isinstance(python, list) or not all(type(word) is int for word in python):
+        refuse(f"{name}: python", "the words of Python's generator", python)
+    if gauss is not None and not isinstance(gauss, float):
+        refuse(f"{name}: python_gauss", "a number or None", gauss)
+    words, rest = state["numpy"], state["numpy_rest"]
+    if not (isinstance(words, Tensor) and words.dtype == torch.int64 and words.shape == (624,)):
+        refuse(f"{name}: numpy", "the words of NumPy's generator", words)
+    if int(words.min()) < 0 or int(words.max()) >= 2**32:
+        refuse(f"{name}: numpy", "words of 32 bits", [int(words.min()), int(words.max())])
+    if not isinstance(rest, list) or [type(value) for value in rest] != [int, int, float]:
+        refuse(f"{name}: numpy_rest", "two integers and a number", rest)
 
 
 def _check_names(name: str, value: object) -> None:

@@ -19,7 +19,7 @@ from ..core.method import Method, Plain
 from ..core.objective import Batch, Objective
 from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
-from .checkpoint import check_state
+from .checkpoint import check_state, check_taken
 from .hooks import Checkpoint, Hook
 
 
@@ -220,14 +220,18 @@ class Descent:
         """Go back to a saved moment: the model, objective, optimizer, schedule, hooks and all random states.
 
         Raises:
-            ValueError: it is not what :meth:`state_dict` gives, or of another number of hooks.
+            ValueError: it is not what :meth:`state_dict` gives, or of other hooks, tensors or schedule.
         """
         check_state(state)
         if len(state["hooks"]) != len(self.hooks):
             refuse("hooks", f"{len(state['hooks'])} hooks, as in the saved run", len(self.hooks))
+        if (state["schedule"] is None) != (self.schedule is None):
+            refuse("schedule", f"{'none' if self.schedule is None else 'one'}, as in this run", state["schedule"])
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.method.load_state_dict(state["method"])
+        for name in ("model", "objective", "method"):
+            check_taken(name, getattr(self, name).state_dict(), state[name])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
