@@ -1,11 +1,17 @@
-"""What every test starts from: one thread, a known random state, and this tree in every process that a test starts."""
+"""What every test starts from: one thread, a known random state, this tree in every process that a test starts; and
+changes of values as a file may hold them."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
 import os
+import random
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +22,48 @@ assert _spec.origin is not None
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(_spec.origin).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+NASTY = [
+    None, True, False, "", "x", "1", "0.5", -1, 0, 1, 2, 3, 99, 10**12, -(10**18), 10**400, 1e308, -1e-308, 1e-320,
+    -0.5, math.nan, math.inf, [], {}, [[]], ["a"], [0.0], {"a": 1}, "os:system", "steepest_canary:net", "\ud800",
+    "a\0b", "a\nb",
+]  # fmt: skip
+"""What may stand where something else belongs; ``steepest_canary`` is a module that nothing may import."""
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a tree, as its holder and its key there; long lists count as one value."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], (dict, list)) and len(tree[key]) < 100:
+            yield from places(tree[key])
+
+
+def change_somewhere(tree: Any, rng: random.Random, values: Sequence[Any] = NASTY) -> None:
+    """One change of a random kind at a random place of a tree of dicts and lists."""
+    holder, key = rng.choice(list(places(tree)))
+    kind = rng.randrange(9)
+    if kind == 0:
+        del holder[key]
+    elif kind == 1 and isinstance(holder[key], (int, float)):
+        holder[key] = rng.choice([holder[key] * 1.5, str(holder[key]), [holder[key]], -holder[key], holder[key] + 1])
+    elif kind == 2:
+        holder[key] = {"x": holder[key]}
+    elif kind == 3 and isinstance(holder, list):
+        holder.append(copy.deepcopy(holder[key]))
+    elif kind == 3:
+        holder[rng.choice(["more", "Format", f"{key}_"])] = holder[key]
+    elif kind == 4:
+        other, place = rng.choice(list(places(tree)))
+        other[place] = copy.deepcopy(holder[key])
+    else:
+        holder[key] = copy.deepcopy(rng.choice(values))
+
+
+@pytest.fixture(scope="session")
+def change() -> Callable[..., None]:
+    """``change(tree, rng)`` makes one random change; ``values`` may stand where something else belongs."""
+    return change_somewhere
 
 
 @pytest.fixture(autouse=True)

@@ -242,8 +242,11 @@ def test_verdict_is_kept_while_the_source_is_the_same(toy):
     evidence = root / "evidence" / "thing.json"
     evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
     assert module.verdict(thing) == "not shown"
-    evidence.write_text(json.dumps({"verdict": "probably", "source_hash": digest}))
-    assert module.verdict(thing) is None
+    for text in ('{"verdict": "probably"}', "[]", "{}", '{"verdict": []}', "no", "[" * 100_000):
+        evidence.write_text(text)
+        with pytest.raises(ValueError, match=r"^evidence of thing: thing.json (is not valid JSON|has no verdict)"):
+            module.verdict(thing)
+    evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
     files[0].write_text("# a comment\n" + files[0].read_text() + "\n\n# another\n")
     assert module.source_hash(thing) == digest
     for file in files:

@@ -191,6 +191,9 @@ def verdict(system: System) -> str | None:
 
     Evidence is ``evidence/<slug>.json`` at the root of the checkout, with the keys ``"verdict"`` and ``"source_hash"``
     (see :func:`source_hash`).
+
+    Raises:
+        ValueError: the file is no evidence.
     """
     root = checkout()
     if root is None or not system.experiment:
@@ -198,9 +201,13 @@ def verdict(system: System) -> str | None:
     file = root / "evidence" / f"{system.slug}.json"
     if not file.is_file():
         return None
-    evidence = json.loads(file.read_text(encoding="utf-8"))
-    fresh = evidence.get("source_hash") == source_hash(system)
-    return evidence["verdict"] if fresh and evidence.get("verdict") in VERDICTS else None
+    try:
+        evidence = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"evidence of {system.slug}: {file.name} is not valid JSON: {error}") from error
+    if not isinstance(evidence, dict) or evidence.get("verdict") not in list(VERDICTS):
+        raise ValueError(f"evidence of {system.slug}: {file.name} has no verdict of {', '.join(VERDICTS)}")
+    return str(evidence["verdict"]) if evidence.get("source_hash") == source_hash(system) else None
 
 
 def source_hash(system: System) -> str:

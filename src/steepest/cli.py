@@ -118,7 +118,13 @@ def _status(row: System) -> dict[str, bool | str | None]:
     from .catalogue import checked, there, verdict
 
     here = there(row)
-    return {"there": here, "checked": checked(row) if here else False, "verdict": verdict(row)}
+    try:
+        said = verdict(row)
+    except ValueError as error:
+        from .core.errors import InputError
+
+        raise InputError(str(error)) from error
+    return {"there": here, "checked": checked(row) if here else False, "verdict": said}
 
 
 def _word(value: bool | str | None) -> str:

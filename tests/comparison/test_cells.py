@@ -14,8 +14,8 @@ from steepest.comparison.cells import Context, Job, best_trial, run_job
 from steepest.comparison.design import Trial, trials
 from steepest.comparison.errors import InputError
 from steepest.comparison.objectives import choose_objectives, find_objective
-from steepest.comparison.stored import read_outcome
 from steepest.comparison.settings import Settings
+from steepest.comparison.stored import read_outcome
 from steepest.comparison.tables import Table, table_from_arrays
 from steepest.comparison.training import _networks, train
 from steepest.descent import ArrayBatches

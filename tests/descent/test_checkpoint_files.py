@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from steepest.core.errors import InputError
 from steepest.descent import ArrayBatches, Descent, EarlyStopping
 from steepest.losses import PSKDLoss
 
-NASTY = [
+VALUES = [
     None, True, "", "x", -1, 1, 10**12, 1e308, math.nan, [], {}, ["a"], {"a": 1}, torch.zeros(()), torch.zeros(3),
-    torch.zeros(2, 2, dtype=torch.float64), torch.tensor(3),
+    torch.zeros(2, 2, dtype=torch.float64), torch.zeros(2, 3, 1), torch.zeros(6, dtype=torch.float16), torch.tensor(3),
 ]  # fmt: skip
+Change = Callable[..., None]
+
+
+TAKEN = ("model", "objective", "random", "method", "epoch", "step", "stop", "sum", "history")
+"""What a resumed run holds as the file says it; the optimizer's own loading converts."""
 
 
 def run() -> Descent:
@@ -45,61 +51,41 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (a == b or a != a)
 
 
-def places(tree: Any) -> list[tuple[Any, Any]]:
-    found = []
-    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
-        found.append((tree, key))
-        if isinstance(tree[key], (dict, list)) and len(tree[key]) < 100:
-            found += places(tree[key])
-    return found
-
-
-def change(state: dict[str, Any], rng: random.Random) -> None:
-    holder, key = rng.choice([(holder, key) for holder, key in places(state) if "optimizer" not in str(key)])
-    kind = rng.randrange(5)
-    if kind == 0:
-        del holder[key]
-    elif kind == 1 and isinstance(holder[key], torch.Tensor):
-        holder[key] = rng.choice([holder[key].double(), holder[key].reshape(-1), holder[key][..., None]])
-    elif kind == 2 and isinstance(holder, dict):
-        holder[rng.choice(["more", 3])] = holder[key]
-    else:
-        holder[key] = copy.deepcopy(rng.choice(NASTY))
-
-
-def outcomes(numbers: range, folder: Path) -> dict[str, int]:
+def outcomes(numbers: range, folder: Path, change: Change) -> dict[str, int]:
     counts = {"refused": 0, "taken": 0}
     state = run().fit(1).state_dict()
     for number in numbers:
         rng, changed, path = random.Random(number), copy.deepcopy(state), folder / "run.pt"
-        change(changed, rng)
+        change(changed if rng.random() < 0.5 else changed[rng.choice(list(TAKEN[:3]))], rng, VALUES)
         torch.save(changed, path)
         if rng.random() < 0.1:
             data = path.read_bytes()
             path.write_bytes(data[: rng.randrange(len(data))])
-        again = run()
+        again, refusal = run(), ""
         try:
             again.resume(path)
         except InputError as error:
-            assert str(error).startswith(f"the checkpoint {str(path)!r} cannot be loaded: ")
-            assert "\n" not in str(error)
+            refusal = str(error)
+        if refusal:
+            assert refusal.startswith(f"the checkpoint {str(path)!r} cannot be loaded: ")
+            assert "\n" not in refusal
             counts["refused"] += 1
             continue
         mine = again.state_dict()
-        for name in ("model", "objective", "method", "epoch", "step", "stop", "sum", "history", "random"):
+        for name in TAKEN:
             assert equal(mine[name], changed[name]), (number, name)
         counts["taken"] += 1
     return counts
 
 
-def test_changed_checkpoints_are_refused_or_taken_as_they_are(tmp_path: Path) -> None:
-    counts = outcomes(range(60), tmp_path)
+def test_changed_checkpoints_are_refused_or_taken_as_they_are(tmp_path: Path, change: Change) -> None:
+    counts = outcomes(range(60), tmp_path, change)
     assert min(counts.values()) > 0, counts
 
 
 @pytest.mark.slow
-def test_two_thousand_changed_checkpoints(tmp_path: Path) -> None:
-    counts = outcomes(range(2000), tmp_path)
+def test_two_thousand_changed_checkpoints(tmp_path: Path, change: Change) -> None:
+    counts = outcomes(range(2000), tmp_path, change)
     print(f"\n2,000 changed checkpoints: {counts}")
     assert min(counts.values()) > 0, counts
 

@@ -38,7 +38,9 @@ def _size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
     """Elements of the largest tensor that an operation gives, without its memory; 0 where only the values tell."""
 
     def shape_only(value: Any) -> Any:
-        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if _is(value) else value
+        return (
+            torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if _is(value) else value
+        )
 
     made = any(argument.name == "device" for argument in func._schema.arguments)
     told = {**tree_map(shape_only, kwargs), "device": torch.device("meta")} if made else tree_map(shape_only, kwargs)

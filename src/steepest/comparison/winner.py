@@ -95,7 +95,7 @@ class Winner:
             check_array("decisions", outcome.decision, (2,))
 
     def save(self, folder: str | Path) -> None:
-        """Write ``winner.safetensors`` and ``winner.json``, each in one step; the second names the first by its hash."""
+        """Write ``winner.safetensors``, then ``winner.json`` with its hash, each in one step."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {**self.network.state_dict(), **{OBJECTIVE + k: v for k, v in self.objective.state_dict().items()}}

@@ -114,7 +114,9 @@ def refuse_infinite(outcome: Outcome) -> None:
     finite = np.stack([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]).all(0)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0]) + 1
-        raise InputError(f"row {row}: the network gives no finite number; its inputs lie too far from the training rows")
+        raise InputError(
+            f"row {row}: the network gives no finite number; its inputs lie too far from the training rows"
+        )
 
 
 def one_line(error: Exception) -> str:

@@ -246,7 +246,9 @@ class ObjectiveEstimator(BaseEstimator):
         if self.validation_fraction is None:
             return None
         task = split.task
-        metric = default_metric(task, counts or None) if self.metric is None else find_metric(self.metric, task, trust=True)
+        metric = (
+            default_metric(task, counts or None) if self.metric is None else find_metric(self.metric, task, trust=True)
+        )
         other = split.other_inputs.to(device)
 
         def evaluate(_: Descent) -> float:

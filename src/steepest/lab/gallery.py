@@ -16,10 +16,49 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..catalogue import System, checkout, source_files, source_hash, systems
+from ..catalogue import VERDICTS, System, checkout, source_files, source_hash, systems
+from ..core.stored import (
+    Anything,
+    Flag,
+    Listed,
+    Named,
+    Number,
+    Record,
+    Text,
+    Whole,
+    Word,
+    inside,
+    read_json,
+    refuse_stored,
+)
 from .experiment import SCALES, Evidence, Finding, judge, overall
 
 MINIMUM_SEEDS = 5
+
+_SEED = Record({"seed": Whole(), "rows": Listed(Named(Anything())), "effects": Named(Number())})
+_CLAIM = Record(
+    {
+        "effect": Text(),
+        "text": Text(),
+        "greater": Flag(),
+        "verdict": Word(VERDICTS),
+        **dict.fromkeys(("size", "threshold", "mean", "low", "high", "detectable"), Number()),
+        "values": Listed(Number()),
+    }
+)
+PART = Record({"source_hash": Text(), "seconds": Number(low=0.0), "seeds": Listed(_SEED)})
+"""The finished seeds of a run under way."""
+STORED = Record(
+    {
+        **PART.fields,
+        **dict.fromkeys(("slug", "title", "date", "machine"), Text()),
+        "verdict": Word(VERDICTS),
+        "finished": Flag(),
+        "claims": Listed(_CLAIM),
+        "scale": Word(SCALES),
+    }
+)
+"""What ``evidence/SLUG.json`` holds."""
 
 
 def experiments() -> list[System]:
@@ -38,9 +77,19 @@ def folder() -> Path:
 
 
 def read(system: System) -> dict[str, Any] | None:
-    """Committed evidence of a system, or None."""
+    """Committed evidence of a system, or None.
+
+    Raises:
+        InputError: its file is no evidence of this system.
+    """
     file = folder() / f"{system.slug}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found: dict[str, Any] = read_json(file, f"evidence of {system.slug}")
+    STORED.check(found, file.name)
+    if found["slug"] != system.slug:
+        refuse_stored(inside(file.name, "slug"), repr(system.slug), found["slug"])
+    return found
 
 
 def stale(system: System) -> bool:
@@ -96,7 +145,8 @@ def run(
     done: dict[int, dict[str, Any]] = {}
     seconds = 0.0
     if scale == "full" and part.is_file():
-        kept = json.loads(part.read_text(encoding="utf-8"))
+        kept = read_json(part, f"seeds of {system.slug}")
+        PART.check(kept, part.name)
         if kept["source_hash"] == fingerprint:
             done = {each["seed"]: each for each in kept["seeds"]}
             seconds = kept["seconds"]

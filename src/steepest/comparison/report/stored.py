@@ -95,7 +95,9 @@ _HEADLINE = Record(
         "baseline_mean": _VALUE,
     }
 )
-_CLASSICAL = Record({"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT})
+_CLASSICAL = Record(
+    {"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT}
+)
 RESULTS = Record(
     {
         "version": Text(),
@@ -142,7 +144,9 @@ def check_results(results: Any) -> None:
     RESULTS.check(results, FILE)
     for name, curve in results["curves"].items():
         if len({len(values) for values in curve.values()}) > 1:
-            refuse_stored(inside(FILE, f"curves[{name!r}]"), "lists of one length", {k: len(v) for k, v in curve.items()})
+            refuse_stored(
+                inside(FILE, f"curves[{name!r}]"), "lists of one length", {k: len(v) for k, v in curve.items()}
+            )
     for name, bins in (results.get("reliability") or {}).items():
         if len({len(bins[key]) for key in ("confidence", "accuracy", "count")}) > 1:
             refuse_stored(inside(FILE, f"reliability[{name!r}]"), "lists of one length", bins)
