@@ -90,6 +90,29 @@ def test_two_thousand_changed_checkpoints(tmp_path: Path, change: Change) -> Non
     assert min(counts.values()) > 0, counts
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda o: o.update(param_groups={}),
+        lambda o: o["param_groups"].clear(),
+        lambda o: o["param_groups"][0].update(lr="0.1"),
+        lambda o: o["param_groups"][0].update(betas=[0.9]),
+        lambda o: o["param_groups"][0].update(params=[1, 0]),
+        lambda o: o["param_groups"][0].update(amsgrad="yes"),
+        lambda o: o.update(state=[]),
+        lambda o: o["state"].update({7: {}}),
+        lambda o: o["state"].update({0: 3}),
+        lambda o: o["state"][0].update(exp_avg="x"),
+        lambda o: o.pop("state"),
+    ],
+)
+def test_an_optimizer_of_another_kind_is_refused(damage: Callable) -> None:
+    state = copy.deepcopy(run().fit(1).state_dict())
+    damage(state["optimizer"])
+    with pytest.raises(ValueError, match=r"^optimizer"):
+        run().load_state_dict(state)
+
+
 @pytest.mark.parametrize("data", [b"", b"no", b"PK\x03\x04", bytes(range(256)) * 9])
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "run.pt").write_bytes(data)

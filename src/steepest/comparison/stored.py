@@ -95,7 +95,7 @@ def read_outcome(data: object, where: str) -> Outcome:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy have many
-        raise InputError(f"{where}: damaged: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{where}: damaged: {str(error)[:200]}") from error
     if "predicted" not in found:
         refuse(where, "the array predicted", sorted(found))
     rows = len(found["predicted"])

@@ -35,9 +35,9 @@ from .winner_files import (
     OBJECTIVE,
     built,
     check_array,
-    one_line,
     read_tensors,
     refuse_infinite,
+    said_by,
     winner_folder,
     write_tensors,
 )
@@ -77,7 +77,7 @@ class Winner:
             winner = cls(network.eval(), told.values, objective)
             winner._try_out()
         except Exception as error:  # whatever a file makes a network or an objective raise
-            raise InputError(f"the saved winner in {str(folder)!r} is not whole: {one_line(error)}") from error
+            raise InputError(f"the saved winner in {str(folder)!r} is not whole: {said_by(error)}") from error
         return winner
 
     def _try_out(self) -> None:

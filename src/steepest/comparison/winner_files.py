@@ -63,7 +63,7 @@ def read_tensors(folder: Path, digest: str) -> dict[str, Tensor]:
     try:
         return load(data)
     except Exception as error:  # safetensors has several
-        raise InputError(f"the saved winner in {str(folder)!r} is not whole: {TENSORS}: {one_line(error)}") from error
+        raise InputError(f"the saved winner in {str(folder)!r} is not whole: {TENSORS}: {said_by(error)}") from error
 
 
 def built(told: WinnerFacts, state: dict[str, Tensor]) -> tuple[Network, Objective]:
@@ -119,8 +119,8 @@ def refuse_infinite(outcome: Outcome) -> None:
         )
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line of at most 300 signs."""
-    text = " ".join(str(error).split())
+def said_by(error: Exception) -> str:
+    """What an error says, in at most 300 signs and with its kind where it is not ours."""
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-    return kind + (text if len(text) <= 300 else text[:297] + "...")
+    text = kind + str(error)
+    return text if len(text) <= 300 else text[:297] + "..."

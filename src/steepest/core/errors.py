@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A file, column or option that cannot be used; the command prints it as one line and exits with 2."""
+    """A file, column or option that cannot be used; the command prints it as one line and exits with 2.
+
+    >>> print(InputError("a file\\n  that is none"))
+    a file that is none
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))  # others' errors have many lines
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

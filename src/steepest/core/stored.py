@@ -73,8 +73,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 def refuse_stored(where: str, expected: str, got: object) -> NoReturn:
     """Raise the uniform refusal: the place, what was expected, what came."""
-    text = " ".join(describe(got).split())
-    raise InputError(f"{where}: expected {expected}, got {text}")
+    raise InputError(f"{where}: expected {expected}, got {describe(got)}")
 
 
 class Shape:

@@ -61,6 +61,45 @@ def check_taken(name: str, own: dict[str, Any], saved: dict[str, Any]) -> None:
             refuse(f"{name}: {key}", mine.get(key, "no such tensor"), theirs.get(key))
 
 
+def check_optimizer(own: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Refuse a state of other parts or groups than this optimizer's; torch takes any and fails at the next step."""
+    if own.keys() != saved.keys():
+        refuse("optimizer", "the parts " + ", ".join(own), sorted(saved))
+    if own.keys() != {"state", "param_groups"}:
+        return  # one that keeps its state in its own way checks it itself
+    groups, state = saved["param_groups"], saved["state"]
+    if not isinstance(groups, list) or len(groups) != len(own["param_groups"]):
+        refuse("optimizer: param_groups", f"{len(own['param_groups'])} groups", groups)
+    for mine, group in zip(own["param_groups"], groups):
+        _check_names("optimizer: param_groups", group)
+        for key, value in mine.items():
+            if key in group and not _alike(value, group[key]):
+                refuse(f"optimizer: {key}", f"a value like {value!r}", group[key])
+        if group.get("params") != mine["params"]:
+            refuse("optimizer: params", f"the {len(mine['params'])} parameters of the group", group.get("params"))
+    known = {number for group in own["param_groups"] for number in group["params"]}
+    if not isinstance(state, dict) or not set(state) <= known:
+        refuse("optimizer: state", "a state by parameter", state)
+    for each in state.values():
+        _check_names("optimizer: state", each)
+        if any(isinstance(value, (dict, str)) for value in each.values()):
+            refuse("optimizer: state", "tensors and numbers", each)
+
+
+def _alike(mine: object, theirs: object) -> bool:
+    """Whether two settings of an optimizer are of one kind: None, numbers and tensors stand for each other."""
+    if isinstance(mine, (list, tuple)):
+        return (
+            isinstance(theirs, (list, tuple))
+            and len(theirs) == len(mine)
+            and all(_alike(one, other) for one, other in zip(mine, theirs))
+        )
+    if isinstance(mine, bool) or isinstance(theirs, bool):
+        return all(value is None or isinstance(value, bool) for value in (mine, theirs))
+    number = (int, float, Tensor, type(None))
+    return isinstance(theirs, number) if isinstance(mine, number) else type(mine) is type(theirs)
+
+
 def _kind(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__

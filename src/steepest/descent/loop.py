@@ -19,7 +19,7 @@ from ..core.method import Method, Plain
 from ..core.objective import Batch, Objective
 from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
-from .checkpoint import check_state, check_taken
+from .checkpoint import check_optimizer, check_state, check_taken
 from .hooks import Checkpoint, Hook
 
 
@@ -232,6 +232,7 @@ class Descent:
         self.method.load_state_dict(state["method"])
         for name in ("model", "objective", "method"):
             check_taken(name, getattr(self, name).state_dict(), state[name])
+        check_optimizer(self.optimizer.state_dict(), state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
@@ -269,8 +270,7 @@ class Descent:
         try:
             self.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
         except Exception as error:  # unpickling, zip and every part's own loading have many
-            text = " ".join(str(error).split())
-            said = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise InputError(f"the checkpoint {str(path)!r} cannot be loaded: {said[:300]}") from error
         return self
 
