@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import resource
 import shutil
 import sys
@@ -337,6 +338,89 @@ def test_a_winner_with_a_scale_that_is_none_is_refused(saved: Saved, tmp_path: P
     facts["preprocessing"]["numeric"][0]["scale"] = scale
     (folder / "winner.json").write_text(json.dumps(facts))
     with pytest.raises(InputError, match=r"preprocessing.numeric\[0\].scale: expected a number above 0, got"):
+        Winner.load(folder)
+
+
+DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+    ("binary", lambda f: f["columns"].append("more"), "columns: expected the columns of the preprocessing"),
+    ("binary", lambda f: f["columns"].append("size"), "columns: expected the columns of the preprocessing"),
+    ("binary", lambda f: f["numeric"].reverse(), "numeric: expected the numeric columns of the preprocessing"),
+    ("binary", lambda f: f.update(width=99), "width: expected 6, as the preprocessing gives, got 99"),
+    ("images", lambda f: f["columns"].append("a"), "columns: expected the columns of the preprocessing"),
+    ("images", lambda f: f["preprocessing"]["std"].append(1.0), "expected a mean and a standard deviation a channel"),
+    ("binary", lambda f: f["preprocessing"]["text"][0]["categories"].reverse(), "a missing one last"),
+    ("binary", lambda f: f["preprocessing"]["text"][0].update(column="size"), "one or more columns, each once"),
+    ("multiclass", lambda f: f.update(classes=["no", "no", "yes"]), "classes: expected each class once"),
+    ("binary", lambda f: f["classes"].append("new"), "classes: expected 2 of them for a binary target"),
+    ("multiclass", lambda f: f["classes"].append("new"), "info.num_classes: expected 4, as there are classes, got 3"),
+    ("binary", lambda f: f["parts"].append({"name": "a", "task": "regression", "classes": []}), "parts: expected"),
+    ("multitask", lambda f: f["parts"].pop(), "parts: expected the targets of a multitask task"),
+    ("multitask", lambda f: f["parts"][0]["classes"].clear(), "parts: expected the classes of a multiclass target"),
+    ("multitask", lambda f: f["parts"][1].update(name="goal"), "parts: expected each name once"),
+    ("binary", lambda f: f["info"]["class_counts"].append(1), "info.class_counts: expected 2 counts"),
+    ("binary", lambda f: f["info"].update(class_counts=[1, 1]), "info.class_counts: expected counts of 48 rows"),
+    ("binary", lambda f: f["info"].update(class_counts=[49, 1]), "info.class_counts: expected"),
+    (
+        "binary",
+        lambda f: f["info"].update(steps_per_epoch=49),
+        "info.steps_per_epoch: expected no more steps than rows",
+    ),
+    ("binary", lambda f: f.update(scale=[1.0, 2.0]), "scale: expected 0 and 1 for a binary target"),
+    ("regression", lambda f: f.update(scale=[1.0, 0.0]), "scale[1]: expected a number above 0, got 0.0"),
+    ("multitask", lambda f: f.update(scale=[0.0, 1.0]), "scale[0]: expected a list, got 0.0"),
+    ("multitask", lambda f: f["scale"][1].append(1.0), "scale[1]: expected a list of 2 values"),
+    ("multitask", lambda f: f["scale"][0].__setitem__(0, 3.0), "scale: expected 0 and 1 for classes"),
+    ("multiclass", lambda f: f.update(threshold=0.5), "threshold: expected none for a multiclass target, got 0.5"),
+    ("regression", lambda f: f.update(temperature=1.0), "temperature: expected none for a regression target"),
+    ("binary", lambda f: f.update(temperature=0.01), "temperature: expected a number of at least 0.05 and at most 20"),
+    (
+        "binary",
+        lambda f: f.update(hyper={"reduction": "sum"}),
+        "hyper: expected the hyper-parameters of comp_sum (tau)",
+    ),
+    (
+        "binary",
+        lambda f: f.update(hyper={"tau": 99.0}),
+        "hyper['tau']: expected a number of at least 0.5 and at most 2",
+    ),
+    ("binary", lambda f: f.update(objective="harmonic", hyper={"n": 2.0, "distance": "far"}), "expected one of"),
+    ("binary", lambda f: f.update(objective="huber", hyper={}), "objective: expected one for a binary target"),
+    ("binary", lambda f: f.update(model="resnet"), "model: expected a network for tables, got 'resnet'"),
+    ("images", lambda f: f.update(model="mlp"), "model: expected a network for images, got 'mlp'"),
+    ("binary", lambda f: f.update(model="residual"), "winner.safetensors lacks the tensor"),
+    ("binary", lambda f: f["info"].update(feature_dim=64), "is float32 [2, 128], expected float32 [2, 64]"),
+]
+
+
+@pytest.mark.parametrize(("kind", "alter", "said"), DISAGREE)
+def test_what_does_not_agree_is_refused(
+    saved: Saved, tmp_path: Path, kind: str, alter: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    folder = changed(saved, kind, tmp_path / "w")
+    facts = json.loads((folder / "winner.json").read_text())
+    alter(facts)
+    (folder / "winner.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=re.escape(said)):
+        Winner.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("alter", "said"),
+    [
+        (lambda t: t.half(), "is float16 [2, 128], expected float32 [2, 128]"),
+        (lambda t: t.double(), "is float64 [2, 128], expected float32 [2, 128]"),
+        (lambda t: t.T.contiguous(), "is float32 [128, 2], expected float32 [2, 128]"),
+        (lambda t: t * math.nan, "'head.weight' holds values that are not finite"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(
+    saved: Saved, tmp_path: Path, alter: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
+    state = load((saved["binary"][0] / "winner.safetensors").read_bytes())
+    data = save({**state, "head.weight": alter(state["head.weight"])})
+    folder = changed(saved, "binary", tmp_path / "w", weights=hashlib.sha256(data).hexdigest())
+    (folder / "winner.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(said)):
         Winner.load(folder)
 
 

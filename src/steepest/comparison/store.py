@@ -16,6 +16,8 @@ from .metrics import Outcome
 from .stored import read_cell, read_fact, read_outcome
 
 RUNS = Path("steepest-runs")
+_UNREADABLE = (sqlite3.Error, UnicodeError)
+"""What sqlite3 raises on a damaged file; its messages quote bytes that need not be text."""
 _SCHEMA = """
 create table if not exists facts (key text primary key, value text not null);
 create table if not exists cells (
@@ -49,7 +51,7 @@ class Store:
             self.connection.execute("pragma journal_mode=wal")
             self.connection.execute("pragma synchronous=full")
             self.connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *_UNREADABLE) as error:
             raise InputError(f"cannot keep the run in {str(folder)!r}: {error}") from error
 
     def close(self) -> None:
@@ -73,7 +75,7 @@ class Store:
         """
         try:
             return self.connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except _UNREADABLE as error:
             raise InputError(f"{self._where} cannot be read: {error}") from error
 
     def set_fact(self, key: str, value: Any) -> None:
