@@ -195,13 +195,19 @@ def test_a_cell_repeats_bit_for_bit_and_leaves_the_random_state_alone(table: Tab
 
 def test_the_metric_selects_and_not_the_objectives_own_value(table: Table, own: str) -> None:
     """An objective that claims -1e6 gets the score of the same gradients; one that goes uphill gets its bad score."""
-    context = context_of(table, epochs=6, patience=6)
-    cells = {n: run_job(context, Job("objective", f"{own}:{n}", ((0, 0),)))[0] for n in ("Plain", "Lying", "Backwards")}
+    names = ("Plain", "Lying", "Backwards")
+    context = context_of(table, epochs=6, patience=6, objectives=tuple(f"{own}:{n}" for n in names))
+    cells = {n: run_job(context, Job("objective", f"{own}:{n}", ((0, 0),)))[0] for n in names}
     assert cells["Lying"].values["inner"] == cells["Plain"].values["inner"]
     assert cells["Lying"].values["trial"] == cells["Plain"].values["trial"]
     assert cells["Lying"].values["epochs"] == cells["Plain"].values["epochs"]
     assert cells["Backwards"].values["score"] < cells["Plain"].values["score"]
     assert max(cells["Backwards"].values["inner"]) < max(cells["Plain"].values["inner"])
+
+
+def test_a_job_imports_no_code_that_the_settings_do_not_name(table: Table) -> None:
+    with pytest.raises(InputError, match="'steepest_canary:Loss' is not built in"):
+        run_job(context_of(table), Job("objective", "steepest_canary:Loss", ((0, 0),)))
 
 
 def test_the_trial_and_epochs_come_from_inner_validation(table: Table) -> None:
@@ -228,7 +234,7 @@ def test_smaller_is_better_takes_the_smallest() -> None:
 def test_a_diverging_objective_is_counted_and_does_not_stop_the_others(
     table: Table, own: str, job_cells: tuple[tuple[int, int], ...]
 ) -> None:
-    context = context_of(table)
+    context = context_of(table, objectives=("cross_entropy", f"{own}:Broken"))
     for cell in run_job(context, Job("objective", f"{own}:Broken", job_cells)):
         assert cell.values["score"] is None
         assert cell.values["inner"] == [None, None]

@@ -27,13 +27,31 @@ def docs(monkeypatch):
 def evidence(folder, *, fresh=True, verdict="shown", figure=True):
     """Evidence of comp-sum under ``folder``."""
     claim = {
-        "text": "a | b", "mean": 0.92, "low": 0.5, "high": 1.3456789, "threshold": 0.5, "greater": False,
-        "verdict": verdict, "detectable": 0.53,
-    }  # fmt: skip
+        "effect": "gain",
+        "size": 1.0,
+        "values": [0.92],
+        "text": "a | b",
+        "mean": 0.92,
+        "low": 0.5,
+        "high": 1.3456789,
+        "threshold": 0.5,
+        "greater": False,
+        "verdict": verdict,
+        "detectable": 0.53,
+    }
     found = {
-        "verdict": verdict, "finished": True, "claims": [claim], "date": "2001-02-03", "machine": "a machine",
-        "seconds": 65.25, "source_hash": source_hash(COMP_SUM) if fresh else "old", "seeds": [{}] * 7,
-    }  # fmt: skip
+        "slug": "comp-sum",
+        "title": "Comp-sum losses",
+        "scale": "full",
+        "verdict": verdict,
+        "finished": True,
+        "claims": [claim],
+        "date": "2001-02-03",
+        "machine": "a machine",
+        "seconds": 65.25,
+        "source_hash": source_hash(COMP_SUM) if fresh else "old",
+        "seeds": [{"seed": 0, "rows": [], "effects": {"gain": 0.92}}] * 7,
+    }
     (folder / "comp-sum.json").write_text(json.dumps(found), encoding="utf-8")
     if figure:
         (folder / "comp-sum.svg").write_text("<svg/>", encoding="utf-8")
