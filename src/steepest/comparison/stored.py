@@ -52,7 +52,17 @@ CELL = Record(
 )
 """The values of a cell."""
 
-ALWAYS = ("score", "metrics", "inner", "threshold", "temperature", "trial_text", "diverged", "seconds", "peak_memory_mb")
+ALWAYS = (
+    "score",
+    "metrics",
+    "inner",
+    "threshold",
+    "temperature",
+    "trial_text",
+    "diverged",
+    "seconds",
+    "peak_memory_mb",
+)
 NEEDED = {"classical": ALWAYS, "objective": (*ALWAYS, "trial", "curve", "seconds_per_epoch")}
 """What a finished cell of each kind has."""
 
