@@ -275,7 +275,7 @@ def test_what_is_told_of_the_head_under_a_transform():
 
 def test_ranks_are_refused():
     shard = kernels.VocabularyShard(None, 0, V)
-    with pytest.raises(ValueError, match="process_group.*outside transforms"):
+    with pytest.raises(ValueError, match=r"process_group.*outside transforms"):
         torch.func.grad(lambda h: linear_cross_entropy(h, W, Y, process_group=shard))(H)
 
 
