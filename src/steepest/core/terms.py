@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .transforms import transformed
@@ -14,6 +13,6 @@ def kept_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     >>> kept_terms({"clean": torch.tensor(1.0, requires_grad=True)})
     {'clean': tensor(1.)}
     """
-    if not torch.compiler.is_compiling() and transformed():
+    if transformed():
         return {}
     return {name: term.detach() for name, term in terms.items()}

@@ -28,7 +28,7 @@ def transformed() -> bool:
     >>> torch.func.vmap(lambda x: x + transformed())(torch.zeros(2)), transformed()
     (tensor([1., 1.]), False)
     """
-    return _functorch.maybe_current_level() is not None
+    return not torch.compiler.is_compiling() and _functorch.maybe_current_level() is not None
 
 
 def traced() -> bool:
@@ -103,6 +103,11 @@ def on_host(tensor: Tensor) -> np.ndarray:
         return value.detach().cpu().numpy()
     with temporarily_clear_interpreter_stack():  # which would wrap what it makes
         return value.detach().cpu().numpy()
+
+
+def concrete(*tensors: Tensor | None) -> bool:
+    """The same where code may also be traced by ``torch.compile``: operations that write into buffers, no pointers."""
+    return torch.compiler.is_compiling() or by_hand(*tensors)
 
 
 def plain_gradients(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_number, check_tensor, refuse
-from ..core.transforms import by_hand
+from ..core.transforms import concrete
 from ._cross_entropy_rows import CrossEntropyRows, Statistics
 from ._filter import GradientFilter
 from ._head import Job
@@ -139,7 +139,7 @@ def prepare(
         refuse("target", "class indices with process_group or filter", target)
     if shard is not None and filter is not None:
         refuse("filter", "None with process_group", filter)
-    if not by_hand(hidden, weight, bias):
+    if not concrete(hidden, weight, bias):
         filter = None  # all logits exist: nothing is saved
     if isinstance(shard, SequenceShard):
         shard = shard.counted(len(rows))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.rowwise import PIECE
-from ..core.transforms import by_hand, plain_gradients
+from ..core.transforms import concrete, plain_gradients
 from ._device import logits_buffer, row_kernels
 from ._memory import Plan, chunks, computed
 
@@ -307,7 +307,7 @@ class RowLosses(torch.autograd.Function):
         hidden, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         head, rule, others = ctx.make(hidden, weight, bias)
-        many = not by_hand(upstream)
+        many = not concrete(upstream)
         if many and not ctx.scalar:
             return (*plain_gradients(ctx.plain, (hidden, weight, bias), needs, upstream), *[None] * 6)
         # many gradients of one number are one, times many numbers
@@ -333,7 +333,7 @@ def narrowed(
     def final(gradient: Tensor, dtype: torch.dtype) -> Tensor:
         if by is None:
             return gradient.to(dtype)
-        if not by_hand(by):
+        if not concrete(by):
             return (gradient * by).to(dtype)
         return torch.mul(gradient, by, out=gradient if gradient.dtype == dtype else gradient.new_empty(0, dtype=dtype))
 

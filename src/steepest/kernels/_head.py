@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import check_number, check_tensor, refuse, refuse_type
 from ..core.rowwise import PIECE
-from ..core.transforms import autocast_dtype, by_hand, without_autocast
+from ..core.transforms import autocast_dtype, concrete, without_autocast
 from ._device import row_kernels
 from ._engine import DEVICE_PIECE, Gradients, Head, RowLosses, RowRule, sweep
 from ._filter import GradientFilter
@@ -89,7 +89,7 @@ class Job:
     def losses(self) -> Tensor:
         """Losses ``[n]`` or their sum, differentiable in hidden states, weight and bias."""
         factor, hidden = self.factor(), self.rows.hidden
-        if not by_hand(hidden, self.weight, self.bias):
+        if not concrete(hidden, self.weight, self.bias):
             losses = self.plain(hidden, self.weight, self.bias)
             losses = losses if factor is None else losses * factor
             return losses.sum() if self.scalar else losses

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_number, check_range, check_tensor, refuse, refuse_type, values_visible
-from ..core.transforms import by_hand
+from ..core.transforms import concrete
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def select(
         valid = factor > 0 if valid is None else valid & (factor > 0)
     index = None
     if valid is not None:
-        free = by_hand(valid, hidden)
+        free = concrete(valid, hidden)
         if free and valid.device.type == "cpu":
             index = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         else:

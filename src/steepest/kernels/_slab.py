@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.rowwise import PIECE
-from ..core.transforms import by_hand, plain_gradients
+from ..core.transforms import concrete, plain_gradients
 from ._cross_entropy_rows import CrossEntropyRows
 from ._device import logits_buffer, row_kernels
 from ._engine import Gradients, Head, Plain, RowRule, add_product, narrowed, pieces, refuse_second_order
@@ -239,7 +239,7 @@ class SlabLosses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
         refuse_second_order()
         hidden, weight, bias, lse = ctx.saved_tensors
-        if not by_hand(upstream):
+        if not concrete(upstream):
             return (*plain_gradients(ctx.plain, (hidden, weight, bias), ctx.needs_input_grad[:3], upstream), None, None)
         slabs = ctx.make(hidden, weight, bias)
         slabs.kept, ctx.kept = ctx.kept, None
