@@ -80,6 +80,25 @@ def test_metric_difference_leaves_out_resamples_of_one_class():
     assert result.difference == 0.75  # bad orders one of the four pairs rightly
 
 
+@pytest.mark.parametrize("finite", [10, 5, 4])
+def test_metric_difference_asks_for_half_of_the_resamples(finite):
+    calls = []
+
+    def metric(y, outcome):
+        calls.append(outcome)
+        resample = (len(calls) - 1) // 2  # two models each; the first are the rows as they are
+        return 1.0 if resample <= finite else np.nan
+
+    def found():
+        return bootstrap_metric_difference(metric, np.arange(4), np.arange(4), np.arange(4), n=10)
+
+    if finite < 5:
+        with pytest.raises(ValueError, match="a finite difference on half of the 10 resamples, got '4"):
+            found()
+    else:
+        assert found().rounds == finite
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"b: expected numbers of shape \(1,\)"):
         bootstrap_difference([1.0], [1.0, 2.0])

@@ -21,6 +21,16 @@ def test_one_standard_error_rule_by_hand():
         one_standard_error_rule([[0.5]])
 
 
+@pytest.mark.parametrize("errors", [0.99, 1.01, 1.5, 2.01])
+@pytest.mark.parametrize("folds", [3, 10])
+def test_one_standard_error_is_one(errors, folds):
+    """A simpler model so many standard errors below the best, whatever its own spread."""
+    best = np.random.default_rng(0).normal(size=folds)
+    error = (sum((best - best.mean()) ** 2) / (folds - 1)) ** 0.5 / folds**0.5
+    simple = best.mean() - errors * error + 5 * (np.arange(folds) - (folds - 1) / 2)
+    assert one_standard_error_rule([simple, best]) == (0 if errors < 1 else 1)
+
+
 def test_nested_cv_chooses_inside_and_scores_outside():
     """A memoriser is best on its own rows; only rows never seen in fitting or choosing may score it."""
     X = np.arange(50.0)[:, None]
