@@ -106,7 +106,7 @@ def on_host(tensor: Tensor) -> np.ndarray:
 
 
 def concrete(*tensors: Tensor | None) -> bool:
-    """Whether code may write into buffers: :func:`by_hand`, or where ``torch.compile`` traces it, which has no pointers."""
+    """Whether code may write into buffers: :func:`by_hand`, or where ``torch.compile`` traces it (without pointers)."""
     return torch.compiler.is_compiling() or by_hand(*tensors)
 
 

@@ -148,7 +148,6 @@ def test_features_of_the_views():
     )
 
 
-
 def test_it_tells_right_from_wrong():
     """Where a view changes its answer only on wrong samples, the temperature learns to be high there."""
     generator = torch.Generator().manual_seed(0)
