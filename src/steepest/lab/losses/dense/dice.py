@@ -6,13 +6,13 @@ standardised by the training part. Sequences of 30 frames: 160 for training, 80 
 small convolutional-recurrent network (one convolution over bins, a GRU of 32), Adam, 800 steps of 32 sequences, one
 initial network and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro),
 BCE + Dice. F1 and error rate of frames at threshold 0.5; for the last claim BCE's threshold is the best of nineteen on
-the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2.
+the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2. The card has no number for the
+error rate: its size is what the middle of the range, 5 points of F1, comes to near an F1 of 90 (it was 0.02 before).
 
 The baseline is fair: each arm has the setting of :func:`choose_settings`, a rate and a start of the head's bias, chosen
 alike by F1 at 0.5 on the tuning sequences of three seeds that are not reported. A bias at the log odds of each event
-spares BCE the plateau where it predicts no event at all; Dice and weighted BCE learn better from the layer's
-own start. BCE must reach an
-F1 of 80 (:data:`SANITY`), which every seed checks.
+spares BCE the plateau where it predicts no event at all; Dice and weighted BCE learn better from the layer's own start.
+BCE must reach an F1 of 80 (:data:`SANITY`), which every seed checks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SANITY = 80.0
 """F1 in percent that BCE must reach."""
 CLAIMS = (
     Claim("F1 gain", "at threshold 0.5 Dice is more than 2 points of F1 above BCE", size=2.0, threshold=2.0),
-    Claim("ER gain", "its error rate is lower", size=0.02),
+    Claim("ER gain", "its error rate is lower", size=0.09),
     Claim("tuned gap", "with BCE's threshold tuned the gap is under 2 points", size=2.0, threshold=2.0, greater=False),
 )
 Part = tuple[Tensor, Tensor]
