@@ -6,7 +6,7 @@ standardised by the training part. Sequences of 30 frames: 160 for training, 80 
 small convolutional-recurrent network (one convolution over bins, a GRU of 32), Adam, 800 steps of 32 sequences, one
 initial network and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro),
 BCE + Dice. F1 and error rate of frames at threshold 0.5; for the last claim BCE's threshold is the best of nineteen on
-the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2. The card has no number for the
+the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2. The card has none for the
 error rate: its size is what the middle of the range, 5 points of F1, comes to near an F1 of 90 (it was 0.02 before).
 
 The baseline is fair: each arm has the setting of :func:`choose_settings`, a rate and a start of the head's bias, chosen
