@@ -151,8 +151,7 @@ class PSKDLoss(Objective):
 
     In epoch t of T the share of the past is :math:`\alpha_t = \alpha t / T`. In the first epoch, which has no past, it
     is cross-entropy. Predictions are those of the training pass, kept in ``state_dict``: they come from slightly older
-    weights, and from another view where inputs are
-    augmented.
+    weights, and from another view where inputs are augmented.
 
     Args:
         num_samples: N, rows of the training split.
