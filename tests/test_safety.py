@@ -15,6 +15,8 @@ UNPICKLE = {"joblib", "marshal", "pickle", "shelve", "yaml"}
 ALLOWED = {
     # the one place that imports what a user names; it refuses what is not trusted
     "src/steepest/comparison/own_parts.py": {"import_module"},
+    # a suite that makes a member again from what its class prints
+    "src/steepest/testing/_constructor.py": {"eval"},
 }
 
 
@@ -56,7 +58,7 @@ def dangers(file: Path) -> list[str]:
         whole = ast.unparse(node.func)
         if name == "import_module" and name not in allowed and not (node.args and written_out(node.args[0])):
             found.append(f"imports what is not written out: {ast.unparse(node)}")
-        if (name in CODE_BY_NAME and isinstance(node.func, ast.Name)) or whole in ("os.system", "os.popen"):
+        if (name in CODE_BY_NAME - allowed and isinstance(node.func, ast.Name)) or whole in ("os.system", "os.popen"):
             found.append(f"runs text: {ast.unparse(node)[:80]}")
         if whole == "torch.load" and keywords.get("weights_only") != "True":
             found.append(f"unpickles: {ast.unparse(node)}")

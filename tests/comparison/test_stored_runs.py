@@ -204,10 +204,10 @@ def test_an_outcome_is_not_unpickled_and_takes_no_memory() -> None:
 
 def test_arrays_come_back_in_their_order() -> None:
     cell = CellResult(
-        "objective", "a", 0, 0, {}, Outcome(np.arange(3), np.asfortranarray(np.arange(6.0).reshape(3, 2)))
+        "objective", "a", 0, 0, {}, Outcome(np.arange(3), np.asfortranarray(np.arange(6).reshape(3, 2) / 8))
     )
     back = read_outcome(cell.arrays(), "outcome")
-    assert back.probabilities.tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert back.probabilities.tolist() == [[0.0, 0.125], [0.25, 0.375], [0.5, 0.625]]
     assert back.predicted.tolist() == [0, 1, 2]
 
 

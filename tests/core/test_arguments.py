@@ -99,5 +99,7 @@ def test_classes_of_others():
     with pytest.raises(TypeError, match=r"'bin'; did you mean 'bins'"):
         Mixed(bin=4)
     assert repr(Several(1, 2, reduction="sum")) == "Several(first=1, others=(2,), reduction='sum')"
-    with pytest.raises(TypeError, match=r"Several\(\) got an unexpected keyword argument 'reductoin'; did you mean"):
+    with pytest.raises(TypeError, match=r"Several\(\) got .* keyword argument 'reductoin'; did you mean 'reduction'"):
         Several(1, reductoin="sum")
+    with pytest.raises(TypeError, match=r"Several\(\) got .* keyword argument 'scal'; did you mean 'scale'"):
+        Several(1, scal=2.0)

@@ -54,6 +54,18 @@ class Arguments:
         return found | {name: value for name, value in given.items() if name not in found}
 
 
+def argument_names(cls: type) -> list[str]:
+    """The keywords of a constructor, and of those to which it hands further ones on."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))
+
+
 def _taking(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
     variable = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -62,7 +74,7 @@ def _taking(init: Callable[..., None]) -> Callable[..., None]:
     def taking(self: Arguments, /, *args: Any, **kwargs: Any) -> None:
         unknown = [] if variable else [name for name in kwargs if name not in signature.parameters]
         if unknown:
-            names = list(signature.parameters)[1:]
+            names = argument_names(type(self))
             hint = nearest(unknown[0], names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}")
         args, kwargs = plain(args), {name: plain(value) for name, value in kwargs.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,9 +96,10 @@ def _alike(mine: object, theirs: object) -> bool:
             and len(theirs) == len(mine)
             and all(_alike(one, other) for one, other in zip(mine, theirs))
         )
-    if isinstance(mine, bool) or isinstance(theirs, bool):
-        return all(value is None or isinstance(value, bool) for value in (mine, theirs))
-    number = (int, float, Tensor, type(None))
+    flag = (bool, np.bool_)
+    if isinstance(mine, flag) or isinstance(theirs, flag):
+        return all(value is None or isinstance(value, flag) for value in (mine, theirs))
+    number = (Number, Tensor, type(None))  # numbers of numpy among them
     return isinstance(theirs, number) if isinstance(mine, number) else type(mine) is type(theirs)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import Arguments
+from ..core.arguments import Arguments, argument_names
 
 Member = type[nn.Module]
 
@@ -30,10 +30,11 @@ def given_arguments(cls: Member, make: Callable[[], object]) -> list[dict[str, A
     @functools.wraps(original)
     def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         if type(self) is cls:
-            given = dict(inspect.signature(original).bind(self, *args, **kwargs).arguments)
+            signature = inspect.signature(original)
+            given = dict(signature.bind(self, *args, **kwargs).arguments)
             given.pop(next(iter(given)))
-            given.update(given.pop("kwargs", {}))
-            calls.append(given)
+            further = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD and p.name in given]
+            calls.append(given | {name: value for p in further for name, value in given.pop(p).items()})
         original(self, *args, **kwargs)
 
     own = "__init__" in vars(cls)
@@ -102,10 +103,7 @@ def _assert_alike(a: Any, b: Any) -> None:
 def check_keywords(cls: Member, make: Callable[[], object]) -> None:
     """A misspelt keyword is a ``TypeError`` that names the right one."""
     given = given_arguments(cls, make)[0]
-    parameters = inspect.signature(cls.__init__).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    names = [p.name for p in parameters][1:]
+    names = argument_names(cls)
     for name in names:
         wrong = name + "s" if len(name) < 3 else name[:-2] + name[-1] + name[-2]
         if wrong in names or len(name) < 2:

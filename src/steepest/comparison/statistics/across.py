@@ -154,8 +154,9 @@ def wilcoxon_holm(scores: np.ndarray, baseline: int = 0, greater_is_better: bool
     """
     table = _table(scores)
     datasets, methods = table.shape
-    if methods < 2 or not 0 <= baseline < methods:
-        refuse("baseline", f"a column of at least two, of {methods} methods", baseline)
+    if methods < 2:
+        refuse("scores", "at least two methods", table)
+    check_number("baseline", baseline, low=0, high=methods - 1, integer=True)
     others = tuple(method for method in range(methods) if method != baseline)
     sign = 1.0 if greater_is_better else -1.0
     gains = [sign * (table[:, method] - table[:, baseline]) for method in others]

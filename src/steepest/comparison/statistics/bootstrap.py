@@ -161,6 +161,7 @@ def _rounds(
     estimate: Callable[[float, float, np.ndarray, np.ndarray], float],
 ) -> BootstrapError:
     X, y = rows_and_targets(X, y)
+    check_number("seed", seed, low=0, integer=True)
     fit = as_fit(learner)
     rounds = []
     for split, (drawn, left) in enumerate(bootstrap_splits(len(y), n_splits, seed)):

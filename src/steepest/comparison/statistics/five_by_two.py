@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from ...core.arrays import numbers
-from ...core.checks import refuse
+from ...core.checks import check_number, refuse
 from .fitting import Scorer, as_fit, derived_seed, fitted_score, is_discrete, rows_and_targets
 from .results import TestResult
 
@@ -41,6 +41,7 @@ def five_by_two_differences(
     from sklearn.model_selection import KFold, StratifiedKFold
 
     X, y = rows_and_targets(X, y)
+    check_number("seed", seed, low=0, integer=True)
     learners = as_fit(fit_a), as_fit(fit_b)
     splitter = StratifiedKFold if is_discrete(y) else KFold
     differences = np.empty((5, 2))

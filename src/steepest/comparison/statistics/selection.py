@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...core.arrays import numbers
-from ...core.checks import refuse
+from ...core.checks import check_number, refuse
 from .fitting import Scorer, as_fit, derived_seed, fitted_score, is_discrete, rows_and_targets
 
 
@@ -68,6 +68,9 @@ def nested_cv(
     from sklearn.model_selection import KFold, StratifiedKFold
 
     X, y = rows_and_targets(X, y)
+    check_number("seed", seed, low=0, integer=True)
+    check_number("outer", outer, low=2, integer=True)
+    check_number("inner", inner, low=2, integer=True)
     if not candidates:
         refuse("candidates", "at least one learner", candidates)
     learners = {name: as_fit(learner) for name, learner in candidates.items()}
