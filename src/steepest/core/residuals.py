@@ -56,14 +56,18 @@ def norm(value: Tensor) -> Tensor:
     return found
 
 
+def constant(value: Tensor) -> Tensor:
+    """Whether all of one or more values are the same: their spread is 0, whatever rounding leaves of it."""
+    return (value == value.flatten()[0]).all()
+
+
 def about_mean(value: Tensor) -> Tensor:
     """Deviations ``[N, ...]`` of one or more values from their mean; those of equal values are exactly 0.
 
     >>> about_mean(torch.full((3,), 0.1))
     tensor([0., 0., 0.])
     """
-    moved = value - value.flatten()[0]  # equal values leave no rounding
-    return moved - moved.mean()
+    return torch.where(constant(value), 0.0, value - value.mean())
 
 
 def mae(

@@ -11,6 +11,7 @@ from ...core.checks import check_choice, check_number, refuse, values_visible
 from ...core.reductions import widen
 from ...core.residuals import (
     about_mean,
+    constant,
     divisor,
     huber,
     log_cosh,
@@ -150,7 +151,7 @@ def nrmse(outputs: Tensor, target: Tensor, *, scale: str = "std", eps: float = 0
     if target.numel() == 0:
         return error
     if scale == "std":
-        size = about_mean(target).square().mean().sqrt()
+        size = torch.where(constant(target), 0.0, target.std(correction=0))
     elif scale == "range":
         size = target.amax() - target.amin()
     else:
