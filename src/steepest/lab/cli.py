@@ -1,10 +1,14 @@
-"""The commands ``steepest lab list | run | gallery``."""
+"""The commands ``steepest lab list | run | carry | gallery``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..catalogue import System
 
 lab_app = typer.Typer(
     help="Run each system's central claim in front of you.\n\n"
@@ -47,14 +51,11 @@ def run_command(
 
     Example: `steepest lab run comp-sum --workers 2`.
     """
-    from ..core.errors import InputError, nearest
-    from .gallery import experiments, run
+    from ..core.errors import InputError
+    from .gallery import run
 
-    known = {system.slug: system for system in experiments()}
-    if slug not in known:
-        raise InputError(f"no experiment {slug!r}{nearest(slug, known) or '; see `steepest lab list`'}")
     try:
-        found = run(known[slug], scale=scale, seeds=seeds, workers=workers, report=typer.echo)
+        found = run(_known(slug), scale=scale, seeds=seeds, workers=workers, report=typer.echo)
     except FileNotFoundError as error:  # its data
         raise InputError(str(error)) from error
     for line in summary(found):
@@ -83,6 +84,36 @@ def gallery_command(
                 typer.echo(line)
     for system in experiments():
         typer.echo(_line(system, read(system), stale(system)))
+
+
+@lab_app.command("carry")
+def carry_command(
+    slug: Annotated[str, typer.Argument(help="A system whose evidence is stale.")],
+    before: Annotated[Path, typer.Argument(help="A checkout with the code that made the evidence.")],
+) -> None:
+    """Keep evidence of a system whose code has changed, if both versions give the same smoke rows, bit for bit.
+
+    For argument checks, guards and code that moved. What measures time has no such rows: run it again.
+
+    Example: `steepest lab carry comp-sum ../before`.
+    """
+    from .carry import carry_over
+
+    if not carry_over(_known(slug), before):
+        typer.echo(f"{slug}: the smoke rows differ, its evidence stays stale: run `steepest lab run {slug}`", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"{slug}: the same smoke rows, its evidence is kept")
+
+
+def _known(slug: str) -> System:
+    """The system of a slug whose experiment exists."""
+    from ..core.errors import InputError, nearest
+    from .gallery import experiments
+
+    known = {system.slug: system for system in experiments()}
+    if slug not in known:
+        raise InputError(f"no experiment {slug!r}{nearest(slug, known) or '; see `steepest lab list`'}")
+    return known[slug]
 
 
 def summary(found: dict[str, Any]) -> list[str]:

@@ -56,7 +56,8 @@ STORED = Record(
         "finished": Flag(),
         "claims": Listed(_CLAIM),
         "scale": Word(SCALES),
-    }
+    },
+    {"carried_over": Text()},
 )
 """What ``evidence/SLUG.json`` holds."""
 
@@ -155,7 +156,7 @@ def run(
         done[evidence["seed"]] = evidence
         seconds += took
         if scale == "full":
-            _write(part, {"source_hash": fingerprint, "seconds": seconds, "seeds": list(done.values())})
+            write(part, {"source_hash": fingerprint, "seconds": seconds, "seeds": list(done.values())})
         report(f"{system.slug}: seed {evidence['seed']} ({len(done)} of {count}, {took:.1f} s)")
     ordered = [done[seed] for seed in range(count)]
     evidence_list = [Evidence(each["rows"], each["effects"]) for each in ordered]
@@ -177,7 +178,7 @@ def run(
         from .figures import draw
 
         _write_text(folder() / f"{system.slug}.svg", draw(module, evidence_list, findings))
-        _write(folder() / f"{system.slug}.json", found)
+        write(folder() / f"{system.slug}.json", found)
         part.unlink(missing_ok=True)
     return found
 
@@ -203,7 +204,8 @@ def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def write(path: Path, values: dict[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
     _write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
