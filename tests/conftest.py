@@ -1,5 +1,5 @@
-"""What every test starts from: one thread, a known random state, this tree in every process that a test starts; and
-changes of values as a file may hold them."""
+"""What every test starts from: one thread, or as many as ``$STEEPEST_TEST_THREADS`` says, a known random state, this
+tree in every process that a test starts; and changes of values as a file may hold them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def change() -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def _known_start() -> None:
-    """One torch thread and seed 0, where torch is in use at all."""
+    """Threads and seed 0, where torch is in use at all."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
         torch.manual_seed(0)

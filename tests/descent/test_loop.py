@@ -145,7 +145,9 @@ def test_lbfgs_reaches_the_minimum():
         model,
         Square(),
         ArrayBatches(x, y, batch_size=12),
-        optimizer=torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe"),
+        optimizer=torch.optim.LBFGS(  # to the last place, not to where its usual tolerances stop
+            model.parameters(), line_search_fn="strong_wolfe", tolerance_grad=1e-13, tolerance_change=0.0
+        ),
     ).fit(5)
     wanted = torch.linalg.lstsq(torch.cat([x, torch.ones(12, 1)], 1), y).solution
     torch.testing.assert_close(torch.cat([model.weight[0], model.bias]), wanted, rtol=1e-5, atol=1e-6)

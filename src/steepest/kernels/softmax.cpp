@@ -66,7 +66,6 @@ struct Sum { double m; double n; };
 
 INLINE Sum merge(Sum a, Sum b) {
   const double n = a.n > b.n ? a.n : b.n;
-  if (n == -INF) return {a.m + b.m, n};
   return {a.m * std::exp2(a.n - n) + b.m * std::exp2(b.n - n), n};
 }
 
