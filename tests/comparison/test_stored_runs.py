@@ -202,6 +202,13 @@ def test_an_outcome_is_not_unpickled_and_takes_no_memory() -> None:
         read_outcome(buffer.getvalue(), "outcome")
 
 
+def test_probabilities_that_are_none_are_refused() -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, predicted=np.arange(3), probabilities=np.arange(6.0).reshape(3, 2))
+    with pytest.raises(InputError, match=r"^outcome: probabilities: expected probabilities in 0..1"):
+        read_outcome(buffer.getvalue(), "outcome")
+
+
 def test_arrays_come_back_in_their_order() -> None:
     cell = CellResult(
         "objective", "a", 0, 0, {}, Outcome(np.arange(3), np.asfortranarray(np.arange(6).reshape(3, 2) / 8))

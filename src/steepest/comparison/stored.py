@@ -112,7 +112,10 @@ def read_outcome(data: object, where: str) -> Outcome:
     for name, array in found.items():
         if len(array) != rows or array.dtype.kind not in ARRAYS[name] or array.ndim > 2:
             refuse(f"{where}: {name}", f"numbers of {rows} rows", f"{array.dtype} {array.shape}")
-    return Outcome(**found)
+    try:
+        return Outcome(**found)
+    except (TypeError, ValueError) as error:  # it has checks of its own
+        raise InputError(f"{where}: {error}") from error
 
 
 def _array(file: Any, size: int, where: str) -> np.ndarray:
