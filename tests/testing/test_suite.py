@@ -8,6 +8,7 @@ import torch
 from steepest.core.checks import check_index, check_logits
 from steepest.core.objective import Objective
 from steepest.core.reductions import reduce, widen
+from steepest.core.search import Float
 from steepest.testing import check_objective, objective_checks
 
 
@@ -179,6 +180,13 @@ class TakesLogits(Sound):
         return reduce(self.each(widen(outputs), target), self.reduction, weight)
 
 
+class IgnoresParameter(Sound):
+    search = {"temperature": Float(0.5, 2.0)}
+
+    def __init__(self, classes, temperature=1.0, reduction="mean"):
+        super().__init__(classes, reduction)
+
+
 class InOrder(Sound):
     def each(self, z, target):
         return super().each(z, target) * torch.linspace(0.5, 1.5, len(z), dtype=z.dtype)
@@ -313,7 +321,7 @@ BROKEN = [
     (DropsGradient, "gradient"), (WrongSurrogate, "gradient"), (NoReference, "declaration"), (InOrder, "order"),
     (OtherWords, "bad_input"), (AnyReduction, "bad_input"), (TakesAnyLabel, "bad_input"), (NotOne, "probabilities"),
     (OtherPrediction, "probabilities"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),
-    (SwallowsNaN, "nan"), (TakesLogits, "bad_input"),
+    (SwallowsNaN, "nan"), (IgnoresParameter, "parameters"), (TakesLogits, "bad_input"),
     (ByHand, "transforms"), (StopsUnderTransforms, "transforms"), (NumbersOfValues, "shapes"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
     (NoDocstring, "declaration"), (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),

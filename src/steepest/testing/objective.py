@@ -64,6 +64,34 @@ def check_search(cls: type[Objective]) -> None:
             cls.from_task(info, **{name: space.at(u) for name, space in cls.search.items()})
 
 
+def check_parameters(cls: type[Objective]) -> None:
+    """Every parameter that a comparison tunes changes the loss over some epochs, the probabilities or the head."""
+    for name, space in cls.search.items():
+        pairs = list(zip(rebuilds(cls), cases(cls)))
+        seen = [
+            [_trace(make(**{name: space.at(u)}), *sample) for u in (0.0, 0.5, 0.999)] for make, (_, sample) in pairs
+        ]
+        assert any(trace != traces[0] for traces in seen for trace in traces[1:]), f"{name} changes nothing"
+
+
+def _trace(objective: Objective, args: Any, kwargs: Any) -> list[Any]:
+    """Numbers on which a parameter can tell: the loss, its state moving on, probabilities, and a head of a task."""
+    torch.manual_seed(0)
+    classes = args[0].shape[1] if args[0].ndim == 2 else 2
+    head = objective.head(6, TaskInfo("multiclass", 21, classes, tuple([5] * classes), feature_dim=6))
+    found = [head(torch.ones(1, 6)).tolist()]
+    try:
+        for epoch in range(1, 5):
+            objective.start_epoch(epoch, 4)
+            for _ in range(2):
+                found.append(objective(*args, **kwargs).item())
+                objective.after_step()
+    except ValueError as refusal:  # outputs of the width that another value of the parameter asks for
+        return [*found, str(refusal)]
+    p = objective.probabilities(args[0])
+    return found if p is None else [*found, p.tolist()]
+
+
 def check_bad_input(cls: type[Objective]) -> None:
     """Wrong input is refused with the uniform error: the argument, what was expected, what came."""
     for objective, (args, kwargs) in cases(cls, torch.float32):
@@ -93,10 +121,10 @@ def check_head(cls: type[Objective]) -> None:
 
 
 CHECKS: tuple[Callable[[type[Objective]], None], ...] = (
-    check_declaration, check_search, check_output, check_reductions, check_weights, check_gradient, check_precision,
-    check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_nan, check_state_dict,
-    check_eval, check_stateless, check_compile, check_vmap, check_transforms, check_shapes, check_seed,
-    check_probabilities, check_head, check_cuda, *constructor_checks(cases),
+    check_declaration, check_search, check_parameters, check_output, check_reductions, check_weights, check_gradient,
+    check_precision, check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_nan,
+    check_state_dict, check_eval, check_stateless, check_compile, check_vmap, check_transforms, check_shapes,
+    check_seed, check_probabilities, check_head, check_cuda, *constructor_checks(cases),
 )  # fmt: skip
 
 
