@@ -60,10 +60,13 @@ def run(scale: str, seed: int) -> Evidence:
     def slabs(h: Tensor, w: Tensor, b: Tensor | None) -> Slabs:
         return Slabs(Head(h, w, b), CrossEntropyRows(target), SLAB if full else 100)
 
+    def whole(h: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return cross_entropy(linear(h, w, b), target, reduction="none")
+
     arms: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: cross_entropy(linear(hidden, weight), target),
         "chunks of rows": lambda: _loss(linear_cross_entropy(hidden, weight, target)),
-        "slabs of classes": lambda: SlabLosses.apply(hidden, weight, None, slabs)[0].mean(),
+        "slabs of classes": lambda: SlabLosses.apply(hidden, weight, None, slabs, whole)[0].mean(),
     }
     measured = _compare(arms, [hidden, weight], rounds=3 if full else 1)
     plain = measured["plain"]
