@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.objective import Objective, TaskInfo
 from .objectives import baseline_of, find_objective
+from .several import SeveralFactory
 
 _ROWS, _WIDTH = 9, 6
 _TOLERANCE = 1e-9
@@ -16,15 +17,18 @@ _TOLERANCE = 1e-9
 
 
 @cache
-def is_twin(objective: type[Objective]) -> bool:
+def is_twin(objective: type[Objective] | SeveralFactory) -> bool:
     """Whether its gradient at its defaults is proportional to the baseline's, in every task that it fits.
 
-    Adam divides the factor out, so that such an objective trains as the baseline does to rounding.
+    Adam divides the factor out, so that such an objective trains as the baseline does to rounding. With several targets
+    it is the class for those that it fits that counts.
 
     >>> from steepest.losses import CompSumLoss, FocalLoss
     >>> is_twin(CompSumLoss), is_twin(FocalLoss)
     (True, False)
     """
+    if isinstance(objective, SeveralFactory):
+        return all(is_twin(cls) for cls, own in zip(objective.classes, objective.own) if own)
     tasks = [task for task in ("binary", "multiclass", "multilabel", "regression") if objective.fits(task)]
     if not tasks or objective.needs or objective.stateful or objective.views > 1:
         return False

@@ -196,7 +196,7 @@ def check_interval(
         return
     if rounding is None:
         rounding = 8 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-    outside = value[(value < low - rounding) | (value > high + rounding)]
+    outside = value.detach()[(value < low - rounding) | (value > high + rounding)]
     if outside.numel():
         ends = f"in [{low:g}, {high:g}]" if low > -math.inf and high < math.inf else None
         refuse(argument, f"{what} {ends or (f'<= {high:g}' if low == -math.inf else f'>= {low:g}')}", float(outside[0]))
