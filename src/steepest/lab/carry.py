@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..catalogue import System, source_hash
 from ..core.errors import InputError
+from ..core.stored import parse_json
 from . import gallery
 
 SEEDS = (0, 1, 2)
@@ -60,5 +60,5 @@ def _smoke_rows(slug: str, source: Path) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"{slug} does not run in {str(source)!r}: {done.stderr.strip().splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = parse_json(done.stdout.splitlines()[-1], f"smoke rows of {slug}")
     return found
