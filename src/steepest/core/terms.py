@@ -10,6 +10,7 @@ from .transforms import transformed
 def kept_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """``terms`` detached; nothing inside ``vmap`` or ``torch.func.grad``, whose tensors die with the transform.
 
+    >>> import torch
     >>> kept_terms({"clean": torch.tensor(1.0, requires_grad=True)})
     {'clean': tensor(1.)}
     """
