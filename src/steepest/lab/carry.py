@@ -28,7 +28,7 @@ def carry_over(system: System, before: Path) -> bool:
     """Keep the evidence of a system for its present code, if the code that made it gives the same smoke rows.
 
     Equal means bit for bit, over three seeds. The evidence then says so under ``"carried_over"``; else it is left as
-    it is. Argument checks, guards and moved code pass; what changes an equation, a default or the experiment does not.
+    it is. It is for argument checks, guards and moved code: what acts at full scale alone is not seen.
 
     Args:
         system: its evidence is stale.
