@@ -1,8 +1,8 @@
 # Every target works as the first command on a machine with Python 3.11 or newer, pip and make.
 PYTHON ?= python3
-WORKERS ?= 2
-DATA ?= wine
-BUDGET ?= 10
+WORKERS = 2
+DATA = wine
+BUDGET = 10
 
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin

@@ -1,5 +1,6 @@
 """What every test starts from: one thread, or as many as ``$STEEPEST_TEST_THREADS`` says, a known random state, this
-tree in every process that a test starts; and changes of values as a file may hold them."""
+tree in every process that a test starts, Triton kernels that are interpreted where there is no GPU; and changes of
+values as a file may hold them."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import importlib.util
 import math
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+# Triton reads it once, when it is first imported, and many modules import triton: no test's order may decide.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Processes inherit it: they import the tree under test from any folder, not what happens to be installed.
 _spec = importlib.util.find_spec("steepest")
@@ -68,8 +73,6 @@ def change() -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def _known_start() -> None:
-    """Threads and seed 0, where torch is in use at all."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
-        torch.manual_seed(0)
+    """Threads and seed 0."""
+    torch.set_num_threads(int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
+    torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,11 +17,17 @@ from steepest.comparison import plan
 ROOT = Path(__file__).parents[2]
 
 
+def make(*words: str) -> list[str]:
+    """The lines that make prints where nobody's make runs around it: within one it speaks of folders too."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    shown = subprocess.run(["make", *words], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
+    return shown.stdout.splitlines()
+
+
 def recipe(target: str, *words: str) -> list[list[str]]:
     """What a target runs once everything is installed, a list of words a line."""
     ready = [word for kind in ("run", "test", "docs", "lint") for word in ("-o", f".venv/.installed-{kind}")]
-    shown = subprocess.run(["make", "-n", *ready, target, *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [shlex.split(line) for line in shown.stdout.splitlines()]
+    return [shlex.split(line) for line in make("-n", *ready, target, *words)]
 
 
 def test_make_compare_is_never_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -43,6 +50,13 @@ def test_make_compare_takes_other_data_and_budgets() -> None:
     assert words[:4] == ["compare", "digits", "--budget", "3"]
 
 
+def test_make_compare_takes_no_data_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe("compare")
+    for name in ("DATA", "BUDGET", "WORKERS"):
+        monkeypatch.setenv(name, "/mnt/data")
+    assert recipe("compare") == wanted
+
+
 def test_quick_and_slow_tests_are_all_tests() -> None:
     quick, slow, everything = (recipe(target)[0] for target in ("test", "test-slow", "test-all"))
     assert [w for w in quick if w not in everything] == ["not slow"]
@@ -52,9 +66,7 @@ def test_quick_and_slow_tests_are_all_tests() -> None:
 def test_targets_that_are_named_are_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     there = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert {line.split()[0] for line in subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()} == there  # fmt: skip
+    assert {line.split()[0] for line in make("help")} == there
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / ".ci" / "run"):
         named = set(re.findall(r"(?:\$ |`|step )make ([a-z-]+)", file.read_text(encoding="utf-8")))
         assert named

@@ -1,17 +1,13 @@
-"""Triton kernels run interpreted where there is no GPU; the variable must be set before triton is imported."""
+"""What the kernels are measured against, and the instruction levels of their C++ forms."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from steepest.kernels import _native, _native_softmax
 from steepest.kernels.chronicals import _native as _native_chronicals
