@@ -14,9 +14,9 @@ from steepest.comparison.cells import Context, Job, best_trial, run_job
 from steepest.comparison.design import Trial, trials
 from steepest.comparison.errors import InputError
 from steepest.comparison.objectives import choose_objectives, find_objective
+from steepest.comparison.read import Table, table_from_arrays
 from steepest.comparison.settings import Settings
 from steepest.comparison.stored import read_outcome
-from steepest.comparison.tables import Table, table_from_arrays
 from steepest.comparison.training import _networks, train
 from steepest.descent import ArrayBatches
 
@@ -247,9 +247,7 @@ def test_weights_reach_objectives_of_samples(blobs: Blobs) -> None:
     """Rows of weight 0 leave the fitted model as if they had other labels."""
     x, y = blobs(75, 3)
     weights = np.where(np.arange(75) % 5 == 0, 0.0, 1.0)
-    frame = pd.DataFrame(x, columns=list("abcd")).assign(w=weights)
-    table = table_from_arrays(frame, y, weight="w")
-    assert list(table.frame.columns) == list("abcd")
+    table = replace(table_from_arrays(x, y), weights=weights)
     wrong = table.target.copy()
     wrong[weights == 0] = (wrong[weights == 0] + 1) % 3
     trial = Trial(1e-2, 0.0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from steepest.comparison.errors import InputError
 from steepest.comparison.folds import inner_splits, outer_folds
-from steepest.comparison.tables import load_table
+from steepest.comparison.read import load_table
 
 IRIS = load_table("iris")
 

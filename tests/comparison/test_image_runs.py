@@ -104,7 +104,7 @@ def test_a_folder_of_tables_is_its_files(tmp_path):
 def test_parquet_is_read_like_csv(tmp_path):
     from sklearn.datasets import load_iris
 
-    from steepest.comparison.tables import load_table
+    from steepest.comparison.read import load_table
 
     frame = load_iris(as_frame=True).frame
     frame.to_parquet(tmp_path / "iris.parquet")

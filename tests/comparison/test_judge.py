@@ -13,10 +13,10 @@ from scipy import stats
 from steepest.comparison.cells import CellResult, Context
 from steepest.comparison.judge import Judge
 from steepest.comparison.metrics import Outcome
+from steepest.comparison.read import table_from_arrays
 from steepest.comparison.results import assemble
 from steepest.comparison.settings import Settings
 from steepest.comparison.store import Store
-from steepest.comparison.tables import table_from_arrays
 
 NAMES = ("cross_entropy", "comp_sum", "focal")
 

@@ -12,8 +12,8 @@ from steepest.comparison import plan as planning
 from steepest.comparison.cells import CellResult, Context, Job
 from steepest.comparison.metrics import Outcome
 from steepest.comparison.plan import Plan, fitting_commands, from_json, make_jobs, make_plan, to_json
+from steepest.comparison.read import table_from_arrays
 from steepest.comparison.settings import Settings
-from steepest.comparison.tables import table_from_arrays
 
 
 def context_of(blobs: Callable, **changed: object) -> Context:

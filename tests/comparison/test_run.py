@@ -54,7 +54,8 @@ def test_arrays_own_parts_and_what_comes_back(blobs: Callable, own: str, tmp_pat
     assert found.report.is_file()
     predicted = found.predict(pd.DataFrame(x, columns=["c1", "c2", "c3", "c4"]))
     assert len(predicted) == 60
-    assert set(predicted["prediction"]) <= {"0", "1", "2"}
+    assert set(predicted["prediction"]) <= {0, 1, 2}
+    assert predicted["prediction"].dtype == y.dtype
     pd.testing.assert_frame_equal(predicted, found.winner.predict(pd.DataFrame(x, columns=["c1", "c2", "c3", "c4"])))
 
 

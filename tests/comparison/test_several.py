@@ -11,6 +11,8 @@ from sklearn import metrics as sk
 import steepest
 from steepest.comparison.errors import InputError
 from steepest.comparison.metrics import Outcome
+from steepest.comparison.read import load_table
+from steepest.comparison.read.several import Part
 from steepest.comparison.several import (
     MULTILABEL,
     SeveralFactory,
@@ -19,8 +21,6 @@ from steepest.comparison.several import (
     multitask_metrics,
     target_scale,
 )
-from steepest.comparison.tables import load_table
-from steepest.comparison.tables.several import Part
 from steepest.core.objective import TaskInfo
 from steepest.losses import SquaredErrorLoss, SquentropyLoss
 
@@ -167,7 +167,7 @@ def test_a_multilabel_comparison(tmp_path):
     assert done.report.is_file()
     found = done.predict(frame.head(5))
     assert list(found.columns) == ["a", "b", "c", "p_a", "p_b", "p_c"]
-    assert set(found["a"]) <= {"0", "1"}
+    assert set(found["a"]) <= {0, 1}
 
 
 def test_a_label_that_is_absent_from_a_test_part_does_not_count_there(tmp_path):
@@ -199,7 +199,7 @@ def test_a_multitask_comparison(tmp_path):
     assert rows["huber"]["r2 of y"]["mean"] > 0
     found = done.predict(frame)
     assert found["y"].dtype.kind == "f"
-    assert set(found["a"]) <= {"0", "1"}
+    assert set(found["a"]) <= {0, 1}
 
 
 def test_only_numbers_have_squared_error_for_a_baseline(tmp_path):

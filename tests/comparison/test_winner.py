@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import steepest
 from steepest.comparison import Comparison, InputError, Winner
 from steepest.comparison.cells import Context
+from steepest.comparison.read import table_from_arrays
 from steepest.comparison.settings import Settings
 from steepest.comparison.store import Store
-from steepest.comparison.tables import table_from_arrays
 from steepest.comparison.winner import fit_winner
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 3, "workers": 1, "classical": False, "quiet": True}
@@ -148,5 +148,5 @@ def test_a_damaged_winner_is_one_clear_line(blobs: Callable, tmp_path: Path) -> 
 def test_a_missing_column_is_named(blobs: Callable, tmp_path: Path) -> None:
     frame = frame_of(blobs, "binary")
     comparison = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path, **FAST)
-    with pytest.raises(InputError, match="lack the column 'c'"):
+    with pytest.raises(InputError, match="have no column 'c'"):
         comparison.predict(frame.drop(columns="c"))

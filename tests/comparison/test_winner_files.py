@@ -127,7 +127,7 @@ def matrix(prepared: dict[str, Any], rows: pd.DataFrame) -> np.ndarray:
         column = rows[one["column"]].to_numpy(dtype=float)
         columns.append((np.where(np.isnan(column), one["median"], column) - one["mean"]) / one["scale"])
     columns += [rows[one["column"]].isna().to_numpy() for one in prepared["numeric"] if one["indicator"]]
-    for one in prepared["text"]:
+    for one in prepared["categories"]:
         column = rows[one["column"]]
         columns += [(column.isna() if known is None else column == known).to_numpy() for known in one["categories"]]
     return np.stack(columns, 1).astype(float)
@@ -325,9 +325,9 @@ def test_a_winner_without_columns_is_refused(saved: Saved, tmp_path: Path) -> No
         Winner.load(folder)
 
 
-@pytest.mark.parametrize("number", [99, 2, 0, "1", 1.0, True, None])
+@pytest.mark.parametrize("number", [99, 1, 0, "2", 2.0, True, None])
 def test_a_winner_of_another_format_is_refused(saved: Saved, tmp_path: Path, number: object) -> None:
-    with pytest.raises(InputError, match=r"^winner.json: format: this version reads the winner's format 1, got"):
+    with pytest.raises(InputError, match=r"^winner.json: format: this version reads the winner's format 2, got"):
         Winner.load(changed(saved, "binary", tmp_path / "w", format=number))
 
 
@@ -348,12 +348,12 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("binary", lambda f: f.update(width=99), "width: expected 6, as the preprocessing gives, got 99"),
     ("images", lambda f: f["columns"].append("a"), "columns: expected the columns of the preprocessing"),
     ("images", lambda f: f["preprocessing"]["std"].append(1.0), "expected a mean and a standard deviation a channel"),
-    ("binary", lambda f: f["preprocessing"]["text"][0]["categories"].reverse(), "a missing one last"),
-    ("binary", lambda f: f["preprocessing"]["text"][0].update(column="size"), "one or more columns, each once"),
+    ("binary", lambda f: f["preprocessing"]["categories"][0]["categories"].reverse(), "a missing one last"),
+    ("binary", lambda f: f["preprocessing"]["categories"][0].update(column="size"), "a place for each column of kind"),
     ("multiclass", lambda f: f.update(classes=["no", "no", "yes"]), "classes: expected each class once"),
     ("binary", lambda f: f["classes"].append("new"), "classes: expected 2 of them for a binary target"),
     ("multiclass", lambda f: f["classes"].append("new"), "info.num_classes: expected 4, as there are classes, got 3"),
-    ("binary", lambda f: f["parts"].append({"name": "a", "task": "regression", "classes": []}), "parts: expected"),
+    ("binary", lambda f: f["parts"].append({"name": "a", "task": "regression", "classes": [], "dtype": "float64"}), "parts: expected"),
     ("multitask", lambda f: f["parts"].pop(), "parts: expected the targets of a multitask task"),
     ("multitask", lambda f: f["parts"][0]["classes"].clear(), "parts: expected the classes of a multiclass target"),
     ("multitask", lambda f: f["parts"][1].update(name="goal"), "parts: expected each name once"),

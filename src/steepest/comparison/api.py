@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import inspect
 import json
 import shlex
 import time
@@ -20,7 +21,7 @@ from .. import __version__
 from ..core.scalars import is_number
 from . import plan as planning
 from .cells import CellResult, Context, Job, run_job
-from .errors import InputError
+from .errors import InputError, nearest
 from .images import Images
 from .inputs import Data
 from .own_parts import Trust
@@ -262,6 +263,7 @@ def _table_hash(table: Data) -> str:
     """What was kept of the data: columns (or the shape of images), task, classes."""
     columns = list(table.pixels.shape) if isinstance(table, Images) else list(map(str, table.frame.columns))
     facts = [columns, table.task, list(table.classes), table.target_name, len(table.target)]
+    facts += [] if isinstance(table, Images) else [[list(vars(kind).values()) for kind in table.types.values()]]
     parts = [p for p in (table.groups, table.times, table.weights) if p is not None]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for part in parts:
@@ -363,7 +365,8 @@ def compare(
         out: where run folders live; the same call goes on where it stopped.
         quiet: print nothing.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
-            seed, classical, drop, group, time, weight, rare, test, device, name, as ``steepest compare --help`` lists
+            seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
+            types, test, device, name, as ``steepest compare --help`` lists
             them. Classes and functions may stand for names in objectives, model and metric.
 
     Returns:
@@ -373,6 +376,10 @@ def compare(
         InputError: for whatever cannot be used, in one line.
         OverBudget: the plan takes longer than ``budget``, and ``cut`` is false.
     """
+    known = inspect.signature(prepare).parameters
+    for option in options:
+        if option not in known:
+            raise InputError(f"compare: no option {option!r}{nearest(option, known)}")
     context, notes = prepare(data, y, **options)
     found = execute(
         context,

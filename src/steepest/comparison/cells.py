@@ -26,9 +26,9 @@ from .images import Images
 from .inputs import Data, fit_inputs, transform
 from .metrics import Outcome, evaluate, fit_temperature, per_class_recall, tune_threshold
 from .models import find_model
+from .read.several import Part
 from .settings import Settings
 from .several import counts_of, metric_of, metrics_of, objective_for, target_scale
-from .tables.several import Part
 from .training import Member, Recipe, Split, outcome_of, train
 
 Pair = tuple[int, int]

@@ -44,6 +44,34 @@ def compare_command(
     rare: Annotated[
         str | None, typer.Option(help="drop or merge classes with too few rows.", rich_help_panel="Data")
     ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Of two classes the one looked for. Default: the later.", rich_help_panel="Data")
+    ] = None,
+    types: Annotated[
+        str | None,
+        typer.Option(
+            help="A file with `column: kind` a line: number, category, date, text or drop.", rich_help_panel="Data"
+        ),
+    ] = None,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            help="Words that are missing among words, commas between. Default: ?,NA,NaN,nan.", rich_help_panel="Data"
+        ),
+    ] = None,
+    dayfirst: Annotated[
+        bool | None, typer.Option("--dayfirst/--monthfirst", help="How 03/04/2024 is read.", rich_help_panel="Data")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the file. Default: UTF-8, else cp1252.", rich_help_panel="Data")
+    ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(help="Between cells: one character, tab or blanks. Default: found.", rich_help_panel="Data"),
+    ] = None,
+    header: Annotated[
+        str, typer.Option(help="Whether the first row holds names: auto, yes or no.", rich_help_panel="Data")
+    ] = "auto",
     test: Annotated[
         str | None, typer.Option(help="A file that is the test set, instead of outer folds.", rich_help_panel="Data")
     ] = None,
@@ -178,6 +206,13 @@ def compare_command(
         "time": time,
         "weight": weight,
         "rare": rare,
+        "positive": positive,
+        "types": types,
+        "missing": missing,
+        "dayfirst": dayfirst,
+        "encoding": encoding,
+        "separator": separator,
+        "header": None if header == "auto" else header,
         "test": test,
         "split": "pool" if pool else split,
         "size": size,
@@ -338,10 +373,13 @@ def predict_command(
     run: Annotated[
         str, typer.Argument(help="A run's ID, the start of one, last; or the folder of a run or winner, anywhere.")
     ],
-    rows: Annotated[Path, typer.Argument(help="A CSV or TSV file with the columns of the training data.")],
+    rows: Annotated[Path, typer.Argument(help="A file with the columns of the training data.")],
     to: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
     ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of the file.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Between cells of the file.")] = None,
+    header: Annotated[str, typer.Option(help="Whether its first row holds names: auto, yes or no.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
     trust: Annotated[
         bool,
@@ -357,7 +395,10 @@ def predict_command(
     from .store import find_winner
     from .winner import Winner
 
-    frame = Winner.load(find_winner(run, out), trust=trust).predict_file(rows)
+    winner = Winner.load(find_winner(run, out), trust=trust)
+    frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
+    for line in winner.warnings:
+        typer.echo(f"warning: {line}", err=True)
     text = frame.to_csv(index=False)
     if to is None:
         typer.echo(text, nl=False)

@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from ..core.arrays import codes
 from .errors import InputError
-from .tables import Table
+from .read import Table
 
 OUTER, INNER = 0, 1
 CLASSES = ("binary", "multiclass")
@@ -47,7 +47,7 @@ def outer_folds(table: Table, *, repeats: int, folds: int, seed: int) -> list[Fo
     Raises:
         InputError: for too few rows, groups or distinct times, or repeats with times.
 
-    >>> from steepest.comparison.tables import load_table
+    >>> from steepest.comparison.read import load_table
     >>> len(outer_folds(load_table("iris"), repeats=2, folds=5, seed=0))
     10
     """

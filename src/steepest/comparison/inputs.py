@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.stored import refuse_stored
 from .images import Images, ImageScaler
-from .tables import Preprocessor, Table
+from .read import Preprocessor, Table
 
 Data = Table | Images
 
@@ -16,7 +16,7 @@ Data = Table | Images
 def shape_text(data: Data) -> str:
     """What one row is, for people.
 
-    >>> from steepest.comparison.tables import load_table
+    >>> from steepest.comparison.read import load_table
     >>> shape_text(load_table("iris"))
     '4 features'
     """
@@ -29,7 +29,7 @@ def fit_inputs(data: Data, rows: np.ndarray) -> Preprocessor | ImageScaler:
     """The preparation of inputs, learnt on ``rows`` alone."""
     if isinstance(data, Images):
         return ImageScaler().fit(data.pixels[rows])
-    return Preprocessor().fit(data.frame.iloc[rows])
+    return Preprocessor(data.types, missing=data.options.missing).fit(data.frame.iloc[rows])
 
 
 def transform(prepared: Preprocessor | ImageScaler, data: Data, rows: np.ndarray | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from .errors import InputError, nearest
 from .folds import CLASSES
 from .images import Images, is_image_source, load_images
 from .inputs import Data, shape_text
+from .metrics import CLASSIFICATION, REGRESSION
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model
 from .objectives import choose_objectives
 from .own_parts import imported
+from .read import Table, load_like, load_table, table_from_arrays, table_from_frame
+from .read.frames import check_labels
+from .read.several import target_names
 from .results import class_counts
 from .settings import Settings
 from .several import default_of, metric_of
-from .tables import Table, load_like, load_table, table_from_arrays, table_from_frame
-from .tables.several import target_names
 
 
 def prepare(
@@ -53,6 +55,13 @@ def prepare(
     time: str | None = None,
     weight: str | None = None,
     rare: str | None = None,
+    positive: str | None = None,
+    encoding: str | None = None,
+    separator: str | None = None,
+    header: str | bool | None = None,
+    missing: str | Sequence[str] | None = None,
+    dayfirst: bool | None = None,
+    types: str | Path | Mapping[str, str] | None = None,
     test: str | Path | None = None,
     split: str = "auto",
     size: int | None = None,
@@ -77,19 +86,26 @@ def prepare(
         "weight": weight,
         "rare": rare,
         "folds": folds,
+        "positive": positive,
+        "encoding": encoding,
+        "separator": separator,
+        "header": header,
+        "missing": missing,
+        "dayfirst": dayfirst,
+        "types": types,
     }
     fixed: Data | None = None
     table: Data
     if pictures:
         asked = {**options, "target": target, "test": test}
-        refused = [o for o in ("target", "drop", "group", "time", "weight", "rare", "test") if asked[o]]
+        refused = [o for o in asked if o not in ("task", "folds") and asked[o]]
         if refused:
             raise InputError(f"--{refused[0]} is for tables, and {str(data)!r} holds images")
         table, fixed = load_images(str(data), split=split, size=size, folds=folds)
     else:
         if split != "auto":
             raise InputError("--split and --pool are for images that carry their own test part")
-        table = _table(data, y, target, name, options)
+        table = _table_for(metric, data, y, target, name, options)
         fixed = None if test is None else load_like(test, table)
         if fixed is not None and table.parts:
             raise InputError("--test: takes one target")
@@ -166,6 +182,7 @@ def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -
         features = data if isinstance(data, pd.DataFrame) else pd.DataFrame(np.asarray(data)).add_prefix("c")
         if len(features) != len(targets):
             raise InputError(f"X has {len(features)} rows and y has {len(targets)}: expected one length")
+        check_labels(data, y, "X", "y")
         data = pd.concat([features.reset_index(drop=True), targets.reset_index(drop=True)], axis=1)
         y, target = None, [str(column) for column in targets.columns]
     if y is not None:
@@ -180,6 +197,26 @@ def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -
     if len(goals) == 1:
         return table_from_arrays(frame[rest], frame[goals[0]], name=name, **options)
     return table_from_frame(frame[[*rest, *goals]], goals, name=name, **options)
+
+
+def _table_for(metric: Any, data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -> Table:
+    """The table; where the task is left open, and the metric is for one kind alone, it is of that kind if it can be."""
+    known = metric if options["task"] == "auto" and isinstance(metric, str) else ""
+    if known in REGRESSION and known not in CLASSIFICATION:
+        try:
+            return _table(data, y, target, name, {**options, "task": "regression"})
+        except InputError:
+            return _table(data, y, target, name, options)
+    table = _table(data, y, target, name, options)
+    if known in CLASSIFICATION and known not in REGRESSION and _few_integers(table):
+        return _table(data, y, target, name, {**options, "task": "classification"})
+    return table
+
+
+def _few_integers(table: Table) -> bool:
+    """Whether a target of numbers may as well be one of classes."""
+    values = table.target
+    return table.task == "regression" and bool((values == np.floor(values)).all()) and len(pd.unique(values)) <= 1000
 
 
 def _repeats(table: Data, rows: int, fixed: Data | None) -> int:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import torch
 
 from .cells import CellResult, Context, Job, run_job
+from .read import Table
 from .settings import Settings
 from .store import Store
-from .tables import Table
 
 _context: Context | None = None
 

@@ -17,7 +17,7 @@ from .metrics import Metric, Outcome, default_metric, find_metric
 from .objectives import baseline_of, find_objective
 from .operating_point import negative_log_likelihood
 from .own_parts import Trust
-from .tables.several import Part
+from .read.several import Part
 
 Function = Callable[[np.ndarray, Outcome, "np.ndarray | None"], "float | None"]
 

@@ -26,9 +26,10 @@ from .metrics import Outcome, apply_temperature
 from .models import build
 from .objectives import find_objective
 from .own_parts import Trust
+from .read import Preprocessor
+from .read.several import Part
+from .read.task import label_index
 from .store import Store
-from .tables import Preprocessor, read_features
-from .tables.several import Part
 from .training import Member, Split, outcome_of, train
 from .winner_facts import FILE, FORMAT, read_facts
 from .winner_files import (
@@ -53,7 +54,7 @@ class Winner:
     def __init__(self, network: nn.Module, facts: dict[str, Any], objective: Objective) -> None:
         self.network, self.facts = network, facts
         self.prepared = restore(facts["preprocessing"])
-        self.parts = [Part(p["name"], p["task"], tuple(p["classes"])) for p in facts["parts"]]
+        self.parts = [Part.from_json(part) for part in facts["parts"]]
         self.info = TaskInfo(**{**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])})
         self.objective = objective.cpu().eval()
 
@@ -104,13 +105,14 @@ class Winner:
         text.write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
         os.replace(text, folder / FILE)
 
-    def outcome(self, rows: pd.DataFrame | np.ndarray) -> Outcome:
-        """What the network says of the rows of a frame, or of images uint8 ``[N, H, W, C]``, uncalibrated."""
-        if isinstance(self.prepared, ImageScaler):
-            found = self.prepared.transform(np.asarray(rows))
-        else:
-            assert isinstance(rows, pd.DataFrame)
-            found = self.prepared.transform(rows[self.facts["columns"]])
+    @property
+    def warnings(self) -> list[str]:
+        """What there was to beware of in the rows predicted last, a line each."""
+        return list(getattr(self.prepared, "warnings", ()))
+
+    def outcome(self, rows: Any) -> Outcome:
+        """What the network says of rows (frame, array or path), or of images uint8 ``[N, H, W, C]``, uncalibrated."""
+        found = self.prepared.transform(np.asarray(rows) if isinstance(self.prepared, ImageScaler) else rows)
         return self._outcome(torch.as_tensor(found, dtype=torch.float32))
 
     def _outcome(self, inputs: Tensor) -> Outcome:
@@ -121,26 +123,27 @@ class Winner:
             outputs = torch.cat([self.network(part) for part in inputs.split(4096)])
             return outcome_of(self.objective, outputs, split)
 
-    def predict(self, frame: pd.DataFrame | np.ndarray) -> pd.DataFrame:
+    def predict(self, rows: Any) -> pd.DataFrame:
         """A frame of predictions for rows that have the training columns, or for images.
 
         Args:
-            frame: ``[rows, ...]`` with the columns ``facts["columns"]``, others are ignored; or images uint8
-                ``[N, H, W, C]``.
+            rows: a frame with the columns ``facts["columns"]``, others are ignored; an array with these columns; a
+                path; or images uint8 ``[N, H, W, C]``.
 
         Returns:
-            ``prediction`` (class labels; for two classes cut at the tuned threshold), and ``p_LABEL`` for each class
-            after temperature scaling where the objective gives probabilities. With several targets a column for each
-            (and ``p_LABEL`` of each label).
+            ``prediction`` (class labels in the dtype of the training labels; for two classes cut at the tuned
+            threshold), and ``p_LABEL`` for each class after temperature scaling where the objective gives
+            probabilities. With several targets a column for each (and ``p_LABEL`` of each label). The row labels are
+            those of a frame.
 
         Raises:
-            InputError: a column is missing, or a row lies so far out that the network gives no finite number.
+            InputError: a column is missing, or holds something else than it did in training, or a row lies so far out
+                that the network gives no finite number.
         """
-        if isinstance(frame, pd.DataFrame):
-            missing = [c for c in self.facts["columns"] if c not in frame.columns]
-            if missing:
-                raise InputError(f"the rows lack the column {missing[0]!r}")
-        outcome = self.outcome(frame)
+        found = self._predictions(self.outcome(rows))
+        return found.set_axis(rows.index) if isinstance(rows, pd.DataFrame) else found
+
+    def _predictions(self, outcome: Outcome) -> pd.DataFrame:
         refuse_infinite(outcome)
         classes = self.facts["classes"]
         if self.parts:
@@ -150,18 +153,23 @@ class Winner:
         codes = outcome.predicted
         if self.facts["threshold"] is not None and outcome.decision is not None:
             codes = (outcome.decision > self.facts["threshold"]).astype(np.int64)
-        found = pd.DataFrame({"prediction": np.array(classes, dtype=object)[codes]})
+        found = pd.DataFrame({"prediction": label_index(classes, self.facts["label_dtype"]).take(codes)})
         if outcome.probabilities is not None:
             p = apply_temperature(outcome.probabilities, self.facts["temperature"] or 1.0)
             for label, column in zip(classes, p.T):
                 found[f"p_{label}"] = column
         return found
 
-    def predict_file(self, path: str | Path) -> pd.DataFrame:
-        """:meth:`predict` for a CSV, TSV or Parquet file, or for images as they were compared."""
+    def predict_file(self, path: str | Path, **reading: Any) -> pd.DataFrame:
+        """:meth:`predict` for a file, or for images as they were compared.
+
+        Args:
+            path: of the file.
+            **reading: encoding, separator and header, where they cannot be found by themselves.
+        """
         if isinstance(self.prepared, ImageScaler):
             return self.predict(load_images(str(path), split="pool")[0].pixels)
-        return self.predict(read_features(path, self.facts["columns"], self.facts["numeric"]))
+        return self._predictions(self.outcome(self.prepared.rows(path, **reading)))
 
 
 def choose(judge: Judge) -> tuple[str, int]:
@@ -212,7 +220,8 @@ def fit_winner(context: Context, store: Store) -> Winner:
         "classes": list(context.table.classes),
         "target": context.table.target_name,
         "parts": [asdict(part) for part in context.parts],
-        "columns": [str(c) for c in context.table.frame.columns] if tabular else [],
+        "label_dtype": getattr(context.table, "label_dtype", "str"),
+        "columns": prepared.columns if tabular else [],
         "numeric": prepared.numeric if tabular else [],
         "preprocessing": prepared.to_json(),
         "scale": [np.asarray(each).tolist() for each in final.split.scale],
@@ -237,7 +246,8 @@ def several_predictions(outcome: Outcome, parts: Sequence[Part]) -> pd.DataFrame
     found: dict[str, Any] = {}
     for t, part in enumerate(parts):
         column = outcome.predicted[:, t]
-        found[part.name] = np.array(part.classes, dtype=object)[column.astype(int)] if part.classes else column
+        labels = label_index(part.classes, part.dtype) if part.classes else None
+        found[part.name] = column if labels is None else labels.take(column.astype(int))
     if outcome.probabilities is not None:
         found |= {f"p_{part.name}": outcome.probabilities[:, t] for t, part in enumerate(parts)}
     return pd.DataFrame(found)

@@ -22,11 +22,12 @@ from .models import IMAGE_MODELS, MODELS, Backbone, find_model
 from .objectives import find_objective, why_not
 from .operating_point import TEMPERATURES
 from .own_parts import Trust
+from .read import Preprocessor
+from .read.several import Part
+from .read.task import LABEL_DTYPES
 from .several import objective_for
-from .tables import Preprocessor
-from .tables.several import Part
 
-FORMAT = 1
+FORMAT = 2
 FILE = "winner.json"
 CLASSES = ("binary", "multiclass")
 TASKS = (*CLASSES, "regression", "multilabel", "multitask")
@@ -55,8 +56,9 @@ FACTS = Record(
         ),
         "epochs": Whole(1, 100_000),
         "classes": Listed(Text()),
+        "label_dtype": Word(LABEL_DTYPES),
         "target": Text(),
-        "parts": Listed(Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text())})),
+        "parts": Listed(Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text()), "dtype": Word(LABEL_DTYPES)})),
         "columns": Listed(Text()),
         "numeric": Listed(Text()),
         "preprocessing": Anything(),
@@ -112,7 +114,7 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
         raise InputError(f"{FILE}: format: this version reads the winner's format {FORMAT}, got {str(known)[:40]!r}")
     FACTS.check(values, FILE)
     info = TaskInfo(**{**values["info"], "class_counts": tuple(values["info"]["class_counts"])})
-    parts = [Part(p["name"], p["task"], tuple(p["classes"])) for p in values["parts"]]
+    parts = [Part.from_json(part) for part in values["parts"]]
     _check_targets(values, info, parts)
     _check_rows(info, parts)
     prepared = restore(values["preprocessing"], inside(FILE, "preprocessing"))
@@ -178,8 +180,8 @@ def _check_inputs(values: dict[str, Any], prepared: Preprocessor | ImageScaler) 
     if isinstance(prepared, ImageScaler):
         width, columns, numeric = len(prepared.mean), [], []
     else:
-        width, columns, numeric = prepared.width, [*prepared.numeric, *prepared.text], prepared.numeric
-    if sorted(values["columns"]) != sorted(columns):
+        width, columns, numeric = prepared.width, prepared.columns, prepared.numeric
+    if values["columns"] != columns:
         refuse(inside(FILE, "columns"), "the columns of the preprocessing, each once", values["columns"])
     if values["numeric"] != numeric:
         refuse(inside(FILE, "numeric"), "the numeric columns of the preprocessing", values["numeric"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from ..tables.raw import count, show
-from ..tables.task import class_labels
+from ..read.types import labels
+from ..read.wording import count, show
 from .raw import size_of
 
 CHANNELS = (1, 3)
@@ -83,7 +83,7 @@ def to_labels(array: np.ndarray, images: int, what: str) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(array) | (array != np.floor(array)))
         if bad.size:
             raise InputError(f"{what}: expected whole numbers or text, got {array[bad[0]]:g} at position {bad[0] + 1}")
-        return class_labels(array.astype(np.float64))
+        return labels(array.astype(np.float64)).objects()
     if kind == "S":
         try:
             array, kind = np.char.decode(array, "utf-8"), "U"

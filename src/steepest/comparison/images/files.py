@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, nearest
-from ..tables.raw import count, listing, show
+from ..read.wording import count, listing, show
 from .arrays import to_bytes, to_labels, to_nhwc
 from .raw import RawImages, RawPart, read_bytes, size_of
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from ..tables.raw import count, listing, show
+from ..read.wording import count, listing, show
 from .raw import RawImages, RawPart, size_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})

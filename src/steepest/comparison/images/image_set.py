@@ -10,8 +10,8 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import InputError, nearest
-from ..tables.raw import count, listing, show
-from ..tables.task import in_order
+from ..read.task import in_order
+from ..read.wording import count, listing, show
 from .files import idx_pair, read_idx, read_npz
 from .folder import is_image_folder, read_folder
 from .raw import RawImages, RawPart, copies, size_of
@@ -22,7 +22,7 @@ SMALLEST = 4
 
 @dataclass(frozen=True)
 class Images:
-    """Pixels, target and what was decided, as :class:`~steepest.comparison.tables.Table` is for tables.
+    """Pixels, target and what was decided, as :class:`~steepest.comparison.read.Table` is for tables.
 
     Args:
         name: of the source.

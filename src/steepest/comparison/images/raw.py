@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, nearest
-from ..tables.raw import show
+from ..read.wording import show
 
 
 @dataclass

@@ -5,8 +5,8 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from steepest.comparison.errors import InputError
-from steepest.comparison.tables import load_table, table_from_arrays
-from steepest.comparison.tables.leaks import _auroc, find_leaks
+from steepest.comparison.read import load_table, table_from_arrays
+from steepest.comparison.read.leaks import _auroc, find_leaks
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 3))
@@ -46,7 +46,8 @@ def test_built_in_tables(source, task, shape, classes):
         (np.arange(60) % 10, "multiclass", tuple("0123456789")),
         (-(np.arange(60) % 3), "multiclass", ("-2", "-1", "0")),
         (np.arange(60) % 11, "regression", ()),
-        (Y + 0.5, "regression", ()),
+        (Y + 0.5, "binary", ("0.5", "1.5")),
+        (np.arange(60) % 3 + 0.5, "regression", ()),
     ],
 )
 def test_the_task_follows_from_the_target(y, task, classes):
@@ -112,15 +113,17 @@ def test_columns_that_say_nothing_are_dropped_a_line_each():
             "same": "word",
             "void": np.nan,
             "who": [f"p{i % 31}" for i in range(60)],
+            "key": [f"p{i}" for i in range(60)],
             "kind": [f"k{i % 30}" for i in range(60)],
             "sparse": [None, "only"] * 30,
         }
     )
     table = table_from_arrays(frame, Y)
-    assert list(table.frame.columns) == ["x", "kind", "sparse"]
+    assert list(table.frame.columns) == ["x", "who", "kind", "sparse"]
+    assert table.types["who"].kind == "text"
     lines = [line for line in table.decisions if line.startswith("dropped")]
-    assert [line.split("'")[1] for line in lines] == ["count", "shuffled", "constant", "same", "void", "who"]
-    assert "dropped 'who': text with 31 distinct values in 60 rows" in lines
+    assert [line.split("'")[1] for line in lines] == ["count", "shuffled", "constant", "same", "void", "key"]
+    assert "dropped 'key': another word in each of 60 rows: it names the row" in lines
 
 
 def test_same_names_with_equal_contents_are_one_column():
@@ -139,8 +142,10 @@ def test_numbers_in_text_and_stray_words():
     table = table_from_arrays(frame, Y[::-1])
     assert np.array_equal(table.frame["n"], X[:, 0])
     assert table.frame["b"].tolist() == [1.0, 0.0] * 30
-    assert table.frame["w"].tolist() == frame["w"].tolist()
-    assert "'w' is taken as text: 1 word among numbers (first: 'many', row 8)" in table.warnings
+    assert np.isnan(table.frame["w"][7])
+    assert table.frame["w"].drop(7).tolist() == frame["w"].drop(7).astype(float).tolist()
+    said = "'w' is taken as numbers: 1 word among them now missing (first: 'many', row 8): 'many' (1 cell)"
+    assert said in table.warnings
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3])

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import balanced_accuracy_score, r2_score
-from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from .columns import is_number
-from .raw import count, show
+from .wording import count, show
 
 ROWS = 2000
 LIMIT = 0.99
 # Under this many rows a feature separates the classes by chance.
 MIN_ROWS = 30
+_ROWS_AT_ONCE = 1 << 15
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))
 _MEASURE = {"binary": "AUROC", "multiclass": "balanced accuracy", "regression": "R2"}
 
 
@@ -38,7 +39,7 @@ def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str) -> list[str]:
         folds = list(splitter(3, shuffle=True, random_state=0).split(np.zeros(len(y)), y))
     found = []
     for name in frame.columns:
-        score = _alone(frame[name].to_numpy()[rows], y, task, folds)
+        score = _alone(_values(frame[name].iloc[rows]), y, task, folds)
         if score > LIMIT:
             found.append(
                 f"likely leak: {show(name)} alone predicts the target ({_MEASURE[task]} {score:.3f}); "
@@ -49,8 +50,23 @@ def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str) -> list[str]:
 
 def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
     """A warning with the number of rows that equal an earlier one, target included."""
-    both = frame.set_axis(range(frame.shape[1]), axis=1)
-    both[frame.shape[1]] = target
+    goals = np.atleast_2d(np.asarray(target).T)
+    columns = [*(_plain(frame[name]) for name in frame.columns), *goals]
+    digest = np.zeros(len(target), dtype=np.uint64)
+    for start in range(0, len(digest), _ROWS_AT_ONCE):
+        part = digest[start : start + _ROWS_AT_ONCE]
+        for column in columns:
+            cells = column[start : start + _ROWS_AT_ONCE] + column.dtype.type(0)  # one zero, not two
+            part *= _MIX[0]
+            part += cells.view(np.uint64) * _MIX[1]
+            part ^= part >> np.uint64(29)
+    ordered = np.sort(digest)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return []
+    alike = pd.Series(digest).duplicated(keep=False).to_numpy()  # a few pairs may differ all the same
+    both = frame[alike].set_axis(range(frame.shape[1]), axis=1)
+    for i, column in enumerate(goals):
+        both[frame.shape[1] + i] = column[alike]
     copies = int(both.duplicated().sum())
     if not copies:
         return []
@@ -60,14 +76,37 @@ def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
     ]
 
 
+def _plain(column: pd.Series) -> np.ndarray:
+    """A column as numbers of 64 bits, equal where the cells are."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy().astype(np.int64)
+    values = column.to_numpy()
+    return values.astype("M8[us]").view(np.int64) if values.dtype.kind == "M" else values
+
+
+def _values(column: pd.Series) -> np.ndarray:
+    """Numbers (dates too), or objects with None for missing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values = column.astype(object)
+        return values.where(values.notna(), None).to_numpy()
+    if column.dtype.kind == "M":
+        return np.where(column.isna(), np.nan, column.to_numpy().astype("M8[us]").astype(np.float64))
+    return column.to_numpy()
+
+
 def _subsample(target: np.ndarray, task: str) -> np.ndarray:
     rows = np.arange(len(target))
     if len(rows) <= ROWS:
         return rows
-    if task != "regression" and len(np.unique(target)) < ROWS // 4:
-        split = StratifiedShuffleSplit(1, train_size=ROWS, test_size=None, random_state=0)
-        return np.sort(next(split.split(rows, target))[0])
-    return np.sort(np.random.default_rng(0).choice(rows, ROWS, replace=False))
+    rng = np.random.default_rng(0)
+    if task == "regression":
+        return np.sort(rng.choice(rows, ROWS, replace=False))
+    order = np.argsort(target.astype(np.int32), kind="stable")
+    sizes = np.bincount(target)
+    quota = np.where(sizes > 0, np.maximum(np.round(ROWS * sizes / len(rows)), np.minimum(sizes, 2)), 0).astype(int)
+    starts = np.cumsum(sizes) - sizes
+    parts = [order[s : s + n][rng.choice(n, q, replace=False)] for s, n, q in zip(starts, sizes, quota) if q]
+    return np.sort(np.concatenate(parts))
 
 
 def _alone(values: np.ndarray, y: np.ndarray, task: str, folds: list[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -90,7 +129,7 @@ def _auroc(y: np.ndarray, scores: np.ndarray) -> float:
 def _score(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray, task: str) -> float:
     if task != "regression" and (len(np.unique(y)) < 2 or len(np.unique(fit_y)) < 2):
         return 0.0
-    if is_number(fit_x):
+    if fit_x.dtype != object:
         fit_x, x = (np.asarray(v, dtype=np.float64)[:, None] for v in (fit_x, x))
         big = np.abs(np.nan_to_num(np.concatenate([fit_x, x]))).max()
         if big > 1e30:  # trees compute in float32

@@ -5,10 +5,35 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from steepest.comparison.errors import InputError
-from steepest.comparison.tables import Preprocessor, load_table
-from steepest.comparison.tables.preprocess import plain, sklearn_pipeline
+from steepest.comparison.read import Preprocessor, load_table
+
+
+def sklearn_pipeline(numeric, text):
+    """The same conversion by scikit-learn: medians, standardised numbers, missing indicators, one-hot words."""
+    fill = SimpleImputer(strategy="median", keep_empty_features=True)
+    return ColumnTransformer(
+        [
+            ("numbers", Pipeline([("fill", fill), ("scale", StandardScaler())]), numeric),
+            ("missing", MissingIndicator(features="missing-only", error_on_new=False), numeric),
+            ("text", OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float64), text),
+        ],
+        sparse_threshold=0.0,
+    )
+
+
+def plain(frame, numeric, text):
+    """The frame as scikit-learn takes it: float64, and objects with None for missing."""
+    columns = {c: frame[c].astype(np.float64) for c in numeric}
+    for c in text:
+        values = frame[c].astype(object)
+        columns[c] = values.where(values.notna(), None)
+    return pd.DataFrame(columns, index=frame.index)
 
 
 def frame_of(rng, rows, words="abc"):

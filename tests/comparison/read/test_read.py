@@ -5,8 +5,12 @@ import pandas as pd
 import pytest
 
 from steepest.comparison.errors import InputError
-from steepest.comparison.tables import load_like, load_table, read_features
-from steepest.comparison.tables.read import read_file
+from steepest.comparison.read import load_like, load_table
+from steepest.comparison.read.build import typed_frame
+from steepest.comparison.read.cells import read_file
+from steepest.comparison.read.new_rows import converted, rows_like
+from steepest.comparison.read.options import ReadOptions
+from steepest.comparison.read.types import ColumnType
 
 ROWS = "".join(f"{i * 0.5},{'ab'[i % 2]},{'yes' if i % 3 else 'no'}\n" for i in range(1, 25))
 
@@ -15,6 +19,12 @@ def write(folder, text, name="data.csv", encoding="utf-8"):
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
     return path
+
+
+def read_features(path, columns, numeric):
+    """New rows to predict, as a frame."""
+    types = {name: ColumnType("number" if name in numeric else "category") for name in columns}
+    return typed_frame(converted(rows_like(path, types, ReadOptions()), types, ("?", "NA")))
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
@@ -53,23 +63,23 @@ def test_a_header_is_a_first_row_without_a_number_and_without_an_empty_cell(tmp_
 def test_quoted_cells_may_hold_separators_quotes_and_newlines(tmp_path):
     raw = read_file(write(tmp_path, 'a,"b, ""c"""\n1,"x\ny, z"\n\n2,  " w " \n'))
     assert raw.names == ["a", 'b, "c"']
-    assert raw.columns[1].tolist() == ["x\ny, z", "w"]
+    assert raw.columns[1].objects().tolist() == ["x\ny, z", "w"]
 
 
 @pytest.mark.parametrize("token", ["", "?", "NA", "NaN", "  "])
 def test_missing_cells(tmp_path, token):
     table = load_table(write(tmp_path, "size,kind,answer\n" + ROWS + f"{token},{token},no\n"))
     assert np.isnan(table.frame["size"].iloc[-1])
-    assert table.frame["kind"].iloc[-1] is None
+    assert pd.isna(table.frame["kind"].iloc[-1])
     assert any("missing: 2 cells in 2 features" in line for line in table.decisions)
 
 
-def test_latin_1_is_read_with_a_warning(tmp_path):
+def test_western_text_is_read_with_a_warning(tmp_path):
     path = write(tmp_path, "größe,art,y\n" + ROWS.replace("b,", "ü,"), encoding="latin-1")
     table = load_table(path)
     assert list(table.frame.columns) == ["größe", "art"]
     assert set(table.frame["art"]) == {"a", "ü"}
-    assert "latin-1" in table.warnings[0]
+    assert "cp1252" in table.warnings[0]
 
 
 def test_decimal_commas_between_semicolons(tmp_path):
@@ -88,16 +98,14 @@ def test_the_hash_is_that_of_the_bytes(tmp_path):
 
 
 BAD_FILES = {
-    "ragged": ("a,b,y\n1,2,3\n\n4,5\n", "line 4: expected 3 cells, as in the first row, got 2"),
-    "ragged_after_newline_in_quotes": ('a,y\n"1\n2",3\n4\n', "line 4: expected 2 cells, as in the first row, got 1"),
+    "ragged": ("a,b,y\n1,2,3\n\n4,5\n", "line 4: expected 3 cells, as in the header, got 2"),
+    "ragged_after_newline_in_quotes": ('a,y\n"1\n2",3\n4\n', "line 4: expected 2 cells, as in the header, got 1"),
     "header_only": ("a,b,y\n", "has a header and no rows"),
     "empty": ("", "is empty"),
     "blank": ("\n\n  \n", "is empty"),
     "nul": (b"a,b\n1,\x00\n", "binary file"),
     "undecodable": (b"\xff\x01\x02,\xfe\n", "binary file"),
-    "utf16": ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
     "open_quote": ('a,b\n1,"2\n3,4\n', "never closed"),
-    "unnamed_index": (",a,y\n" + "".join(f"{i},{i % 3},{i % 2}\n" for i in range(9)), "its cell 1 is empty"),
     "same_names": ("a,a,y\n1,2,0\n3,4,1\n", "both named 'a' and differ"),
     "missing_target": ("a,y\n" + "1,0\n2,1\n" * 8 + "3,\n4,?\n", "'y' is missing in 2 rows (first: row 17); drop them"),
     "one_class": ("a,y\n" + "1,0\n2,0\n" * 5, "one class only ('0')"),
@@ -216,7 +224,8 @@ def test_a_text_column_stays_text_in_a_test_file_of_digits(tmp_path):
 def test_new_rows_to_predict(tmp_path, text, columns, numeric, expected):
     frame = read_features(write(tmp_path, text), columns, numeric)
     assert list(frame.columns) == columns
-    assert frame.to_numpy(dtype=object).tolist() == expected
+    cells = frame.astype(object)
+    assert cells.where(cells.notna(), None).to_numpy().tolist() == expected
 
 
 @pytest.mark.parametrize(

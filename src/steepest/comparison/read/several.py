@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from ..errors import InputError
-from .columns import is_number, parse
-from .raw import count, show
+from .options import MISSING, ReadOptions
+from .raw import Column, Text
 from .task import Target, check_present, read_target
+from .types import infer
+from .wording import count, show
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of several targets: its column, its own task, its classes (empty for numbers)."""
+    """One of several targets: its column, its own task, its classes (empty for numbers) and their dtype."""
 
     name: str
     task: str
     classes: tuple[str, ...] = ()
+    dtype: str = "str"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """A part from its fields, as ``dataclasses.asdict`` gives them."""
+        return cls(values["name"], values["task"], tuple(values["classes"]), values["dtype"])
 
     @property
     def width(self) -> int:
@@ -42,7 +51,13 @@ def target_names(target: object, names: Sequence[str]) -> list[str]:
 
 
 def read_targets(
-    columns: Sequence[np.ndarray], names: Sequence[str], *, folds: int = 5, comma: bool = False
+    columns: Sequence[Column],
+    names: Sequence[str],
+    *,
+    folds: int = 5,
+    comma: str = "no",
+    missing: tuple[str, ...] = MISSING,
+    dtypes: Mapping[str, str] | None = None,
 ) -> tuple[Target, tuple[Part, ...]]:
     """Several targets as one: ``[rows, L]`` int64 for multilabel, ``[rows, T]`` float64 (class codes or numbers) else.
 
@@ -50,13 +65,15 @@ def read_targets(
         columns: each ``[rows]``, as read.
         names: of the columns.
         folds: of the comparison.
-        comma: whether ``1,5`` is a number.
+        comma: whether ``1,5`` is a number, as of ``RawTable``.
+        missing: words that are missing.
+        dtypes: in which the targets came, by name.
 
     Raises:
         InputError: what a single target is refused for; a label with too few rows on either side.
     """
     rows = len(columns[0])
-    flags = [_flags(column, name, comma) for column, name in zip(columns, names)]
+    flags = [_flags(column, name, comma, missing) for column, name in zip(columns, names)]
     if all(flag is not None for flag in flags):
         matrix = np.stack([flag for flag in flags if flag is not None], 1)
         least = max(4, folds)
@@ -69,12 +86,14 @@ def read_targets(
         counts = ", ".join(f"{name}: {n}" for name, n in zip(names, matrix.sum(0)))
         line = f"task: multilabel, {len(names)} labels ({counts})"
         keep = np.ones(rows, dtype=bool)
-        parts = tuple(Part(name, "binary", ("0", "1")) for name in names)
+        given = {} if dtypes is None else dtypes
+        parts = tuple(Part(name, "binary", ("0", "1"), given.get(name, "int64")) for name in names)
         return Target(matrix, keep, "multilabel", tuple(names), [line], []), parts
     each = []
     for column, name in zip(columns, names):
         try:
-            each.append(read_target(column, name, folds=folds, comma=comma))
+            dtype = (dtypes or {}).get(name)
+            each.append(read_target(column, name, folds=folds, comma=comma, missing=missing, dtype=dtype))
         except InputError as error:  # with several targets, rows cannot be dropped for the sake of one
             raise InputError(
                 str(error).replace("choose --rare drop or --rare merge", "leave it out of the target")
@@ -82,16 +101,16 @@ def read_targets(
     values = [target.values for target in each]
     warnings = [line for target in each for line in target.warnings]
     keep = np.ones(rows, dtype=bool)
-    parts = tuple(Part(name, target.task, target.classes) for name, target in zip(names, each))
+    parts = tuple(Part(name, target.task, target.classes, target.dtype) for name, target in zip(names, each))
     lines = [f"task: multitask, {len(each)} targets"]
     lines += [f"{name}: {line}" for name, target in zip(names, each) for line in target.decisions]
     return Target(np.stack(values, 1).astype(np.float64), keep, "multitask", (), lines, warnings), parts
 
 
-def _flags(column: np.ndarray, name: str, comma: bool) -> np.ndarray | None:
+def _flags(column: Column, name: str, comma: str, missing: tuple[str, ...]) -> np.ndarray | None:
     """``[rows]`` int64 if the column holds 0 and 1 (or false and true) alone, else None."""
-    values = parse(column, decimal_comma=comma)
-    check_present(values, f"the target {show(name)}", "drop them or choose another target")
-    if not is_number(values) or not np.isin(values, (0.0, 1.0)).all():
+    typed = infer(column, name, ReadOptions(missing=missing), comma).values if isinstance(column, Text) else column
+    check_present(typed, f"the target {show(name)}", "drop them or choose another target")
+    if isinstance(typed, Text) or typed.dtype.kind == "M" or not np.isin(typed, (0.0, 1.0)).all():
         return None
-    return values.astype(np.int64)
+    return typed.astype(np.int64)

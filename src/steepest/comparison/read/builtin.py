@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn import datasets
 
 BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
@@ -15,6 +14,8 @@ def load_builtin(name: str) -> pd.DataFrame:
     >>> load_builtin("iris").shape
     (150, 5)
     """
+    from sklearn import datasets  # slow to import
+
     bunch = getattr(datasets, f"load_{name}")(as_frame=True)
     frame: pd.DataFrame = bunch.data.copy()
     target = bunch.target.to_numpy()

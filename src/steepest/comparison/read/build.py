@@ -1,0 +1,254 @@
+"""From raw columns and options to a table: which column is what, and which rows and features remain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError, nearest
+from .columns import check_finite, counts_rows, merge_same_names, uninformative
+from .options import ReadOptions
+from .raw import Column, RawTable, Text, missing_cells
+from .roles import read_groups, read_times, read_weights
+from .several import Part, read_targets, target_names
+from .task import Target, read_target
+from .types import ColumnType, Typed, infer
+from .wording import count, listing, show
+
+ROLES = {"group": read_groups, "time": read_times, "weight": read_weights}
+
+
+def build(
+    raw: RawTable,
+    options: ReadOptions,
+    *,
+    target: str | int | Sequence[str] | None,
+    task: str,
+    drop: str | Sequence[str],
+    group: str | None,
+    time: str | None,
+    weight: str | None,
+    rare: str | None,
+    folds: int,
+    positive: str | None,
+) -> dict[str, Any]:
+    """The fields of a :class:`Table` but its name."""
+    merge_same_names(raw)
+    goals = goal_columns(target, raw.names)
+    target_name = ", ".join(raw.names[goal] for goal in goals)
+    decisions = [*raw.decisions]
+    decisions.append(
+        f"target: {show(target_name)}" + (" (the last column)" if target is None and not raw.arrays else "")
+    )
+    asked = {"group": group, "time": time, "weight": weight}
+    roles = {role: raw.find(column, role) for role, column in asked.items() if column is not None}
+    _check_types(options.types, raw.names)
+    declared = [name for name, kind in options.types.items() if kind == "drop"]
+    dropped = [raw.find(column, "drop") for column in [*dropped_names(drop, raw.names), *declared]]
+    for role, column in [*roles.items(), *(("drop", d) for d in dropped)]:
+        if column in goals:
+            raise InputError(f"{role}: {show(raw.names[column])} is {'the' if len(goals) == 1 else 'a'} target")
+    warned = [*raw.warnings]
+    values: dict[str, np.ndarray | None] = dict.fromkeys(asked)
+    for role, i in roles.items():
+        values[role] = ROLES[role](raw.columns[i], raw.names[i], raw.comma, options.dayfirst, warned.append)
+        decisions.append(f"{role}: {show(raw.names[i])}")
+    columns = raw.columns
+    if values["weight"] is not None and not values["weight"].all():
+        some = values["weight"] > 0
+        decisions.append(f"left out: {count(int((~some).sum()), 'row')} of weight 0")
+        columns = [column[some] for column in columns]
+        values = {role: None if v is None else v[some] for role, v in values.items()}
+    made, parts = _target(raw, columns, goals, options, task, rare, folds, positive)
+    decisions += made.decisions
+    warned += made.warnings
+    if dropped:
+        decisions.append(f"dropped as asked: {listing([raw.names[i] for i in dict.fromkeys(dropped)], limit=200)}")
+    if not made.keep.all():
+        values = {role: None if v is None else v[made.keep] for role, v in values.items()}
+    if values["group"] is not None and made.classes and not parts:
+        warned += _lonely_classes(made, values["group"])
+    rest = [i for i in range(len(raw.names)) if i not in {*goals, *roles.values(), *dropped}]
+    features = _Features(raw, columns, rest, made.keep, options)
+    decisions += features.lines
+    warned += features.warnings
+    if not parts:
+        from .leaks import find_copies, find_leaks  # slow to import
+
+        warned += find_copies(features.frame, made.values)
+        warned += find_leaks(features.frame, made.values, made.task)
+    return {
+        "frame": features.frame,
+        "types": features.types,
+        "options": options,
+        "target": made.values,
+        "target_name": target_name,
+        "task": made.task,
+        "classes": made.classes,
+        "label_dtype": made.dtype,
+        "groups": values["group"],
+        "times": values["time"],
+        "weights": values["weight"],
+        "decisions": (features.summary(target_name), *decisions),
+        "warnings": tuple(warned),
+        "sha256": raw.sha256,
+        "parts": parts,
+    }
+
+
+def goal_columns(target: str | int | Sequence[str] | None, names: list[str]) -> list[int]:
+    """The positions of the target, or of several; default the last column."""
+    from .raw import find_column
+
+    asked = [] if target is None else target_names(target, names)
+    return list(dict.fromkeys(find_column(names, name, "target") for name in asked)) or [len(names) - 1]
+
+
+def dropped_names(drop: str | Sequence[str], names: Sequence[str]) -> list[str]:
+    """Columns to drop; one text is a column's name or several names with commas between."""
+    if isinstance(drop, (str, int)):
+        return [str(drop)] if str(drop) in names else [d.strip() for d in str(drop).split(",") if d.strip()]
+    return [str(d) for d in drop]
+
+
+def _check_types(types: Mapping[str, str], names: list[str]) -> None:
+    for name in types:
+        if name not in names:
+            raise InputError(f"types: no column {show(name)}{nearest(name, names)}")
+
+
+def _target(
+    raw: RawTable,
+    columns: list[Column],
+    goals: list[int],
+    options: ReadOptions,
+    task: str,
+    rare: str | None,
+    folds: int,
+    positive: str | None,
+) -> tuple[Target, tuple[Part, ...]]:
+    names = [raw.names[goal] for goal in goals]
+    if len(goals) > 1:
+        if positive is not None:
+            raise InputError("positive: takes one target")
+        own = [columns[goal] for goal in goals]
+        return read_targets(own, names, folds=folds, comma=raw.comma, missing=options.missing, dtypes=raw.dtypes)
+    goal, column = goals[0], columns[goals[0]]
+    kind = options.types.get(names[0])
+    if kind == "category" and task == "auto":
+        task = "classification"
+    elif kind == "number" and task == "auto":
+        task = "regression"
+    made = read_target(
+        column,
+        names[0],
+        task=task,
+        rare=rare,
+        folds=folds,
+        comma=raw.comma,
+        missing=options.missing,
+        positive=positive,
+        dtype=raw.dtypes.get(raw.names[goal]),
+    )
+    return made, ()
+
+
+def _lonely_classes(made: Target, groups: np.ndarray) -> list[str]:
+    """A warning for classes that live in one group: no fold can learn and test them."""
+    pairs = pd.DataFrame({"class": made.values, "group": groups}).drop_duplicates()
+    homes = pairs["class"].value_counts()
+    lonely = [made.classes[code] for code in sorted(homes.index[homes == 1])]
+    if not lonely:
+        return []
+    first = int(np.flatnonzero(made.values == made.classes.index(lonely[0]))[0]) + 1
+    which = "the class" if len(lonely) == 1 else "each of the classes"
+    return [f"{which} {listing(lonely)} lives in one group (of row {first}): no fold can both learn and test it"]
+
+
+class _Features:
+    """The features: their frame and types, and what is said about them."""
+
+    def __init__(
+        self, raw: RawTable, columns: list[Column], rest: list[int], keep: np.ndarray, options: ReadOptions
+    ) -> None:
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+        self.types: dict[str, ColumnType] = {}
+        series: dict[str, Any] = {}
+        holes: list[int] = []
+        useless: list[str] = []
+        every = bool(keep.all())
+        for i in rest:
+            name, column = raw.names[i], columns[i]
+            typed = infer(column, name, options, raw.comma)
+            check_finite(name, typed.values)
+            values = typed.values if every else typed.values[keep]
+            reason = "it counts the rows" if counts_rows(typed.values) else uninformative(values)
+            if reason is None and name.startswith("Unnamed: 0") and _is_index(values):
+                reason = "an unnamed column of distinct integers is an index"
+            if reason and options.types.get(name) is None:
+                useless.append(f"dropped {show(name)}: {reason}")
+                continue
+            self.lines += typed.notes
+            self.warnings += typed.warnings
+            self.types[name] = typed.type
+            series[name] = as_series(values)
+            holes.append(int(missing_cells(values).sum()))
+        if not series:
+            reason = "; ".join(useless[:3]) or "every other column is dropped as asked or is the group, time or weight"
+            raise InputError(f"no feature is left beside the target: {reason}")
+        rows = int(keep.sum())
+        self.frame = pd.DataFrame(series, copy=False)
+        kinds = _by_kind(self.types)
+        shares = ", ".join(f"{len(names)} {_KINDS[kind][1]}" for kind, names in kinds.items())
+        self.lines += useless
+        self.lines.append(f"features: {len(series)} ({shares}), {count(rows, 'row')}")
+        if any(holes):
+            affected = count(sum(h > 0 for h in holes), "feature")
+            self.lines.append(f"missing: {count(sum(holes), 'cell')} in {affected}, filled inside each fold")
+
+    def summary(self, target: str) -> str:
+        """How each column was read, in one line."""
+        said = []
+        for kind, names in _by_kind(self.types).items():
+            singular, plural = _KINDS[kind]
+            said.append(f"{count(len(names), singular, plural)} ({listing(names, limit=12)})".replace("'", ""))
+        return f"columns: {'; '.join(said)}; target {show(target)}"
+
+
+_KINDS = {
+    "number": ("number", "numeric"),
+    "category": ("category", "categories"),
+    "date": ("date", "dates"),
+    "text": ("text", "text"),
+}
+
+
+def _by_kind(types: Mapping[str, ColumnType]) -> dict[str, list[str]]:
+    kinds: dict[str, list[str]] = {}
+    for kind in _KINDS:
+        names = [name for name, type in types.items() if type.kind == kind]
+        if names:
+            kinds[kind] = names
+    return kinds
+
+
+def _is_index(column: Column) -> bool:
+    if isinstance(column, Text) or column.dtype.kind != "f" or np.isnan(column).any():
+        return False
+    return bool((column == np.floor(column)).all()) and len(pd.unique(column)) == len(column)
+
+
+def as_series(values: Column) -> Any:
+    """A column for a frame: float64, datetime64, or a categorical."""
+    if not isinstance(values, Text):
+        return values
+    return pd.Categorical.from_codes(values.codes, categories=pd.Index(values.words.to_pylist(), dtype=object))
+
+
+def typed_frame(columns: Mapping[str, Typed]) -> pd.DataFrame:
+    """A frame of columns that were read."""
+    return pd.DataFrame({name: as_series(typed.values) for name, typed in columns.items()}, copy=False)

@@ -1,0 +1,207 @@
+"""From text to numbers: words for missing, thousands, decimal commas, currencies, per cent."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .raw import Text, true
+
+MISSING_IN_NUMBERS = frozenset(
+    [
+        "?",
+        "na",
+        "nan",
+        "-nan",
+        "n/a",
+        "n.a.",
+        "#n/a",
+        "<na>",
+        "null",
+        "(null)",
+        "none",
+        "nil",
+        "nat",
+        "missing",
+        "-",
+        "--",
+        "---",
+        ".",
+        "..",
+        "–",
+        "—",
+        "#num!",
+        "#value!",
+        "#div/0!",
+        "#ref!",
+        "#null!",
+        "#name?",
+    ]
+)
+"""In a column that else holds numbers these words, in any case, say that there is none."""
+
+_EXPONENT = r"(?:[eE][+-]?\d+)?"
+PLAIN = rf"^(?:[+-]?(?:\d+\.?\d*|\.\d+){_EXPONENT}|[+-]?(?i:inf|infinity))$"
+_GAPS = "'\u2019 \u00a0\u202f"
+
+
+def _grouped(mark: str, gaps: str) -> str:
+    """A number with the decimal mark ``mark`` whose thousands are set apart by one of ``gaps``, or by nothing."""
+    mark = re.escape(mark)
+    parted = "|".join(rf"\d{{1,3}}(?:{re.escape(gap)}\d{{3}})+" for gap in gaps)
+    return rf"^[+-]?(?:(?:{parted}|\d+)(?:{mark}\d*)?|{mark}\d+){_EXPONENT}$"
+
+
+POINT, COMMA = _grouped(".", "," + _GAPS), _grouped(",", "." + _GAPS)
+_DOTS_OF_THREE = r"^[+-]?\d{1,3}(?:\.\d{3})+$"
+_CURRENCY = (
+    r"(?:US\$|R\$|[$€£¥₹₽₩₺₪฿¢]|USD|EUR|GBP|CHF|JPY|CNY|INR|SEK|NOK|"
+    r"DKK|PLN|CZK|kr\.?|zł|Fr\.)"
+)
+_BEFORE, _AFTER, _PER_CENT = rf"^([+-]?)\s*{_CURRENCY}\s*([+-]?)\s*", rf"\s*{_CURRENCY}$", r"\s*%$"
+_BRACKETS = r"^\(([^()]*\d[^()]*)\)$"
+_EXAMPLES = 20
+
+
+@dataclass
+class Numbers:
+    """What the cells of a text column are as numbers.
+
+    Attributes:
+        values: ``[rows]`` float64, NaN where a cell is missing or no number.
+        cells: how many hold a number.
+        missing: words for missing, with how often they occur.
+        others: how many cells hold another word.
+        words: the first of those words, with how often they occur.
+        decimal: ``"."`` or ``","``.
+        sure: whether some cell can be read with ``decimal`` alone.
+        doubt: a cell that the other decimal mark would read otherwise, where no cell decides; else None.
+        written: ways of writing found.
+    """
+
+    values: np.ndarray
+    cells: int
+    missing: Counter[str] = field(default_factory=Counter)
+    others: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+    decimal: str = "."
+    sure: bool = False
+    doubt: str | None = None
+    written: list[str] = field(default_factory=list)
+
+
+def is_plain(cells: pa.Array) -> np.ndarray:
+    """Whether each is a number as programs write it; missing ones are not.
+
+    >>> is_plain(pa.array(["1e3", "-.5", "1_000", "1,5", "ten", None])).tolist()
+    [True, True, False, False, False, False]
+    """
+    return true(pc.match_substring_regex(cells, PLAIN))
+
+
+def number(cell: str) -> float | None:
+    """The number a plain cell holds, or None for a word.
+
+    >>> number("1e3"), number("1_000"), number("ten")
+    (1000.0, None, None)
+    """
+    return float(cell) if re.match(PLAIN, cell, re.ASCII) else None
+
+
+def read_numbers(text: Text, comma: str = "no") -> Numbers:
+    """Read a column as numbers; the caller judges from ``cells``, ``missing`` and ``others`` whether it is one.
+
+    Args:
+        text: the column.
+        comma: whether a comma is a decimal comma where no cell decides: ``"no"``, ``"likely"``, or ``"certain"`` (then
+            points before three digits part thousands too).
+
+    >>> found = read_numbers(Text.of(["1,320.5", "$7.76", "7%", "n/a", "many"]))
+    >>> found.values.tolist(), found.missing, found.words
+    ([1320.5, 7.76, 7.0, nan, nan], Counter({'n/a': 1}), Counter({'many': 1}))
+    >>> read_numbers(Text.of(["1.234,5", "0,25"])).values.tolist()
+    [1234.5, 0.25]
+    """
+    if text.many:
+        return _read(text.cells, np.ones(len(text), dtype=np.int64), comma)
+    found = _read(text.words, text.counts, comma)
+    found.values = np.append(found.values, np.nan)[text.codes]
+    return found
+
+
+def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
+    """Numbers of ``cells``, of which each occurs ``counts`` times."""
+    plain = is_plain(cells)
+    others = ~plain & true(pc.is_valid(cells))
+    rest = Text(pc.filter(cells, pa.array(others)))
+    often = np.bincount(rest.codes, weights=counts[others], minlength=len(rest.words)).astype(np.int64)
+    bare, written = _bare(rest.words)
+    gone = true(pc.is_in(pc.utf8_lower(rest.words), value_set=pa.array(sorted(MISSING_IN_NUMBERS))))
+    point, with_comma = (true(pc.match_substring_regex(bare, form)) & ~gone for form in (POINT, COMMA))
+    found = Numbers(np.full(len(cells), np.nan), int(counts[plain].sum()))
+    use_comma, good = False, point
+    points_decide = np.zeros(len(cells), dtype=bool)  # plain cells that a decimal comma rules out
+    if with_comma.any() or comma == "certain":
+        threes = plain & true(pc.match_substring_regex(cells, _DOTS_OF_THREE))
+        points_decide = plain & ~threes & true(pc.match_substring(cells, "."))
+        balance = int(often[with_comma].sum()) - int(often[point].sum()) - int(counts[points_decide].sum())
+        either = point & with_comma & true(pc.match_substring(bare, ","))
+        use_comma, found.sure = balance > 0, balance != 0
+        if balance == 0 and (either.any() or threes.any()):
+            use_comma = comma == "certain" or (comma == "likely" and bool(either.any()))
+            examples = pc.filter(rest.words, pa.array(either)) if either.any() else pc.filter(cells, pa.array(threes))
+            found.doubt = examples[0].as_py()
+    if use_comma:
+        good = with_comma
+        found.decimal = ","
+        found.cells -= int(counts[points_decide].sum())
+        plain, lost = plain & ~points_decide, pc.filter(cells, pa.array(points_decide))
+        found.others = int(counts[points_decide].sum())
+        found.words.update(lost.slice(0, _EXAMPLES).to_pylist())
+        found.values[plain] = _cast(pc.replace_substring(pc.filter(cells, pa.array(plain)), ".", ""))
+    elif plain.any():
+        found.values[plain] = _cast(pc.filter(cells, pa.array(plain)))
+    values = np.full(len(rest.words), np.nan)
+    if good.any():
+        values[good] = _cast(_ungrouped(pc.filter(bare, pa.array(good)), use_comma))
+        gaps = true(pc.match_substring_regex(bare, rf"\d[{'.' if use_comma else ','}{_GAPS}]\d{{3}}"))
+        written |= {"thousands set apart": gaps, "decimal commas": good & use_comma}
+        found.written = [name for name, mask in written.items() if (mask & good).any()]
+    found.values[others] = values[rest.codes]
+    found.cells += int(often[good].sum())
+    found.missing = _counted(rest.words, often, gone)
+    found.others += int(often[~gone & ~good].sum())
+    found.words += _counted(rest.words, often, ~gone & ~good)
+    return found
+
+
+def _counted(words: pa.Array, often: np.ndarray, mask: np.ndarray) -> Counter[str]:
+    places = np.flatnonzero(mask)[:_EXAMPLES]
+    return Counter(dict(zip(pc.take(words, pa.array(places)).to_pylist(), often[places].tolist())))
+
+
+def _bare(words: pa.Array) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    """Words without currency, per cent and brackets (a minus), and which had them."""
+    written = {"brackets for minus": true(pc.match_substring_regex(words, _BRACKETS))}
+    bare = pc.replace_substring_regex(words, _BRACKETS, r"-\1")
+    bare = pc.replace_substring(bare, "\u2212", "-")
+    written["per cent signs"] = true(pc.match_substring_regex(bare, _PER_CENT))
+    bare = pc.replace_substring_regex(bare, _PER_CENT, "")
+    before, after = (true(pc.match_substring_regex(bare, form)) for form in (_BEFORE, _AFTER))
+    written["currency signs"] = before | after
+    bare = pc.replace_substring_regex(bare, _BEFORE, r"\1\2")
+    return pc.replace_substring_regex(bare, _AFTER, ""), written
+
+
+def _ungrouped(bare: pa.Array, comma: bool) -> pa.Array:
+    bare = pc.replace_substring_regex(bare, rf"[{'.' if comma else ','}{_GAPS}]", "")
+    return pc.replace_substring(bare, ",", ".") if comma else bare
+
+
+def _cast(cells: pa.Array) -> np.ndarray:
+    return np.array(pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False))
