@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_options import DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
+
 OUT = "steepest-runs"
 
 
@@ -44,34 +46,13 @@ def compare_command(
     rare: Annotated[
         str | None, typer.Option(help="drop or merge classes with too few rows.", rich_help_panel="Data")
     ] = None,
-    positive: Annotated[
-        str | None, typer.Option(help="Of two classes the one looked for. Default: the later.", rich_help_panel="Data")
-    ] = None,
-    types: Annotated[
-        str | None,
-        typer.Option(
-            help="A file with `column: kind` a line: number, category, date, text or drop.", rich_help_panel="Data"
-        ),
-    ] = None,
-    missing: Annotated[
-        str | None,
-        typer.Option(
-            help="Words that are missing among words, commas between. Default: ?,NA,NaN,nan.", rich_help_panel="Data"
-        ),
-    ] = None,
-    dayfirst: Annotated[
-        bool | None, typer.Option("--dayfirst/--monthfirst", help="How 03/04/2024 is read.", rich_help_panel="Data")
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Of the file. Default: UTF-8, else cp1252.", rich_help_panel="Data")
-    ] = None,
-    separator: Annotated[
-        str | None,
-        typer.Option(help="Between cells: one character, tab or blanks. Default: found.", rich_help_panel="Data"),
-    ] = None,
-    header: Annotated[
-        str, typer.Option(help="Whether the first row holds names: auto, yes or no.", rich_help_panel="Data")
-    ] = "auto",
+    positive: Positive = None,
+    types: Types = None,
+    missing: Missing = None,
+    dayfirst: DayFirst = None,
+    encoding: Encoding = None,
+    separator: Separator = None,
+    header: Header = "auto",
     test: Annotated[
         str | None, typer.Option(help="A file that is the test set, instead of outer folds.", rich_help_panel="Data")
     ] = None,
@@ -201,7 +182,7 @@ def compare_command(
     options: dict[str, Any] = {
         "target": target,
         "task": task,
-        "drop": _columns(drop),
+        "drop": dropped_columns(drop),
         "group": group,
         "time": time,
         "weight": weight,
@@ -289,24 +270,6 @@ def compare_command(
             typer.echo(str(comparison.report))
 
 
-def _columns(drop: list[str] | None) -> list[str]:
-    """Column names: commas part them, ``@FILE`` holds one a line."""
-    from .errors import InputError
-
-    names: list[str] = []
-    for word in drop or []:
-        if word.startswith("@"):
-            try:
-                names += [
-                    line.strip() for line in Path(word[1:]).read_text(encoding="utf-8").splitlines() if line.strip()
-                ]
-            except OSError as error:
-                raise InputError(f"--drop: cannot read {word[1:]!r}: {error.strerror}") from error
-        else:
-            names += [part.strip() for part in word.split(",") if part.strip()]
-    return names
-
-
 def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT)) -> None:
     """List the runs, newest first: how far each is, and what it found.
 
@@ -377,9 +340,9 @@ def predict_command(
     to: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Of the file.")] = None,
-    separator: Annotated[str | None, typer.Option(help="Between cells of the file.")] = None,
-    header: Annotated[str, typer.Option(help="Whether its first row holds names: auto, yes or no.")] = "auto",
+    encoding: Encoding = None,
+    separator: Separator = None,
+    header: Header = "auto",
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
     trust: Annotated[
         bool,
