@@ -178,6 +178,9 @@ def change_together(facts: dict[str, Any], rng: random.Random) -> None:
             info["class_counts"] = [10**12 // len(info["class_counts"]) + 1] * len(info["class_counts"])
     elif kind == 4 and "numeric" in facts["preprocessing"]:
         gone = facts["preprocessing"]["numeric"].pop(0)
+        facts["preprocessing"]["columns"] = [
+            c for c in facts["preprocessing"]["columns"] if c["name"] != gone["column"]
+        ]
         facts["numeric"].remove(gone["column"])
         facts["columns"].remove(gone["column"])
         facts["width"] -= 1
@@ -341,6 +344,7 @@ def test_a_winner_with_a_scale_that_is_none_is_refused(saved: Saved, tmp_path: P
         Winner.load(folder)
 
 
+PART = {"name": "a", "task": "regression", "classes": [], "dtype": "float64"}
 DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("binary", lambda f: f["columns"].append("more"), "columns: expected the columns of the preprocessing"),
     ("binary", lambda f: f["columns"].append("size"), "columns: expected the columns of the preprocessing"),
@@ -353,7 +357,11 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("multiclass", lambda f: f.update(classes=["no", "no", "yes"]), "classes: expected each class once"),
     ("binary", lambda f: f["classes"].append("new"), "classes: expected 2 of them for a binary target"),
     ("multiclass", lambda f: f["classes"].append("new"), "info.num_classes: expected 4, as there are classes, got 3"),
-    ("binary", lambda f: f["parts"].append({"name": "a", "task": "regression", "classes": [], "dtype": "float64"}), "parts: expected"),
+    (
+        "binary",
+        lambda f: f["parts"].append({"name": "a", "task": "regression", "classes": [], "dtype": "float64"}),
+        "parts: expected",
+    ),
     ("multitask", lambda f: f["parts"].pop(), "parts: expected the targets of a multitask task"),
     ("multitask", lambda f: f["parts"][0]["classes"].clear(), "parts: expected the classes of a multiclass target"),
     ("multitask", lambda f: f["parts"][1].update(name="goal"), "parts: expected each name once"),

@@ -58,7 +58,9 @@ FACTS = Record(
         "classes": Listed(Text()),
         "label_dtype": Word(LABEL_DTYPES),
         "target": Text(),
-        "parts": Listed(Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text()), "dtype": Word(LABEL_DTYPES)})),
+        "parts": Listed(
+            Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text()), "dtype": Word(LABEL_DTYPES)})
+        ),
         "columns": Listed(Text()),
         "numeric": Listed(Text()),
         "preprocessing": Anything(),

@@ -70,7 +70,7 @@ def dtype_name(values: Any) -> str:
     kind = values.dtype
     if isinstance(kind, pd.CategoricalDtype):
         return f"category:{dtype_name(kind.categories)}"
-    return "str" if pd.api.types.is_string_dtype(kind) and kind != object else str(kind)
+    return "str" if pd.api.types.is_string_dtype(kind) and not pd.api.types.is_object_dtype(kind) else str(kind)
 
 
 def feature_columns(X: object, what: str = "X") -> tuple[list[str], list[Column], bool]:

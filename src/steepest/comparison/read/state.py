@@ -1,7 +1,8 @@
 """What a preprocessor learnt, as JSON and back; whatever is not of this form is refused.
 
-``columns``: what each column is, in the order in which arrays are taken. ``missing``: words. ``numeric``: a place for each
-column of numbers and each calendar part of a date. ``categories``: words, null for a missing cell, last. ``text``: hashed.
+``columns``: what each column is, in the order in which arrays are taken. ``missing``: words. ``numeric``: a place for
+each column of numbers and each calendar part of a date. ``categories``: words, null for a missing cell, last. ``text``:
+hashed pieces of words.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ def _target_labels(column: Column, numbers: np.ndarray | None) -> Text:
 
 
 _PLAIN_DTYPES = (
-    "str object bool boolean int8 int16 int32 int64 uint8 uint16 uint32 uint64 Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 "
-    "UInt64 float16 float32 float64 Float32 Float64"
-).split()
+    *("str", "object", "bool", "boolean", "float16", "float32", "float64", "Float32", "Float64"),
+    *(f"{kind}{bits}" for kind in ("int", "uint", "Int", "UInt") for bits in (8, 16, 32, 64)),
+)
 LABEL_DTYPES = (*_PLAIN_DTYPES, *(f"category:{dtype}" for dtype in _PLAIN_DTYPES))
 """In which labels are given back."""
 
