@@ -110,16 +110,18 @@ def test_modes_become_grey_or_colour(tmp_path):
         Image.new("L", (6, 5), i).save(tmp_path / "a" / f"{i}.png")
     images, _ = load_images(str(tmp_path))
     assert images.pixels.shape == (10, 5, 6, 1)
-    assert np.array_equal(images.pixels[0, ..., 0], sixteen // 256)
-    assert [images.pixels[i].max() for i in (1, 2, 3)] == [255, 7, 3]
+    assert np.array_equal(images.pixels[0, ..., 0], np.rint(sixteen * (255 / 65535)))
+    assert [images.pixels[i].max() for i in (1, 2, 3)] == [255, 255, 3]
+    assert "pixels: 16 bits (0 to 58000), scaled to 0..255: 1 of 10 images" in images.decisions
+    assert "transparency: 1 images laid over white" in images.decisions
     palette = Image.new("P", (6, 5), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.save(tmp_path / "a" / "3.png")
-    Image.new("RGBA", (6, 5), (1, 2, 3, 0)).save(tmp_path / "a" / "4.png")
+    Image.new("RGBA", (6, 5), (1, 2, 3, 51)).save(tmp_path / "a" / "4.png")
     images, _ = load_images(str(tmp_path))
     assert images.pixels[3, 0, 0].tolist() == [10, 20, 30]
-    assert images.pixels[4, 0, 0].tolist() == [1, 2, 3]
-    assert images.pixels[2, 0, 0].tolist() == [7, 7, 7]
+    assert images.pixels[4, 0, 0].tolist() == [204, 204, 205]  # a fifth of it, four fifths of white
+    assert images.pixels[2, 0, 0].tolist() == [255, 255, 255]
     assert "channels: 3; 8 of 10 images are grey, repeated in each channel" in images.decisions
 
 

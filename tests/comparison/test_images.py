@@ -88,6 +88,9 @@ def test_npz_parts_joined(tmp_path):
         (X.astype(np.float32) * 0.999, r"\[0, 255\], rounded"),
         (X.astype(np.int64), "integers in 0..255"),
         (X.astype(">u2"), "integers in 0..255"),
+        (X.astype(np.uint16) * 257, "16 bits"),
+        (X.astype(np.uint16) * 16 + X // 16, "12 bits"),
+        (np.concatenate([X, np.full_like(X[..., :1], 255)], axis=3), "transparency: laid over white"),
     ],
 )
 def test_pixels_of_every_kind_are_the_same_bytes(tmp_path, given, line):

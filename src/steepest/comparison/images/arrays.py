@@ -9,7 +9,8 @@ from ..read.types import labels
 from ..read.wording import count, show
 from .raw import size_of
 
-CHANNELS = (1, 3)
+CHANNELS = (1, 3, 4)
+_DEPTHS = (10, 12, 14, 16)
 _ROUNDING = 1e-3  # resampled images may pass 1 by a rounding error
 
 
@@ -17,7 +18,7 @@ def to_nhwc(array: np.ndarray, what: str) -> tuple[np.ndarray, str]:
     """``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` as ``[N, H, W, C]``, and the name of what came.
 
     Raises:
-        InputError: for other dimensions, neither 1 nor 3 channels, no image, no pixel.
+        InputError: for other dimensions, other than 1, 3 or 4 channels, no image, no pixel.
     """
     if array.ndim == 3:
         array, order = array[..., None], "NHW"
@@ -27,7 +28,7 @@ def to_nhwc(array: np.ndarray, what: str) -> tuple[np.ndarray, str]:
         array, order = array.transpose(0, 2, 3, 1), "NCHW"
     else:
         raise InputError(
-            f"{what}: expected images N x H x W, N x H x W x C or N x C x H x W with C 1 or 3, got shape "
+            f"{what}: expected images N x H x W, N x H x W x C or N x C x H x W with C 1, 3 or 4, got shape "
             f"{size_of(array.shape) or 'of one number'}"
         )
     if 0 in array.shape:
@@ -38,8 +39,8 @@ def to_nhwc(array: np.ndarray, what: str) -> tuple[np.ndarray, str]:
 def to_bytes(arrays: list[np.ndarray], what: str) -> tuple[list[np.ndarray], str | None]:
     """Pixels of all parts as uint8, by one rule for all, and the line that says which rule.
 
-    Bytes stay as they are, other integers must lie in 0..255, booleans become 0 and 255; floats in [0, 1] are times
-    255, floats in [0, 255] are rounded.
+    Bytes stay as they are; integers above 255 are of 10, 12, 14 or 16 bits, as few as hold the largest, and scaled;
+    booleans become 0 and 255; floats in [0, 1] are times 255, floats in [0, 255] are rounded.
 
     Raises:
         InputError: for text, complex numbers, NaN or infinity, and numbers out of range.
@@ -55,15 +56,37 @@ def to_bytes(arrays: list[np.ndarray], what: str) -> tuple[list[np.ndarray], str
     low, high = min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)
     if not (np.isfinite(low) and np.isfinite(high)):  # min and max hand NaN on
         raise InputError(f"{what}: expected finite pixels, got NaN or infinity")
+    if "f" not in kinds and low >= 0 and 255 < high < 1 << _DEPTHS[-1]:
+        bits = next(bits for bits in _DEPTHS if high < 1 << bits)
+        return [scaled(a, bits) for a in arrays], f"pixels: {bits} bits ({low:g} to {high:g}), scaled to 0..255"
     unit = "f" in kinds and high <= 1 + _ROUNDING
     if low < (-_ROUNDING if unit else 0) or high > 255:
-        wanted = "in [0, 1] or [0, 255]" if "f" in kinds else "in 0..255"
+        wanted = "in [0, 1] or [0, 255]" if "f" in kinds else "in 0..255, or of up to 16 bits"
         raise InputError(f"{what}: expected pixels {wanted}, got {low:g} to {high:g}")
     if "f" not in kinds:
         return [a.astype(np.uint8, order="C") for a in arrays], f"pixels: integers in 0..255 ({low:g} to {high:g})"
     scale = 255.0 if unit else 1.0
     out = [np.rint(np.clip(a * scale, 0, 255)).astype(np.uint8, order="C") for a in arrays]
     return out, "pixels: floats in [0, 1], times 255, rounded" if unit else "pixels: floats in [0, 255], rounded"
+
+
+def scaled(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Pixels of so many bits as uint8, rounded.
+
+    >>> scaled(np.array([0, 2048, 4095]), 12).tolist()
+    [0, 128, 255]
+    """
+    return np.rint(pixels * (255.0 / ((1 << bits) - 1))).astype(np.uint8, order="C")
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Images ``[..., 4]`` of red, green, blue and opacity, laid over white: ``[..., 3]``.
+
+    >>> over_white(np.array([[0, 0, 0, 0], [10, 20, 30, 255]], dtype=np.uint8)).tolist()
+    [[255, 255, 255], [10, 20, 30]]
+    """
+    opacity = pixels[..., 3:] / 255
+    return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
 
 
 def to_labels(array: np.ndarray, images: int, what: str) -> np.ndarray:

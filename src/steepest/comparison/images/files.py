@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError, nearest
 from ..read.wording import count, listing, show
-from .arrays import to_bytes, to_labels, to_nhwc
+from .arrays import over_white, to_bytes, to_labels, to_nhwc
 from .raw import RawImages, RawPart, read_bytes, size_of
 
 POOLED = ("x", "y")
@@ -56,8 +56,12 @@ def read_npz(path: Path) -> RawImages:
         first, second = (size_of(i.shape[1:]) for i in images)
         raise InputError(f"{name}: expected images of one size, got {first} in x_train and {second} in x_test")
     pixels, line = to_bytes(list(images), f"{name}, {' and '.join(wanted[::2])}")
+    clear = pixels[0].shape[3] == 4
+    pixels = [over_white(p) for p in pixels] if clear else pixels
     parts = [RawPart(p, to_labels(arrays[key], len(p), f"{name}, {key}")) for p, key in zip(pixels, wanted[1::2])]
     decisions = [line] if line else []
+    if clear:
+        decisions.append("transparency: laid over white")
     if "NCHW" in orders:
         decisions.append("axes: channels came second, moved last")
     warnings = [f"{count(len(spare), 'further array')} not used: {listing(spare)}"] if spare else []
@@ -108,9 +112,11 @@ def read_idx(images: Path, labels: Path) -> RawImages:
         raise InputError(f"{named} holds labels and {show(labels.name)} images: expected images first, then labels")
     x, _ = to_nhwc(x, named)
     (pixels,), line = to_bytes([x], named)
-    part = RawPart(pixels, to_labels(y, len(pixels), show(labels.name)))
+    clear = pixels.shape[3] == 4
+    part = RawPart(over_white(pixels) if clear else pixels, to_labels(y, len(pixels), show(labels.name)))
     sha256 = hashlib.sha256(b"".join(bodies)).hexdigest()
-    return RawImages(images.name, part, None, sha256, show(labels.name), [line] if line else [])
+    decisions = [*([line] if line else []), *(["transparency: laid over white"] if clear else [])]
+    return RawImages(images.name, part, None, sha256, show(labels.name), decisions)
 
 
 def _parse(body: bytes, path: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 from ..read.wording import count, listing, show
+from .arrays import over_white, scaled, to_bytes
 from .raw import RawImages, RawPart, size_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
@@ -46,7 +47,9 @@ def is_image_folder(path: Path) -> bool:
 def read_folder(path: Path, size: int | None = None) -> RawImages:
     """Every png, jpg, jpeg, bmp, gif or webp file of ``class/``, or of ``train/class/`` and ``test/class/``.
 
-    The first frame of an animation; turned as the camera says; transparency is ignored. Grey if every image is.
+    The first frame of an animation; turned as the camera says; transparent ones are laid over white. Images of more
+    than 8 bits are scaled by the depth (10, 12, 14 or 16 bits) that holds the largest of their values. Grey if every
+    image is.
 
     Args:
         path: the folder.
@@ -62,6 +65,16 @@ def read_folder(path: Path, size: int | None = None) -> RawImages:
     except OSError as error:
         raise InputError(f"cannot read {show(path, limit=200)}: {error.strerror or error}") from None
     everything = [entry for part in contents for entry in part.entries]
+    deep = [image for _, image, _ in everything if image.dtype != np.uint8]
+    if deep:
+        _, line = to_bytes(deep, f"{show(path.resolve().name)}, images of 16 bits")
+        bits = int(line.split()[1]) if line and "bits" in line else 8
+        for part in contents:
+            part.entries = [(n, i if i.dtype == np.uint8 else scaled(i, bits), c) for n, i, c in part.entries]
+        everything = [entry for part in contents for entry in part.entries]
+        layout.decisions.append(f"{line}: {len(deep)} of {len(everything)} images")
+    if any(part.transparent for part in contents):
+        layout.decisions.append(f"transparency: {sum(part.transparent for part in contents)} images laid over white")
     grey = sum(e[1].ndim == 2 for e in everything)
     if 0 < grey < len(everything):
         plural = "image is" if grey == 1 else "images are"
@@ -85,12 +98,13 @@ class _Contents:
     def __init__(self, root: Path, files: list[Path], size: int | None) -> None:
         self.entries: list[tuple[str, np.ndarray, str]] = []
         self.hashes: list[tuple[str, str]] = []
-        self.resized = 0
+        self.resized = self.transparent = 0
         for file in files:
             name = file.relative_to(root).as_posix()
             data = file.read_bytes()
             self.hashes.append((name, hashlib.sha256(data).hexdigest()))
-            image = _open(file, name)
+            image, transparent = _open(file, name)
+            self.transparent += transparent
             if size is not None and image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
                 self.resized += 1
@@ -107,16 +121,20 @@ class _Contents:
         return RawPart(pixels, labels)
 
 
-def _open(file: Path, name: str) -> Image.Image:
-    """The first frame as mode L or RGB."""
+def _open(file: Path, name: str) -> tuple[Image.Image, bool]:
+    """The first frame as mode L, RGB, or I (more than 8 bits), and whether something was transparent."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as opened:
                 image = ImageOps.exif_transpose(opened)
-                if image.mode.startswith("I"):  # 16 bits: Pillow would cut, not scale
-                    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-                return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+                if image.mode.startswith("I"):  # Pillow would cut, not scale
+                    return image.convert("I"), False
+                mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+                clear = image.convert("RGBA") if image.has_transparency_data else None
+                if clear is None or clear.getextrema()[3] == (255, 255):
+                    return image.convert(mode), False
+                return Image.fromarray(over_white(np.asarray(clear))).convert(mode), True
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         raise InputError(f"cannot read the image {show(name)}: broken, or not an image") from None
 
