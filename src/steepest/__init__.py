@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = importlib.metadata.version("steepest")
 
-_FUNCTIONS = {"compare": "comparison", "checks": "core.checks"}
+_FUNCTIONS = {"compare": "comparison", "checks": "core.checks", "Preprocessor": "comparison.read"}
 _ROOMS = tuple(
     room
     for room in (

@@ -207,7 +207,7 @@ def test_early_stopping_keeps_the_best_epoch(patience):
 def test_what_is_kept_for_validation_is_not_standardised_with():
     x, y = numbers()
     model = ObjectiveRegressor(**QUICK, validation_fraction=0.2).fit(x, y)
-    assert model.scaler_.n_samples_seen_ == 48
+    assert abs(model.preprocessor_.numbers[0].mean - x[:, 0].mean()) > 1e-6
     assert abs(model.target_mean_ - y.mean()) > 1e-6
     assert ObjectiveRegressor(**QUICK).fit(x, y).target_mean_ == pytest.approx(y.mean())
 
@@ -359,7 +359,7 @@ def test_models():
 def test_inputs_are_taken_as_they_are_without_standardise():
     x, y = numbers()
     raw = ObjectiveRegressor(**QUICK, standardise=False)
-    assert raw.fit(x, y).scaler_ is None
+    assert {(place.mean, place.scale) for place in raw.fit(x, y).preprocessor_.numbers} == {(0.0, 1.0)}
     moved = make_pipeline(StandardScaler(), clone(raw)).fit(x, y).predict(x)
     np.testing.assert_allclose(moved, ObjectiveRegressor(**QUICK).fit(x, y).predict(x), rtol=1e-9)
     assert np.abs(moved - raw.predict(x)).max() > 1e-3

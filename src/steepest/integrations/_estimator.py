@@ -10,13 +10,15 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, _safe_indexing, check_random_state
 from sklearn.utils.validation import (
     _check_sample_weight,
+    _check_y,
+    check_consistent_length,
     check_is_fitted,
     check_scalar,
     validate_data,
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from ..comparison.metrics import default_metric, find_metric
 from ..comparison.models import IMAGE_MODELS, MODELS, Backbone, build, feature_width, find_model
 from ..comparison.objectives import find_objective, why_not
+from ..comparison.read import Preprocessor
 from ..comparison.training import Split, outcome_of
 from ..core.checks import check_choice, refuse, refuse_type
 from ..core.objective import Objective, TaskInfo
@@ -141,7 +144,20 @@ class ObjectiveEstimator(BaseEstimator):
             more = f". Only binary classification is supported. The type of the target is {task}." if only else ""
             raise ValueError(f"objective {name!r} does not fit {target}: {reason}{more}")
 
-    def _weights(self, X: np.ndarray, sample_weight: Any) -> np.ndarray | None:
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.categorical = tags.input_tags.string = True
+        return tags
+
+    def _positive(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """Rows, target and weights without the rows of weight zero."""
+        weight = self._weights(X, sample_weight)
+        if weight is None or weight.all():
+            return X, y, weight
+        kept = np.flatnonzero(weight)
+        return _safe_indexing(X, kept), y[kept], weight[kept]
+
+    def _weights(self, X: Any, sample_weight: Any) -> np.ndarray | None:
         if sample_weight is None:
             return None
         weight: np.ndarray = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -149,10 +165,24 @@ class ObjectiveEstimator(BaseEstimator):
             raise ValueError("sample_weight: every sample has weight zero")
         return weight
 
+    def _checked(self, X: Any, *, reset: bool) -> Any:
+        """Rows: a frame with words, categories or dates as it is; anything else as float64 ``[N, features]``."""
+        if isinstance(X, pd.DataFrame) and not all(map(pd.api.types.is_numeric_dtype, X.dtypes)):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if reset and not len(X):
+                raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
+            return X
+        return validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+
+    def _checked_with_target(self, X: Any, y: Any, *, numeric: bool = False) -> tuple[Any, np.ndarray]:
+        """Rows and their target, of one length."""
+        X, y = self._checked(X, reset=True), _check_y(y, y_numeric=numeric, estimator=self)
+        check_consistent_length(X, y)
+        return X, y
+
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        rows: np.ndarray = validate_data(self, X, reset=False, dtype=np.float64)
-        return rows if self.scaler_ is None else self.scaler_.transform(rows)
+        return self.preprocessor_.transform(self._checked(X, reset=False))
 
     def _outputs(self, X: Any) -> Tensor:
         """Outputs of the network in float64, where a row's result doesn't depend on the rows beside it."""
@@ -160,7 +190,7 @@ class ObjectiveEstimator(BaseEstimator):
         with torch.no_grad():
             return torch.cat([self.network_(part) for part in rows.split(4096)])
 
-    def _train(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, task: str, classes: int) -> None:
+    def _train(self, X: Any, y: np.ndarray, weight: np.ndarray | None, task: str, classes: int) -> None:
         """Set the fitted attributes from rows of positive weight."""
         seeds = dict(zip(ROLES, map(int, check_random_state(self.random_state).randint(2**31 - 1, size=len(ROLES)))))
         split = self._split(X, y, weight, task, seeds["split"])
@@ -168,14 +198,14 @@ class ObjectiveEstimator(BaseEstimator):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             self._descend(split, classes, seeds, device)
 
-    def _split(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, task: str, seed: int) -> Split:
-        own, other = np.arange(len(X)), np.arange(0)
+    def _split(self, X: Any, y: np.ndarray, weight: np.ndarray | None, task: str, seed: int) -> Split:
+        own, other = np.arange(len(y)), np.arange(0)
         if self.validation_fraction is not None:
             labels = None if task == "regression" else y
             own, other = train_test_split(own, test_size=self.validation_fraction, stratify=labels, random_state=seed)
         w = None if weight is None else weight[own]
-        self.scaler_ = StandardScaler().fit(X[own], sample_weight=w) if self.standardise else None
-        rows = X if self.scaler_ is None else self.scaler_.transform(X)
+        self.preprocessor_ = Preprocessor(standardise=self.standardise).fit(_safe_indexing(X, own), sample_weight=w)
+        rows = self.preprocessor_.transform(X)
         target, scale = y, (0.0, 1.0)
         number = getattr(torch, self.dtype)
         if task == "regression":

@@ -20,7 +20,6 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from ..comparison.models import Backbone
@@ -33,7 +32,7 @@ __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
 def _gives_probabilities(model: ObjectiveClassifier) -> bool:
     """Whether the objective gives probabilities: asked of the fitted one, else of one for a small task."""
     if hasattr(model, "network_"):
-        return model._probabilities(model.network_(torch.zeros(1, model.n_features_in_).double())) is not None
+        return model._probabilities(model.network_(torch.zeros(1, model.preprocessor_.width).double())) is not None
     try:
         tasks = model._objective_class().tasks
         task = "binary" if "binary" in tasks else "multiclass"
@@ -69,7 +68,7 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
             on all rows for all epochs. The best epoch's network is kept.
         patience: epochs without improvement before training stops, >= 1; None never stops, and keeps the best epoch.
         metric: what early stopping looks at, a name that ``compare`` knows; None takes its default for the task.
-        standardise: whether inputs get mean 0 and deviation 1 of the training rows (with their weights).
+        standardise: whether numbers get mean 0 and deviation 1 of the training rows (with their weights).
         random_state: seed of split, initial weights, batches and whatever the objective draws.
         device: where training runs. The fitted network is on the CPU, in float64.
         dtype: ``"float32"`` or ``"float64"``, of the training.
@@ -81,7 +80,8 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         loss_curve_: mean training loss of each epoch.
         validation_curve_: the metric after each epoch, or None.
         objective_, network_: the objective and the :class:`~steepest.nn.networks.Network`.
-        scaler_: of the inputs, or None.
+        preprocessor_: the :class:`steepest.Preprocessor` of the rows: numbers, categories, dates and text of a frame,
+            missing ones too.
 
     Raises:
         ValueError: the objective doesn't fit the number of classes, or takes no sample weights; bad parameters or data.
@@ -100,12 +100,9 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on rows ``[N, features]``, labels ``[N]`` of two or more classes, and weights ``[N]`` >= 0 or None."""
         self._check_parameters()
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = self._checked_with_target(X, y)
         check_classification_targets(y)
-        weight = self._weights(X, sample_weight)
-        if weight is not None:
-            kept = weight > 0
-            X, y, weight = X[kept], y[kept], weight[kept]
+        X, y, weight = self._positive(X, y, sample_weight)
         self.classes_, codes = np.unique(y, return_inverse=True)
         classes = len(self.classes_)
         if classes < 2:
@@ -215,11 +212,8 @@ class ObjectiveRegressor(RegressorMixin, ObjectiveEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on rows ``[N, features]``, real targets ``[N]``, and weights ``[N]`` >= 0 or None."""
         self._check_parameters()
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        weight = self._weights(X, sample_weight)
-        if weight is not None:
-            kept = weight > 0
-            X, y, weight = X[kept], y[kept], weight[kept]
+        X, y = self._checked_with_target(X, y, numeric=True)
+        X, y, weight = self._positive(X, y, sample_weight)
         self._check_fits("regression", weight is not None)
         self._train(X, np.asarray(y, dtype=np.float64), weight, "regression", 1)
         return self
