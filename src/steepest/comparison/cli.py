@@ -19,9 +19,9 @@ def compare_command(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="A CSV, TSV or Parquet file; digits, wine, iris, breast_cancer, diabetes; images as .npz, as IDX "
-            "images.gz:labels.gz or as a folder of class folders; several of them, or a folder of CSV files, compare "
-            "across data sets."
+            help="A CSV, TSV, Excel or Parquet file; digits, wine, iris, breast_cancer, diabetes; images "
+            "as .npz, as IDX images.gz:labels.gz or as a folder of class folders; several of them, or a folder of CSV "
+            "files, compare across data sets."
         ),
     ],
     target: Annotated[
@@ -165,6 +165,10 @@ def compare_command(
     steepest compare a.csv b.csv c.csv d.csv e.csv f.csv
 
     steepest compare clinic.csv --target diabetes,stroke,asthma
+
+    steepest compare export.csv --separator ';' --encoding cp1252 --missing 'none,-9' --dayfirst
+
+    steepest compare adult.csv --types kinds.txt --positive '<=50K'
 
     steepest compare cifar10.npz --repeats 3
 

@@ -7,31 +7,35 @@ from typing import Annotated
 
 import typer
 
-_DATA = "Data"
+_READING = "Reading files"
 
-Encoding = Annotated[str | None, typer.Option(help="Of the file. Default: UTF-8, else cp1252.", rich_help_panel=_DATA)]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of the file. Default: UTF-8, else cp1252.", rich_help_panel=_READING)
+]
 Separator = Annotated[
     str | None,
-    typer.Option(help="Between cells: one character, tab or blanks. Default: found.", rich_help_panel=_DATA),
+    typer.Option(help="Between cells: one character, tab or blanks. Default: found.", rich_help_panel=_READING),
 ]
-Header = Annotated[str, typer.Option(help="Whether the first row holds names: auto, yes or no.", rich_help_panel=_DATA)]
+Header = Annotated[
+    str, typer.Option(help="Whether the first row holds names: auto, yes or no.", rich_help_panel=_READING)
+]
 Missing = Annotated[
     str | None,
     typer.Option(
-        help="Words that are missing among words, commas between. Default: ?,NA,NaN,nan.", rich_help_panel=_DATA
+        help="Words that are missing among words, commas between. Default: ?,NA,NaN,nan.", rich_help_panel=_READING
     ),
 ]
 DayFirst = Annotated[
-    bool | None, typer.Option("--dayfirst/--monthfirst", help="How 03/04/2024 is read.", rich_help_panel=_DATA)
+    bool | None, typer.Option("--dayfirst/--monthfirst", help="How 03/04/2024 is read.", rich_help_panel=_READING)
 ]
 Types = Annotated[
     str | None,
     typer.Option(
-        help="A file with `column: kind` a line: number, category, date, text or drop.", rich_help_panel=_DATA
+        help="A file with `column: kind` a line: number, category, date, text or drop.", rich_help_panel=_READING
     ),
 ]
 Positive = Annotated[
-    str | None, typer.Option(help="Of two classes the one looked for. Default: the later.", rich_help_panel=_DATA)
+    str | None, typer.Option(help="Of two classes the one looked for. Default: the later.", rich_help_panel="Data")
 ]
 
 

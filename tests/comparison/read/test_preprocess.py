@@ -144,3 +144,73 @@ def test_only_text_or_only_numbers():
     frame = pd.DataFrame({"n": [1.0, 3.0], "t": ["a", "b"]})
     assert restored(frame[["n"]]).transform(frame).tolist() == [[-1.0], [1.0]]
     assert restored(frame[["t"]]).transform(frame).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_dates_are_days_and_the_calendar_parts_that_differ():
+    days = pd.Series(["2024-02-28", "2024-02-29", None, "2024-03-01"])
+    learnt = Preprocessor(standardise=False).fit(pd.DataFrame({"t": days}))
+    assert learnt.feature_names == ["t: days", "t: month", "t: day", "t: weekday", "t is missing"]
+    since = 19_781
+    assert learnt.transform(pd.DataFrame({"t": days})).tolist() == [
+        [since, 2, 28, 2, 0],
+        [since + 1, 2, 29, 3, 0],
+        [since + 1, 2, 28, 3, 1],  # medians, each by itself
+        [since + 2, 3, 1, 4, 0],
+    ]
+    clock = pd.DataFrame({"t": ["2024-01-01 06:00", "2024-01-01 18:30"]})
+    learnt = Preprocessor(standardise=False).fit(clock)
+    assert learnt.feature_names == ["t: days", "t: hour"]
+    assert learnt.transform(clock).tolist() == [[19_723.25, 6], [19_723 + 18.5 / 24, 18]]
+
+
+def test_text_of_many_words_is_pieces_of_letters_of_one_width():
+    titles = [f"{'senior' if i % 2 else 'junior'} engineer {i}" for i in range(40)]
+    frame = pd.DataFrame({"title": [*titles, None], "n": range(41)})
+    learnt = Preprocessor({"title": "text"}).fit(frame)
+    new = Preprocessor.from_json(json.loads(json.dumps(learnt.to_json())))
+    assert new.width == 1 + 64 + 1
+    got = new.transform(frame)[:, 1:]
+    assert np.array_equal(got, learnt.transform(frame)[:, 1:])
+    assert got[40].tolist() == [0.0] * 64 + [1.0]
+    np.testing.assert_allclose((got[:40, :64] ** 2).mean(1), 1.0, rtol=1e-12)
+    typed = new.transform(pd.DataFrame({"title": ["senior enginer 3", "junior enginer 3"], "n": 0}))[:, 1:65]
+    alike = typed @ got[[1, 2], :64].T / 64  # with "senior engineer 1" and "junior engineer 2"
+    assert alike[0, 0] > alike[0, 1]
+    assert alike[1, 1] > alike[1, 0]
+
+
+def test_integers_of_a_categorical_column_are_categories_and_a_number_may_be_declared_one():
+    frame = pd.DataFrame({"a": pd.Categorical([7, 3, 7]), "b": [1, 2, 10]})
+    learnt = Preprocessor({"b": "category"}).fit(frame)
+    assert learnt.feature_names == ["a = 3", "a = 7", "b = 1", "b = 10", "b = 2"]
+    same = pd.DataFrame({"a": ["7", "3", "7"], "b": [1.0, 2.0, 10.0]})
+    assert np.array_equal(learnt.transform(same), learnt.transform(frame))
+
+
+def test_beyond_256_categories_the_rarer_and_the_new_ones_share_a_place():
+    words = [f"w{i}" for i in range(300)] + [f"w{i}" for i in range(250)]
+    learnt = Preprocessor({"t": "category"}).fit(pd.DataFrame({"t": words}))
+    assert learnt.width == 256
+    assert learnt.feature_names[-1] == "t is another"
+    got = learnt.transform(pd.DataFrame({"t": ["w0", "w299", "new"]}))
+    assert got.sum(1).tolist() == [1, 1, 1]
+    assert got[:, -1].tolist() == [0, 1, 1]
+    assert learnt.warnings == []
+
+
+def test_an_unseen_category_is_nowhere_and_said():
+    learnt = Preprocessor().fit(pd.DataFrame({"t": ["a", "b"], "n": [0.0, 1.0]}))
+    assert learnt.transform(pd.DataFrame({"t": ["c"], "n": [0.5]})).tolist() == [[0.0, 0.0, 0.0]]
+    assert learnt.warnings == ["'t' has 1 category that the fitted rows had not ('c'): 0 in each of its places"]
+
+
+def test_a_file_a_frame_and_an_array_are_one(tmp_path):
+    values = np.random.default_rng(0).normal(size=(30, 3))
+    frame = pd.DataFrame(values, columns=["c1", "c2", "c3"])
+    frame.to_csv(tmp_path / "named.csv", index=False)
+    frame[["c3", "c1", "c2"]].to_csv(tmp_path / "other.csv", index=False, sep=";", decimal=",")
+    frame.to_csv(tmp_path / "bare.csv", index=False, header=False)
+    learnt = Preprocessor().fit(tmp_path / "named.csv")
+    expected = learnt.transform(values)
+    for rows in (frame, frame[["c2", "c1", "c3"]], *(tmp_path / f"{name}.csv" for name in ("named", "other", "bare"))):
+        assert np.array_equal(learnt.transform(rows), expected)

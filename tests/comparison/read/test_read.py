@@ -114,7 +114,7 @@ BAD_FILES = {
     "inf_feature": ("a,y\n" + "1.5,0\n2,1\n" * 5 + "inf,0\n", "column 'a' has inf in row 11"),
     "huge_feature": ("a,y\n" + "1.5,0\n2,1\n" * 5 + "1e200,0\n", "column 'a' has 1e+200 in row 11"),
     "nothing_left": ("a,b,y\n" + "".join(f"{i},7,{i % 2}\n" for i in range(10)), "no feature is left"),
-    "target_alone": ("y\n" + "0\n1\n" * 5, "no feature is left"),
+    "target_alone": ("y\n" + "0\n1\n" * 5, "only one column was found; --separator"),
 }
 
 

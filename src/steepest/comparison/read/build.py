@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError, nearest
-from .columns import check_finite, counts_rows, merge_same_names, uninformative
+from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
 from .options import ReadOptions
 from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
@@ -36,7 +36,13 @@ def build(
     positive: str | None,
 ) -> dict[str, Any]:
     """The fields of a :class:`Table` but its name."""
+    if len(raw.names) == 1 and not raw.arrays:
+        raise InputError(
+            "only one column was found; --separator names the sign between cells where it is no comma, tab, semicolon, "
+            "pipe or blank"
+        )
     merge_same_names(raw)
+    drop_empty_rows(raw)
     goals = goal_columns(target, raw.names)
     target_name = ", ".join(raw.names[goal] for goal in goals)
     decisions = [*raw.decisions]

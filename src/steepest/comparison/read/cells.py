@@ -21,12 +21,12 @@ from .numbers import PLAIN
 from .options import ReadOptions
 from .raw import Column, RawTable, Text
 from .sniff import NAMES, Shape, reader, sniff, to_utf8
-from .source import excel, open_file, parquet, unpacked
+from .source import excel, open_file, parquet, refuse_other_bytes, unpacked
 from .wording import count, show
 
 Exact = Callable[[list[str]], Collection[int]]
 _HEAD = 1 << 18
-_PLACES, _RETRIES = 64, 3
+_PLACES, _LOOK, _RETRIES = 64, 1 << 13, 3
 _BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PAR1", b"\xd0\xcf\x11\xe0", b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 _SURE_COMMA = re.compile(r"[+-]?(?:\d+,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+|0,\d+)")
@@ -49,7 +49,8 @@ def read_file(path: str | Path, options: ReadOptions | None = None, exact: Exact
     path = Path(path)
     name = show(path.name)
     with open_file(path) as stream:
-        start = stream.read(8)
+        start = stream.read(16)
+        refuse_other_bytes(start, name)
         if not start.startswith(_BINARY) and options.encoding is None:
             stream.seek(0)
             raw = _streamed(stream, name, options, exact)
@@ -190,19 +191,23 @@ def _offset(data: bytes, lines: int) -> int:
 
 
 def _numeric(stream: BinaryIO, offset: int, size: int, shape: Shape, width: int) -> set[int]:
-    """Columns whose cells look like numbers, at the beginning and at places spread over the file."""
-    rows = [row for row in shape.rows if len(row) == width]
+    """Columns whose cells look like numbers, and not like codes: all of a small file, else some over the whole file."""
     step = (size - offset) // _PLACES
-    if step > 1 << 14:
-        for k in range(1, _PLACES):
-            stream.seek(offset + k * step)
-            lines = stream.read(1 << 13).decode(errors="ignore").splitlines(keepends=True)[1:-1]
-            rows += [row for row in reader(lines, shape.separator, shape.escapes) if len(row) == width]
-    plain = re.compile(PLAIN, re.ASCII)
+    if step <= _LOOK:
+        pieces = [(0, size)]
+    else:
+        pieces = [(k * step, _LOOK) for k in range(_PLACES)]
+    rows: list[list[str]] = []
+    for start, length in pieces:
+        stream.seek(offset + start)
+        lines = list(io.StringIO(stream.read(length).decode(errors="ignore"), newline=""))
+        some = lines[1 if start else 0 : -1 if length < size else None]
+        rows += [row for row in reader(some, shape.separator, shape.escapes) if len(row) == width]
+    plain, code = re.compile(PLAIN, re.ASCII), re.compile(r"0\d\d+$", re.ASCII)
     found = set()
     for i in range(width):
         cells = [cell for row in rows if (cell := row[i].strip())]
-        if cells and all(plain.match(cell) for cell in cells):
+        if cells and all(plain.match(cell) for cell in cells) and not any(code.match(cell) for cell in cells):
             found.add(i)
     return found
 

@@ -49,6 +49,20 @@ def merge_same_names(raw: RawTable) -> None:
     raw.columns = [raw.columns[i] for i in keep]
 
 
+def drop_empty_rows(raw: RawTable) -> None:
+    """Leave out the rows of a file in which every cell is empty, as spreadsheets write below a table."""
+    if raw.arrays:
+        return
+    empty = missing_cells(raw.columns[0])
+    for column in raw.columns[1:]:
+        if not empty.any():
+            return
+        empty = empty & missing_cells(column)
+    if empty.any() and not empty.all():
+        raw.columns = [column[~empty] for column in raw.columns]
+        raw.decisions.append(f"left out: {count(int(empty.sum()), 'row')} of empty cells")
+
+
 def _equal(one: Column, other: Column) -> bool:
     if isinstance(one, Text) and isinstance(other, Text):
         same = pc.or_kleene(pc.equal(one.cells, other.cells), pc.and_(pc.is_null(one.cells), pc.is_null(other.cells)))

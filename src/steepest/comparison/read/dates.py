@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 
 from .raw import Text, true
 
-_CLOCK = (
-    r"(?:[T ]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?"
-    r"\s*(?P<half>[AaPp]\.?[Mm]\.?)?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?$"
-)
+_MINUTES = r":(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?"
+_CLOCK = rf"(?:[T ]+(?P<hour>\d{{1,2}}){_MINUTES}\s*(?P<zone>Z|UTC|GMT|[+-]\d{{2}}(?::?\d{{2}})?)?)?$"
+_CLOCK_ALONE = rf"^(?P<hour>\d{{1,3}}){_MINUTES}$"
 _YEAR_FIRST = r"^(?P<year>\d{4})(?P<mark>[-/.])(?P<one>\d{1,2})(?:(?P<again>[-/.])(?P<two>\d{1,2}))?" + _CLOCK
 _YEAR_LAST = r"^(?P<one>\d{1,2})(?P<mark>[-/.])(?P<two>\d{1,2})(?P<again>[-/.])(?P<year>\d{4}|\d{2})" + _CLOCK
 _MONTHS = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
@@ -55,6 +54,8 @@ class Dates:
 def read_dates(text: Text, dayfirst: bool | None = None) -> Dates:
     """Read a column as dates; the caller judges from ``cells`` and ``others`` whether it is one.
 
+    A column of nothing but times of the day (or hours and minutes that something took) lies on 1970-01-01, and beyond.
+
     Args:
         text: the column.
         dayfirst: whether the day comes before the month where no cell decides (None: only between points, as in
@@ -76,11 +77,13 @@ def read_dates(text: Text, dayfirst: bool | None = None) -> Dates:
             swapped = False
             if form == _YEAR_LAST:
                 swapped = _day_is_first(fields, counts[mask], dayfirst, found)
-            values[mask] = fields.times(swapped)
-    known = ~np.isnat(values)
-    named = ~known & true(pc.match_substring_regex(words, _NAMED))
+            values[mask] = fields.dates(swapped)
+    named = np.isnat(values) & true(pc.match_substring_regex(words, _NAMED))
     if named.any():
         values[named] = _parsed(pc.filter(words, pa.array(named)))
+    clock = true(pc.match_substring_regex(words, _CLOCK_ALONE))
+    if clock.any() and np.isnat(values).all():
+        values[clock] = _Clock(pc.extract_regex(pc.filter(words, pa.array(clock)), _CLOCK_ALONE)).times()
     wrong = np.flatnonzero(np.isnat(values))
     examples = wrong[:_EXAMPLES]
     found.words = Counter(dict(zip(pc.take(words, pa.array(examples)).to_pylist(), counts[examples].tolist())))
@@ -100,24 +103,48 @@ def both_readings(cell: str) -> str:
     return f"{cell!r} is {month} with the month first and {day} with the day first"
 
 
-class _Fields:
-    """The parts of dates that one pattern took apart."""
+class _Clock:
+    """The parts of times of the day that one pattern took apart."""
 
     def __init__(self, parts: pa.StructArray) -> None:
         self.parts = parts
-        self.year, self.one, self.two = (self._integers(name) for name in ("year", "one", "two"))
-        self.mark, self.again = parts.field("mark"), parts.field("again")
 
     def _integers(self, name: str) -> np.ndarray:
         digits = self.parts.field(name)
         whole = pc.if_else(pc.equal(digits, ""), "0", digits)
         return np.array(pc.cast(whole, pa.int64()).to_numpy(zero_copy_only=False))
 
+    def clock(self, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Microseconds since midnight, and whether a clock shows so; the last hour ``longest`` has no minutes."""
+        hour, minute, second = (self._integers(name) for name in ("hour", "minute", "second"))
+        good = (hour < longest) | ((hour == longest) & (minute == 0) & (second == 0))
+        good &= (minute < 60) & (second < 61)
+        half = pc.utf8_lower(pc.utf8_slice_codeunits(self.parts.field("half"), 0, 1))
+        noon, morning = true(pc.equal(half, "p")), true(pc.equal(half, "a"))
+        hour = np.where(noon & (hour < 12), hour + 12, np.where(morning & (hour == 12), 0, hour))
+        part = pc.utf8_slice_codeunits(pc.utf8_rpad(self.parts.field("part"), 6, "0"), 0, 6)
+        micro = np.array(pc.cast(part, pa.int64()).to_numpy(zero_copy_only=False))
+        return ((hour * 60 + minute) * 60 + second) * 1_000_000 + micro, good
+
+    def times(self) -> np.ndarray:
+        """datetime64[us] from 1970-01-01 on, NaT for what no clock shows."""
+        micro, good = self.clock(1000)
+        return np.where(good, micro, np.iinfo(np.int64).min).astype("M8[us]")
+
+
+class _Fields(_Clock):
+    """The parts of dates that one pattern took apart."""
+
+    def __init__(self, parts: pa.StructArray) -> None:
+        super().__init__(parts)
+        self.year, self.one, self.two = (self._integers(name) for name in ("year", "one", "two"))
+        self.mark, self.again = parts.field("mark"), parts.field("again")
+
     def text(self, row: int) -> str:
         one, mark, two, year = (self.parts.field(name)[row].as_py() for name in ("one", "mark", "two", "year"))
         return f"{one}{mark}{two}{mark}{year}"
 
-    def times(self, swapped: bool) -> np.ndarray:
+    def dates(self, swapped: bool) -> np.ndarray:
         """datetime64[us], NaT for what is on no calendar; ``swapped``: the day is ``one``."""
         month, day = (self.two, self.one) if swapped else (self.one, self.two)
         short = true(pc.equal(self.again, ""))
@@ -128,21 +155,15 @@ class _Fields:
         months = ((year - 1970) * 12 + np.where(good, month, 1) - 1).astype("M8[M]")
         days = months.astype("M8[D]") + (np.where(good, day, 1) - 1)
         good &= days.astype("M8[M]") == months  # 31 April is no day
-        hour, minute, second = (self._integers(name) for name in ("hour", "minute", "second"))
-        good &= (hour < 24) & (minute < 60) & (second < 61)
-        half = pc.utf8_lower(pc.utf8_slice_codeunits(self.parts.field("half"), 0, 1))
-        noon, morning = true(pc.equal(half, "p")), true(pc.equal(half, "a"))
-        hour = np.where(noon & (hour < 12), hour + 12, np.where(morning & (hour == 12), 0, hour))
-        part = pc.utf8_slice_codeunits(pc.utf8_rpad(self.parts.field("part"), 6, "0"), 0, 6)
-        micro = np.array(pc.cast(part, pa.int64()).to_numpy(zero_copy_only=False))
+        micro, shown = self.clock(24)  # 24:00 is the end of a day
+        good &= shown
         zone = pc.replace_substring(
             pc.replace_substring_regex(self.parts.field("zone"), "^(Z|UTC|GMT)?$", "+0000"), ":", ""
         )
         digits = pc.cast(pc.utf8_slice_codeunits(pc.utf8_rpad(zone, 5, "0"), 1, 5), pa.int64())
         ahead = np.array(digits.to_numpy(zero_copy_only=False))
         ahead = (ahead // 100 * 60 + ahead % 100) * np.where(true(pc.starts_with(zone, "-")), -1, 1)
-        seconds = (hour * 60 + minute - ahead) * 60 + second
-        found = days.astype("M8[us]") + (seconds * 1_000_000 + micro)
+        found = days.astype("M8[us]") + (micro - ahead * 60_000_000)
         found[~good] = np.datetime64("NaT")
         return found
 

@@ -16,7 +16,7 @@ from .frames import feature_columns
 from .options import ReadOptions
 from .raw import Column, RawTable, Text
 from .table import Table, read_source
-from .task import MERGED, check_present, label_index
+from .task import MERGED, check_present, flags_of_one_spelling, label_index, target_labels, target_numbers
 from .types import ColumnType, Typed, convert, labels
 from .wording import count, listing, show
 
@@ -135,12 +135,11 @@ def _codes(column: Column, table: Table, what: str) -> tuple[np.ndarray, list[st
 
 def _as_labels(column: Column, table: Table) -> Text:
     """A target as the words that classes are called by: numbers canonical where all classes are numbers."""
-    if isinstance(column, Text) and label_index(table.classes, table.label_dtype).dtype.kind in "iuf":
-        from .task import _target_labels, _target_numbers
-
-        numbers, _ = _target_numbers(column, "", "no", table.options.missing)
-        return _target_labels(column, numbers)
-    return labels(column)
+    if not isinstance(column, Text):
+        return labels(column)
+    if label_index(table.classes, table.label_dtype).dtype.kind in "iuf":
+        return target_labels(column, target_numbers(column, "", "no", table.options.missing)[0])
+    return flags_of_one_spelling(column) if set(table.classes) == {"False", "True"} else column
 
 
 def _places(raw: RawTable, names: list[str], extra: int) -> list[int]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .raw import Text, true
+from .wording import count, listing
 
 MISSING_IN_NUMBERS = frozenset(
     [
@@ -82,6 +83,7 @@ class Numbers:
         sure: whether some cell can be read with ``decimal`` alone.
         doubt: a cell that the other decimal mark would read otherwise, where no cell decides; else None.
         written: ways of writing found.
+        mixed: which units stand side by side, where they do; else None.
     """
 
     values: np.ndarray
@@ -93,6 +95,7 @@ class Numbers:
     sure: bool = False
     doubt: str | None = None
     written: list[str] = field(default_factory=list)
+    mixed: str | None = None
 
 
 def is_plain(cells: pa.Array) -> np.ndarray:
@@ -168,6 +171,7 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
         found.values[plain] = _cast(pc.filter(cells, pa.array(plain)))
     values = np.full(len(rest.words), np.nan)
     if good.any():
+        found.mixed = _mixed(rest.words, often, good, written, int(counts[plain].sum()))
         values[good] = _cast(_ungrouped(pc.filter(bare, pa.array(good)), use_comma))
         gaps = true(pc.match_substring_regex(bare, rf"\d[{'.' if use_comma else ','}{_GAPS}]\d{{3}}"))
         written |= {"thousands set apart": gaps, "decimal commas": good & use_comma}
@@ -178,6 +182,19 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
     found.others += int(often[~gone & ~good].sum())
     found.words += _counted(rest.words, often, ~gone & ~good)
     return found
+
+
+def _mixed(
+    words: pa.Array, often: np.ndarray, good: np.ndarray, written: dict[str, np.ndarray], plain: int
+) -> str | None:
+    """Per cent beside other numbers, or several currencies."""
+    per_cent = written["per cent signs"] & good
+    others = int(often[good & ~per_cent].sum()) + plain
+    if per_cent.any() and others:
+        return f"{count(int(often[per_cent].sum()), 'cell')} with a per cent sign and {others} without"
+    money = pc.filter(words, pa.array(written["currency signs"] & good))
+    signs = pc.unique(pc.struct_field(pc.extract_regex(money, rf"(?P<sign>{_CURRENCY})"), "sign")).to_pylist()
+    return f"the currencies {listing(signs)}" if len(signs) > 1 else None
 
 
 def _counted(words: pa.Array, often: np.ndarray, mask: np.ndarray) -> Counter[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.stored import parse_json
 from ..errors import InputError, nearest
 from .wording import show
 
@@ -98,10 +98,7 @@ def read_types(types: str | Path | Mapping[Any, str]) -> dict[str, str]:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"types: cannot read {show(types, limit=200)}: {reason}") from None
         if text.lstrip().startswith("{"):
-            try:
-                found = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"types: {show(types)} is not valid JSON: {error}") from None
+            found = parse_json(text, f"types: {show(types)}")
         else:
             for number, line in enumerate(text.splitlines(), 1):
                 if not line.strip() or line.lstrip().startswith("#"):

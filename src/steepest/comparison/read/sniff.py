@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from .numbers import number
 from .options import ReadOptions
-from .wording import count
+from .source import refuse_other_text
+from .wording import count, listing
 
 NAMES = {"\t": "tabs", ";": "semicolons", "|": "pipes", ",": "commas", " ": "blanks"}
 _ORDER = ("\t", ";", "|", ",")
@@ -97,12 +98,12 @@ def _first_wrong(data: bytes) -> int | None:
 
 
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of the beginning is zero."""
+    """UTF-16 without a mark: in the beginning most of every other byte is zero, and none of those between."""
     head = data[:1000]
-    if len(head) >= 4 and b"\0" in head:
-        for start, kind in ((1, "utf-16-le"), (0, "utf-16-be")):
-            if not any(head[start::2]) and all(head[1 - start :: 2]):
-                return kind
+    for start, kind in ((1, "utf-16-le"), (0, "utf-16-be")):
+        high, low = head[start::2], head[1 - start :: 2]
+        if len(high) > 1 and 2 * high.count(0) > len(high) and not low.count(0):
+            return kind
     return None
 
 
@@ -118,6 +119,7 @@ def sniff(head: str, name: str, options: ReadOptions, whole: bool) -> Shape:
     Raises:
         InputError: the file is empty, or has a header only.
     """
+    refuse_other_text(head, name)
     lines = list(io.StringIO(head, newline=""))
     if not whole and len(lines) > 1:
         lines = lines[:-1]
@@ -130,11 +132,16 @@ def sniff(head: str, name: str, options: ReadOptions, whole: bool) -> Shape:
     while skipped < len(lines) and not lines[skipped].strip():
         skipped += 1
     above, comments = _comments(lines[skipped:], separator)
-    body = lines[skipped + above :]
-    shape = _cut(body, separator, name)
-    shape.skipped, shape.comments = skipped + above, comments
+    skipped += above
     if comments:
         decisions.append(f"{count(comments, 'line')} of comment above the table skipped")
+    above, titles = _titles(lines[skipped:], separator)
+    skipped += above
+    if above:
+        decisions.append(f"above the table skipped: {listing(titles) if titles else 'rows of empty cells'}")
+    body = lines[skipped:]
+    shape = _cut(body, separator, name)
+    shape.skipped, shape.comments = skipped, comments
     if not shape.rows:
         raise InputError(f"{name} is empty: expected rows of cells separated by commas, tabs or semicolons")
     rows, starts = shape.rows, _line_counts(body, shape)
@@ -195,6 +202,32 @@ def _comments(lines: list[str], separator: str | None) -> tuple[int, int]:
     return above, comments
 
 
+def _titles(lines: list[str], separator: str | None) -> tuple[int, list[str]]:
+    """How many lines above the header hold a title or nothing, and the titles: one cell where the rows have several.
+
+    >>> _titles(["Sales of a year\\n", ",,\\n", "x,k,y\\n", "1,2,a\\n", "3,4,b\\n"], None)
+    (2, ['Sales of a year'])
+    """
+    shape = _cut(lines, separator, "")
+    usual = Counter(len(row) for row in shape.rows).most_common(1)
+    if not usual or usual[0][0] < 3:
+        return 0, []
+    titles: list[str] = []
+    above, reading = 0, reader(lines, shape.separator, shape.escapes)
+    for row in reading:
+        filled = [cell.strip() for cell in row if cell.strip()]
+        if len(filled) > 1 or (filled and not row[0].strip()):
+            break
+        titles += filled
+        above = reading.line_num
+    rows = _parse(lines[above:], shape.separator, shape.escapes, _ROWS) if above else []
+    if not rows or len(rows[0]) != usual[0][0]:
+        return 0, []
+    first = [cell.strip() for cell in rows[0]]
+    below = [[row[i].strip() for row in rows[1:] if len(row) == len(first)] for i in range(len(first))]
+    return (above, titles) if is_header(first, below)[0] else (0, [])
+
+
 def _cut(lines: list[str], separator: str | None, name: str) -> Shape:
     """The separator and whether backslashes escape, and the first rows."""
     options = [separator] if separator else list(_ORDER)
@@ -215,7 +248,7 @@ def _cut(lines: list[str], separator: str | None, name: str) -> Shape:
         rows = _parse(lines, " ", False, _ROWS)
         widths = Counter(len(row) for row in rows[1:] or rows)
         alike = len(widths) == 1 and bool(rows) and len(rows[0]) in (min(widths), min(widths) - 1)
-        if alike and min(widths) > 1 and (best is None or best[0] == 1):
+        if alike and min(widths) > 1 and (best is None or min(widths) >= best[0]):
             return Shape(" ", rows=rows)
     assert best is not None
     if best[0] == 1 and separator is None:

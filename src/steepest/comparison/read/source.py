@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,20 @@ _PACKED: list[tuple[bytes, str, Callable[[bytes], bytes]]] = [
     (b"\xfd7zXZ\0", "xz", lzma.decompress),
 ]
 _NO_TABLE = ("__MACOSX/", ".")
+_OTHER_BYTES = {
+    b"\x93NUMPY": "a NumPy array (numpy.load)",
+    b"\x89HDF": "HDF5 (pandas.read_hdf)",
+    b"ARROW1": "an Arrow file (pandas.read_feather)",
+    b"ORC": "ORC (pandas.read_orc)",
+    b"SQLite format 3": "a SQLite data base (pandas.read_sql)",
+    b"%PDF": "a PDF document",
+}
+_OTHER_TEXT = {
+    r"(?:\[\s*[\[{\"\d-]|\{\s*\")": "JSON (pandas.read_json)",
+    r"<(?:!doctype|\?xml|html|table|!--)": "HTML or XML (pandas.read_html)",
+    r"(?:%[^\n]*\s*)*@relation\b": "ARFF (scipy.io.arff.loadarff)",
+    r"[+-]?\d+(?:\.\d+)?(?:[ \t]+\d+:[^\s:]+)+\s*$": "LIBSVM rows (sklearn.datasets.load_svmlight_file)",
+}
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -47,6 +62,24 @@ def open_file(path: Path) -> BinaryIO:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot read {named}: {reason}") from None
+
+
+def refuse_other_bytes(start: bytes, name: str) -> None:
+    """Refuse a file of another format, and name what reads it; a frame can be given instead."""
+    for mark, kind in _OTHER_BYTES.items():
+        if start.startswith(mark):
+            raise _other(kind, name)
+
+
+def refuse_other_text(head: str, name: str) -> None:
+    """The same, for formats of text."""
+    for form, kind in _OTHER_TEXT.items():
+        if re.match(r"\s*" + form, head, re.IGNORECASE | re.MULTILINE):
+            raise _other(kind, name)
+
+
+def _other(kind: str, name: str) -> InputError:
+    return InputError(f"{name} looks like {kind}: expected CSV, TSV, Parquet or Excel")
 
 
 def unpacked(data: bytes, name: str) -> tuple[bytes, str | None]:

@@ -11,7 +11,7 @@ from ..errors import InputError, nearest
 from .numbers import number, read_numbers
 from .options import MISSING
 from .raw import Column, Text, missing_cells
-from .types import exact_integers, labels, plain_integers
+from .types import exact_integers, first_code, labels, plain_integers
 from .wording import count, listing, show
 
 TASKS = ("auto", "classification", "binary", "multiclass", "regression")
@@ -82,7 +82,7 @@ def read_target(
         InputError: for missing or infinite targets, one class, rare classes, text where numbers are needed.
     """
     what = f"the target {show(name)}"
-    numbers, warnings = _target_numbers(column, what, comma, missing)
+    numbers, warnings = target_numbers(column, what, comma, missing)
     text = column.without(missing) if isinstance(column, Text) and numbers is None else None
     advice = "drop them or choose another target"
     if text is not None and isinstance(column, Text) and text.missing.sum() > column.missing.sum():
@@ -105,9 +105,10 @@ def read_target(
     if task == "regression":
         found = _regression(numbers, labels(column), what, folds, why, distinct)
     else:
-        words = _target_labels(column, numbers)
+        words = target_labels(column, numbers)
         found = _classes(words, what, task, rare, folds, why, positive)
-        by_cells = "str" if numbers is None else "int64" if plain_integers(words) else "float64"
+        coded = numbers is None or first_code(words) is not None
+        by_cells = "str" if coded else "int64" if plain_integers(words) else "float64"
         found.dtype = dtype if dtype in LABEL_DTYPES else by_cells
     if positive is not None and found.task != "binary":
         raise InputError(f"positive: {what} makes a task of {found.task}; a positive class is for two classes")
@@ -115,7 +116,7 @@ def read_target(
     return found
 
 
-def _target_numbers(
+def target_numbers(
     column: Column, what: str, comma: str, missing: tuple[str, ...]
 ) -> tuple[np.ndarray | None, list[str]]:
     """The target as numbers where all its filled cells are; a warning where nearly all are."""
@@ -133,11 +134,16 @@ def _target_numbers(
     return None, []
 
 
-def _target_labels(column: Column, numbers: np.ndarray | None) -> Text:
-    """Labels as words: integers without a point and exact, other numbers in full, text as it is."""
+def target_labels(column: Column, numbers: np.ndarray | None) -> Text:
+    """Labels as words: integers without a point and exact, other numbers in full, codes with leading zeros as they are.
+
+    True and false in several spellings are two labels; other text is as it is.
+    """
     if not isinstance(column, Text):
         return labels(column)
     if numbers is None:
+        return flags_of_one_spelling(column) if len(column.words) > 2 else column
+    if first_code(column) is not None:
         return column
     return labels(exact_integers(column)) if plain_integers(column) else labels(numbers)
 
@@ -148,6 +154,12 @@ _PLAIN_DTYPES = (
 )
 LABEL_DTYPES = (*_PLAIN_DTYPES, *(f"category:{dtype}" for dtype in _PLAIN_DTYPES))
 """In which labels are given back."""
+
+
+def flags_of_one_spelling(text: Text) -> Text:
+    """Words for true and false as ``True`` and ``False``; other text as it is."""
+    words = [word.capitalize() for word in text.words.to_pylist()]
+    return Text.from_codes(text.codes, words) if {*words} <= {"False", "True"} else text
 
 
 def label_index(classes: tuple[str, ...] | list[str], dtype: str) -> pd.Index:

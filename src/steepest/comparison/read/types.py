@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError
 from .dates import Dates, both_readings, read_dates
-from .numbers import Numbers, read_numbers
+from .numbers import MISSING_IN_NUMBERS, Numbers, read_numbers
 from .options import ReadOptions
 from .raw import Column, Text, missing_cells, true
 from .wording import count, listing, show
@@ -70,22 +70,46 @@ def infer(column: Column, name: str, options: ReadOptions, comma: str = "no") ->
     if not isinstance(column, Text):
         kind = "date" if column.dtype.kind == "M" else "number"
         return Typed(_floats(column) if kind == "number" else column, ColumnType(kind))
+    missing, warnings = options.missing, []
+    code = None
     if not column.declared:
         numbers = read_numbers(column, comma)
-        if numbers.cells and _few(numbers.others, numbers.cells):
-            return _number(column, name, numbers, options.missing)
+        code = first_code(column) if numbers.cells and not numbers.others else None
+        if code is not None:
+            missing = (*missing, *numbers.missing)
+            warnings.append(
+                f"{show(name)} holds codes with leading zeros, as {show(code)}: taken as words; --types with "
+                f"{name}: number takes numbers"
+            )
+        elif numbers.cells and _few(numbers.others, numbers.cells):
+            return _number(column, name, numbers, missing)
         if not numbers.cells + numbers.others:  # nothing but words for missing
             return Typed(Text(pa.nulls(len(column), pa.string())), ColumnType("category"))
         if (flags := _booleans(column)) is not None:
             return Typed(flags, ColumnType("number"))
-    text = column.without(options.missing)
-    if not column.declared and _may_be_dates(text):
+    text = column.without(missing)
+    if not column.declared and code is None and _may_be_dates(text):
         dates = read_dates(text, options.dayfirst)
         if dates.cells and _few(dates.others, dates.cells):
             return _date(name, dates)
-    if not column.declared and is_many_valued(text):
-        return Typed(text, ColumnType("text"))
-    return Typed(text, ColumnType("category"))
+    kind = "text" if not column.declared and is_many_valued(text) else "category"
+    return Typed(text, ColumnType(kind), warnings=warnings)
+
+
+def first_code(text: Text) -> str | None:
+    """The first word with zeros in front, of three digits or more, where no word is else than digits; else None.
+
+    >>> first_code(Text.of(["00501", "90210", ""])), first_code(Text.of(["007", "7.5"])), first_code(Text.of(["07"]))
+    ('00501', None, None)
+    """
+    words = text.cells if text.many else text.words
+    codes = true(pc.match_substring_regex(words, r"^0\d\d+$"))
+    if not codes.any():
+        return None
+    gone = true(pc.is_in(pc.utf8_lower(words), value_set=pa.array(sorted(MISSING_IN_NUMBERS))))
+    if (true(pc.is_valid(words)) & ~gone & ~true(pc.match_substring_regex(words, r"^\d+$"))).any():
+        return None
+    return str(words[int(codes.argmax())].as_py())
 
 
 def convert(
@@ -175,14 +199,15 @@ def _no_dates(rows: int) -> np.ndarray:
 
 
 def _booleans(text: Text) -> np.ndarray | None:
-    """Words that are all true or false (any case) as 1 and 0."""
-    if text.many or len(text.words) > 8:
+    """Words that are all true or false (any case), or say that there is none, as 1, 0 and NaN."""
+    if text.many or len(text.words) > 16:
         return None
     words = pc.utf8_lower(text.words)
     yes, no = true(pc.equal(words, "true")), true(pc.equal(words, "false"))
-    if not len(words) or not (yes | no).all():
+    gone = true(pc.is_in(words, value_set=pa.array(sorted(MISSING_IN_NUMBERS))))
+    if not (yes | no).any() or not (yes | no | gone).all():
         return None
-    return np.append(np.where(yes, 1.0, 0.0), np.nan)[text.codes]
+    return np.append(np.where(yes, 1.0, np.where(no, 0.0, np.nan)), np.nan)[text.codes]
 
 
 def _number(text: Text, name: str, numbers: Numbers, missing: tuple[str, ...]) -> Typed:
@@ -196,6 +221,8 @@ def _number(text: Text, name: str, numbers: Numbers, missing: tuple[str, ...]) -
             f"{show(name)}: {show(numbers.doubt)} is read as {one:.15g}; with {show(other)} as the decimal mark it is "
             f"{two:.15g}"
         )
+    if numbers.mixed:
+        found.warnings.append(f"{show(name)} mixes units: {numbers.mixed}; the numbers are taken as they stand")
     unusual = Counter({word: n for word, n in numbers.missing.items() if word not in missing})
     if unusual:
         found.warnings.append(f"{show(name)} is taken as numbers; missing there: {_cells(unusual)}")
