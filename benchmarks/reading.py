@@ -113,7 +113,12 @@ def main() -> None:
         cpu_said = f"processor {row['min_cpu_seconds']:.2f} s, {row['cpu_seconds_of_pandas']:.2f}x"
         print(f"{reader:<10} {time_said}  {cpu_said}  {row['peak_mb']:>6} MB, {row['peak_of_file']:.2f}x the file")
     facts = {"rows": options.rows, "columns": options.columns, "words": options.words, "quoted": options.quoted}
-    print(record("reading", {**facts, "file_mb": round(size, 1), "limits": LIMITS, "readers": rows}).name)
+    name = "reading" + "-words" * bool(options.words) + "-quoted" * options.quoted
+    print(
+        record(
+            name, {"benchmark": "reading", **facts, "file_mb": round(size, 1), "limits": LIMITS, "readers": rows}
+        ).name
+    )
 
 
 if __name__ == "__main__":

@@ -116,6 +116,22 @@ def number(cell: str) -> float | None:
     return float(cell) if re.match(PLAIN, cell, re.ASCII) else None
 
 
+def rough_number(cell: str) -> float | None:
+    """About the number that a cell holds in any way of writing, or None for a word; tells headers from cells below.
+
+    >>> rough_number("$1,320.5"), rough_number("7 %"), rough_number("1.234,5"), rough_number("2 of 3")
+    (1320.5, 7.0, 1234.5, None)
+    """
+    if (plain := number(cell)) is not None:
+        return plain
+    bare = re.sub(_PER_CENT, "", re.sub(_BRACKETS, r"-\1", cell).replace("\u2212", "-"))
+    bare = re.sub(_AFTER, "", re.sub(_BEFORE, r"\1\2", bare))
+    for form, gaps in ((POINT, "," + _GAPS), (COMMA, "." + _GAPS)):
+        if re.match(form, bare, re.ASCII):
+            return float(re.sub(f"[{gaps}]", "", bare).replace(",", "."))
+    return None
+
+
 def read_numbers(text: Text, comma: str = "no") -> Numbers:
     """Read a column as numbers; the caller judges from ``cells``, ``missing`` and ``others`` whether it is one.
 

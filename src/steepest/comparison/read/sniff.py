@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .numbers import number
+from .numbers import MISSING_IN_NUMBERS, rough_number
 from .options import ReadOptions
 from .source import refuse_other_text
 from .wording import count, listing
@@ -25,7 +25,8 @@ _MARKS = [
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 ]
-_COMMENTS = ("#", "%", "//")
+_COMMENT = re.compile(r"\s*(?:#(?!N/A|NUM!|VALUE!|DIV/0!|REF!|NULL!|NAME\?)|%|//)")
+"""How a line of comment begins; the words of spreadsheets for errors begin no comment."""
 
 
 @dataclass
@@ -157,7 +158,7 @@ def sniff(head: str, name: str, options: ReadOptions, whole: bool) -> Shape:
     header, why = is_header(first, below)
     if options.header is not None:
         header, why = options.header, "as asked"
-    elif named and not any(number(cell) is not None for cell in first):
+    elif named and not any(rough_number(cell) is not None for cell in first):
         header, why = True, named
     shape.decisions = decisions
     if not header:
@@ -184,7 +185,7 @@ def _comments(lines: list[str], separator: str | None) -> tuple[int, int]:
     for line in lines:
         if not line.strip():
             above += 1
-        elif line.lstrip().startswith(_COMMENTS):
+        elif _COMMENT.match(line):
             above, comments = above + 1, comments + 1
         else:
             break
@@ -248,7 +249,8 @@ def _cut(lines: list[str], separator: str | None, name: str) -> Shape:
         rows = _parse(lines, " ", False, _ROWS)
         widths = Counter(len(row) for row in rows[1:] or rows)
         alike = len(widths) == 1 and bool(rows) and len(rows[0]) in (min(widths), min(widths) - 1)
-        if alike and min(widths) > 1 and (best is None or min(widths) >= best[0]):
+        unlike = best is None or min(widths) >= best[0] or len(best[2].rows[0]) == 1  # thousands may have commas
+        if alike and min(widths) > 1 and unlike:
             return Shape(" ", rows=rows)
     assert best is not None
     if best[0] == 1 and separator is None:
@@ -306,7 +308,7 @@ def is_header(first: list[str], below: list[list[str]]) -> tuple[bool, str]:
     >>> is_header(["a", "1", "c"], [["x", "y"], ["2", "3"], ["z", "z"]])[0]
     False
     """
-    numbers = {i: value for i, cell in enumerate(first) if (value := number(cell)) is not None}
+    numbers = {i: value for i, cell in enumerate(first) if (value := rough_number(cell)) is not None}
     empty = [i for i, cell in enumerate(first) if not cell]
     missing = [i for i, cell in enumerate(first) if cell and is_missing(cell) and i not in numbers]
     words = [i for i in range(len(first)) if i not in numbers and i not in empty and i not in missing]
@@ -315,8 +317,13 @@ def is_header(first: list[str], below: list[list[str]]) -> tuple[bool, str]:
     no = "the first row has a number or an empty cell"
     if missing or (empty and len(empty) > 1 and not words):
         return False, no
-    columns = {i: [value for cell in column if (value := number(cell)) is not None] for i, column in enumerate(below)}
-    filled = {i: sum(not is_missing(cell) for cell in column) for i, column in enumerate(below)}
+    columns = {
+        i: [value for cell in column if (value := rough_number(cell)) is not None] for i, column in enumerate(below)
+    }
+    filled = {
+        i: sum(bool(cell) and cell.lower() not in MISSING_IN_NUMBERS for cell in column)
+        for i, column in enumerate(below)
+    }
     numeric = {i for i in columns if filled[i] and len(columns[i]) >= 0.9 * filled[i]}
     if any(value != int(value) or value < 0 for value in numbers.values() if abs(value) < 1e15):
         return False, no
@@ -333,9 +340,12 @@ def is_header(first: list[str], below: list[list[str]]) -> tuple[bool, str]:
     years = bool(values) and all(1900 <= value <= 2100 for value in values)
     if counters and values[0] == 0 and len(values) > 2 and len(values) + len(empty) == len(first):
         return True, "0, 1, 2 ... as pandas numbers columns"
-    apart = [i in numeric and (_outside(v, columns[i]) or _finer(columns[i])) for i, v in numbers.items()]
+    apart = [
+        _outside(v, columns[i]) or _finer(columns[i]) if i in numeric else years and not columns[i]
+        for i, v in numbers.items()
+    ]
     if (counters or years) and apart and all(apart):
-        return True, "years or counters above other numbers"
+        return True, "years or counters above other cells"
     return False, no
 
 
