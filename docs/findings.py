@@ -1,18 +1,13 @@
-"""The pages' view of evidence: a section for each system, and the gallery of all experiments."""
+"""The pages' view of evidence: a section for each system, and the gallery of all experiments, figures drawn from it."""
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from steepest.catalogue import System
-from steepest.lab import gallery
-
-VERDICTS = ("shown", "not shown", "contradicted")
-STALE = "stale: the code has changed since, so it counts as no verdict until the experiment has run again"
+from steepest.catalogue import VERDICTS, System, open_claims
+from steepest.lab import evidence, figures, gallery
+from steepest.lab.evidence import Kept
 
 
 def number(value: float) -> str:
@@ -25,79 +20,89 @@ def cell(text: object) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def section(system: System, target: Path) -> list[str]:
-    """The evidence of a system as lines of its page; its figure goes to ``target/evidence``. Empty without evidence."""
-    found = gallery.read(system)
-    if found is None:
+def section(system: System) -> list[str]:
+    """The evidence of a system as lines of its page. Empty without evidence."""
+    kept = evidence.read(system)
+    if kept is None:
         return []
-    stale = gallery.stale(system)
-    lines = ["", "## Evidence", "", f"**{found['verdict']}**" + (f" ({STALE})" if stale else ""), ""]
-    if not found["finished"]:
+    lines = ["", "## Evidence", "", f"**{kept.shown}**{staleness(system, kept)}", ""]
+    if not kept.finished:
         lines += ["The seeds could not have found every claimed effect: the experiment is not finished.", ""]
-    lines += ["| claim | mean | 95% interval | claimed | verdict | detectable |", "|---|---|---|---|---|---|"]
-    for claim in found["claims"]:
+    lines += ["| claim | of | mean | 95% interval | claimed | verdict | detectable |", "|---|---|---|---|---|---|---|"]
+    for finding in kept.findings:
+        claim = finding.claim
         row = (
-            cell(claim["text"]),
-            number(claim["mean"]),
-            f"{number(claim['low'])} to {number(claim['high'])}",
-            f"{'>' if claim['greater'] else '<'} {number(claim['threshold'])}",
-            claim["verdict"],
-            number(claim["detectable"]),
+            cell(claim.text),
+            "ours" if claim.ours else "the publication",
+            number(finding.mean),
+            f"{number(finding.low)} to {number(finding.high)}",
+            f"{'>' if claim.greater else '<'} {number(claim.threshold)}",
+            finding.verdict,
+            number(finding.detectable),
         )
         lines.append("| " + " | ".join(row) + " |")
-    seeds = len(found["seeds"])
-    ran = f"{seeds} seeds, {found['date']}, {found['machine']}, {found['seconds']:g} s"
-    lines += ["", f"{ran}; module `steepest.{system.experiment}`.", *figure(system, found, target, "../")]
-    return lines
+    ran = f"{len(kept.seeds)} seeds, {kept.date}, {kept.machine}, {kept.seconds:g} s"
+    return [*lines, "", f"{ran}; module `steepest.{system.experiment}`.", *figure(kept, "../")]
 
 
-def figure(system: System, found: dict[str, Any], target: Path, up: str) -> list[str]:
-    """The figure as an image with its findings as alternative text; none where there is no file."""
-    file = gallery.folder() / f"{system.slug}.svg"
-    if not file.is_file():
-        return []
-    (target / "evidence").mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, target / "evidence")
-    said = "; ".join(f"{claim['text']}: {claim['verdict']}, mean {number(claim['mean'])}" for claim in found["claims"])
-    text = f"{system.slug}: {said}".replace("[", "(").replace("]", ")").replace("\n", " ")
-    return ["", f"![{text}]({up}evidence/{system.slug}.svg)"]
+def staleness(system: System, kept: Kept) -> str:
+    """What to add where evidence is stale."""
+    reason = evidence.why_stale(system, kept)
+    return f" (stale: {reason}; it counts again when the experiment has run again)" if reason else ""
 
 
-def counts(experiments: Sequence[System]) -> dict[str, int]:
-    """How many experiments have each verdict, are stale, or have no evidence yet; each counts once."""
-    found: Counter[str] = Counter()
-    for system in experiments:
-        evidence = gallery.read(system)
-        found["no evidence yet" if evidence is None else "stale" if gallery.stale(system) else evidence["verdict"]] += 1
-    return {key: found[key] for key in (*VERDICTS, "stale", "no evidence yet")}
+def figure(kept: Kept, up: str) -> list[str]:
+    """The figure as an image with its findings as alternative text."""
+    said = "; ".join(f"{f.claim.text}: {f.verdict}, mean {number(f.mean)}" for f in kept.findings)
+    text = f"{kept.slug}: {said}".replace("[", "(").replace("]", ")").replace("\n", " ")
+    return ["", f"![{text}]({up}evidence/{kept.slug}.svg)"]
 
 
-def page(present: Sequence[System], target: Path) -> str:
-    """Every experiment by name, with its verdict and its figure."""
+def draw_figures(present: Sequence[System], target: Path) -> None:
+    """Draw the figure of all evidence under ``target/evidence``."""
+    (target / "evidence").mkdir(parents=True)
+    for system in present:
+        kept = evidence.read(system)
+        if kept is not None:
+            drawn = figures.draw(gallery.load(system), kept.evidence, kept.findings)
+            (target / "evidence" / f"{system.slug}.svg").write_text(drawn, encoding="utf-8")
+
+
+def page(present: Sequence[System]) -> str:
+    """Every experiment by name, with how many of its claims are shown, which are not, and its figure."""
     known = {system.slug for system in present}
     experiments = sorted((s for s in gallery.experiments() if s.slug in known), key=lambda system: system.slug)
-    total = ", ".join(f"{count} {what}" for what, count in counts(experiments).items())
+    kept = {system.slug: evidence.read(system) for system in experiments}
+    stale = {system.slug for system in experiments if (of := kept[system.slug]) and evidence.why_stale(system, of)}
+    fresh = [claim for slug, of in kept.items() if of and slug not in stale for claim in of.judged]
+    counts = {
+        whose: ", ".join(f"{sum(c.verdict == word for c in fresh if c.ours is ours)} {word}" for word in VERDICTS)
+        for whose, ours in (("Claims of the publications", False), ("Expectations of ours", True))
+    }
+    missing = sum(of is None for of in kept.values())
     lines = [
         "# Gallery",
         "",
-        "Each experiment tests the central claim of a publication, with numbers fixed before its first run, over at "
-        "least five seeds. *Shown*: the 95% interval over seeds lies on the claimed side; *contradicted*: on the "
-        "other; else *not shown*. One contradicted claim makes a system's verdict.",
+        "Each experiment tests the claims of a publication, with numbers fixed before its first run, over at least "
+        "five seeds. *Shown*: the 95% interval over seeds lies on the claimed side; *contradicted*: on the other; else "
+        "*not shown*. Expectations of ours, which the publication does not state, are counted apart.",
         "",
-        f"{len(experiments)} experiment{'' if len(experiments) == 1 else 's'}: {total}.",
+        f"{len(experiments)} experiment{'' if len(experiments) == 1 else 's'}, {len(stale)} stale, {missing} without "
+        "evidence yet. In fresh evidence: " + "; ".join(f"{whose}: {said}" for whose, said in counts.items()) + ".",
         "",
-        "| system | verdict | publication |",
-        "|---|---|---|",
+        "| system | shown | not shown | contradicted | publication |",
+        "|---|---|---|---|---|",
     ]
     sections: list[str] = []
     for system in experiments:
-        found = gallery.read(system)
-        verdict = "no evidence yet" if found is None else found["verdict"]
-        verdict += " (stale)" if found is not None and gallery.stale(system) else ""
-        lines.append(
-            f"| [{system.slug}](systems/{system.slug}.md) | {verdict} | {cell(system.title)} ({system.year}) |"
-        )
-        if found is not None:
-            sections += ["", f"## {system.slug}", "", f"**{verdict}**. {cell(system.title)}."]
-            sections += figure(system, found, target, "")
+        of = kept[system.slug]
+        row = [f"[{system.slug}](systems/{system.slug}.md)"]
+        if of is None:
+            row += ["no evidence yet", "", ""]
+        else:
+            said = of.shown.replace(" claims shown", "") + (" (stale)" if system.slug in stale else "")
+            rest = open_claims(of.judged)
+            row += [said, *(cell(", ".join(c.name for c in rest.get(word, ()))) for word in VERDICTS[1:])]
+            sections += ["", f"## {system.slug}", "", f"**{of.shown}**. {cell(system.title)}.", *figure(of, "")]
+        lines.append("| " + " | ".join([*row, f"{cell(system.title)} ({system.year})"]) + " |")
     return "\n".join([*lines, *sections]) + "\n"

@@ -13,7 +13,7 @@ import findings
 import tables
 from findings import cell
 
-from steepest.catalogue import System, checked, systems, there, verdict
+from steepest.catalogue import System, checked, claims, shown_of, systems, there
 
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "build" / "docs"
@@ -36,10 +36,11 @@ def main() -> None:
     present = [system for system in systems() if there(system)]
     made = {f"systems/{system.slug}.md": page(system) for system in present}
     made |= {"systems/index.md": index(present), "systems/exemptions.md": exemptions(present)}
-    made |= {"gallery.md": findings.page(present, TARGET), "tasks.md": tables.tasks_page(present)}
+    made |= {"gallery.md": findings.page(present), "tasks.md": tables.tasks_page(present)}
     made |= {"benchmarks.md": tables.benchmarks_page(HERE.parent / "benchmarks")}
     for name, text in made.items():
         (TARGET / name).write_text(text, encoding="utf-8")
+    findings.draw_figures(present, TARGET)
 
 
 def written(file: Path) -> str:
@@ -58,22 +59,22 @@ def written(file: Path) -> str:
     return PICTURE.sub(pictured, text)
 
 
-def word(value: bool | str | None) -> str:
+def word(value: bool | None) -> str:
     """A status as a word."""
-    return value if isinstance(value, str) else {True: "yes", False: "no", None: "–"}[value]
+    return {True: "yes", False: "no", None: "–"}[value]
 
 
 def index(present: list[System]) -> str:
     """The table of all systems, a section for each room."""
     lines = ["# Systems", "", f"{len(present)} of {len(systems())} systems are there."]
+    head = ["| system | publication | kind | state | claims shown |", "|---|---|---|---|---|"]
     for room in dict.fromkeys(system.room for system in systems()):
-        lines += ["", f"## {room}", "", "| system | publication | kind | state | verdict |", "|---|---|---|---|---|"]
+        lines += ["", f"## {room}", "", *head]
         for system in (row for row in systems() if row.room == room):
             here = system in present
             name = f"[{system.slug}]({system.slug}.md)" if here else system.slug
-            state = (
-                ("checked" if checked(system) else "there", word(verdict(system))) if here else ("not there yet", "–")
-            )
+            judged = shown_of(claims(system) or ()) or "–"
+            state = ("checked" if checked(system) else "there", judged) if here else ("not there yet", "–")
             row = (name, f"{cell(system.title)} ({system.year})", system.kind, *state)
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
@@ -89,12 +90,12 @@ def page(system: System) -> str:
         "kind": system.kind,
         "module": f"`steepest.{system.module}`",
         "checked": f"{word(checked(system))} ({facts})",
-        "verdict": word(verdict(system)),
+        "claims shown": shown_of(claims(system) or ()) or "–",
     }
     head, *rest = (f"| {key} | {value} |" for key, value in rows.items())
     lines = [f"# {system.slug}", "", head, "|---|---|", *rest]
     lines += ["", "```python", system.import_line, "```", "", markdown(inspect.getdoc(module) or "")]
-    lines += findings.section(system, TARGET)
+    lines += findings.section(system)
     for name in system.names:
         thing = getattr(module, name)
         lines += ["", f"## {name}", ""]

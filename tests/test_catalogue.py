@@ -14,8 +14,9 @@ from types import ModuleType
 
 import pytest
 
-from steepest import catalogue
-from steepest.catalogue import KINDS, find, owners, source_files, systems
+from steepest import catalogue, sources
+from steepest.catalogue import KINDS, find, owners, systems
+from steepest.sources import source_files
 
 BUILT_IN = {
     "absolute-error",
@@ -152,6 +153,7 @@ def toy(tmp_path, monkeypatch):
     (tmp_path / "evidence").mkdir()
     (tmp_path / "pyproject.toml").touch()
     shutil.copy(catalogue.__file__, package)
+    shutil.copy(sources.__file__, package)
     rows = [
         ROW.format(slug="thing", room="room", module="room.thing", names='["thing", "Other"]', holds=2,
                    experiment="lab.room.thing"),
@@ -169,7 +171,9 @@ def toy(tmp_path, monkeypatch):
     (package / "room" / "family" / "half.py").write_text("a = 1\n")
     (package / "lab" / "room" / "thing.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path / "src"))
-    yield importlib.import_module("toy.catalogue"), tmp_path
+    module = importlib.import_module("toy.catalogue")
+    module.sources = importlib.import_module("toy.sources")
+    yield module, tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "toy"]:
         del sys.modules[name]
 
@@ -233,35 +237,96 @@ def test_marks_are_written_out(tmp_path, arguments):
         catalogue.marks(tmp_path)
 
 
-def test_verdict_is_kept_while_the_source_is_the_same(toy):
+def evidence_of(digest, *verdicts, **more):
+    claims = [{"effect": str(number), "text": "t", "verdict": word} for number, word in enumerate(verdicts)]
+    return json.dumps({"claims": claims, "source_hash": digest} | more)
+
+
+def test_claims_count_while_the_source_is_the_same(toy):
     module, root = toy
     thing = module.find("thing")
-    assert module.verdict(thing) is None
+    assert module.claims(thing) is None
     files = [root / "src/toy/room/thing.py", root / "src/toy/lab/room/thing.py"]
-    digest = module.source_hash(thing)
+    digest = module.sources.source_hash(thing)
     evidence = root / "evidence" / "thing.json"
-    evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
-    assert module.verdict(thing) == "not shown"
-    for text in ('{"verdict": "probably"}', "[]", "{}", '{"verdict": []}', "no", "[" * 100_000):
+    evidence.write_text(evidence_of(digest, "not shown", "shown", "contradicted"))
+    judged = module.claims(thing)
+    assert module.shown_of(judged) == "1 of 3"
+    assert [(word, [c.name for c in some]) for word, some in module.open_claims(judged).items()] == [
+        ("not shown", ["0"]),
+        ("contradicted", ["2"]),
+    ]
+    for text in ('{"claims": [{"effect": "a", "text": "b", "verdict": "probably"}]}', '{"claims": 1}', '{"claims": []}',
+                 "[]", "{}", '{"claims": [1]}', "no", "[" * 100_000):  # fmt: skip
         evidence.write_text(text)
-        with pytest.raises(ValueError, match=r"^evidence of thing: thing.json (is not valid JSON|has no verdict)"):
-            module.verdict(thing)
-    evidence.write_text(json.dumps({"verdict": "not shown", "source_hash": digest}))
+        with pytest.raises(ValueError, match=r"^evidence of thing: thing.json (is not valid JSON|has no claims with)"):
+            module.claims(thing)
+    evidence.write_text(evidence_of(digest, "shown", stale="because"))
+    assert module.claims(thing) is None
     files[0].write_text("# a comment\n" + files[0].read_text() + "\n\n# another\n")
-    assert module.source_hash(thing) == digest
+    assert module.sources.source_hash(thing) == digest
     for file in files:
-        evidence.write_text(json.dumps({"verdict": "shown", "source_hash": module.source_hash(thing)}))
-        assert module.verdict(thing) == "shown"
+        evidence.write_text(evidence_of(module.sources.source_hash(thing), "shown"))
+        assert module.shown_of(module.claims(thing)) == "1 of 1"
         file.write_text(file.read_text() + "changed = 1\n")
-        assert module.verdict(thing) is None
+        assert module.claims(thing) is None
+
+
+def test_own_files_are_the_private_modules_and_sources_of_the_same_folder(toy):
+    module, root = toy
+    thing = module.find("thing")
+    package = root / "src" / "toy"
+    written = {
+        "room/thing.py": "from ._near import f\nfrom .public import g\nfrom .family._far import h\nA = 'room.cpp'\n",
+        "room/_near.py": "def f():\n    from toy.room._further import x\n    from . import _package\n    return x\n",
+        "room/_further.py": "x = 1\n",
+        "room/_package/__init__.py": "",
+        "room/_package/inner.py": "y = 1\n",
+        "room/public.py": "from ._unseen import g\n",
+        "room/_unseen.py": "g = 1\n",
+        "room/family/_far.py": "h = 1\n",
+        "room/room.cpp": '#include "vectors.h"\nint a; // one\n',
+        "room/vectors.h": "/* two */ int b;\n",
+        "room/thing.cpp": "int unnamed;\n",
+        "lab/room/thing.py": "from ..helper import z\nfrom ._mine import w\n",
+        "lab/room/_mine.py": "w = 1\n",
+        "lab/helper.py": "z = 1\n",
+    }
+    for name, text in written.items():
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text(text)
+    own = {str(file.relative_to(package)) for file in module.sources.own_files(thing)}
+    assert own == {
+        *("room/thing.py", "room/_near.py", "room/_further.py", "room/_package/__init__.py", "room/_package/inner.py"),
+        *("room/room.cpp", "room/vectors.h", "lab/room/thing.py", "lab/room/_mine.py"),
+    }
+    for name in written:
+        digest = module.sources.source_hash(thing)
+        file = package / name
+        file.write_text(("// a remark\n" if name.endswith((".cpp", ".h")) else "# a remark\n") + file.read_text())
+        assert module.sources.source_hash(thing) == digest, name
+        file.write_text(file.read_text() + ("int more;\n" if name.endswith((".cpp", ".h")) else "more = 1\n"))
+        assert (module.sources.source_hash(thing) != digest) is (name in own), name
+
+
+def test_the_sources_of_kernels_are_their_own():
+    own = {file.name for file in sources.own_files(catalogue.find("two-pass-softmax"))}
+    assert {"softmax.cpp", "vectors.h", "three_pass.cpp", "_native_softmax.py"} <= own
+    assert "chronicals.cpp" in {file.name for file in sources.own_files(catalogue.find("chronicals"))}
+    assert "_robust.py" in {file.name for file in sources.own_files(catalogue.find("ldr"))}
 
 
 def test_source_of_a_package_is_all_of_it(toy):
     module, root = toy
-    assert [file.name for file in module.source_files("room")] == ["__init__.py", "__init__.py", "half.py", "thing.py"]
-    before = module.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, ""))
+    assert [file.name for file in module.sources.source_files("room")] == [
+        "__init__.py",
+        "__init__.py",
+        "half.py",
+        "thing.py",
+    ]
+    before = module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, ""))
     (root / "src/toy/room/family/half.py").write_text("a = 2\n")
-    assert module.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, "")) != before
+    assert module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, "")) != before
 
 
 def test_a_room_loads_what_is_asked_for(toy):

@@ -63,7 +63,7 @@ def test_no_command_is_help_and_2(capsys):
 def test_systems_lists_every_row(capsys):
     assert cli.run(["systems"]) == 0
     head, *rows, count = capsys.readouterr().out.splitlines()
-    assert head.split() == ["slug", "room", "kind", "there", "checked", "verdict"]
+    assert head.split() == ["slug", "room", "kind", "there", "checked", "shown"]
     assert [row.split()[0] for row in rows] == [system.slug for system in systems()]
     there = sum(row.split()[3] == "yes" for row in rows)
     assert count.startswith(f"{len(rows)} systems: {there} there, ")
@@ -74,7 +74,7 @@ def test_systems_outside_a_checkout_says_what_it_cannot_know(capsys, monkeypatch
     monkeypatch.setattr("steepest.catalogue.checkout", lambda: None)
     assert cli.run(["systems", "--room", "losses"]) == 0
     count = capsys.readouterr().out.splitlines()[-1]
-    assert " there, checked and verdict are known in a checkout" in count
+    assert " there, checked and shown are known in a checkout" in count
     assert "0 checked" not in count
 
 
@@ -82,7 +82,7 @@ def test_systems_of_a_room(capsys):
     assert cli.run(["systems", "--room", "losses.ranking", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["slug"] for row in rows] == [s.slug for s in systems() if s.room == "losses.ranking"]
-    assert set(rows[0]) == {"slug", "room", "kind", "there", "checked", "verdict"}
+    assert set(rows[0]) == {"slug", "room", "kind", "there", "checked", "claims"}
 
 
 def test_missing_and_there_make_all(capsys):

@@ -1,25 +1,26 @@
 """The catalogue: every system of the package, where it lives and how far it has been proved.
 
 The rows are data, in ``catalogue.toml``. What a row cannot say is derived here: whether a system is *there* (its names
-import), *checked* (tests cover every fact it must hold) and what its experiment has *shown*. Rooms take their public
-names from the rows too, through :func:`lazy_room`, so that importing a room imports none of its systems.
+import), *checked* (tests cover every fact it must hold) and which of its claims its experiment has *shown*. Rooms take
+their public names from the rows too, through :func:`lazy_room`, so that importing a room imports none of its systems.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+from .sources import source_files, source_hash
 
 PACKAGE = __name__.rpartition(".")[0]
 KINDS = (
@@ -186,11 +187,50 @@ def missing(system: System, found: dict[str, frozenset[int]]) -> list[int]:
     return [number for number in needed if number not in found.get(system.slug, frozenset())]
 
 
-def verdict(system: System) -> str | None:
-    """What fresh evidence says of its claim, one of ``VERDICTS``; None without evidence or where the code has moved on.
+@dataclass(frozen=True)
+class Judged:
+    """One claim of an experiment with its verdict.
 
-    Evidence is ``evidence/<slug>.json`` at the root of the checkout, with the keys ``"verdict"`` and ``"source_hash"``
-    (see :func:`source_hash`).
+    Args:
+        name: the key of its effect.
+        text: the claim in words.
+        verdict: one of ``VERDICTS``.
+        ours: whether it is an expectation of ours that the publication does not state.
+    """
+
+    name: str
+    text: str
+    verdict: str
+    ours: bool = False
+
+
+def shown_of(claims: Sequence[Judged], words: str = "") -> str:
+    """How many of the publication's claims are shown, and how many expectations of ours beside them.
+
+    >>> claims = [Judged("a", "", "shown"), Judged("b", "", "contradicted"), Judged("c", "", "shown", ours=True)]
+    >>> shown_of(claims), shown_of(claims[:2], " claims shown")
+    ('1 of 2, ours 1 of 1', '1 of 2 claims shown')
+    """
+    counts = []
+    for ours in (False, True):
+        verdicts = [claim.verdict for claim in claims if claim.ours is ours]
+        if verdicts:
+            count = f"{verdicts.count('shown')} of {len(verdicts)}"
+            counts.append(f"ours {count}" if ours else count + words)
+    return ", ".join(counts)
+
+
+def open_claims(claims: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """The claims that are not shown, by verdict: what a count leaves out."""
+    rest = [claim for claim in claims if claim.verdict != "shown"]
+    return {word: chosen for word in VERDICTS if (chosen := [claim for claim in rest if claim.verdict == word])}
+
+
+def claims(system: System) -> tuple[Judged, ...] | None:
+    """The claims of a system as fresh evidence judges them; None without evidence or where it is stale.
+
+    Evidence is ``evidence/<slug>.json`` at the root of the checkout. It is stale where its ``"source_hash"`` is not
+    that of the code (see :func:`source_hash`), and where it says so under ``"stale"``.
 
     Raises:
         ValueError: the file is no evidence.
@@ -205,51 +245,17 @@ def verdict(system: System) -> str | None:
         evidence = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"evidence of {system.slug}: {file.name} is not valid JSON: {error}") from error
-    if not isinstance(evidence, dict) or evidence.get("verdict") not in list(VERDICTS):
-        raise ValueError(f"evidence of {system.slug}: {file.name} has no verdict of {', '.join(VERDICTS)}")
-    return str(evidence["verdict"]) if evidence.get("source_hash") == source_hash(system) else None
-
-
-def source_hash(system: System) -> str:
-    """SHA-256 over the code of a system's module and experiment: evidence is fresh while this stays equal.
-
-    Comments, docstrings and layout don't count.
-    """
-    digest = hashlib.sha256()
-    for module in dict.fromkeys((system.module, system.experiment)):
-        for file in source_files(module):
-            digest.update(_code(file.read_text(encoding="utf-8")).encode())
-            digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _code(text: str) -> str:
-    """Python source without comments, docstrings and layout.
-
-    >>> _code('def f():\\n    "Says so."\\n    return 1  # one')
-    'def f():\\n    return 1'
-    """
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def source_files(module: str) -> list[Path]:
-    """The files of a module (all of them, sorted, where it is a package); none where it does not exist.
-
-    >>> [file.name for file in source_files("catalogue")], source_files("no.such.module")
-    (['catalogue.py'], [])
-    """
-    if not module:
-        return []
-    base = Path(__file__).parent.joinpath(*module.split("."))
-    if (file := base.with_name(base.name + ".py")).is_file():
-        return [file]
-    return sorted(base.rglob("*.py")) if (base / "__init__.py").is_file() else []
+    try:
+        judged = tuple(
+            Judged(str(claim["effect"]), str(claim["text"]), str(claim["verdict"]), claim.get("ours") is True)
+            for claim in evidence["claims"]
+        )
+        if not judged or not {claim.verdict for claim in judged} <= set(VERDICTS):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"evidence of {system.slug}: {file.name} has no claims with verdicts") from None
+    fresh = not evidence.get("stale") and evidence.get("source_hash") == source_hash(system)
+    return judged if fresh else None
 
 
 def checkout() -> Path | None:

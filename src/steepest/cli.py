@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,11 +56,12 @@ def systems_command(
 ) -> None:
     """List every system, and how far each one is.
 
-    there: its names import. checked: tests prove every fact it must hold. verdict: what its own experiment showed.
+    there: its names import. checked: tests prove every fact it must hold. shown: how many claims of the publication
+    its own experiment has shown, and how many expectations of ours.
 
     Examples: `steepest systems --room losses.classification`, `steepest systems --missing`, `steepest systems --json`.
     """
-    from .catalogue import checkout, systems
+    from .catalogue import checkout, shown_of, systems
 
     chosen = [row for row in systems() if not room or (row.room + ".").startswith(room.rstrip(".") + ".")]
     if not chosen:
@@ -69,15 +70,21 @@ def systems_command(
     shown = [(row, status) for row, status in statuses if not (missing and status["there"])]
     if as_json:
         import json
+        from dataclasses import asdict
 
+        for _, status in shown:
+            status["claims"] = [asdict(claim) for claim in status["claims"]] if status["claims"] else None
         typer.echo(json.dumps([{"slug": row.slug, "room": row.room, "kind": row.kind, **s} for row, s in shown]))
         return
-    table = [(row.slug, row.room, row.kind, *(_word(value) for value in s.values())) for row, s in shown]
-    _print_table(("slug", "room", "kind", "there", "checked", "verdict"), table)
-    count = {key: sum(bool(status[key]) for _, status in statuses) for key in ("there", "checked", "verdict")}
-    known = f"{count['checked']} checked, {count['verdict']} with a fresh verdict"
+    table = [
+        (row.slug, row.room, row.kind, _word(s["there"]), _word(s["checked"]), shown_of(s["claims"] or ()) or "-")
+        for row, s in shown
+    ]
+    _print_table(("slug", "room", "kind", "there", "checked", "shown"), table)
+    count = {key: sum(bool(status[key]) for _, status in statuses) for key in ("there", "checked", "claims")}
+    known = f"{count['checked']} checked, {count['claims']} with fresh evidence"
     if checkout() is None:
-        known = "checked and verdict are known in a checkout, which has the tests and the evidence"
+        known = "checked and shown are known in a checkout, which has the tests and the evidence"
     typer.echo(f"{len(chosen)} systems: {count['there']} there, {known}")
 
 
@@ -87,12 +94,13 @@ def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for 
 
     Example: `steepest show comp-sum`.
     """
-    from .catalogue import find, systems
+    from .catalogue import find, open_claims, shown_of, systems
 
     if slug not in {row.slug for row in systems()}:
         raise _refused("system", slug, {row.slug for row in systems()})
     row = find(slug)
     status = _status(row)
+    claims = status["claims"] or ()
     lines = {
         "what": _first_line(row) if status["there"] else "",
         "title": row.title,
@@ -105,26 +113,29 @@ def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for 
         "facts": row.holds,
         "default": _word(row.default),
         "experiment": f"steepest.{row.experiment}" if row.experiment else "",
-        **{key: _word(value) for key, value in status.items()},
+        "there": _word(status["there"]),
+        "checked": _word(status["checked"]),
+        "claims": shown_of(claims, " claims shown") or "-",
+        **{verdict: "; ".join(claim.text for claim in some) for verdict, some in open_claims(claims).items()},
         "import": row.import_line if status["there"] else "",
     }
     typer.echo(row.slug)
     for key, value in lines.items():
         if value != "":
-            typer.echo(f"  {key:<10} {value}")
+            typer.echo(f"  {key:<12} {value}")
 
 
-def _status(row: System) -> dict[str, bool | str | None]:
-    from .catalogue import checked, there, verdict
+def _status(row: System) -> dict[str, Any]:
+    from .catalogue import checked, claims, there
 
     here = there(row)
     try:
-        said = verdict(row)
+        judged = claims(row)
     except ValueError as error:
         from .core.errors import InputError
 
         raise InputError(str(error)) from error
-    return {"there": here, "checked": checked(row) if here else False, "verdict": said}
+    return {"there": here, "checked": checked(row) if here else False, "claims": judged}
 
 
 def _word(value: bool | str | None) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from steepest.catalogue import find, source_hash
+from steepest.catalogue import find
 from steepest.comparison.metrics import CLASSIFICATION, REGRESSION
 from steepest.comparison.objectives import known_objectives
-from steepest.lab import gallery
+from steepest.lab import evidence, gallery
+from steepest.lab.evidence import Kept
+from steepest.lab.experiment import Claim, Evidence, Finding
+from steepest.sources import source_hash
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMP_SUM = find("comp-sum")
@@ -24,66 +28,67 @@ def docs(monkeypatch):
     return importlib.import_module
 
 
-def evidence(folder, *, fresh=True, verdict="shown", figure=True):
-    """Evidence of comp-sum under ``folder``."""
-    claim = {
-        "effect": "gain",
-        "size": 1.0,
-        "values": [0.92],
-        "text": "a | b",
-        "mean": 0.92,
-        "low": 0.5,
-        "high": 1.3456789,
-        "threshold": 0.5,
-        "greater": False,
-        "verdict": verdict,
-        "detectable": 0.53,
-    }
-    found = {
-        "slug": "comp-sum",
-        "title": "Comp-sum losses",
-        "scale": "full",
-        "verdict": verdict,
-        "finished": True,
-        "claims": [claim],
-        "date": "2001-02-03",
-        "machine": "a machine",
-        "seconds": 65.25,
-        "source_hash": source_hash(COMP_SUM) if fresh else "old",
-        "seeds": [{"seed": 0, "rows": [], "effects": {"gain": 0.92}}] * 7,
-    }
-    (folder / "comp-sum.json").write_text(json.dumps(found), encoding="utf-8")
-    if figure:
-        (folder / "comp-sum.svg").write_text("<svg/>", encoding="utf-8")
+def kept_evidence(*, fresh=True, verdict="shown"):
+    """Evidence of comp-sum."""
+    claim = Claim("gap", "a | b", size=1.0, threshold=0.5, greater=False)
+    finding = Finding(claim, mean=0.92, low=0.5, high=1.3456789, verdict=verdict, detectable=0.53, values=[0.92] * 7)
+    extra = replace(finding, claim=Claim("top", "c", size=1.0, ours=True), verdict="not shown")
+    of_seed = Evidence([{"arm": "a", "tau": 1.0, "accuracy": 90.0}], {"gap": 0.92, "top": 0.92})
+    return Kept(
+        slug="comp-sum",
+        title="Comp-sum losses",
+        scale="full",
+        date="2001-02-03",
+        machine="a machine",
+        seconds=65.25,
+        source_hash=source_hash(COMP_SUM) if fresh else "old",
+        findings=[finding, extra],
+        seeds=list(range(7)),
+        evidence=[of_seed] * 7,
+        smoke=of_seed,
+    )
 
 
-def test_evidence_section(docs, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "folder", lambda: tmp_path)
-    section = docs("findings").section
-    assert section(COMP_SUM, tmp_path / "out") == []
-    evidence(tmp_path)
-    text = "\n".join(section(COMP_SUM, tmp_path / "out"))
-    assert "**shown**\n" in text
-    assert "| a \\| b | 0.92 | 0.5 to 1.346 | < 0.5 | shown | 0.53 |" in text
+@pytest.fixture
+def keep(monkeypatch):
+    """Sets what is kept of comp-sum."""
+    return lambda kept: monkeypatch.setattr(evidence, "read", lambda system: kept)
+
+
+def test_evidence_section(docs, tmp_path, keep):
+    findings = docs("findings")
+    keep(None)
+    assert findings.section(COMP_SUM) == []
+    findings.draw_figures([COMP_SUM], tmp_path / "none")
+    assert list((tmp_path / "none" / "evidence").iterdir()) == []
+    keep(kept_evidence())
+    text = "\n".join(findings.section(COMP_SUM))
+    assert "**1 of 1 claims shown, ours 0 of 1**\n" in text
+    assert "| a \\| b | the publication | 0.92 | 0.5 to 1.346 | < 0.5 | shown | 0.53 |" in text
+    assert "| c | ours | 0.92 |" in text
     assert "7 seeds, 2001-02-03, a machine, 65.25 s" in text
     assert "](../evidence/comp-sum.svg)" in text
     assert "stale" not in text
-    assert (tmp_path / "out" / "evidence" / "comp-sum.svg").read_text() == "<svg/>"
+    findings.draw_figures([COMP_SUM], tmp_path / "out")
+    assert "</svg>" in (tmp_path / "out" / "evidence" / "comp-sum.svg").read_text()
 
 
-def test_stale_evidence_is_marked_and_counts_as_no_verdict(docs, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "folder", lambda: tmp_path)
+def test_stale_evidence_is_marked_and_counts_for_nothing(docs, monkeypatch, keep):
     monkeypatch.setattr(gallery, "experiments", lambda: [COMP_SUM])
     findings = docs("findings")
-    assert findings.counts([COMP_SUM])["no evidence yet"] == 1
-    evidence(tmp_path, verdict="contradicted")
-    assert findings.counts([COMP_SUM])["contradicted"] == 1
-    evidence(tmp_path, fresh=False, figure=False)
-    assert {k: v for k, v in findings.counts([COMP_SUM]).items() if v} == {"stale": 1}
-    assert "**shown** (stale" in "\n".join(findings.section(COMP_SUM, tmp_path / "out"))
-    page = findings.page([COMP_SUM], tmp_path / "out")
-    assert "1 experiment: 0 shown, 0 not shown, 0 contradicted, 1 stale, 0 no evidence yet." in page
-    assert "| [comp-sum](systems/comp-sum.md) | shown (stale) |" in page
+    keep(None)
+    assert "1 experiment, 0 stale, 1 without evidence yet." in findings.page([COMP_SUM])
+    keep(kept_evidence(verdict="contradicted"))
+    page = findings.page([COMP_SUM])
+    assert "1 experiment, 0 stale, 0 without evidence yet." in page
+    assert "Claims of the publications: 0 shown, 0 not shown, 1 contradicted; Expectations of ours: 0 shown, 1" in page
+    assert "| [comp-sum](systems/comp-sum.md) | 0 of 1, ours 0 of 1 | top | gap |" in page
+    keep(kept_evidence(fresh=False))
+    page = findings.page([COMP_SUM])
+    assert "1 experiment, 1 stale, 0 without evidence yet." in page
+    assert "Claims of the publications: 0 shown, 0 not shown, 0 contradicted" in page
+    assert "| [comp-sum](systems/comp-sum.md) | 1 of 1, ours 0 of 1 (stale) | top |" in page
+    assert "**1 of 1 claims shown, ours 0 of 1** (stale: " in "\n".join(findings.section(COMP_SUM))
 
 
 def test_tasks_page_lists_every_loss_and_metric(docs):

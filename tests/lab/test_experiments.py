@@ -1,42 +1,62 @@
-"""Every experiment runs at smoke scale with finite rows; the verdict logic; staleness and resuming of evidence."""
+"""Every experiment runs at smoke scale and gives the rows of its evidence; verdicts; what is stale, due and resumed."""
 
 from __future__ import annotations
 
-import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from steepest.catalogue import find
-from steepest.lab import gallery
-from steepest.lab.experiment import Claim, Evidence, judge, overall
+from steepest.catalogue import System, find
+from steepest.cli import run
+from steepest.lab import claims, evidence, gallery
+from steepest.lab.experiment import Claim, Evidence, judge
+from steepest.lab.smoke import differences, loose_columns, smoke_rows
+from steepest.sources import source_hash
 
 EXPERIMENTS = [pytest.param(system, id=system.slug) for system in gallery.experiments()]
 
 
 @pytest.mark.parametrize("system", EXPERIMENTS)
 def test_smoke(system):
+    """It runs, its rows are finite, and fresh evidence keeps the same ones."""
     module = gallery.load(system)
-    evidence, _ = gallery.run_seed(system.slug, "smoke", 0)
-    assert evidence["rows"]
-    assert {claim.effect for claim in module.CLAIMS} <= set(evidence["effects"])
-    numbers = [v for row in [*evidence["rows"], evidence["effects"]] for v in row.values() if isinstance(v, float)]
+    measured, _ = gallery.run_seed(system.slug, "smoke", gallery.SMOKE_SEED)
+    assert measured.rows
+    assert {claim.effect for claim in module.CLAIMS} <= set(measured.effects)
+    numbers = [v for row in [*measured.rows, measured.effects] for v in row.values() if isinstance(v, float)]
     assert numbers
     assert all(map(math.isfinite, numbers))
-    assert getattr(module, "SEEDS", gallery.MINIMUM_SEEDS) >= gallery.MINIMUM_SEEDS
+    kept = evidence.read(system)
+    if kept is not None and not evidence.why_stale(system, kept):
+        moved = differences(kept.smoke, smoke_rows(measured), loose_columns(system.slug))
+        assert moved == [], f"code beneath has moved results: run the experiment, or `steepest lab check {system.slug}`"
 
 
 @pytest.mark.parametrize("system", EXPERIMENTS)
-def test_committed_evidence_is_fresh(system):
-    found = gallery.read(system)
-    assert found is not None, "run `steepest lab gallery`"
-    assert not gallery.stale(system), "the code has changed: run `steepest lab gallery`"
-    assert found["finished"], "these seeds could not have found the claimed size: more seeds"
-    assert len(found["seeds"]) >= gallery.MINIMUM_SEEDS
-    evidence = [Evidence(each["rows"], each["effects"]) for each in found["seeds"]]
-    assert found["verdict"] == overall([judge(claim, evidence) for claim in gallery.load(system).CLAIMS])
+def test_committed_evidence_is_whole_and_says_if_it_is_stale(system):
+    kept = evidence.read(system)
+    assert kept is not None, "run `steepest lab gallery`"
+    assert kept.stale or kept.source_hash == source_hash(system), (
+        f"own files have changed: run the experiment, or mark its evidence by `steepest lab check {system.slug}`"
+    )
+    assert kept.finished, "these seeds could not have found the claimed size: more seeds"
+    assert len(kept.seeds) >= gallery.MINIMUM_SEEDS
+    assert getattr(gallery.load(system), "SEEDS", gallery.MINIMUM_SEEDS) >= gallery.MINIMUM_SEEDS
+    for finding in kept.findings:
+        assert judge(finding.claim, kept.evidence).verdict == finding.verdict
+    if not kept.stale:
+        declared = [claims.with_origin(system.slug, claim) for claim in gallery.load(system).CLAIMS]
+        assert [(c.effect, c.text, c.greater, c.ours) for c in declared] == [
+            (f.claim.effect, f.claim.text, f.claim.greater, f.claim.ours) for f in kept.findings
+        ]
+
+
+def test_expectations_of_ours_are_claims_of_experiments():
+    for slug, effects in claims.OURS.items():
+        assert set(effects) <= {claim.effect for claim in gallery.load(find(slug)).CLAIMS}, slug
 
 
 def evidence_of(values):
@@ -68,41 +88,100 @@ def test_an_experiment_that_could_not_have_found_its_size_is_not_finished():
     assert judge(Claim("gain", "it gains", size=100.0), wide).finished
 
 
-def test_one_contradicted_claim_contradicts_the_system():
-    good = judge(Claim("gain", "", size=1.0), evidence_of([1.0, 1.1, 0.9]))
-    bad = judge(Claim("gain", "", size=1.0, greater=False), evidence_of([1.0, 1.1, 0.9]))
-    assert overall([good]) == "shown"
-    assert overall([good, bad]) == "contradicted"
-
-
 def test_evidence_must_be_finite():
     with pytest.raises(ValueError, match="gain: expected a finite number"):
         Evidence([], {"gain": float("nan")})
 
 
-def test_a_killed_run_goes_on(tmp_path, monkeypatch):
-    """Seeds that are done are not computed again, and changed code starts anew."""
-    system = find("comp-sum")
-    monkeypatch.setattr(gallery, "folder", lambda: tmp_path)
-    calls = []
+def test_rows_hold_texts_and_numbers():
+    with pytest.raises(TypeError, match="curve: expected a text or a number, got list"):
+        Evidence([{"curve": [1.0]}], {})
+
+
+def toy(slug):
+    return System(slug, slug.upper(), 2000, "", "lab", "lab", "experiment", (), 0, False, f"lab.{slug}")
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """Two experiments that take no time, 90 seconds by what they say; ``calls`` lists the seeds that ran."""
+    toys = SimpleNamespace(calls=[], code={"first": "1", "second": "1"}, beneath=1.0, kill=None)
+    systems = {slug: toy(slug) for slug in toys.code}
+    module = SimpleNamespace(CLAIMS=(Claim("gain", "it gains", size=1.0),), __name__="toy")
 
     def seed(slug, scale, number):
-        if len(calls) == 3 and number == 3:
-            calls.append(number)
+        if (slug, scale, number) == toys.kill:
             raise KeyboardInterrupt
-        calls.append(number)
-        effects = {claim.effect: float(number) for claim in gallery.load(system).CLAIMS}
-        return {"seed": number, "rows": [{"arm": "a", "tau": 0.0, "accuracy": 1.0}], "effects": effects}, 0.1
+        toys.calls.append((slug, scale, number))
+        return Evidence([{"arm": "a", "error": toys.beneath / 3}], {"gain": number + 1 / 3}), 90.0
 
+    monkeypatch.setattr(gallery, "experiments", lambda: list(systems.values()))
+    monkeypatch.setattr(gallery, "load", lambda system: module)
     monkeypatch.setattr(gallery, "run_seed", seed)
-    with pytest.raises(KeyboardInterrupt):
-        gallery.run(system)
-    assert not (tmp_path / f"{system.slug}.json").exists()
-    found = gallery.run(system)
-    assert calls == [0, 1, 2, 3, 3, 4]
-    assert [each["seed"] for each in found["seeds"]] == [0, 1, 2, 3, 4]
-    assert json.loads((tmp_path / f"{system.slug}.json").read_text())["verdict"] == found["verdict"]
-    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    for place in (gallery, evidence):
+        monkeypatch.setattr(place, "source_hash", lambda system: toys.code[system.slug])
+    return toys
+
+
+def test_the_gallery_forecasts_resumes_and_runs_what_is_stale_alone(toys, tmp_path, capsys):
+    toys.kill = ("second", "full", 3)
+    assert run(["lab", "gallery"]) == 130
+    assert capsys.readouterr().out.startswith(
+        "2 experiments to run, about 0 s, as they took before; 2 of them never ran"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".second.part.json", "first.json"]
+
+    toys.kill, toys.calls = None, []
+    assert run(["lab", "gallery"]) == 0
+    assert toys.calls == [("second", "full", 3), ("second", "full", 4), ("second", "smoke", 0)]
+    out = capsys.readouterr().out
+    assert out.startswith("1 experiment to run")
+    assert [line.split() for line in out.splitlines()[-2:]] == [
+        [slug, "1", "of", "1", "claims", "shown"] for slug in ("first", "second")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "second.json"]
+    assert evidence.read(toy("second")).seconds == 450.0
+
+    toys.calls = []
+    assert run(["lab", "gallery"]) == 0
+    assert toys.calls == []
+    assert "to run" not in capsys.readouterr().out
+
+    toys.code["first"] = "2"
+    assert gallery.forecast(gallery.due(), 1) == "1 experiment to run, about 8 min, as they took before"
+    assert gallery.forecast(gallery.due(every=True), 2).startswith("2 experiments to run, about 8 min with 2 workers")
+    toys.kill = ("first", "full", 4)
+    assert run(["lab", "gallery"]) == 130
+    assert gallery.forecast(gallery.due(), 1).startswith("1 experiment to run, about 90 s")
+    toys.code["first"] = "3"  # finished seeds of other code count for nothing
+    toys.kill, toys.calls = None, []
+    assert run(["lab", "gallery"]) == 0
+    assert [number for slug, scale, number in toys.calls if scale == "full"] == [0, 1, 2, 3, 4]
+
+
+def test_evidence_is_stale_by_its_own_files_or_by_smoke_rows(toys, capsys):
+    assert run(["lab", "check"]) == 0
+    assert capsys.readouterr().out == "first: no evidence yet\nsecond: no evidence yet\n"
+    assert run(["lab", "gallery"]) == 0
+
+    def said():
+        capsys.readouterr()
+        assert run(["lab", "check"]) == 0
+        return capsys.readouterr().out.splitlines(), [evidence.stale(system) for system in gallery.experiments()]
+
+    assert said() == (["first: fresh", "second: fresh"], [False, False])
+    toys.beneath = 1.00001  # rounding
+    toys.code["second"] = "2"
+    assert said() == (["first: fresh", f"second: stale: {evidence.OWN_FILES}"], [False, True])
+    toys.beneath = 1.001
+    lines, stale = said()
+    assert lines[:2] == [f"first: stale: {evidence.SMOKE_ROWS}", "  row 0, error: 0.333333 was kept, now 0.333667"]
+    assert stale == [True, True]
+    assert run(["lab", "list"]) == 0
+    assert f"1 of 1 claims shown (stale: {evidence.SMOKE_ROWS})" in capsys.readouterr().out
+    toys.beneath, toys.code["second"] = 1.0, "1"  # all is as it was
+    assert said() == (["first: fresh", "second: fresh"], [False, False])
 
 
 def test_too_few_seeds_are_refused():

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
 SCALES = ("smoke", "full")
 SHOWN, NOT_SHOWN, CONTRADICTED = "shown", "not shown", "contradicted"
 
@@ -29,6 +26,8 @@ class Claim:
         greater: whether the claimed side is above the threshold.
         size: the claimed distance from the threshold, in the effect's unit: seeds that could not have found it leave
             the experiment unfinished.
+        ours: whether it is an expectation of ours (a number measured here before, a part that we added, a control)
+            and not a claim of the publication.
     """
 
     effect: str
@@ -36,6 +35,7 @@ class Claim:
     size: float
     threshold: float = 0.0
     greater: bool = True
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evidence:
     """What one seed measured.
 
     Args:
-        rows: one plain dict for each arm, for the table and the figure; every number finite.
+        rows: one plain dict for each arm, for the table and the figure; texts, numbers, true or false, all finite.
         effects: the number of each claim.
     """
 
@@ -53,6 +53,8 @@ class Evidence:
     def __post_init__(self) -> None:
         for row in [*self.rows, self.effects]:
             for name, value in row.items():
+                if not isinstance(value, (str, int, float)):
+                    raise TypeError(f"{name}: expected a text or a number, got {type(value).__name__}")
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(f"{name}: expected a finite number, got {value}")
 
@@ -89,6 +91,9 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Finding:
     >>> judge(claim, [Evidence([], {"gain": g}) for g in (0.9, 1.1, 1.0, 1.2, 0.8)]).verdict
     'shown'
     """
+    import numpy as np
+    from scipy import stats  # where it is needed: what evidence says is read without it
+
     values = np.array([e.effects[claim.effect] for e in evidence], dtype=np.float64)
     if len(values) < 2:
         raise ValueError(f"evidence: expected at least 2 seeds, got {len(values)}")
@@ -101,9 +106,3 @@ def judge(claim: Claim, evidence: Sequence[Evidence]) -> Finding:
     verdict = SHOWN if near > 0 else CONTRADICTED if far < 0 else NOT_SHOWN
     detectable = float(stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)) * error
     return Finding(claim, mean, low, high, verdict, detectable, [float(v) for v in values])
-
-
-def overall(findings: Sequence[Finding]) -> str:
-    """One verdict for a system: shown if all its claims are, contradicted if one is, else not shown."""
-    verdicts = {finding.verdict for finding in findings}
-    return SHOWN if verdicts == {SHOWN} else CONTRADICTED if CONTRADICTED in verdicts else NOT_SHOWN

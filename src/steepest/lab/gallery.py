@@ -1,65 +1,34 @@
-"""Run experiments, keep their evidence, and know what is stale."""
+"""Run experiments, keep their evidence, and know which are due."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from ..catalogue import VERDICTS, System, checkout, source_files, source_hash, systems
-from ..core.stored import (
-    Anything,
-    Flag,
-    Listed,
-    Named,
-    Number,
-    Record,
-    Text,
-    Whole,
-    Word,
-    inside,
-    read_json,
-    refuse_stored,
-)
-from .experiment import SCALES, Evidence, Finding, judge, overall
+from ..catalogue import System, find, systems
+from ..core.stored import Anything, Listed, Named, Number, Record, Text, Whole, read_json
+from ..sources import source_files, source_hash
+from . import evidence as store
+from .claims import with_origin
+from .evidence import Kept
+from .experiment import SCALES, Evidence, judge
+from .smoke import differences, loose_columns, smoke_rows
 
 MINIMUM_SEEDS = 5
+SMOKE_SEED = 0
 
 _SEED = Record({"seed": Whole(), "rows": Listed(Named(Anything())), "effects": Named(Number())})
-_CLAIM = Record(
-    {
-        "effect": Text(),
-        "text": Text(),
-        "greater": Flag(),
-        "verdict": Word(VERDICTS),
-        **dict.fromkeys(("size", "threshold", "mean", "low", "high", "detectable"), Number()),
-        "values": Listed(Number()),
-    }
-)
-PART = Record({"source_hash": Text(), "seconds": Number(low=0.0), "seeds": Listed(_SEED)})
+UNDER_WAY = Record({"source_hash": Text(), "seconds": Number(low=0.0), "seeds": Listed(_SEED)})
 """The finished seeds of a run under way."""
-STORED = Record(
-    {
-        **PART.fields,
-        **dict.fromkeys(("slug", "title", "date", "machine"), Text()),
-        "verdict": Word(VERDICTS),
-        "finished": Flag(),
-        "claims": Listed(_CLAIM),
-        "scale": Word(SCALES),
-    },
-    {"carried_over": Text()},
-)
-"""What ``evidence/SLUG.json`` holds."""
 
 
 def experiments() -> list[System]:
@@ -72,43 +41,16 @@ def load(system: System) -> ModuleType:
     return importlib.import_module(f"steepest.{system.experiment}")
 
 
-def folder() -> Path:
-    """``evidence/`` at the root of the checkout, or of the current directory where the package is installed."""
-    return (checkout() or Path.cwd()) / "evidence"
-
-
-def read(system: System) -> dict[str, Any] | None:
-    """Committed evidence of a system, or None.
-
-    Raises:
-        InputError: its file is no evidence of this system.
-    """
-    file = folder() / f"{system.slug}.json"
-    if not file.is_file():
-        return None
-    found: dict[str, Any] = read_json(file, f"evidence of {system.slug}")
-    STORED.check(found, file.name)
-    if found["slug"] != system.slug:
-        refuse_stored(inside(file.name, "slug"), repr(system.slug), found["slug"])
-    return found
-
-
-def stale(system: System) -> bool:
-    """Whether there is no evidence, or the code of system or experiment has changed since."""
-    found = read(system)
-    return found is None or found["source_hash"] != source_hash(system)
-
-
-def run_seed(slug: str, scale: str, seed: int) -> tuple[dict[str, Any], float]:
-    """One seed of one experiment, in this process: evidence as plain values, and its seconds."""
+def run_seed(slug: str, scale: str, seed: int) -> tuple[Evidence, float]:
+    """One seed of one experiment, in this process, and its seconds."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    system = next(s for s in systems() if s.slug == slug)
+    module = load(find(slug))
     started = time.perf_counter()
-    evidence = load(system).run(scale, seed)
-    return {"seed": seed, **asdict(evidence)}, time.perf_counter() - started
+    evidence: Evidence = module.run(scale, seed)
+    return evidence, time.perf_counter() - started
 
 
 def run(
@@ -118,12 +60,12 @@ def run(
     seeds: int | None = None,
     workers: int = 1,
     report: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Kept:
     """All seeds of an experiment, judged. Finished seeds are kept beside the evidence, so that a killed run goes on.
 
     Args:
         system: one of :func:`experiments`.
-        scale: ``"smoke"`` (about a second, nothing is kept) or ``"full"``.
+        scale: ``"smoke"`` (about a second, nothing is written) or ``"full"``.
         seeds: default the experiment's own, at least 5 at full scale.
         workers: processes.
         report: gets a line for each finished seed.
@@ -142,75 +84,124 @@ def run(
     if count < least:
         raise ValueError(f"seeds: expected at least {least}, got {count}")
     fingerprint = source_hash(system)
-    part = folder() / f".{system.slug}.part.json"
-    done: dict[int, dict[str, Any]] = {}
+    under_way = file_under_way(system.slug)
+    done: dict[int, Evidence] = {}
     seconds = 0.0
-    if scale == "full" and part.is_file():
-        kept = read_json(part, f"seeds of {system.slug}")
-        PART.check(kept, part.name)
-        if kept["source_hash"] == fingerprint:
-            done = {each["seed"]: each for each in kept["seeds"]}
-            seconds = kept["seconds"]
+    if scale == "full":
+        done, seconds = _finished_seeds(system, fingerprint)
     missing = [seed for seed in range(count) if seed not in done]
-    for evidence, took in _evaluate(system.slug, scale, missing, workers):
-        done[evidence["seed"]] = evidence
+    for seed, evidence, took in _evaluate(system.slug, scale, missing, workers):
+        done[seed] = evidence
         seconds += took
         if scale == "full":
-            write(part, {"source_hash": fingerprint, "seconds": seconds, "seeds": list(done.values())})
-        report(f"{system.slug}: seed {evidence['seed']} ({len(done)} of {count}, {took:.1f} s)")
-    ordered = [done[seed] for seed in range(count)]
-    evidence_list = [Evidence(each["rows"], each["effects"]) for each in ordered]
-    findings = [judge(claim, evidence_list) for claim in module.CLAIMS]
-    found = {
-        "slug": system.slug,
-        "title": system.title,
-        "verdict": overall(findings),
-        "finished": all(finding.finished for finding in findings),
-        "claims": [_plain(finding) for finding in findings],
-        "scale": scale,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": _machine(),
-        "seconds": round(seconds, 1),
-        "source_hash": fingerprint,
-        "seeds": ordered,
-    }
+            seeds_done = [{"seed": number, **asdict(of_seed)} for number, of_seed in done.items()]
+            values = {"source_hash": fingerprint, "seconds": seconds, "seeds": seeds_done}
+            store.write_text(under_way, store.text_of(values))
+        report(f"{system.slug}: seed {seed} ({len(done)} of {count}, {took:.1f} s)")
+    by_seed = [store.rounded(done[seed]) for seed in range(count)]
+    smoke = done[SMOKE_SEED] if scale == "smoke" else run_seed(system.slug, "smoke", SMOKE_SEED)[0]
+    kept = Kept(
+        slug=system.slug,
+        title=system.title,
+        scale=scale,
+        date=datetime.now(UTC).date().isoformat(),
+        machine=_machine(),
+        seconds=round(seconds, 1),
+        source_hash=fingerprint,
+        findings=[judge(with_origin(system.slug, claim), by_seed) for claim in module.CLAIMS],
+        seeds=list(range(count)),
+        evidence=by_seed,
+        smoke=smoke_rows(smoke),
+        smoke_seed=SMOKE_SEED,
+    )
     if scale == "full":
-        from .figures import draw
-
-        _write_text(folder() / f"{system.slug}.svg", draw(module, evidence_list, findings))
-        write(folder() / f"{system.slug}.json", found)
-        part.unlink(missing_ok=True)
-    return found
+        store.write(kept)
+        under_way.unlink(missing_ok=True)
+    return kept
 
 
-def _evaluate(slug: str, scale: str, seeds: Sequence[int], workers: int) -> Iterator[tuple[dict[str, Any], float]]:
+def file_under_way(slug: str) -> Path:
+    """Where the finished seeds of a run under way stand."""
+    return store.folder() / f".{slug}.part.json"
+
+
+def _finished_seeds(system: System, fingerprint: str) -> tuple[dict[int, Evidence], float]:
+    """The seeds that a killed run of this code has finished, and their seconds."""
+    file = file_under_way(system.slug)
+    if not file.is_file():
+        return {}, 0.0
+    values = read_json(file, f"seeds of {system.slug}")
+    UNDER_WAY.check(values, file.name)
+    if values["source_hash"] != fingerprint:
+        return {}, 0.0
+    return {s["seed"]: Evidence(s["rows"], s["effects"]) for s in values["seeds"]}, values["seconds"]
+
+
+def _evaluate(slug: str, scale: str, seeds: Sequence[int], workers: int) -> Iterator[tuple[int, Evidence, float]]:
     if workers == 1 or len(seeds) < 2:
         for seed in seeds:
-            yield run_seed(slug, scale, seed)
+            yield seed, *run_seed(slug, scale, seed)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run_seed, slug, scale, seed) for seed in seeds]):
-            yield future.result()
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    values = asdict(finding)
-    claim = values.pop("claim")
-    return {**claim, **values}
+        futures = {pool.submit(run_seed, slug, scale, seed): seed for seed in seeds}
+        for future in as_completed(futures):
+            yield futures[future], *future.result()
 
 
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
-    _write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+def due(*, every: bool = False) -> list[System]:
+    """The experiments whose evidence is stale or missing, or all of them."""
+    return [system for system in experiments() if every or store.stale(system)]
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def forecast(due_systems: Sequence[System], workers: int) -> str:
+    """What a run of experiments will cost, from the seconds that the evidence says, less what is finished already."""
+    seconds, unknown = 0.0, 0
+    for system in due_systems:
+        kept = store.read(system)
+        if kept is None:
+            unknown += 1
+        else:
+            seconds += max(0.0, kept.seconds - _finished_seeds(system, source_hash(system))[1])
+    count = f"{len(due_systems)} experiment{'' if len(due_systems) == 1 else 's'}"
+    shared = f" with {workers} workers" if workers > 1 else ""
+    line = f"{count} to run, about {duration(seconds / workers)}{shared}, as they took before"
+    return line + (f"; {unknown} of them never ran" if unknown else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(42.4), duration(1500), duration(29586)
+    ('42 s', '25 min', '8 h 13 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def recheck(system: System, kept: Kept) -> tuple[Kept, list[str]]:
+    """Evidence with what its code says today: fresh, or stale and why. It is written if that has changed.
+
+    Own files that have changed make it stale. Otherwise the smoke scale is run, and rows that differ from the smoke
+    rows of the evidence (code deeper in what it imports has changed) do.
+
+    Returns:
+        The evidence, and where its smoke rows differ.
+    """
+    moved: list[str] = []
+    if kept.source_hash != source_hash(system):
+        reason = store.OWN_FILES
+    else:
+        now, _ = run_seed(system.slug, "smoke", kept.smoke_seed)
+        moved = differences(kept.smoke, smoke_rows(now), loose_columns(system.slug))
+        reason = store.SMOKE_ROWS if moved else ""
+    if reason != kept.stale:
+        kept = replace(kept, stale=reason)
+        store.write(kept)
+    return kept, moved

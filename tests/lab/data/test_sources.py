@@ -11,9 +11,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from steepest.catalogue import source_files
 from steepest.cli import run
-from steepest.lab import data, gallery
+from steepest.lab import data, evidence, gallery
+from steepest.sources import source_files
 
 DOCS = Path(__file__).parents[3] / "docs"
 READERS = {
@@ -111,13 +111,13 @@ def test_without_the_variable_it_is_the_folder_data(monkeypatch: pytest.MonkeyPa
 def test_the_command_says_it_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gallery, "folder", lambda: tmp_path)
+    monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
     monkeypatch.setattr(gallery, "run_seed", lambda slug, scale, seed: data.shakespeare())
     assert run(["lab", "run", "z-loss"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("steepest: error: tiny-shakespeare.txt is not in")
     assert err.count("\n") == 1
-    monkeypatch.setattr(gallery, "stale", lambda system: system.slug in ("cut-cross-entropy", "z-loss"))
+    monkeypatch.setattr(evidence, "stale", lambda system: system.slug in ("cut-cross-entropy", "z-loss"))
     assert run(["lab", "gallery"]) == 0
     found = capsys.readouterr()
     assert {line.split(":")[0] for line in found.err.splitlines()} == {"cut-cross-entropy", "z-loss"}

@@ -1,0 +1,82 @@
+"""The smoke rows of a system against those that its evidence keeps: has code beneath it moved its results?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .evidence import rounded
+from .experiment import Evidence
+
+TOLERANCE = 1e-4
+"""Relative difference of a number: other machines and code that moves no result stay below, other results don't."""
+
+MEASURED = math.inf
+"""The tolerance of a column that holds measured time or rates: any number."""
+
+MOST_ROWS = 100
+"""Smoke rows that evidence keeps: of longer curves every second, or third ..."""
+
+LOOSE: dict[str, dict[str, float]] = {}
+"""By slug, the columns and effects whose numbers differ by more between machines, with their tolerance."""
+
+
+def loose_columns(slug: str) -> Mapping[str, float]:
+    """The columns and effects of a system's smoke rows that have a tolerance of their own."""
+    return LOOSE.get(slug, {})
+
+
+def smoke_rows(measured: Evidence) -> Evidence:
+    """What evidence keeps of a smoke run, and what a later one is compared by: six digits, at most 100 rows.
+
+    >>> len(smoke_rows(Evidence([{"step": step} for step in range(250)], {})).rows)
+    84
+    """
+    every = math.ceil(len(measured.rows) / MOST_ROWS) or 1
+    return rounded(Evidence(measured.rows[::every], measured.effects))
+
+
+def differences(kept: Evidence, now: Evidence, loose: Mapping[str, float] | None = None) -> list[str]:
+    """Where the smoke rows of today's code differ from those that were kept, in words; empty if nowhere.
+
+    Texts, and which rows and columns there are, must be equal. A number may differ by 1e-4 of itself, or of a
+    hundredth of the largest in its column where it is smaller than that: what a sum over the column's numbers
+    rounds away. Effects, which are differences of rows, are measured by the largest of their own.
+
+    Args:
+        kept, now: rows and effects, as :func:`smoke_rows` makes them.
+        loose: tolerances that replace 1e-4, by column.
+
+    >>> kept = Evidence([{"arm": "a", "error": 0.5}], {"gain": 1.0})
+    >>> differences(kept, Evidence([{"arm": "a", "error": 0.50001}], {"gain": 1.0}))
+    []
+    >>> differences(kept, Evidence([{"arm": "a", "error": 0.51}], {"gain": 1.0}))
+    ['row 0, error: 0.5 was kept, now 0.51']
+    """
+    if len(kept.rows) != len(now.rows):
+        return [f"{len(kept.rows)} rows were kept, now {len(now.rows)}"]
+    tolerances = loose or {}
+    largest: dict[str, float] = {}
+    for row in kept.rows:
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                largest[name] = max(largest.get(name, 0.0), abs(value))
+    lines = [(f"row {place}", *rows) for place, rows in enumerate(zip(kept.rows, now.rows))]
+    found = []
+    for where, old, new in [*lines, ("effects", kept.effects, now.effects)]:
+        if list(old) != list(new):
+            found.append(f"{where}: {', '.join(old)} were kept, now {', '.join(new)}")
+            continue
+        for name, value in old.items():
+            size = largest.get(name, 0.0) / 100 if where != "effects" else 0.0
+            if not _equal(value, new[name], tolerances.get(name, TOLERANCE), size):
+                found.append(f"{where}, {name}: {value} was kept, now {new[name]}")
+    return found
+
+
+def _equal(old: Any, new: Any, tolerance: float, size: float) -> bool:
+    numbers = isinstance(old, (int, float)) and isinstance(new, (int, float)) and not isinstance(old, bool)
+    if not numbers:
+        return bool(old == new)
+    return math.isinf(tolerance) or abs(old - new) <= tolerance * max(abs(old), size)
