@@ -102,7 +102,7 @@ def page(present: Sequence[System]) -> str:
         else:
             said = of.shown.replace(" claims shown", "") + (" (stale)" if system.slug in stale else "")
             rest = open_claims(of.judged)
-            row += [said, *(cell(", ".join(c.name for c in rest.get(word, ()))) for word in VERDICTS[1:])]
+            row += [said, *(cell("; ".join(c.label for c in rest.get(word, ()))) for word in VERDICTS[1:])]
             sections += ["", f"## {system.slug}", "", f"**{of.shown}**. {cell(system.title)}.", *figure(of, "")]
         lines.append("| " + " | ".join([*row, f"{cell(system.title)} ({system.year})"]) + " |")
     return "\n".join([*lines, *sections]) + "\n"

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from steepest import __version__, cli
-from steepest.catalogue import systems
+from steepest.catalogue import Judged, systems
 from steepest.comparison.errors import InputError
 
 
@@ -107,6 +107,29 @@ def test_show(capsys):
     assert out.startswith("mahalanobis-ood\n")
     for part in ("arXiv:", "steepest.post.ood.mahalanobis_ood", "MahalanobisDetector", "steepest.lab.post.ood"):
         assert part in out
+
+
+def test_show_counts_claims_and_names_those_that_are_not_shown(capsys, monkeypatch):
+    judged = (Judged("a", "it gains", "shown"), Judged("b", "it is fast", "contradicted"),
+              Judged("c", "it is small", "not shown", ours=True))  # fmt: skip
+    monkeypatch.setattr("steepest.catalogue.claims", lambda system: judged)
+    assert cli.run(["show", "comp-sum"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "claims 1 of 2 claims shown, ours 0 of 1",
+        "not shown it is small (ours)",
+        "contradicted it is fast",
+    ):
+        assert line in lines
+    assert cli.run(["systems", "--room", "losses.transport"]) == 0
+    assert " yes      1 of 2, ours 0 of 1\n" in capsys.readouterr().out
+    assert cli.run(["systems", "--room", "losses.transport", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["claims"][1] == {
+        "name": "b",
+        "text": "it is fast",
+        "verdict": "contradicted",
+        "ours": False,
+    }
 
 
 def test_unknown_words_get_a_suggestion(capsys):

@@ -175,7 +175,7 @@ def test_the_command_starts_light():
 
 def test_the_catalogue_lies_below_every_room():
     modules = {name for name in loaded("import steepest.catalogue") if name.partition(".")[0] == "steepest"}
-    assert modules == {"steepest", "steepest.catalogue"}
+    assert modules == {"steepest", "steepest.catalogue", "steepest.sources"}
 
 
 def test_the_top_level_is_lazy_and_honest():

@@ -203,6 +203,11 @@ class Judged:
     verdict: str
     ours: bool = False
 
+    @property
+    def label(self) -> str:
+        """Its name, and whether it is ours."""
+        return f"{self.name} (ours)" if self.ours else self.name
+
 
 def shown_of(claims: Sequence[Judged], words: str = "") -> str:
     """How many of the publication's claims are shown, and how many expectations of ours beside them.

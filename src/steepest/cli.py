@@ -116,7 +116,10 @@ def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for 
         "there": _word(status["there"]),
         "checked": _word(status["checked"]),
         "claims": shown_of(claims, " claims shown") or "-",
-        **{verdict: "; ".join(claim.text for claim in some) for verdict, some in open_claims(claims).items()},
+        **{
+            verdict: "; ".join(f"{claim.text}{' (ours)' if claim.ours else ''}" for claim in some)
+            for verdict, some in open_claims(claims).items()
+        },
         "import": row.import_line if status["there"] else "",
     }
     typer.echo(row.slug)

@@ -82,12 +82,12 @@ def test_stale_evidence_is_marked_and_counts_for_nothing(docs, monkeypatch, keep
     page = findings.page([COMP_SUM])
     assert "1 experiment, 0 stale, 0 without evidence yet." in page
     assert "Claims of the publications: 0 shown, 0 not shown, 1 contradicted; Expectations of ours: 0 shown, 1" in page
-    assert "| [comp-sum](systems/comp-sum.md) | 0 of 1, ours 0 of 1 | top | gap |" in page
+    assert "| [comp-sum](systems/comp-sum.md) | 0 of 1, ours 0 of 1 | top (ours) | gap |" in page
     keep(kept_evidence(fresh=False))
     page = findings.page([COMP_SUM])
     assert "1 experiment, 1 stale, 0 without evidence yet." in page
     assert "Claims of the publications: 0 shown, 0 not shown, 0 contradicted" in page
-    assert "| [comp-sum](systems/comp-sum.md) | 1 of 1, ours 0 of 1 (stale) | top |" in page
+    assert "| [comp-sum](systems/comp-sum.md) | 1 of 1, ours 0 of 1 (stale) | top (ours) |" in page
     assert "**1 of 1 claims shown, ours 0 of 1** (stale: " in "\n".join(findings.section(COMP_SUM))
 
 

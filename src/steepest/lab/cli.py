@@ -29,7 +29,7 @@ def line(system: System) -> str:
     if kept is None:
         return f"{system.slug:<32} no evidence yet"
     rest = "".join(
-        f"; {verdict}: {', '.join(claim.name for claim in claims)}"
+        f" ({verdict}: {'; '.join(claim.label for claim in claims)})"
         for verdict, claims in open_claims(kept.judged).items()
     )
     reason = why_stale(system, kept)

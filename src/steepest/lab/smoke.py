@@ -30,16 +30,16 @@ LOOSE: dict[str, dict[str, float]] = {
     # networks that have hardly begun to learn: pixels near the threshold make or join components and holes
     "betti-matching": {
         "Dice, %": 0.03,
-        **dict.fromkeys(("Betti matching error", "of components", "of holes", "Betti number error"), 0.2),
-        **dict.fromkeys(("error reduction", "Dice loss"), 0.5),
+        **dict.fromkeys(("Betti matching error", "of components", "Betti number error"), 0.2),
+        **dict.fromkeys(("of holes", "error reduction", "Dice loss"), 0.7),
     },
-    # of the logarithm of a kernel's sum over few neighbours
+    # kernels that see few neighbours: information rests on a few small terms
     "cs-ib": {"information": 2e-3},
     # losses whose errors are nearly equal change places
-    "regression-losses-survey": {"mean rank": 0.3, "clean": 0.5},
+    "regression-losses-survey": {"MAPE": 1e-3, "mean rank": 0.3, "clean": 0.5},
     # log10 of a deviation that is rounding alone
     "sparse-ot": {"imbalance": 0.1},
-    # the angle of two gradients, of which one is rounding once losses are 0
+    # the angle of gradient and weights where most losses are 0: the gradient is rounding
     "stablemax": {"alignment": 0.02},
     # the accuracy of a probe on 100 rows, of which one changes sides
     "wasserstein-dependency": {"accuracy": 0.1, "gain at 9": 0.5},
@@ -49,9 +49,6 @@ times what ``ATEN_CPU_CAPABILITY=default`` and ``avx2`` were seen to differ by."
 
 MOST_ROWS = 100
 """Smoke rows that evidence keeps: of longer curves every second, or third ..."""
-
-LOOSE: dict[str, dict[str, float]] = {}
-"""By slug, the columns and effects whose numbers differ by more between machines, with their tolerance."""
 
 
 def loose_columns(slug: str) -> Mapping[str, float]:
@@ -98,7 +95,7 @@ def differences(kept: Evidence, now: Evidence, loose: Mapping[str, float] | None
     lines = [(f"row {place}", *rows) for place, rows in enumerate(zip(kept.rows, now.rows))]
     found = []
     for where, old, new in [*lines, ("effects", kept.effects, now.effects)]:
-        if list(old) != list(new):
+        if set(old) != set(new):
             found.append(f"{where}: {', '.join(old)} were kept, now {', '.join(new)}")
             continue
         for name, value in old.items():
