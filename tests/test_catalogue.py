@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import keyword
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from steepest import catalogue, sources
+from steepest import catalogue, derived, sources
 from steepest.catalogue import KINDS, find, owners, systems
 from steepest.sources import source_files
 
@@ -145,15 +148,18 @@ experiment = "{experiment}"
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A checkout of its own with the real ``catalogue.py`` in it, so that every status can be produced at will."""
+    """A checkout of its own with the real catalogue's code in it, so that every status can be produced at will."""
     package = tmp_path / "src" / "toy"
     for folder in ("room/family", "lab/room"):
         (package / folder).mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "evidence").mkdir()
     (tmp_path / "pyproject.toml").touch()
-    shutil.copy(catalogue.__file__, package)
-    shutil.copy(sources.__file__, package)
+    (package / "catalogue").mkdir()
+    for file in Path(catalogue.__file__).parent.glob("*.py"):
+        shutil.copy(file, package / "catalogue")
+    for file in (sources.__file__, derived.__file__):
+        shutil.copy(file, package)
     rows = [
         ROW.format(slug="thing", room="room", module="room.thing", names='["thing", "Other"]', holds=2,
                    experiment="lab.room.thing"),
@@ -162,7 +168,7 @@ def toy(tmp_path, monkeypatch):
         ROW.format(slug="absent", room="room", module="room.absent", names='["Gone"]', holds=1,
                    experiment="lab.absent"),
     ]  # fmt: skip
-    (package / "catalogue.toml").write_text("".join(rows))
+    (package / "catalogue" / "room.toml").write_text("".join(rows))
     (package / "__init__.py").touch()
     lazy = "from toy.catalogue import lazy_room\n__getattr__, __dir__ = lazy_room(__name__)\n"
     (package / "room" / "__init__.py").write_text(lazy)
@@ -183,10 +189,70 @@ def test_there(toy):
     assert [module.there(module.find(slug)) for slug in ("thing", "half", "absent")] == [True, False, False]
 
 
-def test_there_is_false_where_the_import_fails(toy):
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("from toy.room.family.half import a as thing, a as Other", True),
+        ("from .family.half import a as thing\nif True:\n    Other: int = 1", True),
+        ("try:\n    import json as thing\nexcept ImportError:\n    thing = None\nfrom os import path as Other", True),
+        ("from .family.half import *\nthing = Other = a", True),
+        ("__all__ = ['thing', 'Other']\ndef __getattr__(name): ...", True),
+        ("from . import family as thing\nfrom .family import half as Other", True),
+        ("import toy.nowhere\nthing = Other = 1", False),
+        ("from .nowhere import thing\nOther = 1", False),
+        ("from .family.half import gone as thing\nOther = 1", False),
+        ("from .family.half import *\nthing = 1", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from os import thing\nOther = 1", False),
+        ("def thing():\n    Other = 1", False),
+        ("thing = 1\nOther: int", False),
+        ("__all__ = ['thing', 'Other']", False),
+    ],
+)
+def test_there_by_the_text_of_the_module(toy, text, here):
     module, root = toy
-    (root / "src/toy/room/thing.py").write_text("import toy.nowhere\n")
+    (root / "src/toy/room/thing.py").write_text(text)
+    assert module.there(module.find("thing")) is here
+
+
+def test_there_follows_names_through_files_that_change(toy):
+    """Nothing that was derived from a file outlives its content, within a process and between two."""
+    module, root = toy
+    (root / "src/toy/room/thing.py").write_text("from .family.half import a as thing, b as Other")
     assert not module.there(module.find("thing"))
+    (root / "src/toy/room/family/half.py").write_text("a = b = 1\n")
+    assert module.statuses([module.find("thing")])["thing"].there
+    assert (root / "build" / "derived.json").is_file()
+    (root / "src/toy/room/family/half.py").write_text("b = 1\n")
+    assert not module.there(module.find("thing"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toy"]:
+        del sys.modules[name]
+    again = importlib.import_module("toy.catalogue")
+    assert not again.there(again.find("thing"))
+    assert again.there(again.find("half")) is False
+
+
+@pytest.mark.parametrize("text", ["", "[]", "no", "[" * 100_000, '{"code": 1}', '{"entries": {}}'])
+def test_damaged_derivations_are_made_anew(toy, text):
+    module, root = toy
+    (root / "build").mkdir()
+    (root / "build" / "derived.json").write_text(text)
+    assert module.statuses(module.systems())["thing"] == module.Status(True, False, None)
+
+
+def test_what_was_derived_is_read_again_by_the_same_code_alone(toy):
+    module, root = toy
+    module.statuses(module.systems())
+    file = root / "build" / "derived.json"
+    kept = json.loads(file.read_text())
+    entry = kept["entries"]["names src/toy/room/thing.py"]
+    entry[1]["defined"] = []
+    file.write_text(json.dumps(kept))
+    for code, here in ((kept["code"], False), ("another", True)):
+        file.write_text(json.dumps({**kept, "code": code}))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "toy"]:
+            del sys.modules[name]
+        module = importlib.import_module("toy.catalogue")
+        assert module.there(module.find("thing")) is here
 
 
 def test_checked(toy):
@@ -366,8 +432,46 @@ def test_import_line_runs():
     assert find("ldr").import_line.startswith("from steepest.losses import")
 
 
-def test_the_catalogue_ships_with_the_package():
-    assert (Path(catalogue.__file__).with_name("catalogue.toml")).is_file()
+def test_a_room_reads_its_own_file_alone(monkeypatch):
+    catalogue.systems.cache_clear()
+    read = []
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: read.append(self.name) or real(self, **how))
+    assert {system.room for system in systems("losses.ranking")} == {"losses.ranking"}
+    assert systems("losses.rank") == systems("nothing") == ()
+    assert read == ["losses.toml"]
+    monkeypatch.undo()
+    catalogue.systems.cache_clear()
+    files = {file.stem for file in Path(catalogue.__file__).parent.glob("*.toml")}
+    assert files == {system.room.partition(".")[0] for system in systems()}
+    assert all(row.room.partition(".")[0] == file for file in files for row in systems(file))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The package as a build makes it, beside nothing."""
     root = catalogue.checkout()
     assert root is not None
-    assert '"catalogue.toml"' in (root / "pyproject.toml").read_text()
+    folder = tmp_path_factory.mktemp("built")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder, "build_py", "--build-lib", folder]
+    subprocess.run([str(word) for word in command], cwd=root, capture_output=True, check=True)
+    return folder
+
+
+def test_a_built_package_says_what_the_checkout_says(built, tmp_path):
+    code = (
+        "import dataclasses, json, steepest; from steepest.catalogue import *\n"
+        "print(steepest.__file__, checkout())\n"
+        "print(json.dumps({slug: dataclasses.asdict(s) for slug, s in statuses(systems()).items()}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(built)},
+    )  # fmt: skip
+    where, said = done.stdout.splitlines()
+    assert where == f"{built / 'steepest' / '__init__.py'} None"
+    here = {slug: dataclasses.asdict(status) for slug, status in catalogue.statuses(systems()).items()}
+    assert json.loads(said) == json.loads(json.dumps(here))
+    assert any(status["claims"] for status in here.values())
+    kept = {catalogue.evidence_file(system).name for system in systems() if catalogue.evidence_file(system).is_file()}
+    assert {file.name for file in (built / "steepest" / "lab" / "evidence").iterdir()} == kept

@@ -70,11 +70,11 @@ def test_systems_lists_every_row(capsys):
     assert {line.index(word) for line, word in [(head, "room"), (rows[0], systems()[0].room)]} == {head.index("room")}
 
 
-def test_systems_outside_a_checkout_says_what_it_cannot_know(capsys, monkeypatch):
+def test_a_package_that_was_built_without_its_tests_says_what_it_cannot_know(capsys, monkeypatch):
     monkeypatch.setattr("steepest.catalogue.checkout", lambda: None)
     assert cli.run(["systems", "--room", "losses"]) == 0
     count = capsys.readouterr().out.splitlines()[-1]
-    assert " there, checked and shown are known in a checkout" in count
+    assert " there, checked and shown are not known here" in count
     assert "0 checked" not in count
 
 
@@ -95,10 +95,11 @@ def test_missing_and_there_make_all(capsys):
 
 def test_table_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
     assert cli.run(["systems", "--room", "losses.regression"]) == 0
-    out = capsys.readouterr().out
-    assert "classification-helps-regression" in out
-    assert "━" in out
+    head, *rows, _ = capsys.readouterr().out.splitlines()
+    assert head.startswith("\x1b[1mslug ")
+    assert "classification-helps-regression" in [row.split()[0] for row in rows]
 
 
 def test_show(capsys):

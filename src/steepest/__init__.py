@@ -9,11 +9,8 @@ objective to use on your data, and how sure that is.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from pathlib import Path
 from typing import Any
-
-__version__ = importlib.metadata.version("steepest")
 
 _FUNCTIONS = {"compare": "comparison", "checks": "core.checks", "Preprocessor": "comparison.read"}
 _ROOMS = tuple(
@@ -29,6 +26,10 @@ __all__ = [*_FUNCTIONS, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # a build imports the catalogue before there is anything installed
+
+        return version(__name__)
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     if name in _ROOMS:
@@ -44,4 +45,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*(name for name in globals() if name.startswith("__")), *__all__])
+    return sorted([*(name for name in globals() if name.startswith("__")), "__version__", *__all__])

@@ -21,7 +21,6 @@ app = typer.Typer(
     name="steepest",
     help="Which objective to use on your data, how much better it is, how sure that is, and at what cost.",
     epilog=EPILOG,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -44,13 +43,29 @@ def _top(
     pass
 
 
+def _complete_room(incomplete: str) -> list[str]:
+    from .catalogue import systems
+
+    rooms = {part for row in systems() for part in (row.room, row.room.partition(".")[0])}
+    return sorted(room for room in rooms if room.startswith(incomplete))
+
+
+def _complete_slug(incomplete: str) -> list[str]:
+    from .catalogue import systems
+
+    return [row.slug for row in systems() if row.slug.startswith(incomplete)]
+
+
 register_comparison(app)
 app.add_typer(lab_app, name="lab")
 
 
 @app.command("systems")
 def systems_command(
-    room: Annotated[str, typer.Option(help="Only this room, for example losses or losses.ranking.")] = "",
+    room: Annotated[
+        str,
+        typer.Option(help="Only this room, for example losses or losses.ranking.", autocompletion=_complete_room),
+    ] = "",
     missing: Annotated[bool, typer.Option("--missing", help="Only systems that are not there yet.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array instead of a table.")] = False,
 ) -> None:
@@ -61,13 +76,14 @@ def systems_command(
 
     Examples: `steepest systems --room losses.classification`, `steepest systems --missing`, `steepest systems --json`.
     """
-    from .catalogue import checkout, shown_of, systems
+    from .catalogue import shown_of, systems
+    from .core.terminal import print_table, screen_width, wrapped
 
-    chosen = [row for row in systems() if not room or (row.room + ".").startswith(room.rstrip(".") + ".")]
+    chosen = systems(room.rstrip("."))
     if not chosen:
         raise _refused("room", room, {part for row in systems() for part in (row.room, row.room.partition(".")[0])})
-    statuses = [(row, _status(row)) for row in chosen]
-    shown = [(row, status) for row, status in statuses if not (missing and status["there"])]
+    rows = _with_status(chosen)
+    shown = [(row, status) for row, status in rows if not (missing and status["there"])]
     if as_json:
         import json
         from dataclasses import asdict
@@ -80,29 +96,32 @@ def systems_command(
         (row.slug, row.room, row.kind, _word(s["there"]), _word(s["checked"]), shown_of(s["claims"] or ()) or "-")
         for row, s in shown
     ]
-    _print_table(("slug", "room", "kind", "there", "checked", "shown"), table)
-    count = {key: sum(bool(status[key]) for _, status in statuses) for key in ("there", "checked", "claims")}
+    print_table(("slug", "room", "kind", "there", "checked", "shown"), table)
+    count = {key: sum(bool(status[key]) for _, status in rows) for key in ("there", "checked", "claims")}
     known = f"{count['checked']} checked, {count['claims']} with fresh evidence"
-    if checkout() is None:
-        known = "checked and shown are known in a checkout, which has the tests and the evidence"
-    typer.echo(f"{len(chosen)} systems: {count['there']} there, {known}")
+    if all(status["checked"] is None for _, status in rows if status["there"]):
+        known = "checked and shown are not known here: this package was built without its tests and evidence"
+    typer.echo("\n".join(wrapped(f"{len(chosen)} systems: {count['there']} there, {known}", screen_width())))
 
 
 @app.command("show")
-def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for example comp-sum.")]) -> None:
+def show_command(
+    slug: Annotated[str, typer.Argument(help="A system's slug, for example comp-sum.", autocompletion=_complete_slug)],
+) -> None:
     """Show one system: what it is, where it comes from, how to import it, how far it is.
 
     Example: `steepest show comp-sum`.
     """
-    from .catalogue import find, open_claims, shown_of, systems
+    from .catalogue import docstring, find, open_claims, shown_of, systems
+    from .core.terminal import screen_width, wrapped
 
     if slug not in {row.slug for row in systems()}:
         raise _refused("system", slug, {row.slug for row in systems()})
     row = find(slug)
-    status = _status(row)
+    status = _with_status([row])[0][1]
     claims = status["claims"] or ()
     lines = {
-        "what": _first_line(row) if status["there"] else "",
+        "what": docstring(row.module).partition("\n")[0] if status["there"] else "",
         "title": row.title,
         "year": row.year,
         "source": row.source,
@@ -123,58 +142,33 @@ def show_command(slug: Annotated[str, typer.Argument(help="A system's slug, for 
         "import": row.import_line if status["there"] else "",
     }
     typer.echo(row.slug)
+    width, margin = screen_width(), " " * 15
     for key, value in lines.items():
         if value != "":
-            typer.echo(f"  {key:<12} {value}")
+            first, *more = wrapped(str(value), None if width is None else width - len(margin))
+            typer.echo("\n".join([f"  {key:<12} {first}", *(margin + line for line in more)]))
 
 
-def _status(row: System) -> dict[str, Any]:
-    from .catalogue import checked, claims, there
+def _with_status(rows: Sequence[System]) -> list[tuple[System, dict[str, Any]]]:
+    from .catalogue import statuses
 
-    here = there(row)
     try:
-        judged = claims(row)
+        by_slug = statuses(rows)
     except ValueError as error:
         from .core.errors import InputError
 
         raise InputError(str(error)) from error
-    return {"there": here, "checked": checked(row) if here else False, "claims": judged}
+    return [(row, vars(by_slug[row.slug]).copy()) for row in rows]
 
 
 def _word(value: bool | str | None) -> str:
     return value if isinstance(value, str) else {True: "yes", False: "no", None: "-"}[value]
 
 
-def _first_line(row: System) -> str:
-    import importlib
-
-    return (importlib.import_module(f"steepest.{row.module}").__doc__ or "").strip().partition("\n")[0]
-
-
 def _refused(what: str, word: str, known: set[str]) -> Exception:
     from .core.errors import InputError, nearest
 
     return InputError(f"no {what} {word!r}{nearest(word, sorted(known)) or '; see `steepest systems`'}")
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows under a head: a ruled table on a terminal, aligned plain text anywhere else."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(header_style="bold")
-        for place, name in enumerate(head):
-            # The first column is what one copies into the next command: never shortened.
-            width = max((len(row[0]) for row in rows), default=1) if place == 0 else None
-            table.add_column(name, no_wrap=place == 0, min_width=width)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    for row in (head, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -6,17 +6,22 @@ import ast
 import hashlib
 import os
 import re
-from functools import cache
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .derived import SOURCE as ROOT
+from .derived import derive
 
 if TYPE_CHECKING:
     from .catalogue import System
 
-ROOT = Path(__file__).parent
 PACKAGE = __name__.rpartition(".")[0]
 Read = tuple[str, list[list[str]], list[str]]
 """What a file's text says: its code in one form whatever its layout, what it imports, the C++ sources that it names."""
+
+_CODE = f"code-{sys.version_info[0]}.{sys.version_info[1]}"
+"""Names what :func:`_python` gives, with the Python that gave it: ``ast.unparse`` changes between versions."""
 
 CPP = (".cpp", ".cc", ".cu", ".h", ".cuh")
 
@@ -69,14 +74,8 @@ def _taken(file: Path, folder: Path, name: str) -> set[Path]:
 
 
 def _read(file: Path) -> Read:
-    state = file.stat()
-    return _read_once(file, state.st_mtime_ns, state.st_size)
-
-
-@cache
-def _read_once(file: Path, changed: int, size: int) -> Read:
-    text = file.read_text(encoding="utf-8")
-    return _python(text) if file.suffix == ".py" else _cpp(text)
+    read: Read = derive(_CODE, file, _python) if file.suffix == ".py" else derive("cpp", file, _cpp)
+    return read
 
 
 def _python(text: str) -> Read:

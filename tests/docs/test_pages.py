@@ -130,4 +130,4 @@ def test_what_the_pages_include_is_there(docs):
     systems = docs("systems")
     for file in DOCS.rglob("*.md"):
         assert "<!-- include" not in systems.written(file)
-    assert "src/steepest/catalogue.toml" in systems.written(DOCS / "guides" / "add-a-system.md")
+    assert "src/steepest/catalogue/" in systems.written(DOCS / "guides" / "add-a-system.md")

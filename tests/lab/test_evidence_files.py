@@ -153,10 +153,8 @@ def test_the_commands_say_it_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
-    monkeypatch.setattr("steepest.catalogue.checkout", lambda: tmp_path)
-    (tmp_path / "evidence").mkdir()
-    for folder in (tmp_path, tmp_path / "evidence"):
-        (folder / f"{SYSTEM.slug}.json").write_text('{"verdict": "splendid"}')
+    monkeypatch.setattr("steepest.catalogue.evidence.evidence_folder", lambda: tmp_path)
+    (tmp_path / f"{SYSTEM.slug}.json").write_text('{"verdict": "splendid"}')
     for words in (["lab", "list"], ["lab", "show", SYSTEM.slug], ["lab", "check", SYSTEM.slug], ["show", SYSTEM.slug]):
         assert run(words) == 2
         err = capsys.readouterr().err

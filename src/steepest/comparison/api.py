@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
-from ..core.scalars import is_number
 from . import plan as planning
 from .cells import CellResult, Context, Job, run_job
 from .errors import InputError, nearest
@@ -30,7 +29,7 @@ from .progress import Terminal, clock, summary
 from .report import write_report
 from .results import assemble
 from .runner import compute, one_thread, remaining
-from .settings import Settings
+from .settings import Settings, check_effort
 from .store import RUNS, Store
 from .stored import check_cells, check_plan
 from .winner import Winner, fit_winner, saved_winner, usage
@@ -136,10 +135,7 @@ def execute(
     screen = Terminal(quiet=True) if terminal is None else terminal
     settings, table = context.settings, context.table
     count = default_workers(settings) if workers is None else workers
-    if not is_number(budget) or not budget > 0:
-        raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
-    if not is_number(count, integer=True) or not 1 <= count <= 256:
-        raise InputError(f"--workers: expected an integer in 1..256, got {count!r}")
+    check_effort(budget, count)
     for text in (*table.decisions, *notes):
         screen.line(text)
     for text in table.warnings:
@@ -332,7 +328,7 @@ def _run(
     write_report(results, folder)
     store.set_fact("sentence", results["sentence"])
     comparison = Comparison(results, folder, trust=context.settings.own_parts)
-    screen.console.print(summary(results))
+    screen.table(summary(results))
     screen.line("")
     screen.line(results["sentence"], "bold")
     classical = results["classical"]

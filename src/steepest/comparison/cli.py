@@ -11,6 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from .cli_options import DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
+from .completion import (
+    complete_data,
+    complete_file,
+    complete_metric,
+    complete_model,
+    complete_objectives,
+    complete_run,
+    complete_task,
+)
 
 OUT = "steepest-runs"
 
@@ -21,14 +30,20 @@ def compare_command(
         typer.Argument(
             help="A CSV, TSV, Excel or Parquet file; digits, wine, iris, breast_cancer, diabetes; images "
             "as .npz, as IDX images.gz:labels.gz or as a folder of class folders; several of them, or a folder of CSV "
-            "files, compare across data sets."
+            "files, compare across data sets.",
+            autocompletion=complete_data,
         ),
     ],
     target: Annotated[
         str | None, typer.Option(help="Target column, by name or number. Default: the last.", rich_help_panel="Data")
     ] = None,
     task: Annotated[
-        str, typer.Option(help="auto, classification, binary, multiclass or regression.", rich_help_panel="Data")
+        str,
+        typer.Option(
+            help="auto, classification, binary, multiclass or regression.",
+            rich_help_panel="Data",
+            autocompletion=complete_task,
+        ),
     ] = "auto",
     drop: Annotated[
         list[str] | None,
@@ -54,7 +69,12 @@ def compare_command(
     separator: Separator = None,
     header: Header = "auto",
     test: Annotated[
-        str | None, typer.Option(help="A file that is the test set, instead of outer folds.", rich_help_panel="Data")
+        str | None,
+        typer.Option(
+            help="A file that is the test set, instead of outer folds.",
+            rich_help_panel="Data",
+            autocompletion=complete_file,
+        ),
     ] = None,
     split: Annotated[
         str,
@@ -72,17 +92,28 @@ def compare_command(
         float, typer.Option(help="Share of training labels replaced by another class.", rich_help_panel="Data")
     ] = 0.0,
     objectives: Annotated[
-        str, typer.Option(help="default, all, names with commas, or module:Class.", rich_help_panel="What is compared")
+        str,
+        typer.Option(
+            help="default, all, names with commas, or module:Class.",
+            rich_help_panel="What is compared",
+            autocompletion=complete_objectives,
+        ),
     ] = "default",
     metric: Annotated[
         str | None,
-        typer.Option(help="Metric that selects and compares, or module:function.", rich_help_panel="What is compared"),
+        typer.Option(
+            help="Metric that selects and compares, or module:function. Default: AUROC for two classes, accuracy for "
+            "more (balanced where one is rare), RMSE for numbers.",
+            rich_help_panel="What is compared",
+            autocompletion=complete_metric,
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="mlp, residual, resnet (images), or module:function from width to backbone. Default: mlp or resnet.",
             rich_help_panel="What is compared",
+            autocompletion=complete_model,
         ),
     ] = None,
     classical: Annotated[
@@ -154,6 +185,10 @@ def compare_command(
     with its interval; below it each objective against cross-entropy (squared error for numbers) in three tiers. The
     same command goes on where it stopped.
 
+    Its plan counts in three units. Training: one network fitted once, a trial on an inner split or a refit on a whole
+    training part. Cell: one objective or classical learner in one outer fold, with all its trainings. Job: cells of one
+    objective or learner that a process computes together; a finished job is kept.
+
     Examples:
 
     steepest compare digits
@@ -179,9 +214,7 @@ def compare_command(
     import sqlite3
     from concurrent.futures import BrokenExecutor
 
-    from .api import OverBudget, execute
-    from .preparing import expand, prepare
-    from .progress import Terminal
+    from .asked import check_asked, check_folder, expand, what_is_read
 
     options: dict[str, Any] = {
         "target": target,
@@ -216,7 +249,18 @@ def compare_command(
         "seed": seed,
         "device": device,
     }
-    data = [each for source in data for each in expand(source)]
+    data = [file for source in data for file in expand(source)]
+    check_asked(data, options, budget=budget, workers=workers)
+    if not dry_run:
+        check_folder(out)
+    if not (quiet or as_json):
+        typer.echo(what_is_read(data))
+        sys.stdout.flush()
+
+    from .api import OverBudget, execute
+    from .preparing import prepare
+    from .progress import Terminal
+
     prepared = [prepare(source, **options) for source in data]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
     found = []
@@ -279,31 +323,38 @@ def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.
 
     Example: `steepest runs`.
     """
+    from ..core.terminal import print_table, screen_width
     from .errors import InputError
     from .store import runs
 
     folders = runs(out)
     if not folders:
         typer.echo(f"no runs under {str(out)!r}; `steepest compare digits` makes one")
+    rows = []
     for folder in folders:
         try:
             state = _progress(folder)
         except InputError as error:
-            state = f"cannot be read: {error}"
-        typer.echo(_on_one_line(f"{folder.name}  {state}"))
+            state = ("", "", f"cannot be read: {error}")
+        rows.append([_on_one_line(text) for text in (folder.name, *state)])
+    if screen_width() is not None:
+        print_table(("run", "data", "done", "what it found"), rows)
+        return
+    for row in rows:
+        typer.echo("  ".join(filter(None, row)))
 
 
-def _progress(folder: Path) -> str:
-    """How far a run is, and what it found."""
+def _progress(folder: Path) -> tuple[str, str, str]:
+    """The data of a run, how far it is, and what it found."""
     from .store import Store
 
     store = Store(folder)
     try:
         done, total = len(store.finished()), store.fact("cells")
         if total is None:
-            return "nothing was computed yet"
+            return "", "", "nothing was computed yet"
         state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
-        return f"{store.fact('data')}  {done}/{total} cells  {state}"
+        return store.fact("data"), f"{done}/{total} cells", state
     finally:
         store.close()
 
@@ -314,7 +365,10 @@ def _on_one_line(text: str) -> str:
 
 
 def report_command(
-    run: Annotated[str, typer.Argument(help="A run's ID, the start of one, its folder, or last.")] = "last",
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's ID, the start of one, its folder, or last.", autocompletion=complete_run),
+    ] = "last",
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
 ) -> None:
     """Write the report of a finished run again, and print where it is.
@@ -322,11 +376,13 @@ def report_command(
     Example: `steepest report last`.
     """
     from .errors import InputError
-    from .report import write_report
-    from .report.stored import FILE, read_results
     from .store import Store, find_run
 
     folder = find_run(run, out)
+
+    from .report import write_report
+    from .report.stored import FILE, read_results
+
     if not (folder / FILE).exists():
         store = Store(folder)
         done, total, command = len(store.finished()), store.fact("cells"), store.fact("command")
@@ -338,9 +394,15 @@ def report_command(
 
 def predict_command(
     run: Annotated[
-        str, typer.Argument(help="A run's ID, the start of one, last; or the folder of a run or winner, anywhere.")
+        str,
+        typer.Argument(
+            help="A run's ID, the start of one, last; or the folder of a run or winner, anywhere.",
+            autocompletion=complete_run,
+        ),
     ],
-    rows: Annotated[Path, typer.Argument(help="A file with the columns of the training data.")],
+    rows: Annotated[
+        Path, typer.Argument(help="A file with the columns of the training data.", autocompletion=complete_file)
+    ],
     to: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
     ] = None,
@@ -357,12 +419,21 @@ def predict_command(
 
     Example: `steepest predict last new-rows.csv --to predictions.csv`.
     """
+    from .asked import open_source
     from .errors import InputError
-    from .report.files import write_atomically
+    from .read.options import read_options
     from .store import find_winner
+
+    folder = find_winner(run, out)
+    read_options(encoding=encoding, separator=separator, header=header)
+    open_source(str(rows))
+    if to is not None and not to.parent.is_dir():
+        raise InputError(f"--to: cannot write {str(to)!r}: no folder {str(to.parent)!r}")
+
+    from .report.files import write_atomically
     from .winner import Winner
 
-    winner = Winner.load(find_winner(run, out), trust=trust)
+    winner = Winner.load(folder, trust=trust)
     frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
     for line in winner.warnings:
         typer.echo(f"warning: {line}", err=True)

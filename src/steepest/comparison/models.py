@@ -11,7 +11,8 @@ from torch import nn
 from ..core.objective import Objective, TaskInfo
 from ..nn.convnet import small_resnet
 from ..nn.networks import Network, mlp, residual_mlp
-from .errors import InputError, nearest
+from .errors import InputError
+from .names import unknown_model
 from .own_parts import Trust, imported
 
 Backbone = Callable[[int], nn.Module]
@@ -32,9 +33,7 @@ def find_model(spec: str, *, trust: Trust = False) -> Backbone:
     if spec in MODELS:
         return MODELS[spec]
     if ":" not in spec:
-        raise InputError(
-            f"unknown model {spec!r}{nearest(spec, MODELS) or '.'} Known: {', '.join(MODELS)}, or module:function"
-        )
+        raise unknown_model(spec, MODELS)
     found = imported("--model", spec, trust=trust)
     if not callable(found):
         raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(found).__name__}")

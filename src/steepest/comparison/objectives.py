@@ -9,7 +9,8 @@ from functools import cache
 
 from ..catalogue import systems, there
 from ..core.objective import Objective
-from .errors import InputError, nearest
+from .errors import InputError
+from .names import GROUPS, objective_words, unknown_objective
 from .own_parts import Trust, imported
 
 PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
@@ -74,9 +75,7 @@ def find_objective(name: str, *, trust: Trust = False) -> type[Objective]:
         if not cls.tasks:
             raise InputError(f"--objectives {name!r}: the class declares no tasks")
         return cls
-    raise InputError(
-        f"unknown objective {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}, or module:Class"
-    )
+    raise unknown_objective(name, known)
 
 
 def choose_objectives(
@@ -98,15 +97,13 @@ def choose_objectives(
     >>> choose_objectives("comp_sum", "multiclass")[0]
     ['cross_entropy', 'comp_sum']
     """
-    words = [w.strip() for w in asked.split(",") if w.strip()] if isinstance(asked, str) else list(asked)
-    if not words:
-        raise InputError("--objectives: expected default, all, or names")
+    words = objective_words(asked)
     known = known_objectives()
     fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted, kinds)]
     numbers = bool(kinds) and all(kind == "regression" for kind in kinds)
     found, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
-        if word in ("default", "all"):
+        if word in GROUPS:
             wanted = [n for n, (_, default) in known.items() if default or word == "all"]
             chosen = [n for n in wanted if any(known[n][0].fits(each) for each in kinds or (task,))]
             for name in chosen:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.scalars import is_number
+from .asked import refuse_for_images, refuse_for_tables
 from .baselines import classical_learners
 from .cells import Context
 from .errors import InputError, nearest
@@ -28,7 +28,7 @@ from .read import Table, load_like, load_table, table_from_arrays, table_from_fr
 from .read.frames import check_labels
 from .read.several import target_names
 from .results import class_counts
-from .settings import Settings
+from .settings import Settings, check_numbers
 from .several import default_of, metric_of
 
 
@@ -76,8 +76,7 @@ def prepare(
     """
     pictures = y is None and isinstance(data, (str, Path)) and is_image_source(data)
     folds = (3 if pictures else 5) if folds is None else folds
-    if not is_number(folds, integer=True) or not 2 <= folds <= 50:
-        raise InputError(f"--folds: expected an integer in 2..50, got {folds!r}")
+    check_numbers(folds=folds)
     options: dict[str, Any] = {
         "task": task,
         "drop": drop,
@@ -97,14 +96,10 @@ def prepare(
     fixed: Data | None = None
     table: Data
     if pictures:
-        asked = {**options, "target": target, "test": test}
-        refused = [o for o in asked if o not in ("task", "folds") and asked[o]]
-        if refused:
-            raise InputError(f"--{refused[0]} is for tables, and {str(data)!r} holds images")
+        refuse_for_images(str(data), {**options, "target": target, "test": test})
         table, fixed = load_images(str(data), split=split, size=size, folds=folds)
     else:
-        if split != "auto":
-            raise InputError("--split and --pool are for images that carry their own test part")
+        refuse_for_tables(split)
         table = _table_for(metric, data, y, target, name, options)
         fixed = None if test is None else load_like(test, table)
         if fixed is not None and table.parts:
@@ -158,19 +153,6 @@ def prepare(
             raise InputError(f"--model: the function failed for {shape_text(table)}: {error}") from error
         feature_width(body, shape)
     return context, notes
-
-
-def expand(source: str) -> list[str]:
-    """A folder of tables as its files, in order of name; anything else as it is.
-
-    >>> expand("wine")
-    ['wine']
-    """
-    path = Path(source)
-    if not path.is_dir() or is_image_source(source):
-        return [source]
-    kinds = (".csv", ".tsv", ".parquet")
-    return sorted(str(file) for file in path.iterdir() if file.suffix.lower() in kinds) or [source]
 
 
 def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -> Table:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..core.terminal import table_lines, wrapped
 from .cells import CellResult, Context, Job
 from .judge import Judge
 from .store import Store
+
+
+@dataclass(frozen=True)
+class Table:
+    """A head and rows of text, with a style for each row and the places of the columns of numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    styles: Sequence[str]
+    right: Sequence[int] = ()
+
 
 STYLES = {"better": "green", "worse": "red", "baseline": "bold"}
 
@@ -30,13 +42,27 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False, to_stderr: bool = False) -> None:
         self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
-        if not self.console.is_terminal:
-            self.console.width = 140  # a file or a pipe has no width: keep the rows of tables whole
         self.live: Live | None = None
 
     def line(self, text: str, style: str = "") -> None:
         """One line; what users typed is never read as markup."""
-        self.console.print(Text(text, style=style))
+        lines = wrapped(text, self._width, indent="  ")
+        self.console.print(Text("\n".join(lines), style=style))
+
+    def table(self, table: Table) -> None:
+        """A table, fitted to the terminal."""
+        self.console.print(self._table(table))
+
+    def _table(self, table: Table) -> Text:
+        head, *rows = table_lines(table.head, table.rows, self._width, right=table.right)
+        lines = [Text(line, style="bold") for line in head]
+        lines += [Text(line, style=style) for own, style in zip(rows, table.styles) for line in own]
+        return Text("\n").join(lines)
+
+    @property
+    def _width(self) -> int | None:
+        """The columns of the terminal; a file or a pipe has none, and rows stay whole there."""
+        return self.console.width if self.console.is_terminal else None
 
     def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
         """Begin to show ``jobs``; ``expected`` seconds is the plan's estimate."""
@@ -47,7 +73,7 @@ class Terminal:
         self.expected, self.workers = expected, workers
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
@@ -77,30 +103,26 @@ class Terminal:
 
     def _view(self) -> Group:
         judge = Judge(self.context, self.store)
-        table = RichTable(box=None, pad_edge=False)
-        for head, justify in (
-            ("objective", "left"),
-            ("folds", "right"),
-            (judge.metric.label, "right"),
-            ("to baseline", "right"),
-            ("", "left"),
-        ):
-            table.add_column(head, justify=justify)  # type: ignore[arg-type]
         base = judge.cells.get(judge.settings.baseline, {})
+        rows, styles = [], []
         for name in judge.settings.objectives:
             own = judge.cells.get(name, {})
             scores = [c["score"] for c in own.values() if c["score"] is not None]
             shared = [p for p in own if p in base and own[p]["score"] is not None and base[p]["score"] is not None]
             gap = np.mean([own[p]["score"] - base[p]["score"] for p in shared]) if shared else None
             tier = self._tier(judge, name)
-            table.add_row(
-                Text(name, style=STYLES.get(tier, "")),
-                f"{len(own)}/{len(judge.pairs)}",
-                f"{np.mean(scores):.4f}" if scores else "",
-                f"{gap:+.4f}" if gap is not None and name != judge.settings.baseline else "",
-                Text(tier, style=STYLES.get(tier, "")),
+            rows.append(
+                (
+                    name,
+                    f"{len(own)}/{len(judge.pairs)}",
+                    f"{np.mean(scores):.4f}" if scores else "",
+                    f"{gap:+.4f}" if gap is not None and name != judge.settings.baseline else "",
+                    tier,
+                )
             )
-        return Group(table, self.progress)
+            styles.append(STYLES.get(tier, ""))
+        head = ("objective", "folds", judge.metric.label, "to baseline", "")
+        return Group(self._table(Table(head, rows, styles, right=(1, 2, 3))), self.progress)
 
     def _tier(self, judge: Judge, name: str) -> str:
         baseline = judge.settings.baseline
@@ -128,16 +150,9 @@ def clock(seconds: float) -> str:
     return f"{big}:{small:02d} {unit}"
 
 
-def summary(results: dict[str, Any]) -> RichTable:
-    """The final tiers and scores as a table."""
+def summary(results: dict[str, Any]) -> Table:
+    """The final tiers and scores."""
     metric, head = results["metric"], results["headline"]
-    table = RichTable(box=None, pad_edge=False)
-    for title, justify in (
-        ("objective", "left"), (metric["label"], "right"), (f"to {head['baseline']}", "right"),
-        ("95% interval", "right"),
-        ("p (Holm)", "right"), ("", "left"),
-    ):  # fmt: skip
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
     sign = -1 if metric["greater_is_better"] else 1
     order = {"better": 0, "baseline": 1, "not told apart": 2, "worse": 3, "": 4}
 
@@ -145,18 +160,23 @@ def summary(results: dict[str, Any]) -> RichTable:
         value = row["metrics"][metric["name"]]["mean"]
         return order[row["tier"]], sign * (value if value is not None else -sign * float("inf"))
 
+    rows, styles = [], []
     for row in sorted((r for r in results["rows"] if r["kind"] != "procedure"), key=key):
         value = row["metrics"][metric["name"]]["mean"]
         compared = row["difference"] is not None
         tier = row["tier"] or "classical learner"
         if tier == "not told apart" and row["detectable"]:
             tier += f" (could have found {row['detectable']:.4f})"
-        table.add_row(
-            Text(row["name"], style=STYLES.get(row["tier"], "")),
-            "-" if value is None else f"{value:.4f}",
-            f"{row['difference']:+.4f}" if compared else "",
-            f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared else "",
-            f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
-            Text(tier, style=STYLES.get(row["tier"], "dim" if not row["tier"] else "")),
+        rows.append(
+            (
+                row["name"],
+                "-" if value is None else f"{value:.4f}",
+                f"{row['difference']:+.4f}" if compared else "",
+                f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared else "",
+                f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
+                tier,
+            )
         )
-    return table
+        styles.append(STYLES.get(row["tier"], "" if row["tier"] else "dim"))
+    titles = ("objective", metric["label"], f"to {head['baseline']}", "95% interval", "p (Holm)", "")
+    return Table(titles, rows, styles, right=(1, 2, 3, 4))

@@ -10,6 +10,44 @@ from typing import Any
 from ..core.scalars import is_number, plain
 from .errors import InputError
 
+LIMITS = {
+    "repeats": (1, 100),
+    "folds": (2, 50),
+    "trials": (1, 1024),
+    "epochs": (1, 100_000),
+    "patience": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "seed": (0, 2**31 - 1),
+}
+"""The least and the most of each count."""
+
+
+def check_numbers(*, noise: float = 0.0, **counts: int | None) -> None:
+    """Refuse counts outside their limits and a noise that is no share; None is a default that depends on the data.
+
+    Raises:
+        InputError: the first that is wrong, by its option.
+
+    >>> check_numbers(folds=None, trials=0)
+    Traceback (most recent call last):
+    steepest.core.errors.InputError: --trials: expected an integer in 1..1024, got 0
+    """
+    for name, value in counts.items():
+        low, high = LIMITS[name]
+        if value is not None and (not is_number(value, integer=True) or not low <= value <= high):
+            option = "batch" if name == "batch_size" else name
+            raise InputError(f"--{option}: expected an integer in {low}..{high}, got {value!r}")
+    if not 0 <= noise < 1:
+        raise InputError(f"--noise: expected a share in [0, 1), got {noise!r}")
+
+
+def check_effort(budget: float, workers: int | None) -> None:
+    """Refuse a budget that is no time and a number of processes that is none; None is a default."""
+    if not is_number(budget) or not budget > 0:
+        raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
+    if workers is not None and (not is_number(workers, integer=True) or not 1 <= workers <= 256):
+        raise InputError(f"--workers: expected an integer in 1..256, got {workers!r}")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,20 +93,7 @@ class Settings:
     code: str = ""
 
     def __post_init__(self) -> None:
-        limits = {
-            "repeats": (self.repeats, 1, 100),
-            "folds": (self.folds, 2, 50),
-            "trials": (self.trials, 1, 1024),
-            "epochs": (self.epochs, 1, 100_000),
-            "patience": (self.patience, 1, 100_000),
-            "batch": (self.batch_size, 1, 1_000_000),
-            "seed": (self.seed, 0, 2**31 - 1),
-        }
-        for name, (value, low, high) in limits.items():
-            if not is_number(value, integer=True) or not low <= value <= high:
-                raise InputError(f"--{name}: expected an integer in {low}..{high}, got {value!r}")
-        if not 0 <= self.noise < 1:
-            raise InputError(f"--noise: expected a share in [0, 1), got {self.noise!r}")
+        check_numbers(**{name: getattr(self, name) for name in (*LIMITS, "noise")})
         for field in fields(self):  # numbers of numpy would not go to JSON
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
 

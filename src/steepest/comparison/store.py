@@ -8,12 +8,14 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .cells import CellResult
 from .errors import InputError
-from .metrics import Outcome
-from .stored import read_cell, read_fact, read_outcome
+from .facts import read_fact
+
+if TYPE_CHECKING:
+    from .cells import CellResult
+    from .metrics import Outcome
 
 RUNS = Path("steepest-runs")
 _UNREADABLE = (sqlite3.Error, UnicodeError)
@@ -119,6 +121,8 @@ class Store:
 
     def cells(self) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
         """``name -> (repeat, fold) -> values``, with ``kind`` among the values."""
+        from .stored import read_cell
+
         found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
         query = "select kind, name, repeat, fold, content from cells order by name, repeat, fold"
         for row in self._rows(query):
@@ -128,6 +132,8 @@ class Store:
 
     def outcome(self, name: str, repeat: int, fold: int) -> Outcome:
         """What a cell said about its test rows."""
+        from .stored import read_outcome
+
         query = "select outcome from cells where name = ? and repeat = ? and fold = ?"
         rows = self._rows(query, (name, repeat, fold))
         if not rows:

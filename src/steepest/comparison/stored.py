@@ -1,4 +1,4 @@
-"""What the file of a run may hold: facts, plan, cells and outcomes, each checked as it is read."""
+"""What the file of a run may hold besides its facts: plan, cells and outcomes, each checked as it is read."""
 
 from __future__ import annotations
 
@@ -9,26 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..core.stored import Anything, Listed, Maybe, Named, Number, Record, Row, Shape, Text, Whole, Word, parse_json
+from ..core.stored import Listed, Maybe, Named, Number, Record, Row, Text, Whole, Word, parse_json
 from ..core.stored import refuse_stored as refuse
 from .cells import Context, Job, Pair
 from .errors import InputError
+from .facts import KINDS
 from .folds import CLASSES
 from .metrics import Outcome
 
-KINDS = ("objective", "classical")
 _VALUE = Maybe(Number())
-_PAIR = Row((Whole(), Whole()))
-FACTS: dict[str, Shape] = {
-    "plan": Listed(Row((Word(KINDS), Text(), Listed(_PAIR, least=1)))),
-    "settings": Named(Anything()),
-    "data": Text(),
-    "cells": Whole(),
-    "command": Text(),
-    "seconds": Number(low=0.0),
-    "sentence": Text(),
-}
-"""Facts by key; others are any JSON."""
 
 CELL = Record(
     {},
@@ -68,15 +57,6 @@ NEEDED = {"classical": ALWAYS, "objective": (*ALWAYS, "trial", "curve", "seconds
 
 ARRAYS = {"predicted": "if", "probabilities": "f", "decision": "f"}
 """The arrays of an outcome and the kinds of their numbers."""
-
-
-def read_fact(text: object, key: str, where: str) -> Any:
-    """The value of a fact."""
-    where = f"{where}: the fact {key!r}"
-    Text().check(text, where)
-    value = parse_json(str(text), where)
-    FACTS.get(key, Anything()).check(value, where)
-    return value
 
 
 def read_cell(row: Sequence[object], where: str) -> tuple[str, str, Pair, dict[str, Any]]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .checks import describe
 from .errors import InputError, nearest
 
 LARGEST_FILE = 256 * 2**20
@@ -73,6 +72,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 def refuse_stored(where: str, expected: str, got: object) -> NoReturn:
     """Raise the uniform refusal: the place, what was expected, what came."""
+    from .checks import describe  # it knows tensors, and most files are right
+
     raise InputError(f"{where}: expected {expected}, got {describe(got)}")
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from ..catalogue import System
     from .evidence import Kept
+
+
+def _complete_slug(incomplete: str) -> list[str]:
+    from .asked import experiments
+
+    return [slug for slug in experiments() if slug.startswith(incomplete)]
+
+
+Slug = Annotated[
+    str, typer.Argument(help="A system with an experiment, for example comp-sum.", autocompletion=_complete_slug)
+]
 
 lab_app = typer.Typer(
     help="Run each system's claims in front of you.\n\n"
@@ -20,20 +31,29 @@ lab_app = typer.Typer(
 )
 
 
-def line(system: System) -> str:
-    """A system with how many of its claims are shown, and the others by name."""
-    from ..catalogue import open_claims
-    from .evidence import read, why_stale
+def print_list() -> None:
+    """Each experiment with how many of its claims are shown, and the others by name; by files alone."""
+    from ..catalogue import keep, kept_claims, open_claims, shown_of
+    from ..core.errors import InputError
+    from ..core.terminal import print_table
+    from .asked import experiments
 
-    kept = read(system)
-    if kept is None:
-        return f"{system.slug:<32} no evidence yet"
-    rest = "".join(
-        f" ({verdict}: {'; '.join(claim.label for claim in claims)})"
-        for verdict, claims in open_claims(kept.judged).items()
-    )
-    reason = why_stale(system, kept)
-    return f"{system.slug:<32} {kept.shown}{rest}{f' (stale: {reason})' if reason else ''}"
+    rows = []
+    for slug, system in experiments().items():
+        try:
+            kept = kept_claims(system)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        said = "no evidence yet"
+        if kept is not None:
+            claims, reason = kept
+            rest = [
+                f" ({word}: {'; '.join(claim.label for claim in some)})" for word, some in open_claims(claims).items()
+            ]
+            said = "".join([shown_of(claims, " claims shown"), *rest, f" (stale: {reason})" if reason else ""])
+        rows.append((slug, said))
+    keep()
+    print_table(("", ""), rows)
 
 
 @lab_app.command("list")
@@ -42,15 +62,12 @@ def list_command() -> None:
 
     Example: `steepest lab list`.
     """
-    from .gallery import experiments
-
-    for system in experiments():
-        typer.echo(line(system))
+    print_list()
 
 
 @lab_app.command("show")
 def show_command(
-    slug: Annotated[str, typer.Argument(help="A system's slug, for example comp-sum.")],
+    slug: Slug,
     figure: Annotated[Path | None, typer.Option(help="Where to write the figure. Default: SLUG.svg, here.")] = None,
 ) -> None:
     """Print what the evidence of a system says, and draw its figure.
@@ -58,11 +75,14 @@ def show_command(
     Example: `steepest lab show comp-sum`.
     """
     from ..core.errors import InputError
+    from .asked import find_experiment
+
+    system = find_experiment(slug)
+
     from .evidence import read, why_stale, write_text
     from .figures import draw
     from .gallery import load
 
-    system = _known(slug)
     kept = read(system)
     if kept is None:
         raise InputError(f"{slug} has no evidence yet: run `steepest lab run {slug}`")
@@ -81,7 +101,7 @@ def show_command(
 
 @lab_app.command("run")
 def run_command(
-    slug: Annotated[str, typer.Argument(help="A system's slug, for example comp-sum.")],
+    slug: Slug,
     scale: Annotated[str, typer.Option(help="smoke (about a second, nothing is kept) or full.")] = "full",
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds. Default: the experiment's own, at least 5.")
@@ -93,19 +113,33 @@ def run_command(
     Example: `steepest lab run comp-sum --workers 2`.
     """
     from ..core.errors import InputError
+    from .asked import check_run, find_experiment, last_time
+
+    system = find_experiment(slug)
+    check_run(scale, seeds, workers)
+    if scale == "full":
+        typer.echo(last_time(system))
+        sys.stdout.flush()
+
     from .gallery import run
 
     try:
-        kept = run(_known(slug), scale=scale, seeds=seeds, workers=workers, report=typer.echo)
+        kept = run(system, scale=scale, seeds=seeds, workers=workers, report=typer.echo)
     except FileNotFoundError as error:  # its data
         raise InputError(str(error)) from error
+    if scale == "smoke":
+        typer.echo(f"{slug}: it runs ({kept.seconds} s); a smoke run proves nothing, so there is no verdict")
+        return
     for text in summary(kept):
         typer.echo(text)
 
 
 @lab_app.command("check")
 def check_command(
-    slugs: Annotated[list[str] | None, typer.Argument(help="Systems. Default: all that have evidence.")] = None,
+    slugs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Systems. Default: all that have evidence.", autocompletion=_complete_slug),
+    ] = None,
 ) -> None:
     """Say whether evidence still stands, and mark what is stale in it.
 
@@ -114,10 +148,14 @@ def check_command(
 
     Example: `steepest lab check comp-sum`.
     """
-    from .evidence import read, why_stale
-    from .gallery import experiments, recheck
+    from .asked import experiments, find_experiment
 
-    for system in [_known(slug) for slug in slugs] if slugs else experiments():
+    chosen = [find_experiment(slug) for slug in slugs] if slugs else list(experiments().values())
+
+    from .evidence import read, why_stale
+    from .gallery import recheck
+
+    for system in chosen:
         kept = read(system)
         if kept is None:
             typer.echo(f"{system.slug}: no evidence yet")
@@ -142,7 +180,11 @@ def gallery_command(
 
     Example: `steepest lab gallery --workers 2`.
     """
-    from .gallery import due, experiments, forecast, run
+    from .asked import check_workers
+
+    check_workers(workers)
+
+    from .gallery import due, forecast, run
 
     chosen = due(every=every)
     if chosen:
@@ -155,19 +197,7 @@ def gallery_command(
             continue
         for text in summary(kept):
             typer.echo(text)
-    for system in experiments():
-        typer.echo(line(system))
-
-
-def _known(slug: str) -> System:
-    """The system of a slug whose experiment exists."""
-    from ..core.errors import InputError, nearest
-    from .gallery import experiments
-
-    known = {system.slug: system for system in experiments()}
-    if slug not in known:
-        raise InputError(f"no experiment {slug!r}{nearest(slug, known) or '; see `steepest lab list`'}")
-    return known[slug]
+    print_list()
 
 
 def summary(kept: Kept) -> list[str]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..catalogue import VERDICTS, Judged, System, checkout, shown_of
+from ..catalogue import VERDICTS, Judged, System, checkout, evidence_file, evidence_folder, shown_of
+from ..catalogue.evidence import OWN_FILES
 from ..core.stored import (
     Flag,
     Listed,
@@ -119,8 +120,8 @@ class Kept:
 
 
 def folder() -> Path:
-    """``evidence/`` at the root of the checkout, or of the current directory where the package is installed."""
-    return (checkout() or Path.cwd()) / "evidence"
+    """Where evidence is written."""
+    return evidence_folder()
 
 
 def file_of(slug: str) -> Path:
@@ -135,6 +136,7 @@ def read(system: System) -> Kept | None:
         InputError: its file is no evidence of this system.
     """
     file = file_of(system.slug)
+    file = evidence_file(system) if checkout() is None and not file.is_file() else file
     if not file.is_file():
         return None
     values = read_json(file, f"evidence of {system.slug}")
@@ -162,7 +164,6 @@ def why_stale(system: System, kept: Kept) -> str:
     return kept.stale or (OWN_FILES if kept.source_hash != source_hash(system) else "")
 
 
-OWN_FILES = "the code of module or experiment has changed since"
 SMOKE_ROWS = "the smoke rows have changed since"
 
 

@@ -112,6 +112,7 @@ def test_the_command_says_it_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
+    monkeypatch.setattr("steepest.catalogue.evidence.evidence_folder", lambda: tmp_path)
     monkeypatch.setattr(gallery, "run_seed", lambda slug, scale, seed: data.shakespeare())
     assert run(["lab", "run", "z-loss"]) == 2
     err = capsys.readouterr().err

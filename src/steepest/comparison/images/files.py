@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import math
-import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 from ..errors import InputError, nearest
 from ..read.wording import count, listing, show
 from .arrays import over_white, to_bytes, to_labels, to_nhwc
-from .raw import RawImages, RawPart, read_bytes, size_of
+from .raw import RawImages, RawPart, size_of
+from .source import read_bytes
 
 POOLED = ("x", "y")
 SPLIT = ("x_train", "y_train", "x_test", "y_test")
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_IDX_NAME = re.compile(r"(\.gz|ubyte|\.idx|idx\d(-\w+)?)$", re.IGNORECASE)
 
 
 def read_npz(path: Path) -> RawImages:
@@ -82,21 +81,6 @@ def _array(archive: np.lib.npyio.NpzFile, key: str, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise InputError(f"{name}, {key}: not an array")
     return value
-
-
-def idx_pair(source: str) -> tuple[str, str] | None:
-    """The two paths of ``images:labels``, or None if ``source`` is no such pair.
-
-    >>> idx_pair("train-images-idx3-ubyte.gz:train-labels-idx1-ubyte.gz")
-    ('train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz')
-    >>> idx_pair("data.csv") is None
-    True
-    """
-    for at in (i for i, letter in enumerate(source) if letter == ":"):
-        pair = source[:at], source[at + 1 :]
-        if all(_IDX_NAME.search(path) for path in pair):
-            return pair
-    return None
 
 
 def read_idx(images: Path, labels: Path) -> RawImages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from ..errors import InputError
 from ..read.wording import count, listing, show
 from .arrays import over_white, scaled, to_bytes
 from .raw import RawImages, RawPart, size_of
+from .source import SUFFIXES, folders_in, images_in, is_image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 
 
@@ -28,20 +27,6 @@ class _Layout:
     test: list[Path] | None
     decisions: list[str]
     warnings: list[str]
-
-
-def is_image_folder(path: Path) -> bool:
-    """Whether a folder holds images, directly or in class folders, and no CSV file."""
-    try:
-        entries = list(path.iterdir())
-        if any(e.suffix.lower() in (".csv", ".tsv") for e in entries):
-            return False
-        folders = _folders(path)
-        return any(map(_is_image, entries)) or any(
-            any(_is_image(e) or (e.is_dir() and any(map(_is_image, e.iterdir()))) for e in f.iterdir()) for f in folders
-        )
-    except OSError:
-        return False
 
 
 def read_folder(path: Path, size: int | None = None) -> RawImages:
@@ -60,7 +45,7 @@ def read_folder(path: Path, size: int | None = None) -> RawImages:
     """
     try:
         layout = _layout(path)
-        files = [[f for c in part for f in _images(c)] for part in (layout.train, layout.test) if part is not None]
+        files = [[f for c in part for f in images_in(c)] for part in (layout.train, layout.test) if part is not None]
         contents = [_Contents(path, part, size) for part in files]
     except OSError as error:
         raise InputError(f"cannot read {show(path, limit=200)}: {error.strerror or error}") from None
@@ -152,8 +137,8 @@ def _check_sizes(entries: list[tuple[str, np.ndarray, str]]) -> None:
 def _layout(path: Path) -> _Layout:
     if not path.is_dir():
         raise InputError(f"no folder {show(path, limit=200)}")
-    folders, decisions, warned = _folders(path), [], []
-    named = {f.name.lower(): f for f in folders if any(map(_images, _folders(f)))}
+    folders, decisions, warned = folders_in(path), [], []
+    named = {f.name.lower(): f for f in folders if any(map(images_in, folders_in(f)))}
     found = [next((named[n] for n in names if n in named), None) for names in (TRAIN, TEST, VALIDATION)]
     train, test, validation = found
     if train is not None and (test is not None or validation is not None):
@@ -168,7 +153,7 @@ def _layout(path: Path) -> _Layout:
         return _Layout(parts[0], parts[1], decisions, warned)
     named_path = show(path.resolve().name)
     classes = _classes(path, warned)
-    loose = len(_images(path))
+    loose = len(images_in(path))
     if not classes and loose:
         raise InputError(f"folder {named_path} holds {count(loose, 'image')} but no class folders")
     if not classes:
@@ -180,23 +165,11 @@ def _layout(path: Path) -> _Layout:
 
 def _classes(path: Path, warned: list[str]) -> list[Path]:
     """The sub-folders that hold images; a line for what they hold besides."""
-    classes = [f for f in _folders(path) if _images(f)]
-    empty = [f.name for f in _folders(path) if f not in classes]
+    classes = [f for f in folders_in(path) if images_in(f)]
+    empty = [f.name for f in folders_in(path) if f not in classes]
     if empty:
         warned.append(f"{count(len(empty), 'folder')} without images not used: {listing(empty)}")
-    others = [e.name for c in classes for e in sorted(c.iterdir()) if not _is_image(e) and not e.name.startswith(".")]
+    others = [e.name for c in classes for e in sorted(c.iterdir()) if not is_image(e) and not e.name.startswith(".")]
     if others:
         warned.append(f"{count(len(others), 'entry', 'entries')} of class folders not used: {listing(others, limit=3)}")
     return classes
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted((f for f in path.iterdir() if f.is_dir() and not re.match(r"[._]", f.name)), key=lambda f: f.name)
-
-
-def _images(path: Path) -> list[Path]:
-    return sorted((f for f in path.iterdir() if _is_image(f)), key=lambda f: f.name)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..errors import InputError, nearest
+from ..errors import InputError
 from ..read.task import in_order
 from ..read.wording import count, listing, show
-from .files import idx_pair, read_idx, read_npz
-from .folder import is_image_folder, read_folder
+from .files import read_idx, read_npz
+from .folder import read_folder
 from .raw import RawImages, RawPart, copies, size_of
-
-SPLITS = ("auto", "file", "pool")
-SMALLEST = 4
+from .source import check_image_options, idx_pair
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,6 @@ class Images:
     sha256: str
 
 
-def is_image_source(source: str | Path) -> bool:
-    """Whether a source names images: an NPZ file, ``images:labels`` in IDX format, or a folder of images.
-
-    A folder with CSV files is none.
-
-    >>> is_image_source("digits.npz"), is_image_source("images.gz:labels.gz"), is_image_source("data.csv.gz")
-    (True, True, False)
-    """
-    text = str(source)
-    if text.lower().endswith(".npz") or idx_pair(text) is not None:
-        return True
-    return bool(text) and is_image_folder(Path(text))
-
-
 def load_images(
     source: str | Path, *, split: str = "auto", size: int | None = None, folds: int = 5
 ) -> tuple[Images, Images | None]:
@@ -84,12 +68,7 @@ def load_images(
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
-    if split not in SPLITS:
-        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {show(split)}{nearest(str(split), SPLITS)}")
-    for option, value, low in (("size", size, SMALLEST), ("folds", folds, 2)):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not (whole and value >= low) and not (option == "size" and value is None):
-            raise InputError(f"{option}: expected an integer of at least {low}, got {show(value)}")
+    check_image_options(split, size, folds)
     raw = _read(str(source), size)
     if split == "file" and raw.test is None:
         raise InputError(f"split: {show(raw.name)} has no test part of its own; choose --split auto or pool")

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-
-from ..errors import InputError, nearest
-from ..read.wording import show
 
 
 @dataclass
@@ -40,26 +36,6 @@ class RawImages:
     label: str = "the labels"
     decisions: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        InputError: for a file that is missing, a folder, or unreadable.
-    """
-    named = show(path, limit=200)
-    try:
-        if path.is_dir():
-            raise InputError(f"{named} is a folder; expected a file of images")
-        return path.read_bytes()
-    except InputError:
-        raise
-    except FileNotFoundError:
-        beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise InputError(f"no file {named}{nearest(path.name, beside)}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {named}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def size_of(shape: tuple[int, ...]) -> str:

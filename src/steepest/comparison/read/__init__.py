@@ -4,11 +4,29 @@ Comes in: a file (text, packed or not, Parquet, Excel), a frame, an array or a b
 Goes out: a :class:`Table` (features, target, groups, times, weights, decisions, warnings), and a :class:`Preprocessor`.
 """
 
-from .builtin import BUILTIN
-from .new_rows import load_like
-from .options import read_options
-from .preprocessor import Preprocessor
-from .table import Table, load_table, table_from_arrays, table_from_frame
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .builtin import BUILTIN
+    from .new_rows import load_like
+    from .options import read_options
+    from .preprocessor import Preprocessor
+    from .table import Table, load_table, table_from_arrays, table_from_frame
+
+_HOMES = {
+    "BUILTIN": "builtin",
+    "Preprocessor": "preprocessor",
+    "Table": "table",
+    "load_like": "new_rows",
+    "load_table": "table",
+    "read_options": "options",
+    "table_from_arrays": "table",
+    "table_from_frame": "table",
+}
+"""Each is imported when it is first asked for: what a command refuses by its options needs no pandas."""
 
 __all__ = [
     "BUILTIN",
@@ -20,3 +38,13 @@ __all__ = [
     "table_from_arrays",
     "table_from_frame",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*(name for name in globals() if name.startswith("__")), *__all__])

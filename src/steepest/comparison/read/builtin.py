@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 
@@ -14,6 +16,7 @@ def load_builtin(name: str) -> pd.DataFrame:
     >>> load_builtin("iris").shape
     (150, 5)
     """
+    import numpy as np
     from sklearn import datasets  # slow to import
 
     bunch = getattr(datasets, f"load_{name}")(as_frame=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.scalars import is_number
 from ...core.stored import parse_json
 from ..errors import InputError, nearest
 from .wording import show
@@ -15,6 +16,8 @@ from .wording import show
 KINDS = ("number", "category", "date", "text", "drop")
 """What a column can be declared to be."""
 
+TASKS = ("auto", "classification", "binary", "multiclass", "regression")
+RARE = ("drop", "merge")
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "blanks": " ", "\\t": "\t"}
 MISSING = ("?", "NA", "NaN", "nan")
 """Words that are missing among words; numbers know more (``MISSING_IN_NUMBERS``)."""
@@ -39,6 +42,16 @@ class ReadOptions:
     missing: tuple[str, ...] = MISSING
     dayfirst: bool | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_options(task: str, rare: str | None, folds: int) -> None:
+    """Refuse an unknown task, an unknown way with rare classes, fewer than 2 folds."""
+    if task not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {show(task)}{nearest(str(task), TASKS)}")
+    if rare is not None and rare not in RARE:
+        raise InputError(f"rare: expected drop or merge, got {show(rare)}{nearest(str(rare), RARE)}")
+    if not is_number(folds, integer=True) or folds < 2:
+        raise InputError(f"folds: expected an integer of at least 2, got {show(folds)}")
 
 
 def read_options(

@@ -11,13 +11,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
-
-import pandas as pd
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, nearest
 from .builtin import BUILTIN
 from .wording import listing, show
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PACKED: list[tuple[bytes, str, Callable[[bytes], bytes]]] = [
     (b"\x1f\x8b", "gzip", gzip.decompress),
@@ -110,6 +111,8 @@ def unpacked(data: bytes, name: str) -> tuple[bytes, str | None]:
 
 def parquet(data: bytes, name: str) -> pd.DataFrame:
     """A Parquet file as a frame."""
+    import pandas as pd
+
     try:
         return pd.read_parquet(io.BytesIO(data))
     except Exception as error:
@@ -119,6 +122,8 @@ def parquet(data: bytes, name: str) -> pd.DataFrame:
 
 def excel(data: bytes, name: str) -> pd.DataFrame:
     """The first sheet of a workbook as a frame; its reader is an optional dependency."""
+    import pandas as pd
+
     try:
         return pd.read_excel(io.BytesIO(data))
     except ImportError as error:

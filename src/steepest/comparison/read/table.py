@@ -15,10 +15,9 @@ from .build import build, goal_columns
 from .builtin import BUILTIN, load_builtin
 from .cells import read_file
 from .frames import from_arrays, from_frame
-from .options import ReadOptions, read_options
+from .options import ReadOptions, check_options, read_options
 from .raw import RawTable, find_column
 from .several import Part
-from .task import check_options
 from .types import ColumnType
 
 

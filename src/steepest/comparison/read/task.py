@@ -14,8 +14,6 @@ from .raw import Column, Text, missing_cells
 from .types import exact_integers, first_code, labels, plain_integers
 from .wording import count, listing, show
 
-TASKS = ("auto", "classification", "binary", "multiclass", "regression")
-RARE = ("drop", "merge")
 MERGED = "rare"
 MAX_AUTO_CLASSES = 10
 
@@ -39,16 +37,6 @@ class Target:
     decisions: list[str]
     warnings: list[str]
     dtype: str = "float64"
-
-
-def check_options(task: str, rare: str | None, folds: int) -> None:
-    """Refuse an unknown task, an unknown way with rare classes, fewer than 2 folds."""
-    if task not in TASKS:
-        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {show(task)}{nearest(str(task), TASKS)}")
-    if rare is not None and rare not in RARE:
-        raise InputError(f"rare: expected drop or merge, got {show(rare)}{nearest(str(rare), RARE)}")
-    if isinstance(folds, bool) or not isinstance(folds, (int, np.integer)) or folds < 2:
-        raise InputError(f"folds: expected an integer of at least 2, got {show(folds)}")
 
 
 def read_target(

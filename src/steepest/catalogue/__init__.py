@@ -1,26 +1,61 @@
 """The catalogue: every system of the package, where it lives and how far it has been proved.
 
-The rows are data, in ``catalogue.toml``. What a row cannot say is derived here: whether a system is *there* (its names
-import), *checked* (tests cover every fact it must hold) and which of its claims its experiment has *shown*. Rooms take
-their public names from the rows too, through :func:`lazy_room`, so that importing a room imports none of its systems.
+The rows are data, a file for each room: ``losses.toml``, ``optim.toml``. What a row cannot say is derived here, from
+the text of files and without importing any: whether a system is *there* (its module exports its names), *checked*
+(tests cover every fact it must hold) and which of its claims its experiment has *shown*. A package that is installed
+without tests and evidence has in ``status.json`` what they proved when it was built. Rooms take their public names from
+the rows too, through :func:`lazy_room`, so that importing a room imports none of its systems.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from .sources import source_files, source_hash
+from ..derived import checkout, code_version, entries_of, keep, shipped_row
+from ..sources import source_files
+from .evidence import VERDICTS, Judged, claims, evidence_file, evidence_folder, kept_claims, open_claims, shown_of
+from .names import broken_imports, docstring, exports
+from .proofs import NO_NUMBER, marks
+
+__all__ = [
+    "KINDS",
+    "NO_NUMBER",
+    "VERDICTS",
+    "Judged",
+    "Status",
+    "System",
+    "checked",
+    "checkout",
+    "claims",
+    "docstring",
+    "evidence_file",
+    "evidence_folder",
+    "exports",
+    "families",
+    "find",
+    "keep",
+    "kept_claims",
+    "lazy_room",
+    "marks",
+    "missing",
+    "open_claims",
+    "owners",
+    "shown_of",
+    "statuses",
+    "systems",
+    "there",
+    "write_status",
+]
 
 PACKAGE = __name__.rpartition(".")[0]
 KINDS = (
@@ -45,9 +80,6 @@ KINDS = (
     "statistics",
     "baseline",
 )
-VERDICTS = ("shown", "not shown", "contradicted")
-NO_NUMBER = 0
-"""What :func:`marks` records for a ``holds`` mark that names a system but no fact."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +135,23 @@ class System:
 
 
 @cache
-def systems() -> tuple[System, ...]:
-    """All rows, in the order of ``catalogue.toml``.
+def systems(room: str = "") -> tuple[System, ...]:
+    """All rows, or those of a room and its families; outermost rooms by name, each in the order of its file.
+
+    Only the files that are needed are read.
 
     >>> len({system.slug for system in systems()}) == len(systems())
     True
+    >>> {system.room for system in systems("losses.ranking")}
+    {'losses.ranking'}
     """
-    rows = tomllib.loads((Path(__file__).with_name("catalogue.toml")).read_text(encoding="utf-8"))["system"]
+    if not room:
+        return tuple(row for file in sorted(Path(__file__).parent.glob("*.toml")) for row in systems(file.stem))
+    outermost = room.partition(".")[0]
+    if room != outermost:
+        return tuple(row for row in systems(outermost) if f"{row.room}.".startswith(f"{room}."))
+    file = Path(__file__).with_name(f"{room}.toml")
+    rows = tomllib.loads(file.read_text(encoding="utf-8"))["system"] if file.is_file() else []
     return tuple(System(**{**row, "names": tuple(row["names"])}) for row in rows)
 
 
@@ -148,7 +190,7 @@ def families(room: str) -> frozenset[str]:
     >>> "ranking" in families("losses"), families("scaling")
     (True, frozenset())
     """
-    inside = [system.room.removeprefix(room + ".") for system in systems() if system.room.startswith(room + ".")]
+    inside = [system.room.removeprefix(room + ".") for system in systems(room) if system.room != room]
     return frozenset(rest.partition(".")[0] for rest in inside)
 
 
@@ -156,21 +198,18 @@ def families(room: str) -> frozenset[str]:
 
 
 def there(system: System) -> bool:
-    """Whether all its names import from its module."""
-    if not source_files(system.module):
+    """Whether its module exports all its names, and imports of this package only what exists."""
+    if not source_files(system.module) or broken_imports(system.module):
         return False
-    try:
-        module = importlib.import_module(f"{PACKAGE}.{system.module}")
-    except ImportError:
-        return False
-    return all(hasattr(module, name) for name in system.names)
+    return all(exports(system.module, name) for name in system.names)
 
 
 def checked(system: System) -> bool | None:
-    """Whether tests marked ``holds(slug, ...)`` prove each of its facts; None where there is no test tree to read."""
+    """Whether tests marked ``holds(slug, ...)`` prove each of its facts; None where nothing can tell."""
     root = checkout()
     if root is None:
-        return None
+        proved = shipped_row(system.slug).get("checked")
+        return proved if isinstance(proved, bool) else None
     return not missing(system, marks(root / "tests"))
 
 
@@ -188,130 +227,38 @@ def missing(system: System, found: dict[str, frozenset[int]]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One claim of an experiment with its verdict.
+class Status:
+    """How far a system is: :func:`there`, :func:`checked`, :func:`claims`."""
 
-    Args:
-        name: the key of its effect.
-        text: the claim in words.
-        verdict: one of ``VERDICTS``.
-        ours: whether it is an expectation of ours that the publication does not state.
-    """
-
-    name: str
-    text: str
-    verdict: str
-    ours: bool = False
-
-    @property
-    def label(self) -> str:
-        """Its name, and whether it is ours."""
-        return f"{self.name} (ours)" if self.ours else self.name
+    there: bool
+    checked: bool | None
+    claims: tuple[Judged, ...] | None
 
 
-def shown_of(claims: Sequence[Judged], words: str = "") -> str:
-    """How many of the publication's claims are shown, and how many expectations of ours beside them.
-
-    >>> claims = [Judged("a", "", "shown"), Judged("b", "", "contradicted"), Judged("c", "", "shown", ours=True)]
-    >>> shown_of(claims), shown_of(claims[:2], " claims shown")
-    ('1 of 2, ours 1 of 1', '1 of 2 claims shown')
-    """
-    counts = []
-    for ours in (False, True):
-        verdicts = [claim.verdict for claim in claims if claim.ours is ours]
-        if verdicts:
-            count = f"{verdicts.count('shown')} of {len(verdicts)}"
-            counts.append(f"ours {count}" if ours else count + words)
-    return ", ".join(counts)
-
-
-def open_claims(claims: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """The claims that are not shown, by verdict: what a count leaves out."""
-    rest = [claim for claim in claims if claim.verdict != "shown"]
-    return {word: chosen for word in VERDICTS if (chosen := [claim for claim in rest if claim.verdict == word])}
-
-
-def claims(system: System) -> tuple[Judged, ...] | None:
-    """The claims of a system as fresh evidence judges them; None without evidence or where it is stale.
-
-    Evidence is ``evidence/<slug>.json`` at the root of the checkout. It is stale where its ``"source_hash"`` is not
-    that of the code (see :func:`source_hash`), and where it says so under ``"stale"``.
+def statuses(rows: Iterable[System]) -> dict[str, Status]:
+    """The status of each of these systems by slug; what was newly read for it is kept for the next process.
 
     Raises:
-        ValueError: the file is no evidence.
+        ValueError: the evidence of one is no evidence.
     """
-    root = checkout()
-    if root is None or not system.experiment:
-        return None
-    file = root / "evidence" / f"{system.slug}.json"
-    if not file.is_file():
-        return None
-    try:
-        evidence = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"evidence of {system.slug}: {file.name} is not valid JSON: {error}") from error
-    try:
-        judged = tuple(
-            Judged(str(claim["effect"]), str(claim["text"]), str(claim["verdict"]), claim.get("ours") is True)
-            for claim in evidence["claims"]
-        )
-        if not judged or not {claim.verdict for claim in judged} <= set(VERDICTS):
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"evidence of {system.slug}: {file.name} has no claims with verdicts") from None
-    fresh = not evidence.get("stale") and evidence.get("source_hash") == source_hash(system)
-    return judged if fresh else None
+    by_slug = {row.slug: Status(here := there(row), checked(row) if here else False, claims(row)) for row in rows}
+    keep()
+    return by_slug
 
 
-def checkout() -> Path | None:
-    """The root of the source checkout that this package runs from, or None where it is installed without its tests."""
-    root = Path(__file__).parents[2]
-    return root if (root / "pyproject.toml").is_file() and (root / "tests").is_dir() else None
+def write_status(file: Path) -> None:
+    """Write what tests and evidence prove in this checkout: the build ships it as ``status.json``.
 
-
-# ----------------------------------------------------------------------------------------------------- marks of tests
-
-
-@cache
-def marks(tests: Path) -> dict[str, frozenset[int]]:
-    """Which facts the tests under a folder say they prove: slug to numbers (``NO_NUMBER`` for a mark without any).
-
-    The files are read, not imported. A mark counts on a test function, on a test class, in one of its parameters or in
-    ``pytestmark``; it does not count on a helper, nor on a test that ``skip``, ``skipif`` or ``xfail`` may keep from
-    deciding.
+    Raises:
+        ValueError: this is no checkout, or some evidence is none.
     """
-    found: dict[str, set[int]] = {}
-    for file in sorted(tests.rglob("test_*.py")):
-        for slug, numbers in _marks_of(ast.parse(file.read_text(encoding="utf-8"))):
-            found.setdefault(slug, set()).update(numbers or [NO_NUMBER])
-    return {slug: frozenset(numbers) for slug, numbers in found.items()}
-
-
-def _marks_of(tree: ast.Module) -> Iterable[tuple[str, list[int]]]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "pytestmark" for t in node.targets):
-            yield from _calls([node.value])
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
-            yield from _calls(node.decorator_list)
-        elif isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
-            yield from _calls(node.decorator_list)
-            yield from _marks_of(ast.Module(node.body, []))
-
-
-def _calls(nodes: Iterable[ast.expr]) -> Iterable[tuple[str, list[int]]]:
-    inner = [child for node in nodes for child in ast.walk(node)]
-    if any(_is_mark(node, name) for node in inner for name in ("skip", "skipif", "xfail")):
-        return
-    for node in inner:
-        if isinstance(node, ast.Call) and _is_mark(node.func, "holds"):
-            values = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-            if len(values) != len(node.args) or not values or not isinstance(values[0], str):
-                raise ValueError(f"a holds mark takes a slug and numbers, written out: {ast.unparse(node)}")
-            yield values[0], [number for number in values[1:] if isinstance(number, int)]
-
-
-def _is_mark(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.Attribute) and node.attr == name and ast.unparse(node.value) == "pytest.mark"
+    if checkout() is None:
+        raise ValueError("no checkout: the tests and the evidence are not here")
+    by_slug = statuses(systems())
+    proved = {slug: {"checked": of.checked, "fresh": of.claims is not None} for slug, of in by_slug.items()}
+    values = {"proved": proved, "code": code_version(), "entries": entries_of(("names",))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------ rooms
@@ -340,7 +287,7 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         the two functions, to be bound at module level: ``__getattr__, __dir__ = lazy_room(__name__)``.
     """
     room = package.removeprefix(PACKAGE + ".")
-    inside = [system for system in systems() if system.room == room or system.room.startswith(room + ".")]
+    inside = systems(room)
     names = {name: system.module for system in inside for name in system.names if name not in families(room)}
     module = sys.modules[package]
     vars(module)["_names"] = frozenset(names)

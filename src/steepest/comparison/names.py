@@ -1,0 +1,112 @@
+"""The words that a comparison takes for objectives, metrics and models, read from the text that defines them.
+
+Nothing is imported, so a word that is none is refused, and completed in a shell, before PyTorch has been loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from ..catalogue import keep, systems, there
+from ..catalogue.names import ancestry, attribute, facts_of, resolve
+from .errors import InputError, nearest
+
+_OBJECTIVE = "core.objective:Objective"
+_WITH_METRICS = ("comparison.metrics", "comparison.several")
+GROUPS = ("default", "all")
+"""Words for several objectives."""
+
+
+@cache
+def objective_names() -> tuple[str, ...]:
+    """The words of all objectives, in order.
+
+    >>> "ldr" in objective_names(), "nothing" in objective_names()
+    (True, False)
+    """
+    names = set()
+    for row in systems("losses"):
+        if not there(row):
+            continue
+        classes = facts_of(row.module)["classes"]
+        offered = [name for name in classes if name in row.names or attribute(row.module, name, "tasks")]
+        members = [name for name in row.names if resolve(row.module, name) is not None]
+        for name in (*offered, *[name for name in members if _is_objective(row.module, name)][:1]):
+            if _is_objective(row.module, name) and (word := attribute(row.module, name, "name")):
+                names.add(word)
+    keep()
+    return tuple(sorted(names))
+
+
+def _is_objective(module: str, name: str) -> bool:
+    return any(place == _OBJECTIVE for place, _ in ancestry(module, name))
+
+
+@cache
+def metric_names() -> tuple[str, ...]:
+    """The words of all metrics, whatever their task.
+
+    >>> "accuracy" in metric_names(), "rmse" in metric_names()
+    (True, True)
+    """
+    words = [word for module in _WITH_METRICS for word in facts_of(module)["calls"].get("Metric", [])]
+    keep()
+    return tuple(dict.fromkeys(words))
+
+
+@cache
+def model_names() -> tuple[str, ...]:
+    """The words of all networks.
+
+    >>> model_names()
+    ('mlp', 'residual', 'resnet')
+    """
+    return tuple(facts_of("comparison.models")["values"]["MODELS"])
+
+
+def objective_words(asked: str | Iterable[str]) -> list[str]:
+    """What was asked for, word by word.
+
+    Raises:
+        InputError: there is none.
+
+    >>> objective_words("ldr, all")
+    ['ldr', 'all']
+    """
+    words = [w.strip() for w in asked.split(",") if w.strip()] if isinstance(asked, str) else list(asked)
+    if not words:
+        raise InputError("--objectives: expected default, all, or names")
+    return words
+
+
+def unknown_objective(name: str, known: Iterable[str]) -> InputError:
+    """The error for a word that is no objective."""
+    known = list(known)
+    return InputError(
+        f"unknown objective {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}, or module:Class"
+    )
+
+
+def unknown_model(name: str, known: Iterable[str]) -> InputError:
+    """The error for a word that is no network."""
+    known = list(known)
+    return InputError(
+        f"unknown model {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}, or module:function"
+    )
+
+
+def check_names(objectives: str | Iterable[str], metric: str | None, model: str | None) -> None:
+    """Refuse words that no data could make right; own parts (``module:name``) are imported later.
+
+    Raises:
+        InputError: an unknown word.
+    """
+    for word in objective_words(objectives):
+        if ":" not in word and word not in GROUPS and word not in objective_names():
+            raise unknown_objective(word, objective_names())
+    if metric is not None and ":" not in metric and " of " not in metric and metric not in metric_names():
+        hint = nearest(metric, metric_names()) or "."
+        raise InputError(f"unknown metric {metric!r}{hint} Known: {', '.join(metric_names())}, or module:function")
+    if model is not None and ":" not in model and model not in model_names():
+        raise unknown_model(model, model_names())
