@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from steepest import cli
+from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
 from steepest.comparison.metrics import CLASSIFICATION, REGRESSION
 from steepest.comparison.models import MODELS
@@ -242,3 +244,14 @@ def test_files_are_completed_with_their_folder(tmp_path, monkeypatch):
     assert complete_data("") == ["breast_cancer", "diabetes", "digits", "iris", "wine", "in/"]
     assert complete_file("in/w") == ["in/wide.csv"]
     assert complete_file("nowhere/x") == complete_metric("zzz") == complete_objectives("x,zzz") == []
+
+
+def test_the_units_of_a_plan_are_defined_once():
+    """The help of the command says what the glossary says."""
+    page = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    section = page.split("\n## The units of a plan\n")[1].split("\n## ")[0]
+    definitions = dict(re.findall(r"^(\w+)\n:   (.+)\.$", section, re.MULTILINE))
+    assert list(definitions) == ["Training", "Cell", "Job"]
+    helped = " ".join((compare_command.__doc__ or "").split())
+    for noun, text in definitions.items():
+        assert f"{noun}: {text}." in helped
