@@ -13,15 +13,19 @@ ROOT = Path(__file__).resolve().parent
 
 
 class BuildWithStatus(build_py):
-    """Python files and data, and beside them the status of every system; an editable install has its checkout."""
+    """Python files and data, and beside them the status of every system.
+
+    An editable install has its checkout to ask, and what was derived here makes its first answer quick.
+    """
 
     def run(self) -> None:
         super().run()
-        if self.editable_mode:
-            return
         sys.path.insert(0, str(ROOT / "src"))
         from steepest import catalogue
 
+        if self.editable_mode:
+            catalogue.statuses(catalogue.systems())
+            return
         package = Path(self.build_lib) / "steepest"
         catalogue.write_status(package / "catalogue" / "status.json")
         evidence = package / "lab" / "evidence"
