@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ class Kept:
     evidence: list[Evidence]
     smoke: Evidence
     stale: str = ""
-    smoke_seed: int = field(default=0)
+    smoke_seed: int = 0
 
     @property
     def judged(self) -> tuple[Judged, ...]:
