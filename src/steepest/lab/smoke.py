@@ -25,8 +25,10 @@ LOOSE: dict[str, dict[str, float]] = {
     # the same, and relative errors of gradients that are right: rounding alone
     "cut-cross-entropy": {
         **dict.fromkeys(("seconds", "chunk time", "slab time"), MEASURED),
-        **dict.fromkeys(("hidden error", "weight error"), 0.1),
+        **dict.fromkeys(("hidden error", "weight error"), 1.0),
     },
+    # pixels near the threshold of a mask, cells that nearly fold
+    "adaptive-registration": {"folding, %": 0.05, **dict.fromkeys(("guided gain", "adaptive gain"), 0.2)},
     # networks that have hardly begun to learn: pixels near the threshold make or join components and holes
     "betti-matching": {
         "Dice, %": 0.03,
@@ -45,7 +47,7 @@ LOOSE: dict[str, dict[str, float]] = {
     "wasserstein-dependency": {"accuracy": 0.1, "gain at 9": 0.5},
 }
 """By slug, the columns and effects whose numbers differ by more between instruction sets, with their tolerance: several
-times what ``ATEN_CPU_CAPABILITY=default`` and ``avx2`` were seen to differ by."""
+times what they were seen to differ by (torch's ``default`` and ``avx2``, MKL and oneDNN down to SSE 4)."""
 
 MOST_ROWS = 100
 """Smoke rows that evidence keeps: of longer curves every second, or third ..."""
