@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import confusion_matrix
 
 from steepest.comparison.cells import CellResult, Context
 from steepest.comparison.judge import Judge
 from steepest.comparison.metrics import Outcome
 from steepest.comparison.read import table_from_arrays
+from steepest.comparison.report.stored import check_results
 from steepest.comparison.results import assemble
 from steepest.comparison.settings import Settings
 from steepest.comparison.store import Store
@@ -106,6 +109,46 @@ def test_the_declared_question_tiers_holm_and_intervals(blobs: Callable, tmp_pat
     error = (raw["focal"][2] - raw["focal"][1]) / 2 / stats.t.ppf(0.975, 5)
     assert rows["focal"]["detectable"] == pytest.approx((stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * error)
     json.dumps(results, allow_nan=False)
+
+
+def test_what_the_winner_is_expected_to_reach_and_what_it_confuses(blobs: Callable, tmp_path: Path) -> None:
+    """Over the test parts, with what inner validation took in each fold: a network, or a classical learner that won."""
+    x, y = blobs(60, 2)
+    table = table_from_arrays(np.column_stack([x, np.tile([1.0, 3.0], 30)]), y, weight="c5")
+    values = {"objectives": NAMES, "baseline": "cross_entropy", "metric": "accuracy", "repeats": 2, "folds": 3}
+    scores = {"cross_entropy": BASE, "comp_sum": GOOD, "focal": EVEN, "ridge": GOOD + 0.05}
+    inner = {"cross_entropy": [0.8] * 6, "comp_sum": [0.9] * 5 + [0.1], "focal": [0.7] * 5 + [0.9], "ridge": [0.5] * 6}
+    rng = np.random.default_rng(0)
+    said = {name: Outcome(rng.integers(0, 2, 20)) for name in scores}
+    for classical, by_fold in (((), ["comp_sum"] * 5 + ["focal"]), (("ridge",), ["ridge"] * 6)):
+        context = Context(table, Settings(**{**values, "classical": classical}))
+        names = [*NAMES, *classical]
+        folder = tmp_path / by_fold[0]
+        store = fill(context, folder, {n: scores[n].tolist() for n in names}, inner, said)
+        results = assemble(context, store, command="", seconds=1, version="")
+        own = np.array([scores[name][i] for i, name in enumerate(by_fold)])
+        mean, low, high, _ = corrected(own, 0.5)
+        assert results["expected"]["by_fold"] == by_fold
+        found = [results["expected"][key] for key in ("mean", "low", "high")]
+        assert found == pytest.approx([mean, low, min(high, 1.0)])
+        assert results["folds"] == [list(pair) for pair in context.folds]
+        tests = [fold.test for fold in context.folds.values()]
+        rows = np.concatenate(tests)
+        assert results["confusion"]["classes"] == ["0", "1"]
+        for key, picked in (("winner", by_fold), ("baseline", ["cross_entropy"] * 6)):
+            predicted = np.concatenate([said[name].predicted for name in picked])
+            expected = confusion_matrix(
+                table.target[rows], predicted, sample_weight=table.weights[rows], normalize="all"
+            )
+            assert np.array(results["confusion"][key]) == pytest.approx(expected, abs=1e-6)
+        check_results(results | {"usage": "", "winner": {"objective": "a", "settings": ""}})
+
+
+def test_a_matrix_of_many_classes_is_not_kept(blobs: Callable, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("steepest.comparison.results.MOST_CONFUSED", 1)
+    context = classification(blobs)
+    store = fill(context, tmp_path, {n: BASE.tolist() for n in NAMES}, {n: [0.8] * 6 for n in NAMES})
+    assert "confusion" not in assemble(context, store, command="", seconds=1, version="")
 
 
 def test_ties_on_inner_validation_go_to_the_baseline(blobs: Callable, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Metric",
     "Outcome",
     "apply_temperature",
+    "confusion",
     "default_metric",
     "evaluate",
     "find_metric",
@@ -317,3 +318,17 @@ def per_class_recall(
     mass = np.bincount(y, weights, minlength=num_classes)
     right = np.bincount(y, weights * (outcome.predicted == y), minlength=num_classes)
     return {f"recall_{c}": float(right[c] / mass[c]) if mass[c] > 0 else None for c in range(num_classes)}
+
+
+def confusion(y: np.ndarray, outcome: Outcome, num_classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """``[C, C]`` weight of the rows of class i that were predicted as j.
+
+    >>> confusion(np.array([0, 0, 1]), Outcome(np.array([0, 1, 1])), 2)
+    array([[1., 1.],
+           [0., 1.]])
+    """
+    y, weights = _agreeing(y, outcome, weights, "codes")
+    codes("y", y, y.shape, classes=num_classes)
+    predicted = codes("predicted", outcome.predicted, y.shape, classes=num_classes)
+    cells = np.bincount(y * num_classes + predicted, weights, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes).astype(np.float64)

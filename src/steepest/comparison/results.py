@@ -18,7 +18,7 @@ from .folds import CLASSES
 from .images import Images
 from .inputs import Data, shape_text
 from .judge import Judge
-from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, reliability_bins
+from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, confusion, reliability_bins
 from .objectives import find_objective
 from .own_parts import Trust
 from .several import metrics_of
@@ -33,6 +33,8 @@ from .statistics import (
 from .store import Store
 
 QUESTION = "Does choosing the objective help?"
+MOST_CONFUSED = 50
+"""With more classes than these no confusion matrix is kept."""
 
 
 def assemble(context: Context, store: Store, *, command: str, seconds: float, version: str) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         "baseline_mean": _mean(means[1]),
     }
     classical = _classical(judge, picked, classical_names)
+    winning = judge.procedure(classical_names) if classical is not None and classical["wins"] else picked
     procedure_row = {
         "name": "selected procedure",
         "title": "objective and settings picked by inner validation in each fold",
@@ -113,6 +116,8 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         "headline": headline,
         "classical": classical,
         "rows": [procedure_row, *rows],
+        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge.ratio)},
+        "folds": [list(pair) for pair in judge.pairs],
         "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
     }
@@ -123,6 +128,12 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
             "classes": list(table.classes),
             "rows": {n: _recall(judge, n) for n in [*names, *classical_names]},
         }
+        if len(table.classes) <= MOST_CONFUSED:
+            results["confusion"] = {
+                "classes": list(table.classes),
+                "winner": _confusion(judge, winning),
+                "baseline": _confusion(judge, plain),
+            }
     return results
 
 
@@ -304,6 +315,16 @@ def _recall(judge: Judge, name: str) -> list[float | None]:
         counts = np.isfinite(values).sum(0)
         sums = np.nansum(values, 0)
     return [float(s / c) if c else None for s, c in zip(sums, counts)]
+
+
+def _confusion(judge: Judge, by_fold: Sequence[str]) -> list[list[float]]:
+    """The share of all test rows (by weight) that are of class i and were predicted as j, a name for every fold."""
+    classes = judge.context.classes
+    counts = np.zeros((classes, classes))
+    for name, pair in zip(by_fold, judge.pairs):
+        split = judge.context.split(pair, -1)
+        counts += confusion(split.other_target, judge.outcome(name, pair), classes, split.other_weight)
+    return [[round(float(share), 6) for share in row] for row in counts / counts.sum()]
 
 
 def processor() -> str:

@@ -136,6 +136,8 @@ def build(
         "procedure_mean": 0.972 if not regression else 50.8,
         "baseline_mean": 0.968 if not regression else 52.0,
     }
+    counts = 9 * np.eye(classes) + random.uniform(0, 1, (classes, classes))
+    shares = (counts / counts.sum()).round(6).tolist()
     return {
         "version": "0.1.0",
         "id": "3f2a91c07d44",
@@ -192,6 +194,9 @@ def build(
             row["name"]: (row["metrics"][metric["name"]]["mean"] + 0.01 * random.standard_normal(folds)).tolist()
             for row in [*rows, procedure, svm]
         },
+        "folds": [[place // 5, place % 5] for place in range(folds)],
+        "expected": {"by_fold": [names[1]] * folds, **rows[1]["metrics"][metric["name"]]},
+        "confusion": None if regression else {"classes": labels, "winner": shares, "baseline": shares},
         "curves": curves,
         "reliability": {} if regression else reliability,
         "recall": None if regression else {"classes": labels, "rows": recall},

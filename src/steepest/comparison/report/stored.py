@@ -12,6 +12,7 @@ from ...core.stored import (
     Named,
     Number,
     Record,
+    Row,
     Shape,
     Text,
     Whole,
@@ -32,6 +33,7 @@ class _Plain(Shape):
             (Text() if isinstance(value, str) else Number()).check(value, where)
 
 
+CONFUSED = ("winner", "baseline")
 KINDS = ("objective", "classical", "procedure")
 TIERS = ("better", "not told apart", "worse", "baseline", "")
 _DRAWN = Text(drawn=True)
@@ -41,6 +43,7 @@ _SHARE = Maybe(Number(0.0, 1.0))
 _AMOUNT = Maybe(Number(low=0.0))
 _GAP: dict[str, Shape] = {"difference": _VALUE, "low": _VALUE, "high": _VALUE, "p": _SHARE}
 _SPREAD = Record({"mean": _VALUE, "low": _VALUE, "high": _VALUE})
+_EXPECTED = Record({"by_fold": Listed(Text()), "mean": _VALUE, "low": _VALUE, "high": _VALUE})
 _CURVE = Record({"epoch": Listed(Number(low=0.0)), **dict.fromkeys(("valid", "low", "high"), Listed(_VALUE))})
 _BINS = Record(
     {
@@ -124,6 +127,11 @@ RESULTS = Record(
     {
         "reliability": Maybe(Named(_BINS, _DRAWN)),
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
+        "expected": _EXPECTED,
+        "folds": Listed(Row((Whole(), Whole()))),
+        "confusion": Maybe(
+            Record({"classes": Listed(Text()), **dict.fromkeys(CONFUSED, Listed(Listed(Number(0.0, 1.0))))})
+        ),
     },
 )
 
@@ -156,6 +164,18 @@ def check_results(results: Any) -> None:
     for name, values in (recall["rows"] if recall else {}).items():
         if len(values) != len(recall["classes"]):
             refuse_stored(inside(FILE, f"recall.rows[{name!r}]"), f"{len(recall['classes'])} values", values)
+    confusion = results.get("confusion") or {}
+    size = len(confusion.get("classes", ()))
+    for name in CONFUSED if confusion else ():
+        if [len(row) for row in confusion[name]] != [size] * size:
+            refuse_stored(inside(FILE, f"confusion.{name}"), f"{size} rows of {size} shares", confusion[name])
+    by_fold = (results.get("expected") or {"by_fold": []})["by_fold"]
+    for name in by_fold:
+        if len(results["fold_scores"].get(name, ())) != len(by_fold):
+            refuse_stored(inside(FILE, "expected.by_fold"), "names with a score in each fold", name)
+    for values in results["fold_scores"].values() if results.get("folds") else ():
+        if len(values) != len(results["folds"]):
+            refuse_stored(inside(FILE, "folds"), f"{len(values)} folds, as there are scores", results["folds"])
     names = [row["name"] for row in results["rows"]]
     if len(set(names)) < len(names):
         refuse_stored(inside(FILE, "rows"), "each name once", names)
