@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..errors import InputError, nearest
 from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
+from .hints import group_hint, time_hint
 from .options import ReadOptions
 from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
@@ -76,16 +77,20 @@ def build(
     if not made.keep.all():
         values = {role: None if v is None else v[made.keep] for role, v in values.items()}
     if values["group"] is not None and made.classes and not parts:
-        warned += _lonely_classes(made, values["group"])
+        warned += _lonely_classes(made, values["group"], columns[roles["group"]])
     rest = [i for i in range(len(raw.names)) if i not in {*goals, *roles.values(), *dropped}]
     features = _Features(raw, columns, rest, made.keep, options)
     decisions += features.lines
     warned += features.warnings
-    if not parts:
-        from .leaks import find_copies, find_leaks  # slow to import
+    from .leaks import find_copies, find_leaks_of  # slow to import
 
-        warned += find_copies(features.frame, made.values)
-        warned += find_leaks(features.frame, made.values, made.task)
+    warned += find_copies(features.frame, made.values)
+    warned += find_leaks_of(features.frame, made.values, made.task, parts)
+    if group is None and time is None:
+        free = [(raw.names[i], columns[i]) for i in sorted({*rest, *dropped})]
+        warned += group_hint(free, len(columns[goals[0]]))
+    if time is None:
+        warned += time_hint(features.frame, features.types)
     return {
         "frame": features.frame,
         "types": features.types,
@@ -162,16 +167,20 @@ def _target(
     return made, ()
 
 
-def _lonely_classes(made: Target, groups: np.ndarray) -> list[str]:
-    """A warning for classes that live in one group: no fold can learn and test them."""
+def _lonely_classes(made: Target, groups: np.ndarray, cells: Column) -> list[str]:
+    """A warning for classes that live in one group: no fold can learn and test them; ``cells`` name the groups."""
     pairs = pd.DataFrame({"class": made.values, "group": groups}).drop_duplicates()
     homes = pairs["class"].value_counts()
     lonely = [made.classes[code] for code in sorted(homes.index[homes == 1])]
     if not lonely:
         return []
-    first = int(np.flatnonzero(made.values == made.classes.index(lonely[0]))[0]) + 1
-    which = "the class" if len(lonely) == 1 else "each of the classes"
-    return [f"{which} {listing(lonely)} lives in one group (of row {first}): no fold can both learn and test it"]
+    row = int(np.flatnonzero(made.keep)[made.values == made.classes.index(lonely[0])][0])
+    home = cells.cells[row].as_py() if isinstance(cells, Text) else cells[row]
+    if len(lonely) == 1:
+        said = f"the class {show(lonely[0])} lives in one group {show(home)}"
+    else:
+        said = f"each of the classes {listing(lonely)} lives in one group ({show(lonely[0])}: {show(home)})"
+    return [f"{said}: no fold can both learn and test it"]
 
 
 class _Features:

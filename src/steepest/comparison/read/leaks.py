@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,19 +13,91 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from .several import Part
 from .wording import count, show
 
 ROWS = 2000
 LIMIT = 0.99
 # Under this many rows a feature separates the classes by chance.
 MIN_ROWS = 30
+_BINS, _ROWS_A_BIN, _RARE = 64, 8, 30
 _ROWS_AT_ONCE = 1 << 15
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))
 _MEASURE = {"binary": "AUROC", "multiclass": "balanced accuracy", "regression": "R2"}
 
 
-def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str) -> list[str]:
-    """A warning for each feature that predicts the target alone almost perfectly.
+def find_leaks_of(frame: pd.DataFrame, target: np.ndarray, task: str, parts: Sequence[Part]) -> list[str]:
+    """A warning for each feature that gives a target away, or one of several."""
+    if not parts:
+        return find_leaks(frame, target, task)
+    if task == "multilabel":
+        return find_label_leaks(frame, target, [part.name for part in parts])
+    warned = []
+    for values, part in zip(target.T, parts):
+        own = values if part.task == "regression" else values.astype(np.int64)
+        warned += find_leaks(frame, own, part.task, f"the target {show(part.name)}")
+    return warned
+
+
+def find_label_leaks(frame: pd.DataFrame, target: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A warning for each feature that predicts one of ``L`` labels alone almost perfectly; ``target``: [N, L] of 0/1.
+
+    The mean of each label in each category, or in each bin (of equally many rows, 64 bins at most), is cross-validated
+    in 3 folds on at most 2000 rows, and up to 30 more of a label's rarer side; AUROC above 0.99 in the mean is warned
+    of.
+    """
+    if len(target) < MIN_ROWS:
+        return []
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(target))
+    chosen = np.zeros(len(target), dtype=bool)
+    chosen[order[:ROWS]] = True
+    for label in target.T[:, order]:
+        rare = np.flatnonzero(label == (label.mean() < 0.5))[:_RARE]
+        chosen[order[rare]] = True
+    rows = np.flatnonzero(chosen)
+    y = target[rows]
+    folds = list(KFold(3, shuffle=True, random_state=0).split(y))
+    found = []
+    for feature in frame.columns:
+        codes = _codes(frame[feature].iloc[rows])
+        scores = np.mean([_label_scores(codes[fit], y[fit], codes[test], y[test]) for fit, test in folds], axis=0)
+        found += [
+            f"likely leak: {show(feature)} alone predicts the label {show(names[label])} (AUROC {scores[label]:.3f}); "
+            "drop it if it is known only after the target"
+            for label in np.flatnonzero(scores > LIMIT)
+        ]
+    return found
+
+
+def _codes(column: pd.Series) -> np.ndarray:
+    """Categories as codes, numbers as bins of equally many rows; what is missing is one more of them."""
+    values = _plain(column)
+    if values.dtype.kind != "f" and not isinstance(column.dtype, pd.CategoricalDtype):
+        values = np.where(column.isna(), np.nan, values.astype(np.float64))
+    if values.dtype.kind != "f":
+        return values + 1
+    known = values[np.isfinite(values)]
+    bins = int(np.clip(len(known) // _ROWS_A_BIN, 2, _BINS))
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1])) if len(known) else known
+    return np.where(np.isnan(values), 0, 1 + np.searchsorted(edges, values, side="left"))
+
+
+def _label_scores(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``[L]`` AUROC of the mean label of a row's bin; 0 where a part has one value of the label only."""
+    size = int(max(fit_x.max(), x.max())) + 1
+    rows = np.bincount(fit_x, minlength=size)
+    sums = np.stack([np.bincount(fit_x, label, minlength=size) for label in fit_y.T], 1)
+    means = np.where(rows[:, None] > 0, sums / np.maximum(rows, 1)[:, None], fit_y.mean(0))[x]
+    positive = y.sum(0)
+    pairs = positive * (len(y) - positive)
+    above = (rankdata(means, axis=0) * y).sum(0) - positive * (positive + 1) / 2
+    learned = np.ptp(fit_y, axis=0) > 0
+    return np.divide(above, pairs, out=np.zeros(len(pairs)), where=(pairs > 0) & learned)
+
+
+def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str, what: str = "the target") -> list[str]:
+    """A warning for each feature that predicts the target alone almost perfectly; ``what``: how it is named.
 
     A shallow tree on the feature (for text: the mean target of each category) is cross-validated in 3 folds on at most
     2000 rows; AUROC, balanced accuracy or R2 above 0.99 in the mean is warned of.
@@ -42,7 +115,7 @@ def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str) -> list[str]:
         score = _alone(_values(frame[name].iloc[rows]), y, task, folds)
         if score > LIMIT:
             found.append(
-                f"likely leak: {show(name)} alone predicts the target ({_MEASURE[task]} {score:.3f}); "
+                f"likely leak: {show(name)} alone predicts {what} ({_MEASURE[task]} {score:.3f}); "
                 "drop it if it is known only after the target"
             )
     return found
