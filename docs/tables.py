@@ -53,7 +53,7 @@ def metric_tables() -> dict[str, dict[str, metrics.Metric]]:
     """The metrics of each task that a comparison takes."""
     example = [Part("A", "multiclass", ("a", "b", "c")), Part("B", "regression")]
     return {
-        **{task: metrics.REGRESSION if task == "regression" else metrics.CLASSIFICATION for task in metrics.TASKS},
+        **metrics.METRICS,
         "multilabel": MULTILABEL,
         "multitask": multitask_metrics(example),
     }

@@ -18,7 +18,7 @@ from sklearn.dummy import DummyClassifier
 
 from steepest.comparison import baselines, metrics, operating_point, statistics
 from steepest.comparison.baselines import Baseline
-from steepest.comparison.metrics import CLASSIFICATION, REGRESSION, Outcome
+from steepest.comparison.metrics import BINARY, REGRESSION, Outcome
 from steepest.comparison.statistics import PairedResult, bootstrap
 from steepest.core.arrays import labels, numbers
 from steepest.testing._common import refused
@@ -139,6 +139,10 @@ CALLS: dict[str, Call] = {
         metrics.per_class_recall, {"y": Y, "outcome": Outcome(OTHER), "num_classes": 2, "weights": WEIGHTS},
         {"y": "codes", "weights": "weights"},
     ),
+    "metrics.confusion": Call(
+        metrics.confusion, {"y": Y, "outcome": Outcome(OTHER), "num_classes": 2, "weights": WEIGHTS},
+        {"y": "codes", "weights": "weights"},
+    ),
     "metrics.apply_temperature": Call(
         operating_point.apply_temperature, {"probabilities": P, "temperature": 2.0}, {"probabilities": "matrix?~"}
     ),
@@ -177,7 +181,7 @@ CALLS |= {
     f"metrics.{name}": Call(
         metric, {"y": Y, "outcome": Outcome(OTHER, P, REAL), "weights": WEIGHTS}, {"y": "codes", "weights": "weights"}
     )
-    for name, metric in CLASSIFICATION.items()
+    for name, metric in BINARY.items()
 }
 CALLS |= {
     f"metrics.{name}": Call(

@@ -3,16 +3,21 @@ import pytest
 from sklearn import metrics as sk
 
 from steepest.comparison.errors import InputError
+from steepest.comparison.metric_words import ALIASES
 from steepest.comparison.metrics import (
-    CLASSIFICATION,
+    BINARY,
+    METRICS,
+    MULTICLASS,
     REGRESSION,
     Outcome,
+    chosen_metric,
     default_metric,
     evaluate,
     find_metric,
     per_class_recall,
     tune_threshold,
 )
+from steepest.comparison.several import MULTILABEL
 
 
 def classifier(rows=200, classes=3, seed=0, dtype=np.float64):
@@ -138,7 +143,7 @@ def test_r2_of_a_constant_target_is_none():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("metric", [*CLASSIFICATION.values(), *REGRESSION.values()], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", [*BINARY.values(), *REGRESSION.values()], ids=lambda metric: metric.name)
 def test_a_diverged_model_scores_worst(metric, bad):
     if metric.name in REGRESSION:
         y, outcome = np.array([1.0, 2.0]), Outcome(np.array([1.0, bad]))
@@ -176,14 +181,125 @@ def test_default_metric():
 
 
 def test_find_metric_says_what_fits():
-    for name in CLASSIFICATION:
-        assert find_metric(name, "multiclass").name == name
+    for task, known in METRICS.items():
+        assert [find_metric(name, task) for name in known] == list(known.values())
     with pytest.raises(InputError, match=r"unknown metric 'acuracy'; did you mean 'accuracy'\? For binary: accuracy,"):
         find_metric("acuracy", "binary")
-    with pytest.raises(InputError, match=r"metric 'rmse' is not for a binary target. For binary: accuracy,"):
+    with pytest.raises(InputError, match=r"metric 'rmse' is for regression, not for binary. For binary: accuracy,"):
         find_metric("rmse", "binary")
+    with pytest.raises(
+        InputError,
+        match=r"'mcc' is for binary, multiclass, not for regression; --task classification makes classes of the ",
+    ):
+        find_metric("mcc", "regression")
+    with pytest.raises(InputError, match=r"'exact_match' is for multilabel, not for binary\. For binary"):
+        find_metric("exact_match", "binary")
     with pytest.raises(InputError, match=r"unknown metric 'zzz'\. For regression: rmse, mae, r2"):
         find_metric("zzz", "regression")
+
+
+@pytest.mark.parametrize(
+    ("word", "task", "name"),
+    [
+        ("f1_macro", "binary", "macro_f1"),
+        ("f1", "binary", "f1"),
+        ("f1", "multiclass", "macro_f1"),
+        ("f1_score", "multilabel", "macro_f1"),
+        ("balanced-accuracy", "multiclass", "balanced_accuracy"),
+        ("Balanced Accuracy", "binary", "balanced_accuracy"),
+        ("roc_auc", "binary", "auroc"),
+        ("AUC", "multilabel", "auroc"),
+        ("matthews", "multiclass", "mcc"),
+        ("G-mean", "binary", "g_mean"),
+        ("RMSE", "regression", "rmse"),
+    ],
+)
+def test_words_of_others_are_understood(word, task, name):
+    assert chosen_metric(word, {**METRICS, "multilabel": MULTILABEL}[task], task).name == name
+
+
+def test_every_alias_means_a_metric_and_none_hides_one():
+    names = {name for known in (*METRICS.values(), MULTILABEL) for name in known}
+    assert {name for meant in ALIASES.values() for name in meant} <= names
+    assert {word for word in ALIASES if word in names} == {"f1"}  # in a task that has it, it is itself
+
+
+GRID = [
+    # targets, predictions
+    ([0, 1, 1, 0, 1, 0], [0, 1, 0, 0, 1, 1]),
+    ([0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 1, 1]),  # no positive in the test part
+    ([1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 1, 1]),
+    ([0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0]),  # all predicted one class
+    ([0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1]),
+    ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]),
+    ([1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]),
+    ([1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]),
+    ([0, 1, 2, 0, 1, 2], [0, 2, 2, 1, 1, 0]),
+    ([0, 1, 1, 0, 1, 0], [0, 2, 2, 1, 1, 0]),  # a class that only the predictions have
+    ([0, 1, 2, 3, 1, 2], [0, 0, 1, 1, 0, 0]),  # classes that are never predicted
+    ([2, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2]),
+    ([0, 3, 3, 0, 3, 0], [0, 3, 0, 0, 3, 3]),  # codes with a gap
+]
+WEIGHTS = [None, [1.0, 2.0, 0.5, 0.25, 3.0, 0.1], [0.0, 1.0, 0.0, 2.0, 0.7, 0.3]]
+
+
+def with_scikit_learn(task, y, predicted, weights):
+    """The values that scikit-learn gives, with 0 for a division by 0; the G-mean is that of imbalanced-learn."""
+    how = {"zero_division": 0, "sample_weight": weights}
+    recalls = sk.recall_score(y, predicted, average=None, **how)
+    average = "binary" if task == "binary" else "macro"
+    values = {
+        "precision": sk.precision_score(y, predicted, average=average, **how),
+        "recall": sk.recall_score(y, predicted, average=average, **how),
+        "macro_f1": sk.f1_score(y, predicted, average="macro", **how),
+        "g_mean": np.prod(recalls) ** (1 / len(recalls)),
+    }
+    if task == "binary":
+        values["f1"] = sk.f1_score(y, predicted, **how)
+    return values
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["plain", "weighted", "some 0"])
+@pytest.mark.parametrize(("y", "predicted"), GRID)
+def test_class_metrics_are_those_of_scikit_learn(y, predicted, weights, recwarn):
+    y, outcome = np.array(y), Outcome(np.array(predicted))
+    weights = None if weights is None else np.array(weights)
+    for task in ("binary", "multiclass") if max(*y, *predicted) < 2 else ("multiclass",):
+        found = evaluate(y, outcome, task, 4, weights=weights)
+        expected = with_scikit_learn(task, y, outcome.predicted, weights)
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+        assert all(found[name] == find_metric(name, task)(y, outcome, weights) for name in expected)
+    assert not recwarn.list
+    weight = np.ones(len(y)) if weights is None else weights
+    seen = [np.unique(part[weight > 0]) for part in (y, outcome.predicted)]
+    correlation = 0.0 if min(map(len, seen)) < 2 else sk.matthews_corrcoef(y, outcome.predicted, sample_weight=weights)
+    assert found["mcc"] == pytest.approx(correlation, abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=["plain", "weighted", "some 0"])
+def test_label_metrics_are_those_of_scikit_learn(weights, recwarn):
+    rng = np.random.default_rng(0)
+    y, predicted = rng.integers(0, 2, (6, 4)), rng.integers(0, 2, (6, 4))
+    y[:, 1] = predicted[:, 2] = y[:, 3] = predicted[:, 3] = 0  # no positive, none predicted, neither
+    weights = None if weights is None else np.array(weights)
+    found = {n: MULTILABEL[n](y, Outcome(predicted), weights) for n in ("macro_f1", "precision", "recall")}
+    assert not recwarn.list
+    how = {"average": "macro", "zero_division": 0, "sample_weight": weights}
+    scorers = {"macro_f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
+    assert found == pytest.approx({n: scorer(y, predicted, **how) for n, scorer in scorers.items()}, abs=1e-12)
+
+
+def test_two_classes_score_the_positive_one():
+    y, outcome = np.array([0, 0, 0, 1]), Outcome(np.array([0, 0, 1, 1]))
+    assert [BINARY[name](y, outcome) for name in ("precision", "recall")] == [0.5, 1.0]
+    assert [MULTICLASS[name](y, outcome) for name in ("precision", "recall")] == pytest.approx([0.75, 5 / 6])
+
+
+def test_values_stay_within_their_bounds():
+    for known in (*METRICS.values(), MULTILABEL):
+        for metric in known.values():
+            low, high = metric.bounds
+            assert (high if metric.greater_is_better else low) in (0.0, 1.0), metric.name
 
 
 def test_own_metric(tmp_path, monkeypatch):

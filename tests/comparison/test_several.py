@@ -143,8 +143,9 @@ def test_scaling_touches_numbers_only():
 
 def test_counts():
     y = torch.tensor([[0.1, 2, 1], [0.3, 2, 0], [0.2, 0, 0]])
-    assert counts_of(y, "multitask", 0, PARTS) == (1, 1, 2, 2, 1)
-    assert counts_of(torch.tensor([[1.0, 0], [1.0, 0]]), "multilabel", 2, ()) == (2, 1)
+    assert counts_of(y, "multitask", 0, PARTS) == (1, 0, 2, 2, 1)
+    assert counts_of(torch.tensor([[1.0, 0], [1.0, 0]]), "multilabel", 2, ()) == (2, 0)
+    assert TaskInfo("multilabel", 2, 2, (2, 0)).class_counts == (2, 1)  # what objectives divide by
 
 
 def test_unknown_metric(tmp_path):

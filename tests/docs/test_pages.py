@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from steepest.catalogue import find
-from steepest.comparison.metrics import CLASSIFICATION, REGRESSION
+from steepest.comparison.metrics import METRICS
 from steepest.comparison.objectives import known_objectives
 from steepest.lab import evidence, gallery
 from steepest.lab.evidence import Kept
@@ -97,7 +97,7 @@ def test_tasks_page_lists_every_loss_and_metric(docs):
     for name, (cls, default) in known_objectives().items():
         word = f"**{name}**" if default else name
         assert page.count(f"| {word} |") + page.count(f"[{word}](") == len(cls.tasks), name
-    for metric in (*CLASSIFICATION.values(), *REGRESSION.values()):
+    for metric in [metric for known in METRICS.values() for metric in known.values()]:
         assert f"`{metric.name}`" in page
 
 

@@ -256,7 +256,12 @@ def test_weights_are_repetitions(cls, data, method):
         (ObjectiveClassifier(validation_fraction=1.0), 2, False, "validation_fraction == 1.0"),
         (ObjectiveClassifier(patience=0), 2, False, "patience == 0"),
         (ObjectiveClassifier(dtype="float16"), 2, False, "dtype: expected one of 'float32', 'float64'"),
-        (ObjectiveClassifier(validation_fraction=0.2, metric="rmse"), 2, False, "'rmse' is not for a binary target"),
+        (
+            ObjectiveClassifier(validation_fraction=0.2, metric="rmse"),
+            2,
+            False,
+            "'rmse' is for regression, not for binary",
+        ),
         (ObjectiveRegressor(lr=1e30), 2, False, "'squared_error' diverged"),
     ],
     ids=str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from ..core.arrays import array, codes, numbers, outcome_part, row_weights
 from ..core.checks import check_choice, refuse
 from . import scores
 from .errors import InputError, nearest
+from .metric_words import ALIASES, known_as
 from .operating_point import (
     apply_temperature,
     fit_temperature,
@@ -22,7 +23,9 @@ from .operating_point import (
 from .own_parts import Trust, imported
 
 __all__ = [
-    "CLASSIFICATION",
+    "BINARY",
+    "METRICS",
+    "MULTICLASS",
     "REGRESSION",
     "Metric",
     "Outcome",
@@ -106,6 +109,7 @@ class Metric:
         label: for people.
         function: ``(y, outcome, weights) -> float | None``.
         targets: "codes" (of classes) or "numbers", ``[N]``; "" for whatever has the shape of the predictions.
+        bounds: the least and the greatest value there can be.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Metric:
     label: str
     function: Function = field(repr=False, compare=False)
     targets: str = ""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
     @property
     def worst(self) -> float:
@@ -157,41 +162,57 @@ def _value(function: Function, y: np.ndarray, outcome: Outcome, weights: np.ndar
     return float(value) if value is not None and np.isfinite(value) else None
 
 
-CLASSIFICATION: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", True, "Accuracy", scores.accuracy, "codes"),
-        Metric("balanced_accuracy", True, "Balanced accuracy", scores.balanced_accuracy, "codes"),
-        Metric("macro_f1", True, "Macro F1", scores.macro_f1, "codes"),
-        Metric("auroc", True, "AUROC", scores.ranking(scores.area_under_roc), "codes"),
-        Metric("average_precision", True, "Average precision", scores.ranking(scores.average_precision), "codes"),
-        Metric("nll", False, "Log loss", scores.of_probabilities(negative_log_likelihood), "codes"),
-        Metric("brier", False, "Brier score", scores.of_probabilities(scores.brier), "codes"),
-        Metric("ece", False, "Calibration error", scores.of_probabilities(scores.ece), "codes"),
-    )
+_SHARE = (0.0, 1.0)
+
+
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+BINARY = _by_name(
+    Metric("accuracy", True, "Accuracy", scores.accuracy, "codes", _SHARE),
+    Metric("balanced_accuracy", True, "Balanced accuracy", scores.balanced_accuracy, "codes", _SHARE),
+    Metric("f1", True, "F1", scores.f1, "codes", _SHARE),
+    Metric("macro_f1", True, "Macro F1", scores.macro_f1, "codes", _SHARE),
+    Metric("precision", True, "Precision", scores.precision, "codes", _SHARE),
+    Metric("recall", True, "Recall", scores.recall, "codes", _SHARE),
+    Metric("g_mean", True, "G-mean", scores.g_mean, "codes", _SHARE),
+    Metric("mcc", True, "MCC", scores.mcc, "codes", (-1.0, 1.0)),
+    Metric("auroc", True, "AUROC", scores.ranking(scores.area_under_roc), "codes", _SHARE),
+    Metric("average_precision", True, "Average precision", scores.ranking(scores.average_precision), "codes", _SHARE),
+    Metric("nll", False, "Log loss", scores.of_probabilities(negative_log_likelihood), "codes", (0.0, np.inf)),
+    Metric("brier", False, "Brier score", scores.of_probabilities(scores.brier), "codes", (0.0, 2.0)),
+    Metric("ece", False, "Calibration error", scores.of_probabilities(scores.ece), "codes", _SHARE),
+)
+"""F1, precision and recall are those of the positive class."""
+MULTICLASS = {
+    **{name: metric for name, metric in BINARY.items() if name != "f1"},
+    **_by_name(
+        Metric("precision", True, "Macro precision", scores.macro_precision, "codes", _SHARE),
+        Metric("recall", True, "Macro recall", scores.macro_recall, "codes", _SHARE),
+    ),
 }
-REGRESSION: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("rmse", False, "RMSE", scores.rmse, "numbers"),
-        Metric("mae", False, "MAE", scores.mae, "numbers"),
-        Metric("r2", True, "R²", scores.r2, "numbers"),
-    )
-}
+REGRESSION = _by_name(
+    Metric("rmse", False, "RMSE", scores.rmse, "numbers", (0.0, np.inf)),
+    Metric("mae", False, "MAE", scores.mae, "numbers", (0.0, np.inf)),
+    Metric("r2", True, "R²", scores.r2, "numbers", (-np.inf, 1.0)),
+)
+METRICS = {"binary": BINARY, "multiclass": MULTICLASS, "regression": REGRESSION}
+"""The metrics of each task of one target."""
 
 
 def _of_task(task: str) -> dict[str, Metric]:
     check_choice("task", task, TASKS)
-    return REGRESSION if task == "regression" else CLASSIFICATION
+    return METRICS[task]
 
 
 def find_metric(spec: str, task: str, *, trust: Trust = False) -> Metric:
     """The metric of that name, or one of the user's own.
 
     Args:
-        spec: a built-in name, or ``"module:function"`` with ``function(y_true, y_pred) -> float`` of class codes or
-            real values; larger is better unless the function has an attribute ``greater_is_better = False``. Modules
-            in the current directory are found.
+        spec: a built-in name, a word of :data:`~steepest.comparison.metric_words.ALIASES`, or ``"module:function"``
+            with ``function(y_true, y_pred) -> float`` of class codes or real values; larger is better unless the
+            function has an attribute ``greater_is_better = False``. Modules in the current directory are found.
         task: "binary", "multiclass" or "regression".
         trust: whether a ``module:function`` may be imported, see :data:`~steepest.comparison.own_parts.Trust`.
 
@@ -206,14 +227,32 @@ def find_metric(spec: str, task: str, *, trust: Trust = False) -> Metric:
     steepest.core.errors.InputError: unknown metric 'acuracy'; did you mean 'accuracy'? For binary: accuracy, ...
     """
     known = _of_task(task)
-    if spec in known:
-        return known[spec]
-    if ":" in spec:
-        return _own_metric(spec, trust)
+    return _own_metric(spec, trust) if ":" in spec else chosen_metric(spec, known, task)
+
+
+def chosen_metric(spec: str, known: Mapping[str, Metric], task: str) -> Metric:
+    """One of the metrics of a task, by name or alias.
+
+    Raises:
+        InputError: unknown, or for other tasks; it says which the task has.
+    """
+    name = known_as(spec, known)
+    if name in known:
+        return known[name]
     fitting = f"For {task}: {', '.join(known)}, or module:function"
-    if spec in CLASSIFICATION or spec in REGRESSION:
-        raise InputError(f"metric {spec!r} is not for a {task} target. {fitting}")
-    raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} {fitting}")
+    elsewhere = _tasks_with(spec)
+    if elsewhere:
+        advice = "; --task classification makes classes of the numbers" if task == "regression" else ""
+        raise InputError(f"metric {spec!r} is for {', '.join(elsewhere)}, not for {task}{advice}. {fitting}")
+    words = [word for word, names in ALIASES.items() if any(name in known for name in names)]
+    raise InputError(f"unknown metric {spec!r}{nearest(spec, [*known, *words]) or '.'} {fitting}")
+
+
+def _tasks_with(spec: str) -> list[str]:
+    """The tasks that have a metric of this name."""
+    from .several import MULTILABEL  # it is built on this module
+
+    return [task for task, known in {**METRICS, "multilabel": MULTILABEL}.items() if known_as(spec, known) in known]
 
 
 def _own_metric(spec: str, trust: Trust) -> Metric:
@@ -270,7 +309,8 @@ def evaluate(
         temperature: from :func:`fit_temperature` on other rows; gives ``ece_calibrated``.
 
     Returns:
-        Name to value. Macro F1 averages over the classes in y or predicted, balanced accuracy over those in y; AUROC
+        Name to value. F1, precision and recall are of class 1 in a binary task, else means over the classes in y or
+        predicted, as macro F1 is; balanced accuracy averages over the classes in y. What has no row counts 0. AUROC
         and average precision of more than two classes are one against the rest, from probabilities where there are
         any; the binary Brier score is (p_1 - y)^2, that of more classes the sum over them; ECE has 15 bins.
         None, never NaN or inf, where the metric has no value: no probabilities, a class absent from y for the ranking

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from .errors import InputError, nearest
 from .folds import CLASSES
 from .images import Images, is_image_source, load_images
 from .inputs import Data, shape_text
-from .metrics import CLASSIFICATION, REGRESSION
+from .metric_words import known_as
+from .metrics import BINARY, MULTICLASS, REGRESSION
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model
 from .objectives import choose_objectives
 from .own_parts import imported
 from .read import Table, load_like, load_table, table_from_arrays, table_from_frame
-from .read.frames import check_labels
+from .read.frames import check_labels, feature_columns
 from .read.several import target_names
+from .read.task import MAX_AUTO_CLASSES
 from .results import class_counts
 from .settings import Settings, check_numbers
 from .several import default_of, metric_of
@@ -54,6 +57,9 @@ def prepare(
     group: str | None = None,
     time: str | None = None,
     weight: str | None = None,
+    groups: Any = None,
+    times: Any = None,
+    sample_weight: Any = None,
     rare: str | None = None,
     positive: str | None = None,
     encoding: str | None = None,
@@ -70,6 +76,8 @@ def prepare(
     name: str = "data",
 ) -> tuple[Context, list[str]]:
     """Read the data and resolve every setting; gives the context and lines about what was left out.
+
+    ``groups``, ``times`` and ``sample_weight`` are what ``group``, ``time`` and ``weight`` name, as arrays ``[rows]``.
 
     Raises:
         InputError: for whatever cannot be used, in one line.
@@ -93,6 +101,10 @@ def prepare(
         "dayfirst": dayfirst,
         "types": types,
     }
+    arrays = {"group": ("groups", groups), "time": ("times", times), "weight": ("sample_weight", sample_weight)}
+    for role, (word, values) in arrays.items():
+        if values is not None:
+            data, target, options[role] = _with_column(data, y, target, role, word, values, options[role])
     fixed: Data | None = None
     table: Data
     if pictures:
@@ -115,8 +127,10 @@ def prepare(
     parts = getattr(table, "parts", ())
     kinds = [part.task for part in parts] if table.task == "multitask" else []
     chosen, notes = choose_objectives(_specs(objectives), table.task, weighted=table.weights is not None, kinds=kinds)
-    metric_spec = default_of(table, counts or None).name if metric is None else _spec(metric)
-    metric_of(metric_spec, table)
+    asked_metric = default_of(table, counts or None).name if metric is None else _spec(metric)
+    metric_spec = metric_of(asked_metric, table).name
+    if metric_spec != asked_metric:
+        notes.append(f"metric: {asked_metric} is {metric_spec} here")
     model_spec = ("resnet" if images else "mlp") if model is None else _spec(model)
     if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
@@ -155,6 +169,30 @@ def prepare(
     return context, notes
 
 
+def _with_column(
+    data: Any, y: Any, target: Any, role: str, word: str, values: Any, named: str | None
+) -> tuple[Any, Any, str]:
+    """The features with one more column, of the groups, times or weights; the target; and the name of the column."""
+    if named is not None:
+        raise InputError(f"{word}: an array, or {role} with the name of a column, not both")
+    if isinstance(data, (str, Path)):
+        raise InputError(f"{word} goes with arrays and frames; of a file, name the column: {role}=...")
+    if isinstance(data, pd.DataFrame):
+        frame = data
+    else:
+        names, _, _ = feature_columns(data)
+        frame = pd.DataFrame(np.asarray(data)).set_axis(names, axis=1)
+    if np.ndim(values) != 1 or len(values) != len(frame):
+        raise InputError(f"{word}: expected {len(frame)} values, one a row of X, got shape {np.shape(values)}")
+    check_labels(data, values, "X", word)
+    while word in frame.columns:
+        word += "_"
+    if y is None and target is None:
+        target = str(frame.columns[-1])
+    column = values.array if isinstance(values, pd.Series) else np.asarray(values)
+    return frame.assign(**{word: column}), target, word
+
+
 def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -> Table:
     """A table from whatever a caller has: a file, a frame with its target inside, features and target apart."""
     if y is None and not isinstance(data, pd.DataFrame):
@@ -183,22 +221,41 @@ def _table(data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -
 
 def _table_for(metric: Any, data: Any, y: Any, target: Any, name: str, options: dict[str, Any]) -> Table:
     """The table; where the task is left open, and the metric is for one kind alone, it is of that kind if it can be."""
-    known = metric if options["task"] == "auto" and isinstance(metric, str) else ""
-    if known in REGRESSION and known not in CLASSIFICATION:
+    word = metric if options["task"] == "auto" and isinstance(metric, str) else ""
+    if known_as(word, REGRESSION) in REGRESSION:
         try:
-            return _table(data, y, target, name, {**options, "task": "regression"})
+            table = _table(data, y, target, name, {**options, "task": "regression"})
         except InputError:
             return _table(data, y, target, name, options)
+        return _said(table, f"task: numbers, as {word} needs them") if _like_classes(table) else table
     table = _table(data, y, target, name, options)
-    if known in CLASSIFICATION and known not in REGRESSION and _few_integers(table):
-        return _table(data, y, target, name, {**options, "task": "classification"})
+    if known_as(word, {*BINARY, *MULTICLASS}) in BINARY and _few_integers(table):
+        table = _table(data, y, target, name, {**options, "task": "classification"})
+        return _said(table, f"task: classes, as {word} needs them")
     return table
+
+
+def _said(table: Table, decision: str) -> Table:
+    return replace(table, decisions=(*table.decisions, decision))
+
+
+def _like_classes(table: Table) -> bool:
+    """Whether a target of numbers would be one of classes by itself."""
+    values = pd.unique(table.target) if table.task == "regression" else np.arange(0)
+    return len(values) == 2 or (0 < len(values) <= MAX_AUTO_CLASSES and bool((values == np.floor(values)).all()))
+
+
+MOST_CLASSES, MOST_DISTINCT = 1000, 0.05
+"""Integers of at most so many values, that are at most this share of the rows, are classes where the metric asks."""
 
 
 def _few_integers(table: Table) -> bool:
     """Whether a target of numbers may as well be one of classes."""
-    values = table.target
-    return table.task == "regression" and bool((values == np.floor(values)).all()) and len(pd.unique(values)) <= 1000
+    if table.task != "regression":
+        return False
+    values = pd.unique(table.target)
+    most = min(MOST_CLASSES, MOST_DISTINCT * len(table.target))
+    return len(values) <= most and bool((values == np.floor(values)).all())
 
 
 def _repeats(table: Data, rows: int, fixed: Data | None) -> int:

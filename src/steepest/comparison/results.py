@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from .folds import CLASSES
 from .images import Images
 from .inputs import Data, shape_text
 from .judge import Judge
-from .metrics import CLASSIFICATION, REGRESSION, apply_temperature, confusion, reliability_bins
+from .metrics import Metric, apply_temperature, confusion, reliability_bins
 from .objectives import find_objective
 from .own_parts import Trust
 from .several import metrics_of
@@ -74,7 +74,8 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         **_numbers(head),
         "p": head.pvalue,
         "p_holm": None,
-        "metrics": {metric.name: _interval(means[0], judge.ratio)},
+        "metrics": {metric.name: _interval(means[0], judge.ratio, metric.bounds)},
+        "seconds": sum(c["seconds"] for n in names for c in judge.cells[n].values()),
         "seconds_per_epoch": None,
         "peak_memory_mb": None,
         "diverged": 0,
@@ -116,7 +117,7 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
         "headline": headline,
         "classical": classical,
         "rows": [procedure_row, *rows],
-        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge.ratio)},
+        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge.ratio, metric.bounds)},
         "folds": [list(pair) for pair in judge.pairs],
         "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
@@ -164,7 +165,7 @@ def _gap(difference: float, low: float, high: float, p: float) -> str:
 
 def _inline(label: str) -> str:
     """A metric's label inside a sentence: abbreviations stay as they are."""
-    return label if label[1:2].isupper() or label[1:2] == "²" else label[0].lower() + label[1:]
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
 
 
 def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dict[str, Any] | None:
@@ -198,11 +199,11 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
 
 def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None) -> dict[str, Any]:
     cells = [judge.cells[name][p] for p in judge.pairs]
-    keys = _metric_names(judge.context.table)
-    extra = [k for k in cells[0]["metrics"] if k not in keys]
-    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio) for k in [*keys, *extra]}
+    known = metrics_of(judge.context.table)
+    keys = [*known, *(k for k in cells[0]["metrics"] if k not in known)]
+    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio, _bounds(known, k)) for k in keys}
     if judge.metric.name not in metrics or any(c["score"] is None for c in cells):  # a diverged fold counts, as worst
-        metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio)
+        metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio, judge.metric.bounds)
     tier = ""
     if kind == "objective":
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
@@ -217,17 +218,12 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
         "p": None if result is None else result.pvalue,
         "p_holm": None if p_holm is None else float(p_holm),
         "metrics": metrics,
+        "seconds": sum(c["seconds"] for c in cells),
         "seconds_per_epoch": float(np.mean(speeds)) if speeds else None,
         "peak_memory_mb": max(c["peak_memory_mb"] for c in cells),
         "diverged": int(sum(c["diverged"] for c in cells)),
         "settings": f"{typical[0]} (in {typical[1]} of {len(cells)} folds)" if typical[0] else "",
     }
-
-
-def _metric_names(data: Data) -> list[str]:
-    if data.task in ("multilabel", "multitask"):
-        return list(metrics_of(data))
-    return list(REGRESSION if data.task == "regression" else CLASSIFICATION)
 
 
 def class_counts(data: Data) -> list[int]:
@@ -262,8 +258,22 @@ def _rounded(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def _interval(values: Sequence[float | None] | np.ndarray, ratio: float) -> dict[str, float | None]:
-    """Mean over folds with its 95% interval; ``ratio`` is test rows over training rows, for the overlap correction."""
+def _bounds(known: Mapping[str, Metric], name: str) -> tuple[float, float]:
+    """Of a metric, or of its tuned or calibrated form."""
+    metric = known.get(name, known.get(name.rpartition("_")[0]))
+    return (-np.inf, np.inf) if metric is None else metric.bounds
+
+
+def _interval(
+    values: Sequence[float | None] | np.ndarray, ratio: float, bounds: tuple[float, float]
+) -> dict[str, float | None]:
+    """Mean over folds with its 95% interval, cut at the metric's bounds.
+
+    Args:
+        values: the metric in each fold.
+        ratio: test rows over training rows, for the overlap correction.
+        bounds: of the metric.
+    """
     kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
     if not len(kept):
         return {"mean": None, "low": None, "high": None}
@@ -271,10 +281,7 @@ def _interval(values: Sequence[float | None] | np.ndarray, ratio: float) -> dict
     if len(kept) < 2 or ratio <= 0:
         return {"mean": mean, "low": None, "high": None}
     found = corrected_resampled_ttest(kept, test_fraction=ratio / (1 + ratio))
-    low, high = found.low, found.high
-    if kept.min() >= 0 and kept.max() <= 1:  # a share stays one
-        low, high = max(low, 0.0), min(high, 1.0)
-    return {"mean": mean, "low": low, "high": high}
+    return {"mean": mean, "low": max(found.low, bounds[0]), "high": min(found.high, bounds[1])}
 
 
 def _curve(curves: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
@@ -305,7 +312,8 @@ def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:
     y = np.concatenate(targets)
     cells = [judge.cells[name][p] for p in judge.pairs]
     bins = reliability_bins(np.concatenate(probabilities), y)
-    mean = {k: _interval([c["metrics"][k] for c in cells], 0.0)["mean"] for k in ("ece", "ece_calibrated")}
+    ece = {k: [c["metrics"][k] for c in cells if c["metrics"][k] is not None] for k in ("ece", "ece_calibrated")}
+    mean = {k: float(np.mean(values)) if values else None for k, values in ece.items()}
     return {**bins, **mean, "temperature": float(np.median([c["temperature"] or 1.0 for c in cells]))}
 
 

@@ -44,6 +44,42 @@ def _masses(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) ->
     return np.bincount(y, weights, minlength=size), np.bincount(predicted, weights, minlength=size), agreed
 
 
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, and 0 where the whole is 0: scikit-learn's ``zero_division=0``."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
+def _rates(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """Precision, recall and F1 of each class, and which classes are in y or predicted."""
+    said = outcome.predicted.astype(np.int64)
+    actual, predicted, agreed = _masses(y, said, weights)
+    here = np.zeros(len(actual), dtype=bool)
+    here[y] = here[said] = True
+    return _share(agreed, predicted), _share(agreed, actual), _share(2 * agreed, actual + predicted), here
+
+
+def _of_positive(which: int) -> Function:
+    def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+        rates = _rates(y, outcome, weights)[which]
+        return rates[1] if len(rates) > 1 else 0.0
+
+    return function
+
+
+def _over_classes(which: int) -> Function:
+    def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+        *rates, here = _rates(y, outcome, weights)
+        return np.mean(rates[which][here])
+
+    return function
+
+
+precision, recall, f1 = map(_of_positive, range(3))
+"""Of class 1: TP / (TP + FP), TP / (TP + FN), 2 TP / (2 TP + FP + FN)."""
+macro_precision, macro_recall, macro_f1 = map(_over_classes, range(3))
+"""Their means over the classes in y or predicted."""
+
+
 def balanced_accuracy(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
     """Mean recall over the classes in y."""
     actual, _, agreed = _masses(y, outcome.predicted, weights)
@@ -51,11 +87,19 @@ def balanced_accuracy(y: np.ndarray, outcome: Outcome, weights: np.ndarray | Non
     return np.mean(agreed[present] / actual[present])
 
 
-def macro_f1(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
-    """Mean of 2 TP / (2 TP + FP + FN) over the classes in y or predicted."""
-    actual, predicted, agreed = _masses(y, outcome.predicted, weights)
-    both = actual + predicted
-    return np.mean(2 * agreed[both > 0] / both[both > 0])
+def g_mean(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Geometric mean of the recalls of the classes in y or predicted."""
+    _, recalls, _, here = _rates(y, outcome, weights)
+    return np.prod(recalls[here] ** (1 / here.sum()))
+
+
+def mcc(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float:
+    """Matthews correlation of y and the predictions; 0 where either is constant."""
+    shares = [mass / mass.sum() for mass in _masses(y, outcome.predicted, weights)[:2]]
+    if any((share > 0).sum() < 2 for share in shares):
+        return 0.0
+    both = np.average(y == outcome.predicted, weights=weights) - shares[0] @ shares[1]
+    return both / np.sqrt((1 - shares[0] @ shares[0]) * (1 - shares[1] @ shares[1]))
 
 
 def area_under_roc(hits: np.ndarray, scores: np.ndarray, weights: np.ndarray | None) -> np.ndarray:

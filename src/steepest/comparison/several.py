@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ..core.checks import check_tensor
 from ..core.objective import Objective, TaskInfo
 from . import scores
-from .errors import InputError, nearest
-from .metrics import Metric, Outcome, default_metric, find_metric
+from .metrics import METRICS, Metric, Outcome, chosen_metric, default_metric, find_metric
 from .objectives import baseline_of, find_objective
 from .operating_point import negative_log_likelihood
 from .own_parts import Trust
@@ -40,10 +39,15 @@ def _ranked(score: Callable[..., np.ndarray]) -> Function:
     return function
 
 
-def _f1(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) -> float:
-    both = np.average(y * predicted, axis=0, weights=weights)
-    either = np.average(y, axis=0, weights=weights) + np.average(predicted, axis=0, weights=weights)
-    return float(np.mean(np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)))
+def _macro(part: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Function:
+    """Mean over labels of 2 TP / what ``part`` makes of the weights of positives and predictions; 0 where that is 0."""
+
+    def score(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) -> float:
+        both = 2 * np.average(y * predicted, axis=0, weights=weights)
+        whole = part(np.average(y, axis=0, weights=weights), np.average(predicted, axis=0, weights=weights))
+        return float(np.mean(np.divide(both, whole, out=np.zeros_like(both), where=whole > 0)))
+
+    return _labels(score)
 
 
 def _log_loss(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
@@ -56,17 +60,30 @@ def _log_loss(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> fl
     return float(np.mean(columns))
 
 
+_SHARE = (0.0, 1.0)
 MULTILABEL: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("average_precision", True, "Average precision", _ranked(scores.average_precision)),
-        Metric("auroc", True, "AUROC", _ranked(scores.area_under_roc)),
-        Metric("macro_f1", True, "Macro F1", _labels(_f1)),
+        Metric("average_precision", True, "Average precision", _ranked(scores.average_precision), bounds=_SHARE),
+        Metric("auroc", True, "AUROC", _ranked(scores.area_under_roc), bounds=_SHARE),
+        Metric("macro_f1", True, "Macro F1", _macro(lambda actual, predicted: actual + predicted), bounds=_SHARE),
+        Metric("precision", True, "Macro precision", _macro(lambda actual, predicted: 2 * predicted), bounds=_SHARE),
+        Metric("recall", True, "Macro recall", _macro(lambda actual, predicted: 2 * actual), bounds=_SHARE),
         Metric(
-            "label_accuracy", True, "Label accuracy", _labels(lambda y, p, w: np.average((y == p).mean(1), weights=w))
+            "label_accuracy",
+            True,
+            "Label accuracy",
+            _labels(lambda y, p, w: np.average((y == p).mean(1), weights=w)),
+            bounds=_SHARE,
         ),
-        Metric("exact_match", True, "Exact match", _labels(lambda y, p, w: np.average((y == p).all(1), weights=w))),
-        Metric("nll", False, "Log loss", _log_loss),
+        Metric(
+            "exact_match",
+            True,
+            "Exact match",
+            _labels(lambda y, p, w: np.average((y == p).all(1), weights=w)),
+            bounds=_SHARE,
+        ),
+        Metric("nll", False, "Log loss", _log_loss, bounds=(0.0, np.inf)),
     )
 }
 
@@ -102,8 +119,10 @@ def multitask_metrics(parts: Sequence[Part]) -> dict[str, Metric]:
 
 
 def metrics_of(data: Any) -> dict[str, Metric]:
-    """The metrics that describe a task of several targets."""
-    return MULTILABEL if data.task == "multilabel" else multitask_metrics(data.parts)
+    """The metrics of the task of some data."""
+    if data.task == "multitask":
+        return multitask_metrics(data.parts)
+    return MULTILABEL if data.task == "multilabel" else METRICS[data.task]
 
 
 def metric_of(spec: str, data: Any) -> Metric:
@@ -112,12 +131,9 @@ def metric_of(spec: str, data: Any) -> Metric:
     Raises:
         InputError: unknown, or not for this task.
     """
-    if data.task not in ("multilabel", "multitask") or ":" in spec:
-        return find_metric(spec, "multiclass" if ":" in spec else data.task, trust=True)
-    known = metrics_of(data)
-    if spec not in known:
-        raise InputError(f"unknown metric {spec!r}{nearest(spec, known) or '.'} For {data.task}: {', '.join(known)}")
-    return known[spec]
+    if ":" in spec:
+        return find_metric(spec, "multiclass", trust=True)
+    return chosen_metric(spec, metrics_of(data), data.task)
 
 
 def default_of(data: Any, counts: Sequence[int] | None) -> Metric:
@@ -145,15 +161,15 @@ def target_scale(y: np.ndarray, task: str, parts: Sequence[Part]) -> tuple[np.nd
 
 
 def counts_of(target: Tensor, task: str, classes: int, parts: Sequence[Part]) -> tuple[int, ...]:
-    """Training counts of each class, at least 1; positives of each label; of all class targets of a mix."""
+    """Training counts of each class; positives of each label; of all class targets of a mix."""
     if task == "regression":
         return ()
     if task == "multilabel":
-        return tuple(int(n) for n in target.sum(0).clamp_min(1))
+        return tuple(int(n) for n in target.sum(0))
     if task == "multitask":
         columns = [(target[:, t].long(), part) for t, part in enumerate(parts) if part.classes]
         return tuple(n for y, part in columns for n in counts_of(y, "multiclass", len(part.classes), ()))
-    return tuple(torch.bincount(target, minlength=classes).clamp_min(1).tolist())
+    return tuple(torch.bincount(target, minlength=classes).tolist())
 
 
 class SeveralHeads(nn.Module):

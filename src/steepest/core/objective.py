@@ -32,7 +32,8 @@ class TaskInfo:
         task: ``"binary"``, ``"multiclass"``, ``"multilabel"`` or ``"regression"``.
         num_samples: rows of the training split; ``index`` runs over ``0..num_samples - 1``.
         num_classes: number of classes C (1 for regression).
-        class_counts: C training counts (empty for regression).
+        class_counts: C training counts (empty for regression); a class without rows counts 1, so that margins and
+            weights made of its inverse stay finite.
         feature_dim: width of the features that reach the head.
         epochs: planned epochs.
         steps_per_epoch: steps in one epoch.
@@ -52,6 +53,7 @@ class TaskInfo:
         check_choice("task", self.task, TASKS)
         for own in fields(self):
             object.__setattr__(self, own.name, plain(getattr(self, own.name)))
+        object.__setattr__(self, "class_counts", tuple(n or 1 for n in self.class_counts))
 
 
 class Objective(Loss):
