@@ -8,10 +8,12 @@ import shlex
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+import steepest
 from steepest.comparison import Winner, plan
 from steepest.comparison.cells import CellResult, Context, Job, run_job
 from steepest.comparison.store import Store
@@ -19,6 +21,7 @@ from steepest.comparison.store import Store
 Command = Callable[..., tuple[int, str, str]]
 FAST = ("--objectives", "comp_sum", "--no-classical", "--repeats", 1, "--folds", 2, "--trials", 2, "--epochs", 2)
 FAST = (*FAST, "--workers", 1)
+SAME = {"objectives": "comp_sum", "classical": False, "repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1}
 
 
 def folders(tmp_path: Path) -> list[Path]:
@@ -52,19 +55,57 @@ def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, 
     assert set(Store(folder).counters()) == {1}
 
 
-def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tmp_path: Path) -> None:
+def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tmp_path: Path, monkeypatch: Any) -> None:
     command("compare", csv, *FAST)
     (folder,) = folders(tmp_path)
-    before = json.loads((folder / "results.json").read_text())
-    weights = (folder / "winner" / "winner.safetensors").read_bytes()
+    before = contents(folder)
+    created = json.loads(before["results.json"][0])["created"]
+
+    def computed(*_: Any, **__: Any) -> None:
+        raise AssertionError("something is computed again")
+
+    for name in ("assemble", "compute", "fit_winner"):
+        monkeypatch.setattr(f"steepest.comparison.api.{name}", computed)
     code, out, _ = command("compare", csv, *FAST)
     assert code == 0
     assert "plan:" not in out
-    after = json.loads((folder / "results.json").read_text())
-    assert {**after, "created": ""} == {**before, "created": ""}
-    assert (folder / "winner" / "winner.safetensors").read_bytes() == weights
-    assert set(Store(folder).counters()) == {1}
+    assert f"finished on {created}: nothing is computed\n" in out
+    assert contents(folder) == before
     assert folders(tmp_path) == [folder]
+    assert "finished: nothing is left to compute" in command("compare", csv, *FAST, "--dry-run")[1]
+    comparison = steepest.compare(csv, out=tmp_path / "steepest-runs", **SAME)
+    assert comparison.results == json.loads(before["results.json"][0])
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Of the files that a finished run shows, with their dates."""
+    files = [*folder.glob("*.[hcmj]*"), *(folder / "winner").iterdir()]
+    assert len(files) == 6
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def test_what_a_finished_run_lost_is_made_again_under_its_date(command: Command, csv: Path, tmp_path: Path) -> None:
+    command("compare", csv, *FAST)
+    (folder,) = folders(tmp_path)
+    before = contents(folder)
+    for name in ("report.html", "results.json"):
+        (folder / name).unlink()
+    assert "nothing is computed; written again: report.html, results.json\n" in command("compare", csv, *FAST)[1]
+    after = contents(folder)
+    assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
+    assert after["leaderboard.csv"] == before["leaderboard.csv"]
+    (folder / "results.json").unlink()
+    assert command("report", "last")[0] == 0
+    assert contents(folder)["results.json"][0] == before["results.json"][0]
+    (folder / "winner" / "winner.json").unlink()
+    command("compare", csv, *FAST)
+    assert {name: data for name, (data, _) in contents(folder).items()} == {n: data for n, (data, _) in before.items()}
+    store = Store(folder)
+    store.set_fact("results", {"version": "what is no result"})
+    store.close()
+    assert command("compare", csv, *FAST)[0] == 0
+    assert set(Store(folder).counters()) == {1}
 
 
 def test_changed_settings_or_data_are_another_run(command: Command, csv: Path, tmp_path: Path) -> None:
@@ -228,7 +269,7 @@ def plan_seconds(text: str) -> float:
         (("--model", "own_parts:failing"), "out of ideas"),
         (("--model", "own_parts:smal"), "did you mean 'small'?"),
         (("--metric", "nonsense"), "unknown metric 'nonsense'"),
-        (("--metric", "rmse"), "is not for a binary target"),
+        (("--metric", "rmse"), "is for regression, not for binary"),
         (("--budget", -1), "--budget: expected minutes above 0, got -1.0"),
         (("--budget", "nan"), "--budget"),
         (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),

@@ -19,6 +19,7 @@ import torch
 
 import steepest
 from steepest.comparison import InputError, OverBudget, plan
+from steepest.comparison.metrics import MULTICLASS
 from steepest.comparison.store import Store
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1, "classical": False, "quiet": True}
@@ -41,11 +42,24 @@ def test_arrays_own_parts_and_what_comes_back(blobs: Callable, own: str, tmp_pat
     assert torch.get_num_threads() == 2
     assert os.environ.get("OMP_NUM_THREADS") == before[2]
     board, scores = found.leaderboard, found.fold_scores
-    assert board["name"].tolist()[:4] == ["selected procedure", "cross_entropy", "own_parts:Plain", "comp_sum"]
+    metrics = [found.results["metric"]["name"], *MULTICLASS, "macro_f1_tuned", "ece_calibrated"]
+    texts = ["name", "title", "kind", "tier"]
+    numbers = ["difference", "low", "high", "p", "p_holm", "detectable", *metrics]
+    costs = ["seconds", "seconds_per_epoch", "peak_memory_mb"]
+    assert board.columns.tolist() == [*texts, *numbers, *costs, "diverged", "settings"]
+    dtypes = dict.fromkeys([*texts, "settings"], "str") | {"diverged": "int64"}
+    assert board.dtypes.astype(str).to_dict() == dict.fromkeys(board.columns, "float64") | dtypes
+    assert board[metrics[0]].is_monotonic_decreasing
     assert set(board["kind"]) == {"procedure", "objective", "classical"}
-    assert {"tier", "difference", "low", "high", "p", "p_holm", "detectable", "accuracy"} <= set(board.columns)
     assert len(scores) == 4
-    assert scores.columns.tolist() == [n for n in board["name"] if n != "selected procedure"]
+    assert set(scores.columns) == {*board["name"]} - {"selected procedure"}
+    by_name = board.set_index("name")
+    assert by_name.loc["comp_sum", "settings"] == next(
+        row["settings"] for row in found.results["rows"] if row["name"] == "comp_sum"
+    )
+    trained = by_name.loc[["cross_entropy", "own_parts:Plain", "comp_sum"], "seconds"]
+    assert (trained > 0).all()
+    assert by_name.loc["selected procedure", "seconds"] == pytest.approx(trained.sum())
     own_row = board[board["name"] == "own_parts:Plain"].iloc[0]
     assert own_row["accuracy"] == pytest.approx(scores["own_parts:Plain"].mean(), abs=1e-5)
     assert own_row["own_parts:share_right"] == pytest.approx(own_row["accuracy"], abs=1e-9)

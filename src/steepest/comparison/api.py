@@ -27,12 +27,19 @@ from .own_parts import Trust
 from .preparing import default_workers, prepare
 from .progress import Terminal, clock, summary
 from .report import write_report
+from .report.numbers import clean
+from .report.stored import kept_results
+from .report.tables import FIELDS, LAST, metric_names
+from .report.tables import prepare as in_order
 from .results import assemble
 from .runner import compute, one_thread, remaining
 from .settings import Settings, check_effort
 from .store import RUNS, Store
 from .stored import check_cells, check_plan
 from .winner import Winner, fit_winner, saved_winner, usage
+
+TEXT_COLUMNS = ("name", "title", "kind", "tier", "settings")
+"""Of the leaderboard."""
 
 
 class OverBudget(InputError):
@@ -69,15 +76,21 @@ class Comparison:
 
     @cached_property
     def leaderboard(self) -> pd.DataFrame:
-        """One row for each objective and classical learner: tier, difference to the baseline, all metrics."""
-        rows = []
-        for row in self.results["rows"]:
-            flat = {
-                k: row[k] for k in ("name", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
-            }
-            flat |= {name: value["mean"] for name, value in row["metrics"].items()}
-            rows.append(flat)
-        return pd.DataFrame(rows)
+        """One row for each objective, classical learner and the procedure that picks, best mean first.
+
+        Columns: ``name, title, kind, tier`` (text); ``difference, low, high`` to the baseline with its 95% interval,
+        ``p, p_holm, detectable`` (float64); the mean over folds of each metric under its name (float64), the metric
+        of the comparison first; ``seconds`` (of all its training), ``seconds_per_epoch, peak_memory_mb`` (float64);
+        ``diverged`` (int64); ``settings`` that won most folds (text). NaN where there is no value.
+        """
+        results = in_order(self.results)
+        names, rows = metric_names(results), []
+        for row in results["rows"]:
+            means = {name: (row["metrics"].get(name) or {}).get("mean") for name in names}
+            rows.append({key: row[key] for key in FIELDS} | means | {key: row[key] for key in LAST})
+        board = pd.DataFrame(rows)
+        dtypes = dict.fromkeys(board.columns, "float64") | dict.fromkeys(TEXT_COLUMNS, "str") | {"diverged": "int64"}
+        return board.astype(dtypes)
 
     @property
     def fold_scores(self) -> pd.DataFrame:
@@ -158,6 +171,8 @@ def execute(
                     offers = planning.fitting_commands(found, design.context, budget * 60, command)
                     raise OverBudget(f"the plan takes {over}; these would fit:", offers)
                 screen.line(f"nothing smaller is left to cut: {over}", "yellow")
+        elif dry_run:
+            screen.line("finished: nothing is left to compute")
         if dry_run:
             return None
         store = Store(design.folder)
@@ -288,7 +303,7 @@ def _run(
                 "command": shlex.join(command),
             }
         )
-    else:
+    elif missing:
         store.set_fact("command", shlex.join(command))
     started = time.monotonic()
     before = float(store.fact("seconds") or 0.0) + sum(cell.values["seconds"] for cell in design.pilot)
@@ -311,22 +326,32 @@ def _run(
         finally:
             screen.stop()
     folder = store.folder
+    kept = None if missing else kept_results(store)
+    results = kept
+    if results is None:
+        results = assemble(context, store, command=shlex.join(command), seconds=0.0, version=__version__)
+        results["data"]["warnings"] += [was_cut] if was_cut else []
     winner_folder = folder / "winner"
     winner = None if missing else saved_winner(winner_folder, context)
+    finished = kept is not None and winner is not None and winner.facts["objective"] == kept["winner"]["objective"]
     if winner is None:
         winner = fit_winner(context, store)
         winner.save(winner_folder)
-    facts = winner.facts
     seconds = before + (time.monotonic() - started if missing else 0.0)
-    store.set_fact("seconds", seconds)
-    results = assemble(context, store, command=shlex.join(command), seconds=seconds, version=__version__)
-    results["data"]["warnings"] += [was_cut] if was_cut else []
-    results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
-    new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
-    own = context.settings.own_parts & {facts["objective"], facts["model"]}
-    results["usage"] = usage(folder, facts["objective"], facts["hyper"], new, own)
-    write_report(results, folder)
-    store.set_fact("sentence", results["sentence"])
+    if not finished:
+        facts = winner.facts
+        store.set_fact("seconds", seconds)
+        results["seconds"] = round(seconds, 2)
+        results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
+        new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
+        own = context.settings.own_parts & {facts["objective"], facts["model"]}
+        results["usage"] = usage(folder, facts["objective"], facts["hyper"], new, own)
+        results = clean(results)
+        store.set_facts({"sentence": results["sentence"], "results": results})
+    written = write_report(results, folder, missing=finished)
+    if finished:
+        again = f"; written again: {', '.join(path.name for path in written)}" if written else ""
+        screen.line(f"finished on {results['created']}: nothing is computed{again}")
     comparison = Comparison(results, folder, trust=context.settings.own_parts)
     screen.table(summary(results))
     screen.line("")
@@ -362,8 +387,9 @@ def compare(
         quiet: print nothing.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
-            types, test, device, name, as ``steepest compare --help`` lists
-            them. Classes and functions may stand for names in objectives, model and metric.
+            types, test, device, name, as ``steepest compare --help`` lists them. Classes and functions may stand for
+            names in objectives, model and metric; arrays ``groups``, ``times``, ``sample_weight`` ``[rows]`` for the
+            columns that group, time and weight name.
 
     Returns:
         A :class:`Comparison`: ``sentence``, ``leaderboard``, ``fold_scores``, ``report``, ``winner``, ``predict``.

@@ -102,8 +102,9 @@ def compare_command(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="Metric that selects and compares, or module:function. Default: AUROC for two classes, accuracy for "
-            "more (balanced where one is rare), RMSE for numbers.",
+            help="Metric that selects and compares: accuracy, balanced_accuracy, f1, macro_f1, mcc, auroc, nll, rmse, "
+            "mae, r2 ..., or module:function. Default: AUROC for two classes, accuracy for more (balanced where one is "
+            "rare), RMSE for numbers.",
             rich_help_panel="What is compared",
             autocompletion=complete_metric,
         ),
@@ -381,14 +382,23 @@ def report_command(
     folder = find_run(run, out)
 
     from .report import write_report
-    from .report.stored import FILE, read_results
+    from .report.stored import FILE, kept_results, read_results
 
-    if not (folder / FILE).exists():
+    if (folder / FILE).exists():
+        results = read_results(folder)
+    else:
         store = Store(folder)
-        done, total, command = len(store.finished()), store.fact("cells"), store.fact("command")
+        kept, done, total, command = (
+            kept_results(store),
+            len(store.finished()),
+            store.fact("cells"),
+            store.fact("command"),
+        )
         store.close()
-        raise InputError(_on_one_line(f"run {folder.name} has {done} of {total} cells; this goes on: {command}"))
-    for path in write_report(read_results(folder), folder):
+        if kept is None:
+            raise InputError(_on_one_line(f"run {folder.name} has {done} of {total} cells; this goes on: {command}"))
+        results = kept
+    for path in write_report(results, folder):
         typer.echo(str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,26 @@ from steepest.comparison.report.tables import leaderboard_csv, leaderboard_markd
 __all__ = ["leaderboard_csv", "leaderboard_markdown", "report_html", "results_json", "write_report"]
 
 
-def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
+def write_report(results: dict[str, Any], folder: Path, *, missing: bool = False) -> list[Path]:
     """Write ``report.html``, ``leaderboard.csv``, ``leaderboard.md`` and ``results.json`` into ``folder``.
 
-    All four are made before the first is written, and each replaces its predecessor in one step.
+    All are made before the first is written, and each replaces its predecessor in one step.
 
     Args:
         results: what a comparison found; missing numbers are None (NaN is taken as missing).
         folder: is made if it does not exist.
+        missing: whether only files that are not there are written.
 
     Returns:
-        The paths of the four files, the page first.
+        The paths of the files that were written, the page first.
     """
     folder = Path(folder)
-    texts = {
-        "report.html": report_html(results),
-        "leaderboard.csv": leaderboard_csv(results),
-        "leaderboard.md": leaderboard_markdown(results),
-        "results.json": results_json(results),
+    makers: dict[str, Callable[[dict[str, Any]], str]] = {
+        "report.html": report_html,
+        "leaderboard.csv": leaderboard_csv,
+        "leaderboard.md": leaderboard_markdown,
+        "results.json": results_json,
     }
+    texts = {name: make(results) for name, make in makers.items() if not (missing and (folder / name).is_file())}
     folder.mkdir(parents=True, exist_ok=True)
     return [write_atomically(folder / name, text) for name, text in texts.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.stored import (
     Flag,
@@ -21,6 +21,10 @@ from ...core.stored import (
     read_json,
     refuse_stored,
 )
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 FILE = "results.json"
 
@@ -69,7 +73,8 @@ _ROW = Record(
         "peak_memory_mb": _AMOUNT,
         "diverged": _COUNT,
         "settings": Text(),
-    }
+    },
+    {"seconds": _AMOUNT},
 )
 _DATA = Record(
     {
@@ -144,6 +149,17 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     results: dict[str, Any] = read_json(folder / FILE, f"the results of run {folder.name}")
     check_results(results)
+    return results
+
+
+def kept_results(store: Store) -> dict[str, Any] | None:
+    """The results that a run keeps beside its cells since it finished; None where it does not, or they are damaged."""
+    try:
+        results: dict[str, Any] | None = store.fact("results")
+        if results is not None:
+            check_results(results)
+    except InputError:
+        return None
     return results
 
 

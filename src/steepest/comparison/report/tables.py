@@ -12,7 +12,7 @@ from typing import Any
 from steepest.comparison.report.numbers import clean, compact, decimals, interval, number, probability
 
 FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
-LAST = ("seconds_per_epoch", "peak_memory_mb", "diverged", "settings")
+LAST = ("seconds", "seconds_per_epoch", "peak_memory_mb", "diverged", "settings")
 
 
 def prepare(results: dict[str, Any]) -> dict[str, Any]:
