@@ -9,6 +9,7 @@ import importlib.util
 import math
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,24 @@ def _known_start() -> None:
     """Threads and seed 0."""
     torch.set_num_threads(int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def chrome(tmp_path: Path) -> Iterator[Any]:
+    """A headless Chromium that keeps its console log; tests that need one skip where none is installed."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (
+        "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
+        "--disable-sync --no-first-run --disable-quic --disable-dev-shm-usage --hide-scrollbars "
+        f"--user-data-dir={tmp_path / 'profile'}"
+    ).split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield window
+    window.quit()

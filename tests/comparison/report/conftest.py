@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ def _row(name: str, position: int, task: str, random: np.random.Generator) -> di
     return {
         "name": name,
         "title": name.replace("_", " ").capitalize() + " loss",
+        "source": f"arXiv:2301.{10000 + position}; code a/b" if position else "",
         "kind": "objective",
         "tier": tier,
         "difference": shift if position else None,
@@ -78,9 +80,22 @@ def _row(name: str, position: int, task: str, random: np.random.Generator) -> di
 
 
 def build(
-    objectives: int = 8, classes: int = 10, folds: int = 15, task: str = "multiclass", evil: bool = False, seed: int = 0
+    objectives: int = 8,
+    classes: int = 10,
+    folds: int = 15,
+    task: str = "multiclass",
+    evil: bool = False,
+    seed: int = 0,
+    multiples: bool = True,
 ) -> dict[str, Any]:
-    """A results dict of the given size; ``evil`` puts markup into all that a user names."""
+    """A results dict of the given size.
+
+    Args:
+        objectives, classes, folds, task: its size and kind.
+        evil: puts markup into all that a user names.
+        seed: of the numbers.
+        multiples: with the curves and the reliability of each objective, which take the longest to draw.
+    """
     random = np.random.default_rng(seed)
     regression = task == "regression"
     names = REGRESSION[:objectives] if regression else NAMES[:objectives]
@@ -99,8 +114,9 @@ def build(
         if labels:
             labels[0] = EVIL
     epochs = np.arange(1, 41)
-    curves, reliability, recall = {}, {}, {}
-    for row in rows:
+    recall = {row["name"]: random.uniform(0.7, 1.0, classes).tolist() for row in rows}
+    curves, reliability = {}, {}
+    for row in rows if multiples else []:
         top = row["metrics"][metric["name"]]["mean"]
         valid = top * (1 - 0.5 * np.exp(-epochs / 5)) + 0.004 * random.standard_normal(40)
         if regression:
@@ -121,7 +137,6 @@ def build(
             "ece_calibrated": 0.009,
             "temperature": 1.3,
         }
-        recall[row["name"]] = random.uniform(0.7, 1.0, classes).tolist()
     unit = -300 if regression else 1
     head = {
         "verdict": "not told apart",
@@ -201,7 +216,7 @@ def build(
         "reliability": {} if regression else reliability,
         "recall": None if regression else {"classes": labels, "rows": recall},
         "usage": 'import steepest\n\nmodel = steepest.load("steepest-runs/3f2a91c07d44/model")\nmodel.predict(table)\n',
-        "winner": {"objective": names[1], "settings": rows[1]["settings"]},
+        "winner": {"objective": names[1], "settings": rows[1]["settings"], "kind": "objective"},
     }
 
 
@@ -210,22 +225,71 @@ def make_results() -> Callable[..., dict[str, Any]]:
     return build
 
 
-@pytest.fixture
-def chrome(tmp_path):
-    """A headless Chromium that keeps its console log; tests that need one skip where none is installed."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not driver:
-        pytest.skip("chromium and chromedriver are not installed")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (
-        "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-        "--disable-sync --no-first-run --disable-quic --disable-dev-shm-usage --hide-scrollbars "
-        f"--user-data-dir={tmp_path / 'profile'}"
-    ).split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
+@dataclass
+class Element:
+    """An element of a page: its tag, attributes, and what it holds in order, texts among it."""
+
+    tag: str
+    attributes: dict[str, str]
+    inside: list[Element | str] = field(default_factory=list)
+
+    def all(self, tag: str = "", css: str = "", **attributes: str) -> list[Element]:
+        """The elements within it of that tag, class and attributes, in order."""
+        return [
+            element
+            for element in self.elements()
+            if tag in ("", element.tag)
+            and (not css or css in element.attributes.get("class", "").split())
+            and all(element.attributes.get(name) == value for name, value in attributes.items())
+        ]
+
+    def one(self, tag: str = "", css: str = "", **attributes: str) -> Element:
+        """The only such element."""
+        (element,) = self.all(tag, css, **attributes)
+        return element
+
+    def elements(self) -> Iterator[Element]:
+        for child in self.inside:
+            if isinstance(child, Element):
+                yield child
+                yield from child.elements()
+
+    @property
+    def text(self) -> str:
+        """All its text, spaces joined."""
+        return " ".join("".join(self._texts()).split())
+
+    def _texts(self) -> Iterator[str]:
+        for child in self.inside:
+            yield from (child,) if isinstance(child, str) else child._texts()
+
+
+class _Reader(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open = [Element("", {})]
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].inside.append(element)
+        if tag not in ("meta", "link", "wbr", "br", "img"):
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("meta", "link", "wbr", "br", "img"):
+            return
+        assert self.open.pop().tag == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].inside.append(data)
+
+
+@pytest.fixture(scope="session")
+def parsed() -> Callable[[str], Element]:
+    """``parsed(html)`` is the root of a page's elements; every element must be closed."""
+    return lambda text: _Reader(text).open[0]
