@@ -47,6 +47,8 @@ def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, 
     (folder,) = folders(tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert results["sentence"] in out
+    assert f"So do this: {results['advice']}\n" in out
+    assert {"cross_entropy", results["winner"]["objective"]} & set(results["advice"].replace(",", " ").split())
     assert f"report: {Path('steepest-runs') / folder.name / 'report.html'}" in out
     assert results["sentence"] in (folder / "report.html").read_text().replace("&#39;", "'")
     assert shlex.split(results["command"])[:3] == ["steepest", "compare", str(csv)]

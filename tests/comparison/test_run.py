@@ -65,6 +65,8 @@ def test_arrays_own_parts_and_what_comes_back(blobs: Callable, own: str, tmp_pat
     assert own_row["own_parts:share_right"] == pytest.approx(own_row["accuracy"], abs=1e-9)
     assert found.sentence in repr(found)
     assert found.sentence in found._repr_html_()
+    assert found.advice == found.results["advice"]
+    assert found.advice in found._repr_html_()
     assert found.report.is_file()
     predicted = found.predict(pd.DataFrame(x, columns=["c1", "c2", "c3", "c4"]))
     assert len(predicted) == 60

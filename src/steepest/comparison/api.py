@@ -27,6 +27,7 @@ from .own_parts import Trust
 from .preparing import default_workers, prepare
 from .progress import Terminal, clock, summary
 from .report import write_report
+from .report.advice import advice
 from .report.numbers import clean
 from .report.stored import kept_results
 from .report.tables import FIELDS, LAST, metric_names
@@ -70,6 +71,11 @@ class Comparison:
         return str(self.results["sentence"])
 
     @property
+    def advice(self) -> str:
+        """What to do, in one sentence."""
+        return advice(self.results)
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.folder / "report.html"
@@ -107,7 +113,8 @@ class Comparison:
         return self.winner.predict(frame)
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.sentence)}</p>" + str(self.leaderboard.to_html(float_format="%.4f", na_rep="-"))
+        words = f"<p>{html.escape(self.sentence)}</p><p>{html.escape(self.advice)}</p>"
+        return words + str(self.leaderboard.to_html(float_format="%.4f", na_rep="-"))
 
     def __repr__(self) -> str:
         return f"<Comparison {self.folder.name}: {self.sentence}>"
@@ -346,6 +353,7 @@ def _run(
         new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
         own = context.settings.own_parts & {facts["objective"], facts["model"]}
         results["usage"] = usage(folder, facts["objective"], facts["hyper"], new, own)
+        results["advice"] = advice(results)
         results = clean(results)
         store.set_facts({"sentence": results["sentence"], "results": results})
     written = write_report(results, folder, missing=finished)
@@ -356,6 +364,8 @@ def _run(
     screen.table(summary(results))
     screen.line("")
     screen.line(results["sentence"], "bold")
+    if results.get("advice"):
+        screen.line(f"So do this: {results['advice']}", "bold")
     classical = results["classical"]
     if classical is not None and not classical["wins"]:
         screen.line(f"Beside the networks: {classical['sentence']}")

@@ -69,6 +69,7 @@ def assemble(context: Context, store: Store, *, command: str, seconds: float, ve
     procedure_row = {
         "name": "selected procedure",
         "title": "objective and settings picked by inner validation in each fold",
+        "source": "",
         "kind": "procedure",
         "tier": "",
         **_numbers(head),
@@ -209,9 +210,11 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
     typical = Counter(c["trial_text"] for c in cells).most_common(1)[0]
     speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
+    title, source = _origin(name, judge.settings.own_parts) if kind == "objective" else ("classical learner", "")
     return {
         "name": name,
-        "title": _title(name, judge.settings.own_parts) if kind == "objective" else "classical learner",
+        "title": title,
+        "source": source,
         "kind": kind,
         "tier": tier,
         **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
@@ -233,12 +236,13 @@ def class_counts(data: Data) -> list[int]:
     return np.bincount(data.target, minlength=len(data.classes)).tolist() if data.task in CLASSES else []
 
 
-def _title(name: str, trust: Trust) -> str:
+def _origin(name: str, trust: Trust) -> tuple[str, str]:
+    """Title and source of the publication of an objective; its own first line where it has none."""
     cls = find_objective(name, trust=trust)
     row = owners().get(cls.__name__)
     if row is not None and cls.__module__ == f"steepest.{row.module}":
-        return row.title
-    return (cls.__doc__ or name).strip().splitlines()[0].rstrip(".")
+        return row.title, row.source
+    return (cls.__doc__ or name).strip().splitlines()[0].rstrip("."), ""
 
 
 def _numbers(result: PairedResult) -> dict[str, float | None]:

@@ -43,7 +43,11 @@ def page(results: list[dict]) -> str:
 
 
 def test_every_data_set_is_named_answered_and_linked() -> None:
-    text = page(results_of(SCORES))
+    results = results_of(SCORES)
+    results[3]["advice"] = "Keep <b>."
+    text = page(results)
+    assert "Sentence 3 &lt;b&gt;. <b>So do this:</b> Keep &lt;b&gt;.</dd>" in text
+    assert text.count("So do this") == 1
     for i in range(7):
         assert f'<a href="run{i}/report.html">&lt;set&gt; {i}</a>' in text
         assert f"Sentence {i} &lt;b&gt;." in text

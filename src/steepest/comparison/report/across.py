@@ -50,7 +50,7 @@ def across_html(results: Sequence[dict[str, Any]], across: dict[str, Any], links
     metric["label"] = inline(metric["label"])
     sets = [
         {"name": r["data"]["name"], "link": link, "rows": r["data"]["rows"], "task": r["data"]["task"],
-         "sentence": r["sentence"]}
+         "sentence": r["sentence"], "advice": r.get("advice")}
         for r, link in zip(results, links)
     ]  # fmt: skip
     board = _board(results, across, metric["greater_is_better"]) if "scores" in across else []

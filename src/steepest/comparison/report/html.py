@@ -11,8 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from steepest.catalogue import cited
 from steepest.comparison.report import cost, figures, multiples, palette, views
+from steepest.comparison.report.advice import advice, expected, is_classical
 from steepest.comparison.report.numbers import compact, duration, inline, interval, number, probability
+from steepest.comparison.report.paired import paired
 from steepest.comparison.report.tables import difference_places, prepare, results_json, score, spread_places
 
 HERE = Path(__file__).parent
@@ -25,6 +28,7 @@ def report_html(results: dict[str, Any]) -> str:
     Everything that users name is escaped; the page forbids itself the network and every script but its own.
     """
     results = prepare(results)
+    told, score_to_expect = advice(results), expected(results)
     metric, head = results["metric"], results["headline"]
     metric["label"] = inline(metric["label"])
     greater, places = metric["greater_is_better"], difference_places(results)
@@ -33,6 +37,9 @@ def report_html(results: dict[str, Any]) -> str:
     return environment().get_template("report.html").render(
         r=results,
         head=head,
+        advice=told,
+        expected=score_to_expect,
+        served="a classical learner" if is_classical(results) else "a network",
         data=results["data"],
         metric=metric,
         places=head_places,
@@ -43,6 +50,9 @@ def report_html(results: dict[str, Any]) -> str:
         tiers=_tiers(results, greater, places),
         board=views.leaderboard(results, places),
         folds=views.fold_scores(results),
+        paired=_paired(results),
+        confusion=views.confusion(results),
+        origins=views.origins(results),
         recall=views.recall(results),
         classes=views.class_counts(results["data"]),
         curves=_curves(results, greater),
@@ -97,6 +107,7 @@ def environment() -> Environment:
         "duration": duration,
         "probability": probability,
         "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(part) for part in str(name).split("_")),
+        "linked": _linked,
         "initial": lambda text: text[:1].upper() + text[1:],
         "stamp": lambda text: str(text).replace("T", " ").replace("+00:00", " UTC"),
     }
@@ -105,18 +116,37 @@ def environment() -> Environment:
 
 
 def _tiers(results: dict[str, Any], greater: bool, places: int) -> list[dict[str, Any]]:
-    """The compared rows in their three tiers with a forest plot in two widths, all on one axis."""
+    """The compared rows by tier with a forest plot in two widths, all on one axis; no tier is empty."""
     compared = [row for row in results["rows"] if row["tier"] in TIERS and row["kind"] == "objective"]
     reach, shown = figures.reach(compared), []
     for position, tier in enumerate(TIERS):
         rows = [row for row in compared if row["tier"] == tier]
+        if not rows:
+            continue
         drawings = [
             figures.forest(rows, tier, reach, greater, places, width, f"t{position}-{width}")
             for width in (figures.NARROW, figures.WIDE)
-            if rows
         ]
         shown.append({"name": tier, "tone": figures.TONES[tier], "rows": rows, "figures": drawings})
     return shown
+
+
+def _paired(results: dict[str, Any]) -> dict[str, Any] | None:
+    found = views.paired_folds(results)
+    if found is None:
+        return None
+    label = results["metric"]["label"]
+    drawings = [
+        paired(found["rows"], found["baseline"], label, found["places"], width, f"p{width}")
+        for width in (figures.NARROW, figures.WIDE)
+    ]
+    return found | {"figures": drawings}
+
+
+def _linked(text: str) -> Markup:
+    """Text whose arXiv numbers are links."""
+    link = Markup('<a href="{}">{}</a>')
+    return Markup("").join(link.format(address, words) if address else words for words, address in cited(text))
 
 
 def _curves(results: dict[str, Any], greater: bool) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ COLOURS: dict[str, tuple[str, str]] = {
     "better-wash": ("#e6eff6", "#1a2a37"),
     "neutral-wash": ("#f0eeea", "#262a2f"),
     "worse-wash": ("#f8ebe0", "#36271b"),
+    "shade": ("#c9c4b8", "#05070a"),
     "heat": ("#e08a3c", "#a05717"),
 }
 LIGHT = {name: pair[0] for name, pair in COLOURS.items()}

@@ -74,7 +74,7 @@ _ROW = Record(
         "diverged": _COUNT,
         "settings": Text(),
     },
-    {"seconds": _AMOUNT},
+    {"seconds": _AMOUNT, "source": Text()},
 )
 _DATA = Record(
     {
@@ -127,9 +127,10 @@ RESULTS = Record(
         "fold_scores": Named(Listed(_VALUE)),
         "curves": Named(_CURVE, _DRAWN),
         "usage": Text(),
-        "winner": Record({"objective": Text(), "settings": Text()}),
+        "winner": Record({"objective": Text(), "settings": Text()}, {"kind": Word(KINDS[:2]), "command": Text()}),
     },
     {
+        "advice": Text(),
         "reliability": Maybe(Named(_BINS, _DRAWN)),
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
         "expected": _EXPECTED,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from steepest.comparison.report.numbers import clean, compact, decimals, interval, number, probability
+from steepest.comparison.report.advice import advice
+from steepest.comparison.report.numbers import MISSING, clean, compact, decimals, interval, number, probability
 
 FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
 LAST = ("seconds", "seconds_per_epoch", "peak_memory_mb", "diverged", "settings")
@@ -65,7 +67,7 @@ def leaderboard_csv(results: dict[str, Any]) -> str:
 
 
 def leaderboard_markdown(results: dict[str, Any]) -> str:
-    """The sentence, then the leaderboard as a GitHub table, best first."""
+    """The sentence, what to do, and the leaderboard as a GitHub table, best first, without empty columns."""
     results = prepare(results)
     metric = results["metric"]
     places = spread_places(results, metric["name"])
@@ -73,8 +75,7 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
     baseline = results["headline"]["baseline"]
     titles = ["", "tier", metric["label"], "95% interval", f"difference to {baseline}", "95% interval", "p (Holm)",
               "s per epoch"]  # fmt: skip
-    lines = [escape(results["sentence"]), "", _line(escape(title) for title in titles)]
-    lines.append("|" + "|".join(":--" if column < 2 else "--:" for column in range(len(titles))) + "|")
+    body = []
     for row in results["rows"]:
         own = row["metrics"].get(metric["name"]) or {}
         cells = (
@@ -87,7 +88,15 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
             escape(probability(row["p_holm"])),
             compact(row["seconds_per_epoch"]),
         )
-        lines.append(_line(cells))
+        body.append(cells)
+    filled = [any(text not in ("", MISSING) for text in column) for column in zip(*body)]
+    ends = [":--" if column < 2 else "--:" for column in range(len(titles))]
+    lines = [escape(results["sentence"]), "", f"**So do this:** {escape(advice(results))}", ""]
+    lines += [
+        _line(itertools.compress(map(escape, titles), filled)),
+        "|" + "|".join(itertools.compress(ends, filled)) + "|",
+    ]
+    lines += [_line(itertools.compress(cells, filled)) for cells in body]
     return "\n".join(lines) + "\n"
 
 

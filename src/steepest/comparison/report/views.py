@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 from steepest.comparison.report.numbers import compact, interval, number, probability
@@ -15,7 +17,7 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
     """Columns and rows of the leaderboard.
 
     A column has a label, a kind of order ("number" or "text") and the direction of its first sort; a cell has a text, a
-    second line, and a value.
+    second line, and a value. Columns without a value in any row are left out.
     """
     metric = results["metric"]
     names = metric_names(results)
@@ -51,20 +53,31 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
             _cell(row["settings"] or "–", row["settings"]),
         ]
         tone = {"better": "better", "worse": "worse"}.get(row["tier"], "neutral")
-        rows.append({"name": row["name"], "title": row["title"], "kind": row["kind"], "tone": tone, "cells": cells})
-    return {"columns": columns, "rows": rows}
+        rows.append({"name": row["name"], "kind": row["kind"], "tone": tone, "cells": cells})
+    filled = [any(row["cells"][column]["value"] != "" for row in rows) for column in range(len(columns))]
+    for row in rows:
+        row["cells"] = list(itertools.compress(row["cells"], filled))
+    return {"columns": list(itertools.compress(columns, filled)), "rows": rows}
 
 
 def fold_scores(results: dict[str, Any]) -> dict[str, Any] | None:
-    """Names by outer folds, in the order of the leaderboard; None without scores."""
-    known = results.get("fold_scores") or {}
+    """Outer folds by names, in the order of the leaderboard; None without scores."""
+    known, folds = results.get("fold_scores") or {}, results.get("folds") or []
     places = spread_places(results, results["metric"]["name"])
-    names = [row["name"] for row in results["rows"] if row["name"] in known]
+    names = [row["name"] for row in results["rows"] if known.get(row["name"])]
     if not names:
         return None
-    count = max(len(known[name]) for name in names)
-    rows = [{"name": name, "cells": [_cell(number(value, places), value) for value in known[name]]} for name in names]
-    return {"count": count, "rows": rows}
+    repeated = len({repeat for repeat, _ in folds}) > 1
+    labels = [f"{repeat + 1}.{fold + 1}" if repeated else f"{fold + 1}" for repeat, fold in folds]
+    columns = [known[name] for name in names]
+    rows = [
+        {
+            "label": labels[position] if position < len(labels) else str(position + 1),
+            "cells": [_cell(number(value, places), value) for value in values],
+        }
+        for position, values in enumerate(itertools.zip_longest(*columns))
+    ]
+    return {"names": names, "rows": rows}
 
 
 def recall(results: dict[str, Any]) -> dict[str, Any] | None:
@@ -91,6 +104,76 @@ def recall(results: dict[str, Any]) -> dict[str, Any] | None:
     return {"names": names, "rows": table}
 
 
+def paired_folds(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Scores of the choice and of the baseline in each outer fold, and which was better; None where they lack.
+
+    The choice is what inner validation picked in a fold, so these are the scores behind what is to be expected.
+    """
+    known, picked, folds = results.get("fold_scores") or {}, results.get("expected"), results.get("folds")
+    baseline = results["headline"]["baseline"]
+    if not picked or not folds or baseline not in known:
+        return None
+    sign = 1 if results["metric"]["greater_is_better"] else -1
+    places = max(3, spread_places(results, results["metric"]["name"]))
+    rows = []
+    for position, ((repeat, fold), name) in enumerate(zip(folds, picked["by_fold"])):
+        first, second = known[name][position], known[baseline][position]
+        gap = None if None in (first, second) else first - second
+        tone = "neutral" if not gap else "better" if sign * gap > 0 else "worse"
+        texts = [number(first, places), number(second, places), number(gap, places, True)]
+        rows.append(
+            {"repeat": repeat + 1, "fold": fold + 1, "name": name, "first": first, "second": second, "tone": tone,
+             "texts": texts}
+        )  # fmt: skip
+    wins = [sum(row["tone"] == tone for row in rows) for tone in ("better", "worse")]
+    repeated = len({row["repeat"] for row in rows}) > 1
+    return {"rows": rows, "wins": wins, "places": places, "repeated": repeated, "baseline": baseline}
+
+
+def confusion(results: dict[str, Any], most: int = 12) -> dict[str, Any] | None:
+    """True by predicted classes, in per cent of each true class: the choice, then the baseline.
+
+    Args:
+        results: prepared.
+        most: classes that are shown; of more, those with the most rows confused on either side.
+
+    Returns:
+        ``tables``, ``labels`` of the shown, ``classes`` (how many there are); None where nothing is stored. ``heat``
+        from 0 to 10 grows with the share of a class's rows that lie in a wrong cell.
+    """
+    known = results.get("confusion")
+    if not known:
+        return None
+    labels, counts = known["classes"], results["data"].get("class_counts") or []
+    classes = range(len(labels))
+    wrong = [
+        sum(known[side][c][k] + known[side][k][c] for side in ("winner", "baseline") for k in classes if k != c)
+        for c in classes
+    ]
+    shown = sorted(sorted(classes, key=lambda c: (-wrong[c], c))[:most])
+    tables = []
+    for side in ("winner", "baseline"):
+        matrix = known[side]
+        rows = []
+        for c in shown:
+            total = sum(matrix[c])
+            cells = [_share(matrix[c][k], total, c == k) for k in shown]
+            if len(shown) < len(labels):
+                cells.append(_share(sum(matrix[c][k] for k in classes if k not in shown), total, False))
+            count = number(counts[c], 0) if c < len(counts) else "–"
+            rows.append({"label": str(labels[c]), "count": count, "cells": cells})
+        total = sum(map(sum, matrix))
+        right = f"{100 * sum(matrix[c][c] for c in classes) / total:.1f}%" if total else "–"
+        tables.append({"baseline": side == "baseline", "right": right, "rows": rows})
+    return {"tables": tables, "labels": [str(labels[c]) for c in shown], "classes": len(labels)}
+
+
+def origins(results: dict[str, Any]) -> list[dict[str, str]]:
+    """Each objective with the publication it comes from."""
+    rows = [row for row in results["rows"] if row["kind"] == "objective" and row["title"]]
+    return [{"name": row["name"], "title": row["title"], "source": row.get("source") or ""} for row in rows]
+
+
 def class_counts(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Each class (or label) with its rows, their share of all, and the length of its bar in per cent of the longest.
 
@@ -109,6 +192,13 @@ def class_counts(data: dict[str, Any]) -> list[dict[str, Any]]:
         }
         for label, count in zip(data.get("classes") or [], counts)
     ]
+
+
+def _share(count: float, total: float, right: bool) -> dict[str, Any]:
+    """A cell of a confusion matrix; what is wrong is the darker the more it is."""
+    share = count / total if total else 0.0
+    text = "–" if not total else "< 1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+    return {"text": text, "right": right, "heat": 0 if right else min(10, math.ceil(10 * math.sqrt(share)))}
 
 
 def _score(row: dict[str, Any], name: str, places: int) -> dict[str, Any]:
