@@ -7,7 +7,7 @@ BUDGET = 10
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-slow test-all bench docs lint
+.PHONY: help compare test test-slow test-all bench docs picture lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -30,6 +30,10 @@ bench: .venv/.installed-run  ## all benchmarks, one after the other
 docs: .venv/.installed-docs  ## the documentation, into site/
 	$(BIN)/python docs/systems.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+picture: .venv/.installed-test  ## the picture of a report in the README, of a comparison like that of make compare
+	$(BIN)/steepest compare $(DATA) --budget $(BUDGET) --cut
+	$(BIN)/python docs/picture.py
 
 lint: .venv/.installed-lint  ## style, types and the direction of imports
 	$(BIN)/ruff check

@@ -50,6 +50,12 @@ def test_make_compare_takes_other_data_and_budgets() -> None:
     assert words[:4] == ["compare", "digits", "--budget", "3"]
 
 
+def test_the_picture_is_of_the_comparison_that_make_compare_runs() -> None:
+    compared, drawn = recipe("picture")
+    assert [compared] == recipe("compare")
+    assert drawn == [".venv/bin/python", "docs/picture.py"]
+
+
 def test_make_compare_takes_no_data_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe("compare")
     for name in ("DATA", "BUDGET", "WORKERS"):
