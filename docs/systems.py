@@ -11,7 +11,8 @@ from pathlib import Path
 
 import findings
 import tables
-from findings import cell
+from findings import cell, publication
+from sources import linked
 
 from steepest.catalogue import System, checked, claims, shown_of, systems, there
 
@@ -30,17 +31,22 @@ def main() -> None:
         to = TARGET / file.relative_to(HERE)
         to.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".md":
-            to.write_text(written(file), encoding="utf-8")
+            to.write_text(linked(written(file)), encoding="utf-8")
         else:
             shutil.copy(file, to)
     present = [system for system in systems() if there(system)]
-    made = {f"systems/{system.slug}.md": page(system) for system in present}
-    made |= {"systems/index.md": index(present), "systems/exemptions.md": exemptions(present)}
-    made |= {"gallery.md": findings.page(present), "tasks.md": tables.tasks_page(present)}
-    made |= {"benchmarks.md": tables.benchmarks_page(HERE.parent / "benchmarks")}
-    for name, text in made.items():
+    for name, text in made(present).items():
         (TARGET / name).write_text(text, encoding="utf-8")
     findings.draw_figures(present, TARGET)
+
+
+def made(present: list[System]) -> dict[str, str]:
+    """The pages that are made from the catalogue, the code and what is kept, by name."""
+    pages = {f"systems/{system.slug}.md": page(system) for system in present}
+    pages |= {"systems/index.md": index(present), "systems/exemptions.md": exemptions(present)}
+    pages |= {"gallery.md": findings.page(present), "tasks.md": tables.tasks_page(present)}
+    pages |= {"benchmarks.md": tables.benchmarks_page(HERE.parent / "benchmarks")}
+    return {name: linked(text) for name, text in pages.items()}
 
 
 def written(file: Path) -> str:
@@ -75,7 +81,7 @@ def index(present: list[System]) -> str:
             name = f"[{system.slug}]({system.slug}.md)" if here else system.slug
             judged = shown_of(claims(system) or ()) or "–"
             state = ("checked" if checked(system) else "there", judged) if here else ("not there yet", "–")
-            row = (name, f"{cell(system.title)} ({system.year})", system.kind, *state)
+            row = (name, publication(system), system.kind, *state)
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 

@@ -131,3 +131,30 @@ def test_what_the_pages_include_is_there(docs):
     for file in DOCS.rglob("*.md"):
         assert "<!-- include" not in systems.written(file)
     assert "src/steepest/catalogue/" in systems.written(DOCS / "guides" / "add-a-system.md")
+
+
+def test_arxiv_numbers_are_links_on_every_page(docs, keep):
+    """On pages of systems, in docstrings and in tables; and nowhere is one left, but in code and in links."""
+    keep(kept_evidence())
+    systems, sources = docs("systems"), docs("sources")
+    present = [COMP_SUM, find("ldr"), find("stablemax")]
+    pages = systems.made(present)
+    for name, text in pages.items():
+        bare = sources.KEPT.sub("", text)
+        assert "arXiv" not in bare, name
+    for system in present:
+        number = system.source.partition("arXiv:")[2].partition(";")[0]
+        link = f"[arXiv:{number}](https://arxiv.org/abs/{number})"
+        assert f"| source | {link}" in pages[f"systems/{system.slug}.md"]
+        assert f"({system.year}), {link}" in pages["systems/index.md"]
+    assert f"({COMP_SUM.year}), [arXiv:" in pages["gallery.md"]
+
+
+def test_code_links_and_addresses_stay_as_they_are(docs):
+    text = "![a arXiv:2006.14567](b) `arXiv:2006.14567` <arXiv:2006.14567> https://a.b/arXiv:2006.14567\n"
+    text += "```\narXiv:2006.14567\n```\n[arXiv:2006.14567](c)\n"
+    assert docs("sources").linked(text) == text
+    assert docs("sources").linked("arXiv 1512.03385;") == "[arXiv 1512.03385](https://arxiv.org/abs/1512.03385);"
+    assert docs("sources").linked("(arXiv:math/0601001v2).") == (
+        "([arXiv:math/0601001v2](https://arxiv.org/abs/math/0601001v2))."
+    )
