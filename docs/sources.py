@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from steepest.catalogue import cited
+from steepest.comparison.report.sources import cited
 
 KEPT = re.compile(r"^```.*?^```$|`[^`\n]+`|!?\[[^\]]*\]\([^)]*\)|<[^>\n]+>|https?://\S+", re.DOTALL | re.MULTILINE)
 """Code, links and pictures."""
