@@ -20,11 +20,6 @@ def cell(text: object) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
-def publication(system: System) -> str:
-    """Title, year and source of a system for a cell of a table."""
-    return cell(f"{system.title} ({system.year}), {system.source}")
-
-
 def section(system: System) -> list[str]:
     """The evidence of a system as lines of its page. Empty without evidence."""
     kept = evidence.read(system)
@@ -109,5 +104,5 @@ def page(present: Sequence[System]) -> str:
             rest = open_claims(of.judged)
             row += [said, *(cell("; ".join(c.label for c in rest.get(word, ()))) for word in VERDICTS[1:])]
             sections += ["", f"## {system.slug}", "", f"**{of.shown}**. {cell(system.title)}.", *figure(of, "")]
-        lines.append("| " + " | ".join([*row, publication(system)]) + " |")
+        lines.append("| " + " | ".join([*row, f"{cell(system.title)} ({system.year})"]) + " |")
     return "\n".join([*lines, *sections]) + "\n"

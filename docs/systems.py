@@ -11,7 +11,7 @@ from pathlib import Path
 
 import findings
 import tables
-from findings import cell, publication
+from findings import cell
 from sources import linked
 
 from steepest.catalogue import System, checked, claims, shown_of, systems, there
@@ -35,18 +35,13 @@ def main() -> None:
         else:
             shutil.copy(file, to)
     present = [system for system in systems() if there(system)]
-    for name, text in made(present).items():
-        (TARGET / name).write_text(text, encoding="utf-8")
-    findings.draw_figures(present, TARGET)
-
-
-def made(present: list[System]) -> dict[str, str]:
-    """The pages that are made from the catalogue, the code and what is kept, by name."""
     pages = {f"systems/{system.slug}.md": page(system) for system in present}
     pages |= {"systems/index.md": index(present), "systems/exemptions.md": exemptions(present)}
     pages |= {"gallery.md": findings.page(present), "tasks.md": tables.tasks_page(present)}
     pages |= {"benchmarks.md": tables.benchmarks_page(HERE.parent / "benchmarks")}
-    return {name: linked(text) for name, text in pages.items()}
+    for name, text in pages.items():
+        (TARGET / name).write_text(linked(text), encoding="utf-8")
+    findings.draw_figures(present, TARGET)
 
 
 def written(file: Path) -> str:
@@ -81,7 +76,7 @@ def index(present: list[System]) -> str:
             name = f"[{system.slug}]({system.slug}.md)" if here else system.slug
             judged = shown_of(claims(system) or ()) or "–"
             state = ("checked" if checked(system) else "there", judged) if here else ("not there yet", "–")
-            row = (name, publication(system), system.kind, *state)
+            row = (name, cell(f"{system.title} ({system.year}), {system.source}"), system.kind, *state)
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
