@@ -22,6 +22,12 @@ from steepest.comparison.objectives import known_objectives
 from steepest.core.objective import TaskInfo
 
 PEER = "F.cross_entropy"
+DOMAINS = {
+    "cosine": torch.tanh,
+    "log_probabilities": lambda z: z.log_softmax(1),
+    "probabilities": lambda z: z.softmax(1),
+}
+"""How outputs of a domain are made from logits."""
 
 
 def steps(rows: int, classes: int, device: str) -> dict[str, Callable[[], None]]:
@@ -38,7 +44,7 @@ def steps(rows: int, classes: int, device: str) -> dict[str, Callable[[], None]]
             continue
         objective = cls.from_task(info).to(device)
         width = objective.head(64, info)(features[:2]).shape[1]
-        outputs = logits[:, :width].tanh() if cls.domain == "cosine" else logits[:, :width]
+        outputs = DOMAINS.get(cls.domain, torch.clone)(logits[:, :width])
         found[name] = bind(objective, outputs, target, **({"features": features} if cls.needs else {}))
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steepest.kernels import _native
+from steepest.core import native
 
 FILES = (
     "test_levels.py",
@@ -22,6 +22,7 @@ FILES = (
     "kernels/test_chronicals_fused.py",
     "kernels/test_linear_loss.py",
     "core/test_distances.py",
+    "core/test_rows.py",
     "nn/test_networks.py",
     "losses/classification/test_ldr.py",
     "optim/optimizers/test_perp_grad.py",
@@ -30,15 +31,15 @@ FILES = (
     "post/ood/test_mahalanobis_ood.py",
     "comparison/test_metrics.py",
 )
-HERE = (_native.level(), int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
-ELSEWHERE = [(level, threads) for level in _native.levels() for threads in (1, 2) if (level, threads) != HERE]
+HERE = (native.level(), int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
+ELSEWHERE = [(level, threads) for level in native.levels() for threads in (1, 2) if (level, threads) != HERE]
 # interpreted Triton is no code of this processor, and graphs take long to compile
 SELECTED = ("-m", "not slow", "-k", "not triton and not compile")
 
 
 def test_torch_runs_at_the_level_and_with_the_threads_of_this_run():
     torchs = torch.backends.cpu.get_cpu_capability().lower()
-    assert (torchs if torchs in _native.LEVELS else "default", torch.get_num_threads()) == HERE
+    assert (torchs if torchs in native.LEVELS else "default", torch.get_num_threads()) == HERE
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from steepest.kernels import _native, _native_softmax
+from steepest.core import native
+from steepest.kernels import _native_softmax
 from steepest.kernels.chronicals import _native as _native_chronicals
 
 
@@ -74,7 +75,7 @@ def truth():
     return SimpleNamespace(materialised=materialised, gradients=gradients, as_exact=as_exact)
 
 
-@pytest.fixture(params=_native.levels())
+@pytest.fixture(params=native.levels())
 def level(request, monkeypatch):
     """The C++ forms as they are built for each instruction level that the processor has."""
     caches = [_native_softmax.available, _native_softmax._function]

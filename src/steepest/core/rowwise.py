@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import rows as native_rows
 from .transforms import by_hand, forward_mode, plain_gradients
 
 PIECE = 1 << 19
@@ -118,6 +119,9 @@ def softmax_parts(z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
     ``(top - z_y) + above`` is a loss that large outputs don't round away.
     """
+    if native_rows.runs(z, g):
+        top, total = native_rows.softmax(z, g)
+        return top, total.log_()
     top = z.amax(1, keepdim=True)
     if z.shape[1] > 32:
         torch.softmax(z, 1, out=g)
@@ -140,6 +144,15 @@ def add_at(g: Tensor, target: Tensor, value: Tensor | float) -> None:
     g.scatter_add_(1, column, value if isinstance(value, Tensor) else torch.full_like(column, value, dtype=g.dtype))
 
 
+def scale_and_add(g: Tensor, factor: Tensor, target: Tensor, value: Tensor) -> None:
+    """Multiply each row of ``g`` by its factor, then add its value to ``g[i, target[i]]``; both ``[r, 1]``."""
+    if native_rows.runs(g, factor, value) and target.dtype == torch.int64 and target.is_contiguous():
+        native_rows.scale(g, factor, value, target)
+        return
+    g.mul_(factor)
+    add_at(g, target, value)
+
+
 def log_probability_rule(target: Tensor, phi: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> Rule:
     """The rule of a loss of ``log softmax(z)_y`` alone.
 
@@ -151,8 +164,7 @@ def log_probability_rule(target: Tensor, phi: Callable[[Tensor, slice], tuple[Te
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         y = target[rows]
         loss, slope = phi(at(z, y) - softmax_into(z, g), rows)
-        g.mul_(-slope)
-        add_at(g, y, slope)
+        scale_and_add(g, -slope, y, slope)
         return loss.squeeze(1)
 
     return rule

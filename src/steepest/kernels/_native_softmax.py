@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import _native
+from ..core import native
 
 SOURCE = Path(__file__).with_name("softmax.cpp")
 
@@ -17,12 +17,12 @@ SOURCE = Path(__file__).with_name("softmax.cpp")
 @cache
 def available() -> bool:
     """Whether the library is there; the first call may build it."""
-    return _native.library(SOURCE) is not None
+    return native.library(SOURCE) is not None
 
 
 @cache
 def _function(name: str, pointers: int) -> ctypes._CFuncPtr:
-    found = getattr(_native.library(SOURCE), name)
+    found = getattr(native.library(SOURCE), name)
     found.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     found.restype = None
     return found

@@ -3,7 +3,7 @@
 // Rows have neighbouring elements in a row and any stride between rows. Sums over rows are made in a fixed number of
 // chunks that are merged in order: the number of threads changes no bit.
 
-#include "vectors.h"
+#include "../core/vectors.h"
 
 #include <vector>
 

@@ -4,7 +4,7 @@
 // beyond +-65536 lose bits of n: a row whose maximum lies there takes the slow way, which subtracts the maximum.
 // A long row is summed in blocks of fixed size, merged in order: the number of threads changes no bit.
 
-#include "vectors.h"
+#include "../core/vectors.h"
 
 #include <limits>
 #include <vector>
@@ -16,45 +16,12 @@ constexpr int64_t RUN = 8 * U * W;     // values that are summed in plain float3
 constexpr int64_t BLOCK = 1 << 16;     // values of a long row that one thread takes at a time
 constexpr int64_t GRAIN = 1 << 15;     // values of short rows that one thread takes at a time
 
-constexpr float LOG2E = 0x1.715476p+0f;
-constexpr float ROUND = 0x1.8p+23f;    // adding it leaves the nearest integer in the lowest bits
 constexpr float FLOOR = -65536.0f;     // also what -inf becomes: nothing beside any row that is not shifted
 constexpr float LIMIT = 90000.0f;      // of |n|; beyond it the row is shifted
 constexpr float NAN_ = std::numeric_limits<float>::quiet_NaN();
 constexpr float INF = std::numeric_limits<float>::infinity();
 
-// v 2^d for whole d <= 0; 0 from d = -127 on, or where v 2^d is 0.
-INLINE vf scale2(vf v, vf d) {
-#if defined(__AVX512F__)
-  return (vf)_mm512_scalef_ps((__m512)v, (__m512)d);
-#else
-  d = larger(d, fill(-127.0f));
-  return v * (vf)(((vi)(d + (ROUND + 127.0f))) << 23);
-#endif
-}
-
 struct Pair { vf m, n; };
-
-INLINE vf exp_polynomial(vf t) {       // |t| <= ln2 / 2, relative error 1e-7
-  vf p = t * 0x1.0fa9f6p-7f + 0x1.573ffap-5f;
-  p = p * t + 0x1.555a78p-3f;
-  p = p * t + 0x1.fffdb8p-2f;
-  p = p * t + 0x1.fffff6p-1f;
-  return p * t + 1.0f;
-}
-
-// x - n ln 2 for whole |n| < 2^17 near x / ln 2: every term but the last is exact.
-INLINE vf less_ln2(vf x, vf n) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  const vf t = x - n * 0x1.62E43p-1f;  // one fused operation
-  return t - n * -0x1.05C61p-29f;
-#else
-  vf t = x - n * 0x1.6p-1f;            // 17 bits of n and 7 of ln 2 fit into float32
-  t = t - n * 0x1.7p-8f;
-  t = t - n * 0x1.08p-15f;
-  return t - n * 0x1.FDF474p-22f;
-#endif
-}
 
 INLINE Pair extexp(vf x) {
   x = larger(fill(FLOOR), x);

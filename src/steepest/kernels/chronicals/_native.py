@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _native
+from ...core import native
 
 SOURCE = Path(__file__).parent.with_suffix(".cpp")
 CHUNKS = 32  # of rows that sum their own dw
@@ -27,7 +27,7 @@ _TYPES = {
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    return _native.library(SOURCE)
+    return native.library(SOURCE)
 
 
 def runs(*tensors: Tensor) -> bool:

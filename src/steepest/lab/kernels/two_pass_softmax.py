@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ...kernels._native import library
+from ...core.native import library
 from ...kernels._native_softmax import SOURCE
 from ..experiment import Claim, Evidence
 

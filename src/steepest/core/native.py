@@ -98,8 +98,8 @@ def folder() -> Path:
 
 
 def _text(source: Path) -> str:
-    """A source with the files beside it that it includes."""
-    return _INCLUDE.sub(lambda line: _text(source.with_name(line[1])), source.read_text(encoding="utf-8"))
+    """A source with the files that it includes, by their places beside it."""
+    return _INCLUDE.sub(lambda line: _text(source.parent / line[1]), source.read_text(encoding="utf-8"))
 
 
 def _flags(level: str) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from steepest.kernels import _native
+from steepest.core import native
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 TEXT = 'extern "C" double twice(double x) { return 2 * x; }\n'
@@ -33,16 +33,16 @@ def twice(library, x=21.0):
 
 def again(source):
     """The library as another process would get it."""
-    return _native._library.__wrapped__((source,), _native.level())
+    return native._library.__wrapped__((source,), native.level())
 
 
 @needs_compiler
 def test_it_is_built_once_and_kept(source, monkeypatch):
-    assert twice(_native.library(source)) == 42.0
-    assert _native.library(source) is _native.library(source)
-    kept = list(_native.folder().iterdir())
+    assert twice(native.library(source)) == 42.0
+    assert native.library(source) is native.library(source)
+    kept = list(native.folder().iterdir())
     assert [file.suffix for file in kept] == [".so"]  # and no remains of the build
-    monkeypatch.setattr(_native, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built again"))
     assert twice(again(source)) == 42.0
 
 
@@ -51,14 +51,14 @@ def test_a_changed_source_is_another_library(source):
     again(source)
     source.write_text(TEXT.replace("2 *", "3 *"))
     assert twice(again(source)) == 63.0
-    assert len(list(_native.folder().iterdir())) == 2
+    assert len(list(native.folder().iterdir())) == 2
 
 
 @needs_compiler
 def test_sources_are_read_as_one(source, tmp_path):
     more = tmp_path / "more.cpp"
     more.write_text('extern "C" double four_times(double x) { return twice(twice(x)); }\n')
-    library = _native.library(source, more)
+    library = native.library(source, more)
     library.four_times.restype = ctypes.c_double
     library.four_times.argtypes = [ctypes.c_double]
     assert library.four_times(2.0) == 8.0
@@ -77,7 +77,7 @@ def test_an_included_file_is_part_of_the_source(source):
 @needs_compiler
 def test_a_broken_file_is_built_anew(source):
     again(source)
-    (kept,) = _native.folder().iterdir()
+    (kept,) = native.folder().iterdir()
     kept.unlink()
     kept.write_bytes(b"cut short")
     assert twice(again(source)) == 42.0
@@ -103,7 +103,7 @@ def test_a_compiler_without_openmp_serves(source, compiler):
     called = compiler("*-fopenmp*")
     assert twice(again(source)) == 42.0
     target = next((part for part in called.read_text().split() if part.startswith("-march=")), "")
-    assert target == (f"-march={_native.LEVELS[_native.level()]}" if _native._x86_64() else "")
+    assert target == (f"-march={native.LEVELS[native.level()]}" if native._x86_64() else "")
 
 
 @needs_compiler
@@ -113,10 +113,10 @@ def test_a_compiler_that_knows_no_levels_builds_the_lowest(source, compiler):
     assert "-fopenmp" in called.read_text()
 
 
-@pytest.mark.parametrize("name", _native.LEVELS)
+@pytest.mark.parametrize("name", native.LEVELS)
 def test_the_level_follows_the_variable_as_far_as_the_processor_goes(name, monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", name)
-    assert _native.level() == (name if name in _native.levels() else _native.levels()[-1])
+    assert native.level() == (name if name in native.levels() else native.levels()[-1])
 
 
 @pytest.mark.parametrize("value", [None, "AVX2", "sse"])
@@ -126,9 +126,9 @@ def test_without_the_variable_the_level_is_that_of_torch(value, torchs, monkeypa
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     if value is not None:
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", value)
-    monkeypatch.setattr(_native, "levels", lambda: tuple(_native.LEVELS))
+    monkeypatch.setattr(native, "levels", lambda: tuple(native.LEVELS))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: torchs)
-    assert _native.level() == ("default" if torchs == "SVE256" else torchs.lower())
+    assert native.level() == ("default" if torchs == "SVE256" else torchs.lower())
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_without_the_variable_the_level_is_that_of_torch(value, torchs, monkeypa
     ],
 )
 def test_levels_are_those_of_the_processor(machine, avx2, avx512, wanted, monkeypatch):
-    monkeypatch.setattr(_native.platform, "machine", lambda: machine)
+    monkeypatch.setattr(native.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
-    assert _native.levels.__wrapped__() == wanted
-    (*_, last) = _native._flags("default")
+    assert native.levels.__wrapped__() == wanted
+    (*_, last) = native._flags("default")
     assert ("-march=x86-64" in last) == (machine != "aarch64")
 
 
@@ -154,11 +154,11 @@ def test_each_level_has_a_build_of_its_own(source, monkeypatch):
     width = "\n#if defined(__AVX512F__)\n8\n#elif defined(__AVX__)\n4\n#else\n2\n#endif\n"
     source.write_text(TEXT.replace("2 *", f"{width}*"))
     values = {"default": 2.0, "avx2": 4.0, "avx512": 8.0}
-    for name in _native.levels():
+    for name in native.levels():
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", name)
-        assert twice(_native.library(source), 1.0) == values[name]
-    kept = sorted(file.name.rsplit("-", 1)[0] for file in _native.folder().iterdir())
-    assert kept == sorted(f"twice-{name}" for name in _native.levels())
+        assert twice(native.library(source), 1.0) == values[name]
+    kept = sorted(file.name.rsplit("-", 1)[0] for file in native.folder().iterdir())
+    assert kept == sorted(f"twice-{name}" for name in native.levels())
 
 
 @pytest.mark.parametrize(("name", "value"), [("CXX", "no-such-compiler"), ("STEEPEST_NATIVE", "0")])

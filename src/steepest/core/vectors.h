@@ -1,4 +1,5 @@
-// Vectors of float32 as wide as the instruction level has them, and sums of them whose error does not grow with their length.
+// Vectors of float32 as wide as the instruction level has them: their exponentials, and sums of them whose error does not
+// grow with their length.
 
 #ifndef STEEPEST_VECTORS
 #define STEEPEST_VECTORS
@@ -71,6 +72,47 @@ INLINE float across_sum(vf v) {
     for (int i = 0; i < half; ++i) a[i] += a[i + half];
   return a[0];
 #endif
+}
+
+constexpr float LOG2E = 0x1.715476p+0f;
+constexpr float ROUND = 0x1.8p+23f;    // adding it leaves the nearest integer in the lowest bits
+
+// v 2^d for whole d <= 0; 0 from d = -127 on, or where v 2^d is 0.
+INLINE vf scale2(vf v, vf d) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)v, (__m512)d);
+#else
+  d = larger(d, fill(-127.0f));
+  return v * (vf)(((vi)(d + (ROUND + 127.0f))) << 23);
+#endif
+}
+
+INLINE vf exp_polynomial(vf t) {       // |t| <= ln2 / 2, relative error 1e-7
+  vf p = t * 0x1.0fa9f6p-7f + 0x1.573ffap-5f;
+  p = p * t + 0x1.555a78p-3f;
+  p = p * t + 0x1.fffdb8p-2f;
+  p = p * t + 0x1.fffff6p-1f;
+  return p * t + 1.0f;
+}
+
+// x - n ln 2 for whole |n| < 2^17 near x / ln 2: every term but the last is exact.
+INLINE vf less_ln2(vf x, vf n) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  const vf t = x - n * 0x1.62E43p-1f;  // one fused operation
+  return t - n * -0x1.05C61p-29f;
+#else
+  vf t = x - n * 0x1.6p-1f;            // 17 bits of n and 7 of ln 2 fit into float32
+  t = t - n * 0x1.7p-8f;
+  t = t - n * 0x1.08p-15f;
+  return t - n * 0x1.FDF474p-22f;
+#endif
+}
+
+// e^x for x <= 0, relative error 2e-7; 0 below 2^-126.
+INLINE vf exp_below_zero(vf x) {
+  x = larger(fill(-200.0f), x);        // NaN stays
+  const vf n = (x * LOG2E + ROUND) - ROUND;
+  return scale2(exp_polynomial(less_ln2(x, n)), n);
 }
 
 // A sum of any length: lo keeps what the additions to hi round away.
