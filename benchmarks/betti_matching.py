@@ -14,7 +14,6 @@ https://github.com/nstucki/Betti-matching; it needs neither ``panel`` nor a GPU.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import statistics
 import sys
@@ -26,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from scipy.ndimage import gaussian_filter
 
 from steepest.lab.data.shapes import shapes
@@ -113,12 +113,7 @@ def steps(p: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     """Check, measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="48,128,256")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--published", default="")
-    options = parser.parse_args()
+    options = read_options(__doc__, sizes=("48,128,256", "24"), batch=(8, 2), rounds=(9, 1), published=("", ""))
     peer = published(options.published) if options.published else None
     rows = []
     for size in map(int, options.sizes.split(",")):
@@ -158,7 +153,7 @@ def main() -> None:
         "gudhi": getattr(gudhi, "__version__", "not installed"),
         "rows": rows,
     }
-    print(record("betti_matching", numbers).name)
+    keep("betti_matching", numbers, options)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,15 @@ inputs (on a GPU also the most that a pass allocates).
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from _rounds import measure
 from torch import Tensor
 from torch.nn import functional
@@ -131,13 +132,14 @@ def packing(number: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--lengths", type=int, default=1_000_000)
-    options = parser.parse_args()
+    options = read_options(
+        __doc__,
+        dtypes=("float32,bfloat16", "float32"),
+        rounds=(9, 1),
+        device=("cpu", "cpu"),
+        no_compile=(False, True),
+        lengths=(1_000_000, 1000),
+    )
     rows = []
     for dtype in options.dtypes.split(","):
         for operation, (own, inputs) in forms(options.device, getattr(torch, dtype), not options.no_compile).items():
@@ -153,7 +155,7 @@ def main() -> None:
                 rows.append(row)
                 print("  ".join(f"{value:>12}" if key != "operation" else f"{value:<26}" for key, value in row.items()))
     facts = {"threads": torch.get_num_threads(), "rows": rows, "packing": packing(options.lengths)}
-    print(record("fused", facts, options.device).name)
+    keep("fused", facts, options)
 
 
 if __name__ == "__main__":

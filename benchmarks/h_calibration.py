@@ -10,13 +10,13 @@ in MB, the ratios, and with ``--fit`` a fit of the temperature ensemble.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from torch import Tensor
 
 from steepest.core.allocations import peak_bytes
@@ -110,11 +110,7 @@ def step(loss: object, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Check, measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default="4500x10,1000x100")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--fit", action="store_true")
-    options = parser.parse_args()
+    options = read_options(__doc__, sizes=("4500x10,1000x100", "200x5"), rounds=(5, 1), fit=(False, False))
     p, y = (part.double() if part.is_floating_point() else part for part in problem(150, 5))
     value, wanted = h_calibration_loss(p, y).item(), looped(p, y)
     print(f"against the loop: relative difference {abs(value / wanted - 1):.1e}")
@@ -155,7 +151,7 @@ def main() -> None:
         TemperatureEnsembleCalibrator(lr=0.02, epochs=150).fit(p.log(), y)
         numbers["fit_seconds"] = round(time.process_time() - begin, 2)
         print(f"150 epochs of the temperature ensemble on 4500 x 10: {numbers['fit_seconds']} s")
-    print(record("h_calibration", numbers).name)
+    keep("h_calibration", numbers, options)
 
 
 if __name__ == "__main__":

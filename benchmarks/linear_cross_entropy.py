@@ -12,13 +12,13 @@ filter's time means something; it needs ``$STEEPEST_DATA``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -41,8 +41,10 @@ def peaked(classes: int, width: int, rows: int, generator: torch.Generator) -> t
     return hidden, weight, target
 
 
-def methods(shape: str, generator: torch.Generator) -> tuple[dict[str, Callable[[], object]], list[Tensor]]:
-    """A forward and backward pass by name, all on the same tensors."""
+def methods(
+    shape: str, generator: torch.Generator, quick: bool
+) -> tuple[dict[str, Callable[[], object]], list[Tensor]]:
+    """A forward and backward pass by name, all on the same tensors; a quick run waits for no compiler."""
     if shape == "trained":
         hidden, weight, target = trained(True, 0)
     else:
@@ -72,7 +74,7 @@ def methods(shape: str, generator: torch.Generator) -> tuple[dict[str, Callable[
     found = {
         "plain": step(plain),
         "matmuls": matmuls,
-        "compiled": step(torch.compile(plain)),
+        "compiled": step(torch.compile(plain, backend="eager" if quick else "inductor")),
         "ours": ours(),
         "ours, bfloat16 products": ours(compute_dtype=torch.bfloat16),
         "ours, filter 2^-12, tail": ours(filter=GradientFilter(2.0**-12)),
@@ -100,15 +102,13 @@ def errors(found: dict[str, Callable[[], object]], leaves: list[Tensor]) -> dict
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="2048x512x32000,4096x512x64000,trained")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = read_options(
+        __doc__, shapes=("2048x512x32000,4096x512x64000,trained", "64x16x500"), rounds=(5, 1), threads=(2, 1)
+    )
     torch.set_num_threads(options.threads)
     rows = []
     for shape in options.shapes.split(","):
-        found, leaves = methods(shape, torch.Generator().manual_seed(0))
+        found, leaves = methods(shape, torch.Generator().manual_seed(0), options.quick)
         off = errors(found, leaves)  # warms and compiles as well
         gradients = sum(leaf.nbytes for leaf in leaves)
         # what a compiled function and torch's one operation hold inside isn't seen
@@ -137,7 +137,7 @@ def main() -> None:
             memory = f"{row['extra_mib']:8.1f} MiB {row['memory_ratio']:5.2f}" if name in extra else " " * 18
             error = " ".join(f"{each:.1e}" for each in off.get(name, ()))
             print(f"  {name:<26}{min(own):8.3f} s {row['median_s']:8.3f} s {row['ratio']:6.2f}x {memory}  {error}")
-    print(record("linear_cross_entropy", {"threads": options.threads, "rows": rows}).name)
+    keep("linear_cross_entropy", {"threads": options.threads, "rows": rows}, options)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 Per shape: our gradients of a slice of tokens are checked against float64; then interleaved rounds time every way to do
 it beside the three matrix products that nobody can leave out. Prints the smallest and the median time, the ratio to
 those products, the peak of memory beyond the gradients, and what is aimed at. ``--tune`` times the row kernel alone by
-columns a step and warps. ``--device cpu --tiny`` runs all of it on a few tokens.
+columns a step and warps. ``--quick`` runs all of it on a few tokens, on the CPU.
 
     python benchmarks/linear_cross_entropy_gpu.py [--heads 2304x256000,4096x128256] [--tokens 8192,1024,131072]
-        [--rounds 20] [--tune] [--device cuda] [--tiny]
+        [--rounds 20] [--tune] [--device cuda] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import statistics
@@ -20,7 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from torch import Tensor
 from torch.nn import functional
 
@@ -114,13 +114,13 @@ def plain(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
     return functional.cross_entropy(functional.linear(h, w).float(), y)
 
 
-def peers(tiny: bool) -> Iterator[tuple[str, Loss | None]]:
+def peers(quick: bool) -> Iterator[tuple[str, Loss | None]]:
     """Others by name; None where they are not here."""
     yield PLAIN, plain
-    yield "plain, compiled", torch.compile(plain, backend="eager" if tiny else "inductor")
+    yield "plain, compiled", torch.compile(plain, backend="eager" if quick else "inductor")
     fused = getattr(functional, "linear_cross_entropy", None)
     settings = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-    for size in (None, 8) if tiny else (None, 1024, 2048, 4096):
+    for size in (None, 8) if quick else (None, 1024, 2048, 4096):
         if fused is None or settings is None:
             yield "torch", None
             break
@@ -239,12 +239,12 @@ def plan_of(step: Callable[[], None]) -> str:
     return f"{seen[0].mode}, {seen[0].rows} rows, {seen[0].columns} columns"
 
 
-def measure(case: Case, rounds: int, tiny: bool) -> list[dict[str, Any]]:
+def measure(case: Case, rounds: int, quick: bool) -> list[dict[str, Any]]:
     """A row of numbers for everybody who runs here."""
     torch.compiler.reset()
     steps: dict[str, Callable[[], None]] = {}
     extra: dict[str, Any] = {}
-    for name, loss in itertools.chain(ours(case), filtered(case), peers(tiny)):
+    for name, loss in itertools.chain(ours(case), filtered(case), peers(quick)):
         if loss is None:
             continue
         step = case.step(loss)
@@ -316,20 +316,20 @@ def judge(case: Case, rows: dict[str, dict[str, Any]]) -> None:
             say(f"faster than {name}", min(mine) <= row["min_ms"], f"{row['min_ms'] / min(mine):.2f} times")
 
 
-def tune(classes: int, device: str, tiny: bool) -> list[dict[str, Any]]:
+def tune(classes: int, device: str, quick: bool) -> list[dict[str, Any]]:
     """The row kernel alone, by columns a step and warps a program; twice the logits is what it must move."""
     from steepest.kernels import _triton_rows as kernels
     from steepest.kernels._cross_entropy_rows import CrossEntropyRows
     from steepest.kernels._device import logits_buffer
 
-    rows = 2 if tiny else 2048
+    rows = 2 if quick else 2048
     z = logits_buffer(torch.empty(0, device=device), rows, classes, torch.bfloat16).normal_()
     y, losses, found = torch.zeros(rows, dtype=torch.int64, device=device), torch.empty(rows, device=device), []
-    grid = [(512, 1)] if tiny else itertools.product((2048, 4096, 8192, 16384), (4, 8, 16, 32))
+    grid = [(512, 1)] if quick else itertools.product((2048, 4096, 8192, 16384), (4, 8, 16, 32))
     before = kernels.BLOCK, kernels.WARPS
     for kernels.BLOCK, kernels.WARPS in grid:
         step = lambda: kernels.rows_in_place(z, CrossEntropyRows(y), slice(0, rows), losses)  # noqa: E731
-        best = min(clock(step, device) for _ in range(2 if tiny else 10))
+        best = min(clock(step, device) for _ in range(2 if quick else 10))
         rate = 2 * z.element_size() * rows * classes / best / 1e6
         found.append({"classes": classes, "block": kernels.BLOCK, "warps": kernels.WARPS, "gb_s": round(rate)})
         print(f"row kernel, {classes} classes: {kernels.BLOCK:>6} columns {kernels.WARPS:>3} warps {rate:>7.0f} GB/s")
@@ -339,29 +339,25 @@ def tune(classes: int, device: str, tiny: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Check, measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--heads", default="2304x256000,4096x128256")
-    parser.add_argument("--tokens", default="8192,1024,131072")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--tune", action="store_true")
-    options = parser.parse_args()
-    if options.tiny:
-        options.heads, options.tokens, options.rounds = "16x1001", "320", 2
+    options = read_options(
+        __doc__,
+        heads=("2304x256000,4096x128256", "16x1001"),
+        tokens=("8192,1024,131072", "320"),
+        rounds=(20, 2),
+        device=("cuda", "cpu"),
+        tune=(False, True),
+    )
     rows, errors, tuned = [], {}, []
     for tokens, head in itertools.product(options.tokens.split(","), options.heads.split(",")):
         width, classes = map(int, head.split("x"))
         case = Case(int(tokens), width, classes, options.device)
         errors[case.name] = check(case)
-        rows += measure(case, max(5, options.rounds * 8192 // max(int(tokens), 8192)), options.tiny)
+        rows += measure(case, max(5, options.rounds * 8192 // max(int(tokens), 8192)), options.quick)
         del case
     if options.tune:
         for head in options.heads.split(","):
-            tuned += tune(int(head.split("x")[1]), options.device, options.tiny)
-    if not options.tiny:
-        numbers = {"rows": rows, "errors": errors, "row_kernel": tuned}
-        print(record("linear_cross_entropy_gpu", numbers, options.device).name)
+            tuned += tune(int(head.split("x")[1]), options.device, options.quick)
+    keep("linear_cross_entropy_gpu", {"rows": rows, "errors": errors, "row_kernel": tuned}, options)
     wrong = [f"{shape} {name}" for shape, found in errors.items() for name, off in found.items() if not off <= BOUND]
     if wrong:
         raise SystemExit("gradients are off: " + "; ".join(wrong))

@@ -9,12 +9,12 @@ goes.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from _rounds import measure
 from torch.nn import functional
 
@@ -64,12 +64,9 @@ def bind(
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="4096x1000,65536x10")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", default="")
-    options = parser.parse_args()
+    options = read_options(
+        __doc__, shapes=("4096x1000,65536x10", "64x10"), rounds=(15, 1), device=("cpu", "cpu"), profile=("", "")
+    )
     rows = []
     for shape in options.shapes.split(","):
         size, classes = map(int, shape.split("x"))
@@ -89,7 +86,7 @@ def main() -> None:
                 f"{shape:>10}  {name:<26} {row['min_ms']:>9.2f} ms  {row['median_ms']:>9.2f} ms  {row['ratio']:>6.2f}x"
             )
     if rows:
-        print(record("objectives", {"threads": torch.get_num_threads(), "rows": rows}, options.device).name)
+        keep("objectives", {"threads": torch.get_num_threads(), "rows": rows}, options)
 
 
 if __name__ == "__main__":

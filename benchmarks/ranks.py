@@ -5,12 +5,11 @@ processes of one machine with one thread each; the note in the result says how m
 interleaved: each runs every number of ranks once. The bytes are those of the tensors given to each collective, and by
 the count of a ring what each rank sends: 2 (R - 1) / R of an all-reduced tensor, R - 1 times its part in a gather.
 
-    python benchmarks/ranks.py [--shape 512x256x32000] [--rounds 7] [--weak-classes 8000]
+    python benchmarks/ranks.py [--shape TOKENSxWIDTHxCLASSES] [--rounds 7] [--weak-classes CLASSES-OF-A-RANK]
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -23,7 +22,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from _record import record
+from _options import read_options
+from _record import keep
 
 from steepest.kernels import VocabularyShard, linear_cross_entropy
 
@@ -103,23 +103,20 @@ def worker(rank: int, ranks: int, folder: str, jobs: list[tuple[str, int, int, i
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="512x256x32000", help="tokens x width x classes")
-    parser.add_argument("--weak-classes", type=int, default=8000, help="classes of each rank")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = read_options(__doc__, shape=("512x256x32000", "16x8x64"), weak_classes=(8000, 16), rounds=(7, 1))
     tokens, width, classes = map(int, options.shape.split("x"))
+    numbers = RANKS[:2] if options.quick else RANKS
     context, folder = torch.multiprocessing.get_context("spawn"), tempfile.mkdtemp()
     names = ["strong", "weak", "strong, tokens cut as well"]
     running, ends = [], {}
-    for ranks in RANKS:
+    for ranks in numbers:
         jobs = [("vocabulary", tokens, width, classes), ("vocabulary", tokens, width, ranks * options.weak_classes)]
         jobs.append(("sequence", tokens, width, classes))
         pairs = [context.Pipe() for _ in range(ranks)]
         ends[ranks] = [ours for ours, _ in pairs]
         arguments = (ranks, folder, jobs, [theirs for _, theirs in pairs])
         running.append(torch.multiprocessing.start_processes(worker, arguments, ranks, join=False))
-    times: dict[tuple[int, int], list[float]] = {(job, ranks): [] for job in range(3) for ranks in RANKS}
+    times: dict[tuple[int, int], list[float]] = {(job, ranks): [] for job in range(3) for ranks in numbers}
     counted = {}
     for number in range(options.rounds + 1):
         for job, ranks in times:
@@ -151,7 +148,7 @@ def main() -> None:
         f"{cores} processors for all ranks: beyond {cores} ranks time cannot fall, and other jobs may have run beside"
     )
     facts = {"threads": 1, "tokens": tokens, "width": width, "classes": classes, "weak_classes": options.weak_classes}
-    print(record("ranks", {**facts, "processors": cores, "note": note, "rows": rows}).name)
+    keep("ranks", {**facts, "processors": cores, "note": note, "rows": rows}, options)
 
 
 if __name__ == "__main__":

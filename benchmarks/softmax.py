@@ -9,12 +9,12 @@ against float64.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from _rounds import measure
 
 from steepest.kernels import log_softmax, softmax
@@ -61,11 +61,12 @@ def error(function: Call, x: torch.Tensor) -> float:
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="65536x64,4096x1000,256x32000,1x67108864")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
+    options = read_options(
+        __doc__,
+        shapes=("65536x64,4096x1000,256x32000,1x67108864", "64x16,4x1000"),
+        rounds=(40, 2),
+        device=("cpu", "cpu"),
+    )
     rows = []
     for shape in options.shapes.split(","):
         size, columns = map(int, shape.split("x"))
@@ -81,7 +82,7 @@ def main() -> None:
             row |= {"ratio": round(min(own) / min(times[task, "torch"]), 2), "error": float(f"{errors[who]:.2g}")}
             rows.append(row)
             print(f"{task:>24}  {who:<11} {row['min_ms']:>9.2f} ms  {row['median_ms']:>9.2f} ms  {row['ratio']:>5.2f}x")
-    print(record("softmax", {"threads": torch.get_num_threads(), "rows": rows}, options.device).name)
+    keep("softmax", {"threads": torch.get_num_threads(), "rows": rows}, options)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ counts is the column of the factored layer, which should be flat, and the last r
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from _record import record
+from _options import read_options
+from _record import keep
 from torch.nn.functional import cross_entropy
 
 from steepest.losses.classification import SphericalOutputLayer
@@ -65,12 +65,9 @@ def measure(classes: int, width: int, batch: int, repeats: int) -> dict[str, flo
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--classes", default="1000,10000,100000,1000000")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=10)
-    options = parser.parse_args()
+    options = read_options(
+        __doc__, classes=("1000,10000,100000,1000000", "100,1000"), width=(64, 8), batch=(32, 4), repeats=(10, 2)
+    )
     print(f"{'classes':>9}  {'factored':>9}  {'log-softmax':>11}  {'ratio':>7}")
     rows = []
     for classes in map(int, options.classes.split(",")):
@@ -80,7 +77,7 @@ def main() -> None:
     growth = rows[-1]["factored_ms"] / rows[0]["factored_ms"]
     print(f"factored step, most classes over fewest: {growth:.2f}x")
     facts = {"width": options.width, "batch": options.batch, "threads": torch.get_num_threads()}
-    print(record("z_loss", {**facts, "rows": rows, "factored_growth": round(growth, 2)}).name)
+    keep("z_loss", {**facts, "rows": rows, "factored_growth": round(growth, 2)}, options)
 
 
 if __name__ == "__main__":

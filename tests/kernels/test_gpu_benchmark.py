@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "linear_cross_entropy_gpu.py
 def test_runs_on_a_few_tokens(monkeypatch, capsys):
     pytest.importorskip("triton", reason="triton is built for Linux only")
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--device", "cpu", "--tiny", "--tune"])
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--quick"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = capsys.readouterr().out
     for way, plan in (("keep", "keep, 320 rows"), ("chunks", "chunk, "), ("slabs", "slab, ")):
