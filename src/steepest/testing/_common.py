@@ -17,6 +17,8 @@ Args = tuple[Tensor, ...]
 Case = tuple[Objective, tuple[Args, dict[str, Any]]]
 HALF_ROUNDING = 1e-5
 """Relative error allowed to float32 arithmetic on inputs that were rounded beforehand."""
+EACH_DIRECTION = 40
+"""Up to so many values a gradient is checked in each direction by itself."""
 
 
 def cases(cls: type[Objective], dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu") -> list[Case]:
@@ -45,6 +47,12 @@ def with_reduction(objective: Objective, reduction: str) -> Objective:
     twin = copy.deepcopy(objective)
     twin.reduction = reduction
     return twin
+
+
+def gradients_hold(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], **tolerances: float) -> None:
+    """Gradients agree with finite differences: in each direction of few values, in random ones of many."""
+    many = sum(t.numel() for t in inputs) > EACH_DIRECTION
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=many, **tolerances), "gradcheck"
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
