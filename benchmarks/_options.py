@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TypeVar
 
-Value = TypeVar("Value", str, int, bool)
+Value = TypeVar("Value", str, int, float, bool)
 
 
 def read_options(doc: str, **choices: tuple[Value, Value]) -> argparse.Namespace:

@@ -10,7 +10,6 @@ for missing into that share of the numbers; ``--quoted`` puts every text into qu
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import resource
@@ -24,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.csv
-from _record import record
+from _options import read_options
+from _record import keep
 
 READERS = ("pandas", "pyarrow", "steepest")
 LIMITS = {"time": 1.5, "memory": 3.0}
@@ -74,16 +74,18 @@ def peak() -> float:
 
 def main() -> None:
     """Measure, print and keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--columns", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--words", type=float, default=0.0)
-    parser.add_argument("--quoted", action="store_true")
-    parser.add_argument("--one", nargs=2, metavar=("READER", "FILE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(read(*options.one)))
+    options = read_options(
+        __doc__,
+        rows=(1_000_000, 200),
+        columns=(20, 5),
+        rounds=(5, 1),
+        words=(0.0, 0.0),
+        quoted=(False, False),
+        reader=("", ""),
+        file=("", ""),
+    )
+    if options.reader:
+        print(json.dumps(read(options.reader, options.file)))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
@@ -92,9 +94,8 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
         for _ in range(options.rounds):
             for reader in READERS:
-                done = subprocess.run(
-                    [sys.executable, __file__, "--one", reader, str(path)], capture_output=True, text=True, check=True
-                )
+                command = [sys.executable, __file__, "--reader", reader, "--file", str(path)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
                 found[reader].append(json.loads(done.stdout))
     rows = []
     for reader, runs in found.items():
@@ -114,11 +115,7 @@ def main() -> None:
         print(f"{reader:<10} {time_said}  {cpu_said}  {row['peak_mb']:>6} MB, {row['peak_of_file']:.2f}x the file")
     facts = {"rows": options.rows, "columns": options.columns, "words": options.words, "quoted": options.quoted}
     name = "reading" + "-words" * bool(options.words) + "-quoted" * options.quoted
-    print(
-        record(
-            name, {"benchmark": "reading", **facts, "file_mb": round(size, 1), "limits": LIMITS, "readers": rows}
-        ).name
-    )
+    keep(name, {"benchmark": "reading", **facts, "file_mb": round(size, 1), "limits": LIMITS, "readers": rows}, options)
 
 
 if __name__ == "__main__":

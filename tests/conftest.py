@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,3 +100,37 @@ def chrome(tmp_path: Path) -> Iterator[Any]:
     window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield window
     window.quit()
+
+
+class Seconds:
+    """Seconds of processor time a test, set-up included, written where ``$STEEPEST_SECONDS`` says, as JSON."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.tests: dict[str, dict[str, Any]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        before = time.process_time()
+        item.user_properties.append(("slugs", [marker.args[0] for marker in item.iter_markers("holds")]))
+        item.user_properties.append(("began", before))
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            said = dict(report.user_properties)
+            self.tests[report.nodeid] = {"seconds": round(said["ended"] - said["began"], 3), "slugs": said["slugs"]}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
+        yield
+        item.user_properties.append(("ended", time.process_time()))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not hasattr(session.config, "workerinput"):
+            self.file.write_text(json.dumps(self.tests), encoding="utf-8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if file := os.environ.get("STEEPEST_SECONDS"):
+        config.pluginmanager.register(Seconds(file))
