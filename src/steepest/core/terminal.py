@@ -29,8 +29,15 @@ def wrapped(text: str, width: int | None, *, indent: str = "") -> list[str]:
     if width is None or len(text) <= width:
         return [text]
     lead = text[: len(text) - len(text.lstrip())]
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text.strip(), width, initial_indent=lead, subsequent_indent=lead + indent, **options) or [""]
+    lines = textwrap.wrap(
+        text.strip(),
+        width,
+        initial_indent=lead,
+        subsequent_indent=lead + indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines or [""]
 
 
 def table_lines(

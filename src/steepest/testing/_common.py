@@ -49,7 +49,7 @@ def with_reduction(objective: Objective, reduction: str) -> Objective:
     return twin
 
 
-def gradients_hold(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], **tolerances: float) -> None:
+def gradients_hold(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], **tolerances: Any) -> None:
     """Gradients agree with finite differences: in each direction of few values, in random ones of many."""
     many = sum(t.numel() for t in inputs) > EACH_DIRECTION
     assert torch.autograd.gradcheck(run, inputs, fast_mode=many, **tolerances), "gradcheck"
