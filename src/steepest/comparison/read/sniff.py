@@ -249,9 +249,10 @@ def _cut(lines: list[str], separator: str | None, name: str) -> Shape:
         rows = _parse(lines, " ", False, _ROWS)
         widths = Counter(len(row) for row in rows[1:] or rows)
         alike = len(widths) == 1 and bool(rows) and len(rows[0]) in (min(widths), min(widths) - 1)
-        unlike = best is None or min(widths) >= best[0] or len(best[2].rows[0]) == 1  # thousands may have commas
-        if alike and min(widths) > 1 and unlike:
-            return Shape(" ", rows=rows)
+        if alike and min(widths) > 1:
+            assert best is not None
+            if min(widths) >= best[0] or len(best[2].rows[0]) == 1:  # the commas may stand in thousands
+                return Shape(" ", rows=rows)
     assert best is not None
     if best[0] == 1 and separator is None:
         return Shape(",", rows=_parse(lines, ",", False, _ROWS))
