@@ -20,7 +20,7 @@ FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hid
 
 
 def picture(page: Path, target: Path) -> None:
-    """The top of a page in the light theme, ``WIDTH`` x ``HEIGHT`` pixels in 64 colours, as PNG."""
+    """The top of a page in the light theme, ``WIDTH`` x ``HEIGHT`` pixels in 256 colours, as PNG."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
@@ -36,7 +36,7 @@ def picture(page: Path, target: Path) -> None:
             shot = base64.b64decode(window.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"])
         finally:
             window.quit()
-    few = Image.open(io.BytesIO(shot)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    few = Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(target, format="png", optimize=True)
 
 
