@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .comparison.cli import register as register_comparison
+from .core.terminal import paragraphs
 from .lab.cli import lab_app
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ def _refused(what: str, word: str, known: set[str]) -> Exception:
     from .core.errors import InputError, nearest
 
     return InputError(f"no {what} {word!r}{nearest(word, sorted(known)) or '; see `steepest systems`'}")
+
+
+for group in (app, lab_app):
+    for command in group.registered_commands:
+        command.help = paragraphs(getattr(command.callback, "__doc__", None) or "")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -71,6 +71,15 @@ def test_at_60_columns_names_stay_whole(run_folder, capsys, monkeypatch, words):
     assert [name for name in names if name not in words_on_screen] == []
 
 
+def test_help_is_wrapped_by_the_terminal_alone(capsys, monkeypatch):
+    """A line of a docstring is no line on screen."""
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.run(["compare", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    first = lines.index("One question is declared beforehand and tested alone: does")
+    assert lines[first + 1].startswith("choosing the objective help? The answer is one sentence")
+
+
 def results():
     row = {"kind": "objective", "low": -0.01, "high": 0.03, "p_holm": 0.04, "detectable": 0.05}
     names = ("cross_entropy", "regression_with_classification", "ldr")

@@ -40,6 +40,15 @@ def wrapped(text: str, width: int | None, *, indent: str = "") -> list[str]:
     return lines or [""]
 
 
+def paragraphs(text: str) -> str:
+    """A docstring as paragraphs of one line each, for whoever wraps them by the width of a terminal.
+
+    >>> paragraphs("One\\n    line.\\n\\n    Another.")
+    'One line.\\n\\nAnother.'
+    """
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
 def table_lines(
     head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, right: Collection[int] = ()
 ) -> list[list[str]]:
