@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from steepest import catalogue, derived, sources
+from steepest import catalogue, cli, derived, sources
 from steepest.catalogue import KINDS, find, owners, systems
 from steepest.sources import source_files
 
@@ -458,20 +458,23 @@ def built(tmp_path_factory):
     return folder
 
 
-def test_a_built_package_says_what_the_checkout_says(built, tmp_path):
+def test_a_built_package_says_what_the_checkout_says(built, tmp_path, capsys):
     code = (
         "import dataclasses, json, steepest; from steepest.catalogue import *\n"
         "print(steepest.__file__, checkout())\n"
-        "print(json.dumps({slug: dataclasses.asdict(s) for slug, s in statuses(systems()).items()}))"
+        "print(json.dumps({slug: dataclasses.asdict(s) for slug, s in statuses(systems()).items()}))\n"
+        "from steepest.cli import run; run(['lab', 'list'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": str(built)},
     )  # fmt: skip
-    where, said = done.stdout.splitlines()
+    where, said, *listed = done.stdout.splitlines()
     assert where == f"{built / 'steepest' / '__init__.py'} None"
     here = {slug: dataclasses.asdict(status) for slug, status in catalogue.statuses(systems()).items()}
     assert json.loads(said) == json.loads(json.dumps(here))
     assert any(status["claims"] for status in here.values())
+    assert cli.run(["lab", "list"]) == 0
+    assert listed == capsys.readouterr().out.splitlines()
     kept = {catalogue.evidence_file(system).name for system in systems() if catalogue.evidence_file(system).is_file()}
     assert {file.name for file in (built / "steepest" / "lab" / "evidence").iterdir()} == kept

@@ -78,7 +78,7 @@ def systems_command(
     Examples: `steepest systems --room losses.classification`, `steepest systems --missing`, `steepest systems --json`.
     """
     from .catalogue import shown_of, systems
-    from .core.terminal import print_table, screen_width, wrapped
+    from .core.terminal import print_table, say
 
     chosen = systems(room.rstrip("."))
     if not chosen:
@@ -102,7 +102,7 @@ def systems_command(
     known = f"{count['checked']} checked, {count['claims']} with fresh evidence"
     if all(status["checked"] is None for _, status in rows if status["there"]):
         known = "checked and shown are not known here: this package was built without its tests and evidence"
-    typer.echo("\n".join(wrapped(f"{len(chosen)} systems: {count['there']} there, {known}", screen_width())))
+    say(f"{len(chosen)} systems: {count['there']} there, {known}")
 
 
 @app.command("show")

@@ -159,7 +159,8 @@ def compare_command(
         ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes. Default: one a core.", rich_help_panel="Running")
+        int | None,
+        typer.Option(help="Processes, each with a job at a time. Default: one a core.", rich_help_panel="Running"),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel="Running")] = "cpu",
     dry_run: Annotated[

@@ -40,6 +40,11 @@ def wrapped(text: str, width: int | None, *, indent: str = "") -> list[str]:
     return lines or [""]
 
 
+def say(text: str) -> None:
+    """Print a line, wrapped on a terminal."""
+    print("\n".join(wrapped(text, screen_width(), indent=GAP)), flush=True)
+
+
 def paragraphs(text: str) -> str:
     """A docstring as paragraphs of one line each, for whoever wraps them by the width of a terminal.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ..core.terminal import say
 
 if TYPE_CHECKING:
     from .evidence import Kept
@@ -87,9 +88,9 @@ def show_command(
     if kept is None:
         raise InputError(f"{slug} has no evidence yet: run `steepest lab run {slug}`")
     for text in summary(kept):
-        typer.echo(text)
+        say(text)
     if reason := why_stale(system, kept):
-        typer.echo(f"stale: {reason}")
+        say(f"stale: {reason}")
     path = figure or Path(f"{slug}.svg")
     drawn = draw(load(system), kept.evidence, kept.findings)
     try:
@@ -102,11 +103,13 @@ def show_command(
 @lab_app.command("run")
 def run_command(
     slug: Slug,
-    scale: Annotated[str, typer.Option(help="smoke (about a second, nothing is kept) or full.")] = "full",
+    scale: Annotated[
+        str, typer.Option(help="full, or smoke: about a second, to see that it runs; nothing is kept.")
+    ] = "full",
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds. Default: the experiment's own, at least 5.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes, each with a seed at a time.")] = 1,
 ) -> None:
     """Run one experiment and print its findings; full scale writes its evidence.
 
@@ -118,8 +121,7 @@ def run_command(
     system = find_experiment(slug)
     check_run(scale, seeds, workers)
     if scale == "full":
-        typer.echo(last_time(system))
-        sys.stdout.flush()
+        say(last_time(system))
 
     from .gallery import run
 
@@ -128,10 +130,10 @@ def run_command(
     except FileNotFoundError as error:  # its data
         raise InputError(str(error)) from error
     if scale == "smoke":
-        typer.echo(f"{slug}: it runs ({kept.seconds} s); a smoke run proves nothing, so there is no verdict")
+        say(f"{slug}: it runs ({kept.seconds} s); a smoke run proves nothing, so there is no verdict")
         return
     for text in summary(kept):
-        typer.echo(text)
+        say(text)
 
 
 @lab_app.command("check")
@@ -171,7 +173,7 @@ def check_command(
 
 @lab_app.command("gallery")
 def gallery_command(
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes, each with a seed at a time.")] = 1,
     every: Annotated[bool, typer.Option("--all", help="Run also what is fresh.")] = False,
 ) -> None:
     """Run every experiment whose evidence is stale or missing, then list all. It says first how long that takes.
@@ -188,7 +190,7 @@ def gallery_command(
 
     chosen = due(every=every)
     if chosen:
-        typer.echo(forecast(chosen, workers))
+        say(forecast(chosen, workers))
     for system in chosen:
         try:
             kept = run(system, workers=workers, report=typer.echo)
@@ -196,7 +198,7 @@ def gallery_command(
             typer.echo(f"{system.slug}: {error}", err=True)
             continue
         for text in summary(kept):
-            typer.echo(text)
+            say(text)
     print_list()
 
 
