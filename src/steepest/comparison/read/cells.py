@@ -207,7 +207,8 @@ def _numeric(stream: BinaryIO, offset: int, size: int, shape: Shape, width: int)
     found = set()
     for i in range(width):
         cells = [cell for row in rows if (cell := row[i].strip())]
-        if cells and all(plain.match(cell) for cell in cells) and not any(code.match(cell) for cell in cells):
+        codes = (cell[0] == "0" and code.match(cell) for cell in cells)
+        if cells and all(map(plain.match, cells)) and not any(codes):
             found.add(i)
     return found
 
