@@ -12,7 +12,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-_FUNCTIONS = {"compare": "comparison", "checks": "core.checks", "Preprocessor": "comparison.read"}
+_FUNCTIONS = {
+    "compare": "comparison",
+    "checks": "core.checks",
+    "Preprocessor": "comparison.read",
+    "Winner": "comparison",
+}
 _ROOMS = tuple(
     room
     for room in (

@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from steepest.comparison import Winner
+from steepest.comparison.cells import CellResult
+from steepest.comparison.metrics import Outcome
+from steepest.comparison.preparing import prepare
+from steepest.comparison.store import Store
+from steepest.comparison.winner_fit import fit_winner
 
 OWN_PARTS = '''
 import torch
@@ -189,3 +197,52 @@ def command(
         return code, captured.out, captured.err
 
     return call
+
+
+def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **options: Any) -> Winner:
+    """A winner as a comparison saves it, networks trained for one epoch; inner validation is made up."""
+    options = {"repeats": 1, "folds": 2, "trials": 1, "epochs": 1, "batch_size": 16, **options}
+    objectives = {"objectives": name} if kind == "objective" else {}
+    context, _ = prepare(data, classical=kind == "classical", **{**objectives, **options})
+    store, best = Store(folder / "run"), 1.0 if context.metric.greater_is_better else -1.0
+    names = {"objective": context.settings.objectives, "classical": context.settings.classical}
+    store.add(
+        [
+            CellResult(known, one, *pair, {"inner": [best * ((known, one) == (kind, name))]}, Outcome(np.zeros(1)))
+            for known in names
+            for one in names[known]
+            for pair in context.folds
+        ]
+    )
+    winner = fit_winner(context, store, kind)
+    store.close()
+    winner.save(folder / "run" / "winner")
+    return winner
+
+
+@pytest.fixture(scope="session")
+def make_winner() -> Callable[..., Winner]:
+    """``make_winner(folder, data, name, kind)`` saves a winner under ``folder/run/winner``."""
+    return _make_winner
+
+
+@pytest.fixture(scope="session")
+def table() -> Callable[[str], pd.DataFrame]:
+    """``table(task)``: 48 rows with numbers, a category, holes, and the target ``goal`` (``other``; ``l1, l2``)."""
+
+    def make(kind: str) -> pd.DataFrame:
+        rng = np.random.default_rng(4)
+        x = rng.normal(size=(48, 2))
+        frame = pd.DataFrame({"size": x[:, 0], "weight": x[:, 1], "colour": np.where(x[:, 0] > 0.3, "red", "blue")})
+        frame.loc[[3, 9], "colour"] = None
+        frame.loc[[5], "weight"] = np.nan
+        if kind == "multilabel":
+            return frame.assign(l1=(x[:, 0] > 0).astype(int), l2=(x[:, 1] > 0.2).astype(int))
+        classes = 3 if kind in ("multiclass", "multitask") else 2
+        code = np.argsort(np.argsort(x[:, 0] + x[:, 1])) * classes // 48
+        frame["goal"] = np.array(["no", "yes", "so"])[code] if kind != "regression" else 5 + 3 * x[:, 0]
+        if kind == "multitask":
+            frame["other"] = 100 * x[:, 1]
+        return frame
+
+    return make

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from steepest.comparison.baselines import LogisticBaseline
-from steepest.comparison.classical import fit_classical, learner
+from steepest.comparison.classical import fit_classical, learners_of
 from steepest.comparison.training import Split
 
 
@@ -49,5 +49,5 @@ def test_a_learner_without_probabilities_has_a_decision(split):
 
 
 def test_the_learner_of_a_name_is_that_of_the_task():
-    assert learner("ridge", "regression", 60, 0).task == "regression"
-    assert learner("forest", "multilabel", 60, 0).task == "classification"
+    assert learners_of("regression", 60)["ridge"].task == "regression"
+    assert learners_of("multilabel", 60)["forest"].task == "classification"

@@ -18,7 +18,7 @@ from steepest.comparison.cells import Context
 from steepest.comparison.read import table_from_arrays
 from steepest.comparison.settings import Settings
 from steepest.comparison.store import Store
-from steepest.comparison.winner import fit_winner
+from steepest.comparison.winner_fit import fit_winner
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 3, "workers": 1, "classical": False, "quiet": True}
 

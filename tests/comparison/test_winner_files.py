@@ -23,12 +23,8 @@ from safetensors.torch import load, save
 from torch import nn
 
 from steepest.comparison import InputError, Winner
-from steepest.comparison.cells import CellResult
-from steepest.comparison.metrics import Outcome
+from steepest.comparison.images import load_images
 from steepest.comparison.objectives import known_objectives
-from steepest.comparison.preparing import prepare
-from steepest.comparison.store import Store
-from steepest.comparison.winner import fit_winner
 from steepest.core.objective import TaskInfo
 from steepest.nn.convnet import small_resnet
 
@@ -39,43 +35,13 @@ CANARY = "steepest_canary"
 """A module that no test may import: a file names it."""
 
 
-def make_winner(folder: Path, data: Any, objective: str, **options: Any) -> Winner:
-    """A winner as a comparison saves it, trained for one epoch; inner validation is made up."""
-    context, _ = prepare(
-        data, objectives=objective, classical=False, repeats=1, folds=2, trials=1, epochs=1, batch_size=16, **options
-    )
-    store = Store(folder / "run")
-    for pair in context.folds:
-        values = {"inner": [0.5]}
-        for name in context.settings.objectives:
-            store.add([CellResult("objective", name, *pair, values | {"inner": [float(name == objective)]}, EMPTY)])
-    winner = fit_winner(context, store)
-    store.close()
-    winner.save(folder / "run" / "winner")
-    return winner
-
-
-EMPTY = Outcome(np.zeros(1))
-
-
-def table(kind: str) -> pd.DataFrame:
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=(48, 2))
-    frame = pd.DataFrame({"size": x[:, 0], "weight": x[:, 1], "colour": np.where(x[:, 0] > 0.3, "red", "blue")})
-    frame.loc[[3, 9], "colour"] = None
-    frame.loc[[5], "weight"] = np.nan
-    code = np.arange(48) % (2 if kind in ("binary", "index") else 3)
-    frame["goal"] = np.array(["no", "yes", "so"])[code] if kind != "regression" else 5 + 3 * x[:, 0]
-    if kind == "multitask":
-        frame["other"] = 100 * x[:, 1]
-    return frame
-
-
-KINDS = ("binary", "multiclass", "regression", "multitask", "images", "index")
+KINDS = ("binary", "multiclass", "regression", "multitask", "images", "index", "scores")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+def saved(
+    tmp_path_factory: pytest.TempPathFactory, make_winner: Callable[..., Winner], table: Callable[[str], pd.DataFrame]
+) -> Saved:
     """For each kind the folder of a winner and rows to predict."""
     home = tmp_path_factory.mktemp("winners")
     made: dict[str, tuple[Path, Any]] = {}
@@ -88,7 +54,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any
             make_winner(folder, str(folder / "images.npz"), "squentropy", task="auto")
             made[kind] = folder / "run" / "winner", pixels[:8]
             continue
-        objective = {"regression": "huber", "multitask": "squared_error", "index": "ps_kd"}.get(kind, "comp_sum")
+        names = {"regression": "huber", "multitask": "squared_error", "index": "ps_kd", "scores": "squared_error"}
+        objective = names.get(kind, "comp_sum")
         target = ["goal", "other"] if kind == "multitask" else "goal"
         frame = table(kind)
         make_winner(folder, frame, objective, target=target)
@@ -149,7 +116,12 @@ def said(facts: dict[str, Any], outputs: torch.Tensor, info: TaskInfo) -> pd.Dat
         if facts["threshold"] is not None:
             codes = (objective.decision(outputs).double().numpy() > facts["threshold"]).astype(int)
     found = pd.DataFrame({"prediction": np.array(facts["classes"])[codes]})
-    if p is not None:
+    if facts["calibration"] is not None:
+        slope, offset = facts["calibration"]["slope"][0], facts["calibration"]["offset"][0]
+        positive = 1 / (1 + np.exp(-slope * objective.decision(outputs).double().numpy() - offset))
+        for label, column in zip(facts["classes"], (1 - positive, positive)):
+            found[f"p_{label}"] = column
+    elif p is not None:
         logs = np.log(np.clip(p.double().numpy(), np.finfo(np.float32).tiny, None)) / (facts["temperature"] or 1.0)
         cooled = np.exp(logs - logs.max(1, keepdims=True))
         for label, column in zip(facts["classes"], (cooled / cooled.sum(1, keepdims=True)).T):
@@ -185,7 +157,7 @@ def change_together(facts: dict[str, Any], rng: random.Random) -> None:
         facts["columns"].remove(gone["column"])
         facts["width"] -= 1
     elif kind == 5:
-        facts["format"] = rng.choice([0, 2, 99, "1", 1.0, None, True])
+        facts["format"] = rng.choice([0, 2, 3, 99, "1", 1.0, None, True])
     elif kind == 6:
         facts["columns"].reverse()
     elif kind == 7 and facts["classes"]:
@@ -328,9 +300,9 @@ def test_a_winner_without_columns_is_refused(saved: Saved, tmp_path: Path) -> No
         Winner.load(folder)
 
 
-@pytest.mark.parametrize("number", [99, 1, 0, "2", 2.0, True, None])
+@pytest.mark.parametrize("number", [99, 2, 1, 0, "3", 3.0, True, None])
 def test_a_winner_of_another_format_is_refused(saved: Saved, tmp_path: Path, number: object) -> None:
-    with pytest.raises(InputError, match=r"^winner.json: format: this version reads the winner's format 2, got"):
+    with pytest.raises(InputError, match=r"^winner.json: format: .* format 3, got .*; the same compare fits"):
         Winner.load(changed(saved, "binary", tmp_path / "w", format=number))
 
 
@@ -380,6 +352,12 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("multitask", lambda f: f["scale"][0].__setitem__(0, 3.0), "scale: expected 0 and 1 for classes"),
     ("multiclass", lambda f: f.update(threshold=0.5), "threshold: expected none for a multiclass target, got 0.5"),
     ("regression", lambda f: f.update(temperature=1.0), "temperature: expected none for a regression target"),
+    ("scores", lambda f: f.update(temperature=1.0, calibration=None), "a calibration, or a reason why there are none"),
+    ("binary", lambda f: f.update(no_probabilities="none"), "a calibration, or a reason why there are none"),
+    ("scores", lambda f: f["calibration"].update(slope=[-1.0]), "slope[0]: expected a number of at least 1e-09"),
+    ("scores", lambda f: f["calibration"].update(offset=[]), "calibration: expected the numbers of 1 scores"),
+    ("regression", lambda f: f.update(calibration={"slope": [1.0], "offset": []}), "calibration: expected none for a"),
+    ("binary", lambda f: f.update(kind="network"), "kind: expected one of 'objective', 'classical'"),
     ("binary", lambda f: f.update(temperature=0.01), "temperature: expected a number of at least 0.05 and at most 20"),
     (
         "binary",
@@ -394,6 +372,8 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("binary", lambda f: f.update(objective="harmonic", hyper={"n": 2.0, "distance": "far"}), "expected one of"),
     ("binary", lambda f: f.update(objective="huber", hyper={}), "objective: expected one for a binary target"),
     ("binary", lambda f: f.update(model="resnet"), "model: expected a network for tables, got 'resnet'"),
+    ("images", lambda f: f.update(pixels=[6, 6]), "pixels: expected height, width and 1 channels"),
+    ("binary", lambda f: f.update(pixels=[6, 6, 1]), "pixels: expected none for a table"),
     ("images", lambda f: f.update(model="mlp"), "model: expected a network for images, got 'mlp'"),
     ("binary", lambda f: f.update(model="residual"), "winner.safetensors lacks the tensor"),
     ("binary", lambda f: f["info"].update(feature_dim=64), "is float32 [2, 128], expected float32 [2, 64]"),
@@ -457,7 +437,7 @@ def test_a_row_without_a_finite_prediction_is_refused(saved: Saved) -> None:
     source, rows = saved["regression"]
     far = rows.copy()
     far.iloc[2, far.columns.get_loc("size")] = 1e100
-    with pytest.raises(InputError, match=r"^row 3: the network gives no finite number"):
+    with pytest.raises(InputError, match=r"^row 3: the winner gives no finite number"):
         Winner.load(source).predict(far)
 
 
@@ -465,14 +445,21 @@ def test_a_row_without_a_finite_prediction_is_refused(saved: Saved) -> None:
 
 
 @pytest.fixture(scope="module")
-def own_winner(own: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_winner(
+    own: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_winner: Callable[..., Winner],
+    table: Callable[[str], pd.DataFrame],
+) -> Path:
     """The folder of a run whose network is a user's own."""
     folder = tmp_path_factory.mktemp("own-winner")
     make_winner(folder, table("binary"), "comp_sum", target="goal", model=f"{own}:small")
     return folder / "run"
 
 
-def test_own_code_is_imported_with_trust_alone(own_winner: Path, own: str) -> None:
+def test_own_code_is_imported_with_trust_alone(
+    own_winner: Path, own: str, table: Callable[[str], pd.DataFrame]
+) -> None:
     rows = table("binary").iloc[:9]
     for trust in (False, set(), {"os:system"}):
         with pytest.raises(InputError, match=rf"model '{own}:small' is not built in.*--trust \(in Python trust=True\)"):
@@ -482,7 +469,7 @@ def test_own_code_is_imported_with_trust_alone(own_winner: Path, own: str) -> No
 
 
 def test_the_command_predicts_with_own_code_after_trust(
-    own_winner: Path, own: str, command: Command, tmp_path: Path
+    own_winner: Path, own: str, command: Command, tmp_path: Path, table: Callable[[str], pd.DataFrame]
 ) -> None:
     table("binary").drop(columns="goal").to_csv(tmp_path / "new.csv", index=False)
     code, out, err = command("predict", own_winner, "new.csv")
@@ -494,7 +481,9 @@ def test_the_command_predicts_with_own_code_after_trust(
     assert out.count("\n") == 49
 
 
-def test_what_the_call_names_is_trusted_and_nothing_else(own: str, command: Command, tmp_path: Path) -> None:
+def test_what_the_call_names_is_trusted_and_nothing_else(
+    own: str, command: Command, tmp_path: Path, table: Callable[[str], pd.DataFrame]
+) -> None:
     import steepest
 
     options = {"repeats": 1, "folds": 2, "trials": 1, "epochs": 1, "classical": False, "workers": 1, "quiet": True}
@@ -516,6 +505,19 @@ def test_what_the_call_names_is_trusted_and_nothing_else(own: str, command: Comm
     )
     assert again.winner.facts["model"] == f"{own}:small", "what cannot be this run's winner is fitted again"
     assert CANARY not in sys.modules
+
+
+def test_images_of_another_size_are_resized_from_files_and_refused_as_arrays(
+    make_winner: Callable[..., Winner], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 6, 6, 1), dtype=np.uint8)
+    file = str(tmp_path / "images.npz")
+    np.savez(file, x=pixels, y=np.arange(24) % 2)
+    winner = make_winner(tmp_path, file, "squentropy", size=5)
+    small = load_images(file, split="pool", size=5)[0].pixels
+    pd.testing.assert_frame_equal(winner.predict_file(file), winner.predict(small))
+    with pytest.raises(InputError, match=r"^expected images of 5 x 5 x 1, as they were compared, got 6 x 6 x 1$"):
+        Winner.load(tmp_path / "run").predict(pixels)
 
 
 def test_folders_work_wherever_they_are_copied(saved: Saved, command: Command, tmp_path: Path) -> None:

@@ -37,7 +37,13 @@ from .runner import compute, one_thread, remaining
 from .settings import Settings, check_effort
 from .store import RUNS, Store
 from .stored import check_cells, check_plan
-from .winner import Winner, fit_winner, saved_winner, usage
+from .winner import Winner
+from .winner_facts import KINDS
+from .winner_fit import fit_winner, saved_winner
+from .winner_use import python_lines, shell_line
+
+SERVED = ("best", "network")
+"""Which winner a comparison saves."""
 
 TEXT_COLUMNS = ("name", "title", "kind", "tier", "settings")
 """Of the leaderboard."""
@@ -105,12 +111,16 @@ class Comparison:
 
     @cached_property
     def winner(self) -> Winner:
-        """What inner validation picks, fitted on all rows."""
+        """What won, fitted on all rows: a classical learner where one wins, else a network."""
         return Winner.load(self.folder / "winner", trust=self.trust)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The winner's predictions for new rows."""
         return self.winner.predict(frame)
+
+    def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The winner's calibrated probabilities for new rows, a column a class."""
+        return self.winner.predict_proba(frame)
 
     def _repr_html_(self) -> str:
         words = f"<p>{html.escape(self.sentence)}</p><p>{html.escape(self.advice)}</p>"
@@ -131,6 +141,8 @@ def execute(
     command: Sequence[str] = ("steepest", "compare"),
     terminal: Terminal | None = None,
     dry_run: bool = False,
+    winner: str = SERVED[0],
+    source: str | None = None,
 ) -> Comparison | None:
     """Plan, compute what is missing, judge, write the report and the winner.
 
@@ -144,6 +156,8 @@ def execute(
         command: the command line, for the report.
         terminal: where lines go.
         dry_run: print the plan only.
+        winner: which winner is saved: "best", or "network" also where a classical learner wins.
+        source: what the data were read from, for the lines that use the winner.
 
     Returns:
         The comparison, or None for a dry run.
@@ -156,6 +170,8 @@ def execute(
     settings, table = context.settings, context.table
     count = default_workers(settings) if workers is None else workers
     check_effort(budget, count)
+    if winner not in SERVED:
+        raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {winner!r:.80}")
     for text in (*table.decisions, *notes):
         screen.line(text)
     for text in table.warnings:
@@ -186,7 +202,7 @@ def execute(
         try:
             with store.locked():
                 missing = remaining(design.jobs, store)  # another process may have ended since the plan
-                return _run(design, store, missing, expected, count, command, screen, was_cut)
+                return _run(design, store, missing, expected, count, command, screen, was_cut, winner, source)
         finally:
             store.close()
 
@@ -298,6 +314,8 @@ def _run(
     command: Sequence[str],
     screen: Terminal,
     was_cut: str,
+    served: str,
+    source: str | None,
 ) -> Comparison:
     context, jobs = design.context, design.jobs
     if store.fact("plan") is None:
@@ -338,24 +356,31 @@ def _run(
     if results is None:
         results = assemble(context, store, command=shlex.join(command), seconds=0.0, version=__version__)
         results["data"]["warnings"] += [was_cut] if was_cut else []
+    classical = results["classical"]
+    kind = KINDS[1] if classical is not None and classical["wins"] and served == SERVED[0] else KINDS[0]
     winner_folder = folder / "winner"
-    winner = None if missing else saved_winner(winner_folder, context)
-    finished = kept is not None and winner is not None and winner.facts["objective"] == kept["winner"]["objective"]
+    winner = None if missing else saved_winner(winner_folder, context, kind)
+    said = None if kept is None else (kept["winner"].get("kind"), kept["winner"]["objective"])
+    finished = winner is not None and said == (kind, winner.name)
     if winner is None:
-        winner = fit_winner(context, store)
+        winner = fit_winner(context, store, kind)
         winner.save(winner_folder)
     seconds = before + (time.monotonic() - started if missing else 0.0)
     if not finished:
         facts = winner.facts
-        store.set_fact("seconds", seconds)
+        own = context.settings.own_parts & {winner.name, facts.get("model", "")}
+        reading = {} if isinstance(context.table, Images) else vars(context.table.options)
         results["seconds"] = round(seconds, 2)
-        results["winner"] = {"objective": facts["objective"], "settings": facts["settings"]}
-        new = "new-images.npz" if isinstance(context.table, Images) else "new-rows.csv"
-        own = context.settings.own_parts & {facts["objective"], facts["model"]}
-        results["usage"] = usage(folder, facts["objective"], facts["hyper"], new, own)
+        results["winner"] = {
+            "kind": kind,
+            "objective": winner.name,
+            "settings": facts["settings"],
+            "command": shell_line(winner, folder, source, reading, own),
+        }
+        results["usage"] = python_lines(winner, folder, source, reading, own)
         results["advice"] = advice(results)
         results = clean(results)
-        store.set_facts({"sentence": results["sentence"], "results": results})
+        store.set_facts({"seconds": seconds, "sentence": results["sentence"], "results": results})
     written = write_report(results, folder, missing=finished)
     if finished:
         again = f"; written again: {', '.join(path.name for path in written)}" if written else ""
@@ -366,9 +391,10 @@ def _run(
     screen.line(results["sentence"], "bold")
     if results.get("advice"):
         screen.line(f"So do this: {results['advice']}", "bold")
-    classical = results["classical"]
     if classical is not None and not classical["wins"]:
         screen.line(f"Beside the networks: {classical['sentence']}")
+    what = "the classical learner" if kind == KINDS[1] else "a network trained with"
+    screen.line(f"winner: {what} {winner.name}, fitted on all rows; new rows: {results['winner']['command']}")
     screen.line(f"report: {comparison.report}   ({clock(seconds)})")
     return comparison
 
@@ -382,6 +408,7 @@ def compare(
     workers: int | None = None,
     out: str | Path = RUNS,
     quiet: bool = False,
+    winner: str = SERVED[0],
     **options: Any,
 ) -> Comparison:
     """Which objective to use on this data: every objective tuned and tested in the same nested folds.
@@ -395,6 +422,7 @@ def compare(
         workers: processes; default one a core.
         out: where run folders live; the same call goes on where it stopped.
         quiet: print nothing.
+        winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
             types, test, device, name, as ``steepest compare --help`` lists them. Classes and functions may stand for
@@ -422,6 +450,8 @@ def compare(
         out=out,
         command=["steepest.compare", context.table.name],
         terminal=Terminal(quiet=quiet),
+        winner=winner,
+        source=str(data) if y is None and isinstance(data, (str, Path)) else None,
     )
     assert found is not None
     return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -192,17 +193,23 @@ class Context:
 def run_job(context: Context, job: Job) -> list[CellResult]:
     """Compute the cells of a job; the random states of torch and NumPy are left as they were."""
     reset_peak()
-    before = np.random.get_state()  # noqa: NPY002  # scikit-learn's SVC draws from it
-    np.random.seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32)  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    with numpy_seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32), torch.random.fork_rng([]):
+        found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
     peak = peak_megabytes()
     for cell in found:
         cell.values["peak_memory_mb"] = peak
     return found
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """NumPy's global random state, from which scikit-learn's SVC draws, seeded and afterwards as it was."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 def _objective(context: Context, job: Job) -> list[CellResult]:
@@ -265,10 +272,13 @@ def operating_point(context: Context, tuned: Sequence[Member]) -> dict[str, floa
         assert m.objective is not None and m.outputs is not None
         m.objective.eval()
         outcomes.append(outcome_of(m.objective, m.outputs, m.split))
-    return _operating_point(context, [m.split for m in tuned], outcomes)
+    return operating_point_of(context, [m.split for m in tuned], outcomes)
 
 
-def _operating_point(context: Context, splits: Sequence[Split], outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+def operating_point_of(
+    context: Context, splits: Sequence[Split], outcomes: Sequence[Outcome]
+) -> dict[str, float | None]:
+    """Threshold and temperature from what models, each trained on one of the splits, say of its other rows."""
     y = np.concatenate([split.other_target for split in splits])
     parts = [split.other_weight for split in splits if split.other_weight is not None]
     weights = np.concatenate(parts) if parts else None
@@ -299,7 +309,7 @@ def _classical(context: Context, job: Job) -> list[CellResult]:
         split = context.split(pair, -1)
         outcome = _fit_classical(context, job.name, seed, split)
         values: dict[str, Any] = {"inner": [_finite(np.mean(scores))], "diverged": 0, "trial_text": ""}
-        values |= _operating_point(context, splits, outcomes)
+        values |= operating_point_of(context, splits, outcomes)
         values["seconds"] = time.perf_counter() - started
         results.append(_scored(context, job, pair, values, outcome))
     return results

@@ -167,6 +167,13 @@ def compare_command(
         bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel="Running")
     ] = False,
     out: Annotated[Path, typer.Option(help="Where run folders live.", rich_help_panel="Running")] = Path(OUT),
+    winner: Annotated[
+        str,
+        typer.Option(
+            help="best saves what won, a classical learner too; network always the best network.",
+            rich_help_panel="Running",
+        ),
+    ] = "best",
     as_json: Annotated[
         bool,
         typer.Option(
@@ -282,6 +289,8 @@ def compare_command(
                 command=command,
                 terminal=terminal,
                 dry_run=dry_run,
+                winner=winner,
+                source=source,
             )
         except OverBudget as error:
             typer.echo(f"steepest: error: {error}", err=True)

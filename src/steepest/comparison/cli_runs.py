@@ -112,13 +112,19 @@ def predict_command(
     encoding: Encoding = None,
     separator: Separator = None,
     header: Header = "auto",
+    probabilities: Annotated[
+        bool | None,
+        typer.Option(
+            help="With a calibrated probability of each class, or without. Default: where the winner gives them."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
     trust: Annotated[
         bool,
         typer.Option("--trust", help="Import the own network or objective (module:name) that the winner names."),
     ] = False,
 ) -> None:
-    """Predict new rows with a run's winner: tuned threshold, calibrated probabilities.
+    """Predict new rows with a run's winner, network or classical learner: tuned threshold, calibrated probabilities.
 
     Example: `steepest predict last new-rows.csv --to predictions.csv`.
     """
@@ -137,7 +143,13 @@ def predict_command(
     from .winner import Winner
 
     winner = Winner.load(folder, trust=trust)
+    if probabilities and winner.no_probabilities:
+        raise InputError(f"--probabilities: {winner.name} gives none: {winner.no_probabilities}")
     frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
+    if probabilities is False:
+        frame = frame[winner.predicted_columns]
+    elif winner.no_probabilities:
+        typer.echo(f"warning: {winner.name} gives no probabilities: {winner.no_probabilities}", err=True)
     for line in winner.warnings:
         typer.echo(f"warning: {line}", err=True)
     text = frame.to_csv(index=False)

@@ -88,6 +88,8 @@ def read_outcome(data: object, where: str) -> Outcome:
         raise InputError(f"{where}: damaged: {str(error)[:200]}") from error
     if "predicted" not in found:
         refuse(where, "the array predicted", sorted(found))
+    if any(not array.shape for array in found.values()):
+        refuse(where, "a number for each row", {name: array.shape for name, array in found.items()})
     rows = len(found["predicted"])
     for name, array in found.items():
         if len(array) != rows or array.dtype.kind not in ARRAYS[name] or array.ndim > 2:
@@ -100,16 +102,26 @@ def read_outcome(data: object, where: str) -> Outcome:
 
 def _array(file: Any, size: int, where: str) -> np.ndarray:
     """An array of the NPY format, if its header and the size of its file agree."""
+    shape, fortran, dtype = read_header(file, size, where)
+    values = np.frombuffer(bytearray(file.read()), dtype=dtype)
+    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def read_header(file: Any, size: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and dtype of an array in the NPY format, without its values.
+
+    Raises:
+        InputError: it holds objects, has no dimension, or the file of ``size`` bytes is not as long as it says.
+    """
     version = np.lib.format.read_magic(file)
     reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in reader:
         refuse(where, "version 1 or 2 of the NPY format", version)
     shape, fortran, dtype = reader[version](file)
     expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if dtype.hasobject or not shape or expected != size - file.tell():
+    if dtype.hasobject or expected != size - file.tell():
         refuse(where, f"{expected:,} bytes of {dtype}", f"{size - file.tell():,}")
-    values = np.frombuffer(bytearray(file.read(expected)), dtype=dtype)
-    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+    return shape, fortran, dtype
 
 
 def check_plan(jobs: Sequence[Job], context: Context, where: str) -> None:

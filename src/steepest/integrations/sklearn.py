@@ -22,7 +22,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
+from ..comparison.calibration import Calibration, calibrate
 from ..comparison.models import Backbone
+from ..comparison.training import Split
 from ..core.objective import Objective, TaskInfo
 from ._estimator import ObjectiveEstimator
 
@@ -30,9 +32,16 @@ __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
 
 
 def _gives_probabilities(model: ObjectiveClassifier) -> bool:
-    """Whether the objective gives probabilities: asked of the fitted one, else of one for a small task."""
+    """Whether the objective gives probabilities, or validation rows calibrate its outputs.
+
+    A fitted objective is asked; before that one for a small task, and whether there will be validation rows.
+    """
     if hasattr(model, "network_"):
-        return model._probabilities(model.network_(torch.zeros(1, model.preprocessor_.width).double())) is not None
+        if isinstance(model.calibration_, str):
+            raise AttributeError(f"{model.objective_.name} gives no probabilities: {model.calibration_}")
+        return True
+    if model.validation_fraction is not None:
+        return True
     try:
         tasks = model._objective_class().tasks
         task = "binary" if "binary" in tasks else "multiclass"
@@ -79,6 +88,7 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         n_iter_: epochs that ran. best_epoch_: the one whose network was kept.
         loss_curve_: mean training loss of each epoch.
         validation_curve_: the metric after each epoch, or None.
+        calibration_: what makes probabilities of outputs whose objective gives none, or why it could not be fitted.
         objective_, network_: the objective and the :class:`~steepest.nn.networks.Network`.
         preprocessor_: the :class:`steepest.Preprocessor` of the rows: numbers, categories, dates and text of a frame,
             missing ones too.
@@ -121,8 +131,16 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
 
     @available_if(_gives_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities ``[N, C]`` in the order of ``classes_``; only where the objective gives any."""
-        found = self._probabilities(self._outputs(X))
+        """Probabilities ``[N, C]`` in the order of ``classes_``.
+
+        Those that the objective gives; where it gives none, outputs are calibrated on the validation rows. Without
+        either there is no such method.
+        """
+        outputs = self._outputs(X)
+        if isinstance(self.calibration_, Calibration):
+            with torch.no_grad():
+                return self.calibration_.probabilities(self.objective_.decision(outputs).numpy())
+        found = self._probabilities(outputs)
         assert found is not None
         probabilities: np.ndarray = found.numpy()
         return probabilities
@@ -133,6 +151,20 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         with torch.no_grad():
             found: np.ndarray = self.objective_.decision(outputs).numpy()
         return found
+
+    def _calibrate(self, split: Split) -> None:
+        self.calibration_: Calibration | str | None = None
+        with torch.no_grad():
+            few = self.network_(split.inputs[:1].double().cpu())
+            if self._probabilities(few) is not None:
+                return
+            if not len(split.other_target):
+                self.calibration_ = "set validation_fraction, and its outputs are calibrated on those rows"
+                return
+            outputs = torch.cat([self.network_(part.double()) for part in split.other_inputs.cpu().split(4096)])
+            scores = self.objective_.decision(outputs).numpy()
+        # without an offset the most probable class is the one that is predicted
+        self.calibration_ = calibrate(scores, split.other_target, split.other_weight, offset=False)
 
     def _probabilities(self, outputs: Tensor) -> Tensor | None:
         with torch.no_grad():
