@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.stored import parse_json
 from .errors import InputError
 from .images import ImageScaler, load_images
-from .images.image_set import SMALLEST
+from .images.source import SMALLEST
 from .images.raw import size_of
 from .metrics import Outcome, apply_temperature
 from .own_parts import Trust
