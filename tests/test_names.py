@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "steepest"
 ROOMS = sorted(
     file.parent.relative_to(SOURCE).as_posix().replace("/", ".")
     for file in SOURCE.rglob("__init__.py")
-    if file.parent != SOURCE and "lazy_room" in file.read_text(encoding="utf-8")
+    if file.parent != SOURCE and "= lazy_room(__name__)\n" in file.read_text(encoding="utf-8")
 )
 PRESENT = [row for row in systems() if there(row)]
 INTERNAL = {
