@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from steepest import cli
+from steepest.comparison import metrics
 from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
-from steepest.comparison.metrics import CLASSIFICATION, REGRESSION
 from steepest.comparison.models import MODELS
 from steepest.comparison.names import metric_names, model_names, objective_names
 from steepest.comparison.objectives import known_objectives
@@ -67,6 +67,7 @@ REFUSED = {
     "compare wine --objectives focal,squentropi": "unknown objective 'squentropi'; did you mean 'squentropy'?",
     "compare wine --objectives ,": "--objectives: expected default, all, or names",
     "compare wine --metric acuracy": "unknown metric 'acuracy'; did you mean 'accuracy'?",
+    "compare wine --metric Balanced-Acuracy": "unknown metric 'Balanced-Acuracy'",
     "compare wine --model residul": "unknown model 'residul'; did you mean 'residual'?",
     "compare wine --task clasification": "task: expected one of auto, classification,",
     "compare wine --rare keep": "rare: expected drop or merge, got 'keep'",
@@ -195,8 +196,10 @@ def test_quiet_and_json_say_nothing_first(folder, capsys, monkeypatch):
 
 def test_names_of_objectives_metrics_and_models_are_those_that_are_there():
     assert list(objective_names()) == list(known_objectives())
-    mixed = multitask_metrics([Part("a", "regression")])
-    known = {name for table in (CLASSIFICATION, REGRESSION, MULTILABEL, mixed) for name in table}
+    values = (*vars(metrics).values(), MULTILABEL, multitask_metrics([Part("a", "regression")]))
+    tables = [table for table in values if isinstance(table, dict)]
+    known = {name for table in tables for name, of in table.items() if isinstance(of, metrics.Metric)}
+    assert {"accuracy", "rmse", "exact_match", "mean_score"} <= known
     assert set(metric_names()) == {name for name in known if " of " not in name}
     assert list(model_names()) == list(MODELS)
 

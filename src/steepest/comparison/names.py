@@ -5,6 +5,7 @@ Nothing is imported, so a word that is none is refused, and completed in a shell
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 
@@ -14,6 +15,9 @@ from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
 _WITH_METRICS = ("comparison.metrics", "comparison.several")
+_METRIC_WORDS = "comparison.metric_words"
+"""Where other libraries' words for metrics are, if there are any."""
+
 GROUPS = ("default", "all")
 """Words for several objectives."""
 
@@ -105,8 +109,10 @@ def check_names(objectives: str | Iterable[str], metric: str | None, model: str 
     for word in objective_words(objectives):
         if ":" not in word and word not in GROUPS and word not in objective_names():
             raise unknown_objective(word, objective_names())
-    if metric is not None and ":" not in metric and " of " not in metric and metric not in metric_names():
-        hint = nearest(metric, metric_names()) or "."
-        raise InputError(f"unknown metric {metric!r}{hint} Known: {', '.join(metric_names())}, or module:function")
+    if metric is not None and ":" not in metric and " of " not in metric:
+        words = (*metric_names(), *facts_of(_METRIC_WORDS).get("values", {}).get("ALIASES", ()))
+        if metric not in words and re.sub(r"[\s-]+", "_", metric.strip().lower()) not in words:
+            hint = nearest(metric, words) or "."
+            raise InputError(f"unknown metric {metric!r}{hint} Known: {', '.join(metric_names())}, or module:function")
     if model is not None and ":" not in model and model not in model_names():
         raise unknown_model(model, model_names())
