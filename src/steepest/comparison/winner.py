@@ -15,8 +15,8 @@ from torch import Tensor
 from ..core.stored import parse_json
 from .errors import InputError
 from .images import ImageScaler, load_images
-from .images.source import SMALLEST
 from .images.raw import size_of
+from .images.source import SMALLEST
 from .metrics import Outcome, apply_temperature
 from .own_parts import Trust
 from .read.several import Part

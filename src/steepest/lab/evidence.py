@@ -80,7 +80,7 @@ class Kept:
     Args:
         slug, title: of the system.
         scale: ``"smoke"`` or ``"full"``.
-        date, machine, seconds: when, where, and how long on one core, all seeds together.
+        date, machine, seconds: when, where, and how much processor time, all seeds together.
         source_hash: of the code that ran.
         findings: the claims with their verdicts.
         seeds: by number.

@@ -6,7 +6,6 @@ import importlib
 import multiprocessing
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
@@ -42,15 +41,15 @@ def load(system: System) -> ModuleType:
 
 
 def run_seed(slug: str, scale: str, seed: int) -> tuple[Evidence, float]:
-    """One seed of one experiment, in this process, and its seconds."""
+    """One seed of one experiment, in this process, and its seconds of processor time, processes it started included."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     module = load(find(slug))
-    started = time.perf_counter()
+    before = sum(os.times()[:4])
     evidence: Evidence = module.run(scale, seed)
-    return evidence, time.perf_counter() - started
+    return evidence, sum(os.times()[:4]) - before
 
 
 def run(
