@@ -48,7 +48,7 @@ def test_rooms_are_there_after_one_import():
 
 def test_the_top_level_lists_what_is_there():
     folders = {file.parent.name for file in SOURCE.glob("*/__init__.py")}
-    assert set(steepest.__all__) == {*folders, "catalogue", "compare", "checks", "Preprocessor"}
+    assert set(steepest.__all__) == {*folders, "catalogue", "compare", "checks", "Preprocessor", "Winner"}
     assert set(dir(steepest)) >= set(steepest.__all__)
     assert [name for name in dir(steepest) if not hasattr(steepest, name)] == []
     space = {}
