@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import baselines, statistics
-    from .api import Comparison, OverBudget, compare
+    from .api import OverBudget, compare
     from .errors import InputError
+    from .finished import Comparison
     from .winner import Winner
 
-_HOMES = {"Comparison": "api", "OverBudget": "api", "compare": "api", "InputError": "errors", "Winner": "winner"}
+_HOMES = {"Comparison": "finished", "OverBudget": "api", "compare": "api", "InputError": "errors", "Winner": "winner"}
 _ROOMS = ("baselines", "statistics")
 __all__ = ["Comparison", "InputError", "OverBudget", "Winner", "baselines", "compare", "statistics"]
 
