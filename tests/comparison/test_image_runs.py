@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import steepest
+from steepest.comparison.asked import expand
 from steepest.comparison.cells import Context, Job, run_job
 from steepest.comparison.design import PEAK, trials
 from steepest.comparison.errors import InputError
 from steepest.comparison.inputs import fit_inputs, transform
 from steepest.comparison.models import build
 from steepest.comparison.plan import make_plan
-from steepest.comparison.preparing import expand, prepare
+from steepest.comparison.preparing import prepare
 from steepest.comparison.training import train
 
 SMALL = {"epochs": 2, "workers": 1, "quiet": True, "budget": 60, "objectives": "squentropy"}

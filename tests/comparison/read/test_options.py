@@ -137,6 +137,9 @@ def test_the_command_takes_what_python_takes(
         raise InputError("seen")
 
     monkeypatch.setattr(preparing, "prepare", prepare)
+    monkeypatch.chdir(tmp_path)
+    Path("data.csv").write_text("x,y\n1,a\n", encoding="utf-8")
+    Path("kinds.txt").write_text("x: number\n", encoding="utf-8")
     words = "--encoding cp437 --separator pipe --header no --missing none,-9 --positive a --types kinds.txt --dayfirst"
     code, _, err = command("compare", "data.csv", *words.split())
     assert (code, err.count("seen")) == (2, 1)

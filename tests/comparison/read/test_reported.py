@@ -218,7 +218,7 @@ def test_one_day_beyond_the_twelfth_decides_for_its_column(tmp_path: Path) -> No
     dates = [*AMBIGUOUS[:39], "31/03/2024"]
     table = read(tmp_path, "x,t,y", zip(X, dates, Y))
     assert table.frame["t"][1] == np.datetime64("2024-01-02")
-    assert not table.warnings
+    assert not any("month" in line for line in table.warnings)
 
 
 def test_times_with_and_without_fractions_are_one_column(tmp_path: Path) -> None:
@@ -249,4 +249,4 @@ def test_the_positive_class_is_named_and_can_be_chosen(tmp_path: Path) -> None:
 def test_a_class_that_lives_in_one_group_is_warned_of(tmp_path: Path) -> None:
     groups = ["only" if y == "b" else f"g{i % 4}" for i, y in enumerate(Y)]
     table = read(tmp_path, "x,g,y", zip(X, groups, Y), group="g")
-    assert "the class 'b' lives in one group (of row 1): no fold can both learn and test it" in table.warnings
+    assert "the class 'b' lives in one group 'only': no fold can both learn and test it" in table.warnings
