@@ -134,9 +134,8 @@ def test_what_the_pages_include_is_there(docs):
     assert "src/steepest/catalogue/" in systems.written(DOCS / "guides" / "add-a-system.md")
 
 
-def test_arxiv_numbers_are_links_on_every_page(docs, keep, monkeypatch, tmp_path):
+def test_arxiv_numbers_are_links_on_every_page(docs, monkeypatch, tmp_path):
     """On pages of systems, in docstrings and in tables; and nowhere is one left, but in code and in links."""
-    keep(kept_evidence())
     systems, sources = docs("systems"), docs("sources")
     present = [COMP_SUM, find("ldr"), find("stablemax")]
     monkeypatch.setattr(systems, "there", lambda system: system in present)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from steepest.catalogue import System, find
 from steepest.cli import run
-from steepest.lab import claims, evidence, gallery
+from steepest.lab import asked, claims, evidence, gallery
 from steepest.lab.experiment import Claim, Evidence, judge
 from steepest.lab.smoke import differences, loose_columns, smoke_rows
 from steepest.sources import source_hash
@@ -115,7 +115,7 @@ def toys(tmp_path, monkeypatch):
         toys.calls.append((slug, scale, number))
         return Evidence([{"arm": "a", "error": toys.beneath / 3}], {"gain": number + 1 / 3}), 90.0
 
-    monkeypatch.setattr(gallery, "experiments", lambda: list(systems.values()))
+    monkeypatch.setattr(asked, "experiments", lambda: systems)
     monkeypatch.setattr(gallery, "load", lambda system: module)
     monkeypatch.setattr(gallery, "run_seed", seed)
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)

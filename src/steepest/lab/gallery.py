@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
-from ..catalogue import System, find, systems
+from ..catalogue import System, find
 from ..core.stored import Anything, Listed, Named, Number, Record, Text, Whole, read_json
-from ..sources import source_files, source_hash
+from ..sources import source_hash
+from . import asked
 from . import evidence as store
 from .claims import with_origin
 from .evidence import Kept
@@ -32,7 +33,7 @@ UNDER_WAY = Record({"source_hash": Text(), "seconds": Number(low=0.0), "seeds": 
 
 def experiments() -> list[System]:
     """The systems whose experiment exists."""
-    return [s for s in systems() if s.experiment and source_files(s.experiment)]
+    return list(asked.experiments().values())
 
 
 def load(system: System) -> ModuleType:
