@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from steepest.catalogue import System, find
+from steepest.catalogue import evidence as of_catalogue
 from steepest.cli import run
 from steepest.lab import asked, claims, evidence, gallery
 from steepest.lab.experiment import Claim, Evidence, judge
@@ -119,7 +120,8 @@ def toys(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "load", lambda system: module)
     monkeypatch.setattr(gallery, "run_seed", seed)
     monkeypatch.setattr(evidence, "folder", lambda: tmp_path)
-    for place in (gallery, evidence):
+    monkeypatch.setattr(of_catalogue, "evidence_folder", lambda: tmp_path)
+    for place in (gallery, evidence, of_catalogue):
         monkeypatch.setattr(place, "source_hash", lambda system: toys.code[system.slug])
     return toys
 
