@@ -203,8 +203,8 @@ def test_weights_of_zero_for_a_whole_class_leave_no_task() -> None:
 
 
 def test_a_keyword_of_another_library_is_refused_by_its_name() -> None:
-    with pytest.raises((InputError, TypeError), match="sample_weight"):
-        steepest.compare(NUMBERS, LABELS, sample_weight=np.ones(ROWS))
+    with pytest.raises((InputError, TypeError), match="random_state"):
+        prepare(NUMBERS, LABELS, random_state=0)
 
 
 def test_the_metric_decides_between_classes_and_numbers() -> None:
