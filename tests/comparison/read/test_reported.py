@@ -142,6 +142,12 @@ def test_headers_of_numbers_or_years_are_headers(tmp_path: Path, head: str) -> N
     assert tuple(table.frame.columns) == HEADERS[head]
 
 
+def test_a_year_above_numbers_of_another_form_is_a_header(tmp_path: Path) -> None:
+    cells = [("xz"[i % 2], f"{2000 + 7 * i:.1e}", "uv"[i % 2]) for i in range(40)]
+    table = read(tmp_path, "word,2011,y", cells)
+    assert (len(table.target), list(table.frame.columns)) == (40, ["word", "2011"])
+
+
 @pytest.mark.parametrize("first", ["1.5,2,3", "7,7,7", "12,30,4", "x,2.5,y"])
 def test_a_first_row_of_numbers_is_a_row(tmp_path: Path, first: str) -> None:
     words = first.startswith("x")

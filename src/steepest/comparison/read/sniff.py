@@ -342,7 +342,7 @@ def is_header(first: list[str], below: list[list[str]]) -> tuple[bool, str]:
     if counters and values[0] == 0 and len(values) > 2 and len(values) + len(empty) == len(first):
         return True, "0, 1, 2 ... as pandas numbers columns"
     apart = [
-        _outside(v, columns[i]) or _finer(columns[i]) if i in numeric else years and not columns[i]
+        _outside(v, columns[i]) or _otherwise(below[i]) if i in numeric else years and not columns[i]
         for i, v in numbers.items()
     ]
     if (counters or years) and apart and all(apart):
@@ -360,6 +360,7 @@ def _outside(value: float, column: list[float]) -> bool:
     return not min(column) <= value <= max(column)
 
 
-def _finer(column: list[float]) -> bool:
-    """Whether most numbers have decimals."""
-    return 2 * sum(value != int(value) for value in column if abs(value) < 1e15) > len(column)
+def _otherwise(cells: list[str]) -> bool:
+    """Whether most numbers are written otherwise than as digits: with decimals, an exponent, parted thousands."""
+    numbers = [cell for cell in cells if rough_number(cell) is not None]
+    return 2 * sum(not cell.lstrip("+-").isdigit() for cell in numbers) > len(numbers)
