@@ -95,7 +95,7 @@ def matrix(prepared: dict[str, Any], rows: pd.DataFrame) -> np.ndarray:
         columns.append((np.where(np.isnan(column), one["median"], column) - one["mean"]) / one["scale"])
     columns += [rows[one["column"]].isna().to_numpy() for one in prepared["numeric"] if one["indicator"]]
     for one in prepared["categories"]:
-        column = rows[one["column"]]
+        column = rows[one["column"]].where(~rows[one["column"]].isin(prepared["missing"]))
         columns += [(column.isna() if known is None else column == known).to_numpy() for known in one["categories"]]
     return np.stack(columns, 1).astype(float)
 
