@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazily
 
 if TYPE_CHECKING:
     from . import baselines, statistics
@@ -15,18 +16,15 @@ if TYPE_CHECKING:
     from .finished import Comparison
     from .winner import Winner
 
-_HOMES = {"Comparison": "finished", "OverBudget": "api", "compare": "api", "InputError": "errors", "Winner": "winner"}
-_ROOMS = ("baselines", "statistics")
+_HOMES = {
+    "Comparison": "finished",
+    "InputError": "errors",
+    "OverBudget": "api",
+    "Winner": "winner",
+    "baselines": "",
+    "compare": "api",
+    "statistics": "",
+}
 __all__ = ["Comparison", "InputError", "OverBudget", "Winner", "baselines", "compare", "statistics"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*(name for name in globals() if name.startswith("__")), *__all__])
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -6,8 +6,9 @@ Goes out: a :class:`Table` (features, target, groups, times, weights, decisions,
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ...core.lazy import lazily
 
 if TYPE_CHECKING:
     from .builtin import BUILTIN
@@ -39,12 +40,4 @@ __all__ = [
     "table_from_frame",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*(name for name in globals() if name.startswith("__")), *__all__])
+__getattr__, __dir__ = lazily(__name__, _HOMES)
