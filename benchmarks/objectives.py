@@ -18,7 +18,7 @@ from _record import keep
 from _rounds import measure
 from torch.nn import functional
 
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.core.objective import TaskInfo
 
 PEER = "F.cross_entropy"

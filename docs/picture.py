@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
-from steepest.comparison.store import find_run
+from steepest.comparison.work.store import find_run
 
 WIDTH, HEIGHT = 950, 1110
 TARGET = Path(__file__).with_name("report.png")

@@ -12,9 +12,9 @@ from findings import cell
 
 from steepest.catalogue import System, owners
 from steepest.comparison import metrics
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.read.several import Part
-from steepest.comparison.several import MULTILABEL, multitask_metrics
 from steepest.core.objective import TASKS, Objective
 from steepest.core.search import Choice, Float, Int, Space
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steepest.catalogue import systems, there
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method

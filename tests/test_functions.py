@@ -9,7 +9,7 @@ import torch
 
 from steepest import losses
 from steepest.catalogue import systems, there
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.testing import check_reduced, function_checks, is_loss_function
 
 # functions that are spelt otherwise than their class

@@ -29,7 +29,7 @@ FILES = (
     "data/mixing/test_mixtures.py",
     "descent/test_stack.py",
     "post/ood/test_mahalanobis_ood.py",
-    "comparison/test_metrics.py",
+    "comparison/metrics/test_metrics.py",
 )
 HERE = (native.level(), int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
 ELSEWHERE = [(level, threads) for level in native.levels() for threads in (1, 2) if (level, threads) != HERE]

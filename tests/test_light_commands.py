@@ -16,12 +16,12 @@ from steepest import cli
 from steepest.comparison import metrics
 from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
-from steepest.comparison.models import MODELS
+from steepest.comparison.design.models import MODELS
+from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.names import metric_names, model_names, objective_names
-from steepest.comparison.objectives import known_objectives
 from steepest.comparison.read.several import Part
-from steepest.comparison.several import MULTILABEL, multitask_metrics
-from steepest.comparison.store import Store
+from steepest.comparison.work.store import Store
 
 SLOW = {"torch", "sklearn", "pandas", "scipy", "matplotlib", "pyarrow"}
 DONE = {
@@ -196,7 +196,7 @@ def test_quiet_and_json_say_nothing_first(folder, capsys, monkeypatch):
 
 def test_names_of_objectives_metrics_and_models_are_those_that_are_there():
     assert list(objective_names()) == list(known_objectives())
-    values = (*vars(metrics).values(), MULTILABEL, multitask_metrics([Part("a", "regression")]))
+    values = (*metrics.METRICS.values(), MULTILABEL, multitask_metrics([Part("a", "regression")]))
     tables = [table for table in values if isinstance(table, dict)]
     known = {name for table in tables for name, of in table.items() if isinstance(of, metrics.Metric)}
     assert {"accuracy", "rmse", "exact_match", "mean_score"} <= known

@@ -91,7 +91,7 @@ def test_json_of_files_is_read_in_one_place() -> None:
         "src/steepest/core/stored.py",
         "src/steepest/catalogue/evidence.py",
         "src/steepest/derived.py",
-        "src/steepest/comparison/settings.py",  # its own text, made a line before
+        "src/steepest/comparison/design/settings.py",  # its own text, made a line before
     }
 
 

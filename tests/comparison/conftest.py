@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from steepest.comparison import Winner
-from steepest.comparison.cells import CellResult
-from steepest.comparison.metrics import Outcome
-from steepest.comparison.preparing import prepare
-from steepest.comparison.store import Store
-from steepest.comparison.winner_fit import fit_winner
+from steepest.comparison.api import prepare
+from steepest.comparison.report.winner.fit import fit_winner
+from steepest.comparison.request import Request
+from steepest.comparison.scores.outcome import Outcome
+from steepest.comparison.work.cells import CellResult
+from steepest.comparison.work.store import Store
 
 OWN_PARTS = '''
 import torch
@@ -203,7 +204,7 @@ def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **
     """A winner as a comparison saves it, networks trained for one epoch; inner validation is made up."""
     options = {"repeats": 1, "folds": 2, "trials": 1, "epochs": 1, "batch_size": 16, **options}
     objectives = {"objectives": name} if kind == "objective" else {}
-    context, _ = prepare(data, classical=kind == "classical", **{**objectives, **options})
+    context, _ = prepare(Request(data, classical=kind == "classical", **{**objectives, **options}))
     store, best = Store(folder / "run"), 1.0 if context.metric.greater_is_better else -1.0
     names = {"objective": context.settings.objectives, "classical": context.settings.classical}
     store.add(

@@ -16,9 +16,11 @@ import pytest
 import torch
 from sklearn.dummy import DummyClassifier
 
-from steepest.comparison import baselines, metrics, operating_point, statistics
+from steepest.comparison import baselines, metrics, scores, statistics
 from steepest.comparison.baselines import Baseline
-from steepest.comparison.metrics import BINARY, REGRESSION, Outcome
+from steepest.comparison.metrics.tables import BINARY, REGRESSION
+from steepest.comparison.scores import operating_point
+from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.statistics import PairedResult, bootstrap
 from steepest.core.arrays import labels, numbers
 from steepest.testing._common import refused
@@ -116,7 +118,7 @@ CALLS: dict[str, Call] = {
     "statistics.tiers": Call(
         statistics.tiers, {"results": [RESULT] * N, "holm_p": WEIGHTS - 1}, {"holm_p": "numbers"}
     ),
-    "metrics.Outcome": Call(
+    "scores.Outcome": Call(
         lambda predicted, probabilities, decision: [
             part.tolist() for part in vars(Outcome(predicted, probabilities, decision)).values()
         ],
@@ -143,10 +145,10 @@ CALLS: dict[str, Call] = {
         metrics.confusion, {"y": Y, "outcome": Outcome(OTHER), "num_classes": 2, "weights": WEIGHTS},
         {"y": "codes", "weights": "weights"},
     ),
-    "metrics.apply_temperature": Call(
+    "scores.apply_temperature": Call(
         operating_point.apply_temperature, {"probabilities": P, "temperature": 2.0}, {"probabilities": "matrix?~"}
     ),
-    "metrics.fit_temperature": Call(
+    "scores.fit_temperature": Call(
         operating_point.fit_temperature, {"probabilities": P, "y": Y, "weights": WEIGHTS},
         {"probabilities": "matrix?", "y": "codes", "weights": "weights"},
     ),
@@ -154,10 +156,10 @@ CALLS: dict[str, Call] = {
         operating_point.negative_log_likelihood, {"probabilities": P, "y": Y, "weights": WEIGHTS},
         {"probabilities": "matrix", "y": "codes", "weights": "weights"},
     ),
-    "metrics.reliability_bins": Call(
+    "scores.reliability_bins": Call(
         operating_point.reliability_bins, {"probabilities": P, "y": Y}, {"probabilities": "matrix", "y": "codes"}
     ),
-    "metrics.tune_threshold": Call(
+    "scores.tune_threshold": Call(
         operating_point.tune_threshold, {"y": Y, "decision": REAL, "weights": WEIGHTS},
         {"y": "codes", "decision": "numbers?", "weights": "weights"},
     ),
@@ -220,14 +222,16 @@ for name, kind in LEARNERS.items():
 
 WITHOUT_ARRAYS = {
     "statistics.holdout_interval", "statistics.proportions_test", "statistics.point_632", "statistics.point_632_plus",
-    "statistics.power_message", "metrics.find_metric", "baselines.baseline_ladder", "baselines.classical_learners",
+    "statistics.power_message", "scores.ece", "metrics.find_metric", "metrics.multitask_metrics",
+    "baselines.baseline_ladder", "baselines.classical_learners",
 }  # fmt: skip
 
 
 def public():
     """Functions by name, and the classes that take arrays."""
     found = {f"statistics.{name}": getattr(statistics, name) for name in statistics.__all__}
-    found |= {f"metrics.{name}": getattr(metrics, name) for name in metrics.__all__}
+    found |= {f"scores.{name}": getattr(scores, name) for name in scores.__all__}
+    found |= {f"metrics.{name}": getattr(metrics, name) for name in metrics.__all__ if name != "Outcome"}
     found |= {f"baselines.{name}": getattr(baselines, name) for name in baselines.__all__}
     return {name: value for name, value in found.items() if isinstance(value, types.FunctionType) or value is Outcome}
 

@@ -14,9 +14,13 @@ import pandas as pd
 import pytest
 
 import steepest
-from steepest.comparison import Winner, plan
-from steepest.comparison.cells import CellResult, Context, Job, run_job
-from steepest.comparison.store import Store
+from steepest.comparison import Winner
+from steepest.comparison.design import jobs
+from steepest.comparison.design.context import Context
+from steepest.comparison.design.jobs import Job
+from steepest.comparison.work import timing
+from steepest.comparison.work.cells import CellResult, run_job
+from steepest.comparison.work.store import Store
 
 Command = Callable[..., tuple[int, str, str]]
 FAST = ("--objectives", "comp_sum", "--no-classical", "--repeats", 1, "--folds", 2, "--trials", 2, "--epochs", 2)
@@ -66,8 +70,8 @@ def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tm
     def computed(*_: Any, **__: Any) -> None:
         raise AssertionError("something is computed again")
 
-    for name in ("assemble", "compute", "fit_winner"):
-        monkeypatch.setattr(f"steepest.comparison.api.{name}", computed)
+    for name in ("api.assemble", "work.run.compute", "report.publish.fit_winner"):
+        monkeypatch.setattr(f"steepest.comparison.{name}", computed)
     code, out, _ = command("compare", csv, *FAST)
     assert code == 0
     assert "plan:" not in out
@@ -150,7 +154,7 @@ def test_over_budget_offers_commands_that_fit(
         s = context.settings
         return 0.2 * s.epochs * (s.trials + 0.8) * len(job.cells)
 
-    monkeypatch.setattr(plan, "time_job", cost)
+    monkeypatch.setattr(timing, "time_job", cost)
     words = ["compare", csv, *FAST, "--epochs", 30, "--patience", 30, "--trials", 8, "--repeats", 4]
     need = plan_seconds(command("compare", *words[1:], "--dry-run")[1])
     code, out, err = command(*words, "--budget", need * 0.6 / 60)
@@ -170,7 +174,9 @@ def test_over_budget_offers_commands_that_fit(
 def slow_clock(monkeypatch: pytest.MonkeyPatch, cell: float) -> None:
     """A machine on which a cell of an objective would take so many seconds a trial and epoch at full length."""
     monkeypatch.setattr(
-        plan, "time_job", lambda context, job: cell * context.settings.trials * context.settings.epochs * len(job.cells)
+        timing,
+        "time_job",
+        lambda context, job: cell * context.settings.trials * context.settings.epochs * len(job.cells),
     )
 
 
@@ -179,14 +185,14 @@ def test_the_gate_goes_by_what_early_stopping_leaves(
 ) -> None:
     """At full length far over the budget; the first job, run and kept, tells that trainings stop at once."""
     slow_clock(monkeypatch, 0.1)
-    monkeypatch.setattr(plan, "STACK_WORK", 1.0)  # a job a cell
+    monkeypatch.setattr(jobs, "STACK_WORK", 1.0)  # a job a cell
     computed: list[Job] = []
 
     def counting(context: Context, job: Job) -> list[CellResult]:
         computed.append(job)
         return run_job(context, job)
 
-    for module in ("api", "runner"):
+    for module in ("work.run", "work.executor"):
         monkeypatch.setattr(f"steepest.comparison.{module}.run_job", counting)
     words = (*FAST, "--epochs", 100, "--patience", 1)  # 4 cells of 20 s: 80 s, or 0.8 s
     code, out, err = command("compare", csv, *words, "--budget", 0.5)
@@ -319,7 +325,7 @@ def test_an_output_folder_that_cannot_be_is_one_line(command: Command, csv: Path
 def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "STACK_WORK", 1.0)  # a job a cell
+    monkeypatch.setattr(jobs, "STACK_WORK", 1.0)  # a job a cell
     real, calls = Store.add, []
 
     def add(self: Store, results: list) -> None:
@@ -354,7 +360,7 @@ def test_an_interrupt_is_one_line_and_130(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("steepest.comparison.runner.run_job", interrupted)
+        patch.setattr("steepest.comparison.work.executor.run_job", interrupted)
         code, out, err = command("compare", csv, *FAST, "--quiet")
     assert (code, out) == (130, "")
     assert err == "steepest: interrupted; what is finished is kept, and the same command goes on\n"

@@ -7,15 +7,19 @@ import pytest
 import torch
 
 import steepest
+from steepest.comparison.api import prepare
 from steepest.comparison.asked import expand
-from steepest.comparison.cells import Context, Job, run_job
-from steepest.comparison.design import PEAK, trials
+from steepest.comparison.design.context import Context
+from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.models import build
+from steepest.comparison.design.plan import make_plan
+from steepest.comparison.design.trials import PEAK, trials
 from steepest.comparison.errors import InputError
-from steepest.comparison.inputs import fit_inputs, transform
-from steepest.comparison.models import build
-from steepest.comparison.plan import make_plan
-from steepest.comparison.preparing import prepare
-from steepest.comparison.training import train
+from steepest.comparison.read.inputs import fit_inputs, transform
+from steepest.comparison.request import Request
+from steepest.comparison.work import timing
+from steepest.comparison.work.cells import member_of, recipe_of, run_job
+from steepest.comparison.work.training import train
 
 SMALL = {"epochs": 2, "workers": 1, "quiet": True, "budget": 60, "objectives": "squentropy"}
 
@@ -54,12 +58,12 @@ def test_own_test_part_with_three_seeds(file, tmp_path):
 
 
 def test_seeds_differ_in_start_and_order_and_objectives_share_them(file):
-    context, _ = prepare(file, objectives="squentropy")
-    members = [context.member((repeat, 0), -1, None) for repeat in range(3)]
+    context, _ = prepare(Request(file, objectives="squentropy"))
+    members = [member_of(context, (repeat, 0), -1, None) for repeat in range(3)]
     assert len({m.seeds["backbone"] for m in members}) == 3
     assert len({m.seeds["order"] for m in members}) == 3
     assert context.settings.augment
-    assert context.recipe(None).augment is not None
+    assert recipe_of(context, None).augment is not None
 
 
 def test_pool_joins_both_parts(file, tmp_path):
@@ -69,7 +73,7 @@ def test_pool_joins_both_parts(file, tmp_path):
 
 
 def test_scaling_sees_the_training_part_only(file):
-    context, _ = prepare(file, objectives="squentropy", augment=False)
+    context, _ = prepare(Request(file, objectives="squentropy", augment=False))
     before = context.split((0, 0), -1).inputs.clone()
     context.test.pixels[:] = 255
     fresh = Context(context.table, context.settings, context.test)
@@ -86,14 +90,14 @@ def test_scaling_sees_the_training_part_only(file):
 )
 def test_what_is_for_tables_is_refused(file, options, message):
     with pytest.raises(InputError, match=message):
-        prepare(file, objectives="squentropy", **options)
+        prepare(Request(file, objectives="squentropy", **options))
 
 
 def test_a_table_takes_no_image_model():
     with pytest.raises(InputError, match="use mlp or residual"):
-        prepare("wine", model="resnet")
+        prepare(Request("wine", model="resnet"))
     with pytest.raises(InputError, match="are for images"):
-        prepare("wine", split="pool")
+        prepare(Request("wine", split="pool"))
 
 
 def test_a_folder_of_tables_is_its_files(tmp_path):
@@ -122,7 +126,7 @@ def test_parquet_is_read_like_csv(tmp_path):
 def test_images_train_once_over_a_whole_cycle_of_the_learning_rate(file):
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    context, _ = prepare(file, objectives="cross_entropy", epochs=3, batch_size=16)
+    context, _ = prepare(Request(file, objectives="cross_entropy", epochs=3, batch_size=16))
     assert context.settings.one_cycle
     pair = (0, 0)
     fit, valid = context.inner(pair)[0]
@@ -143,14 +147,14 @@ def test_images_train_once_over_a_whole_cycle_of_the_learning_rate(file):
 
 
 def test_the_tuned_network_itself_is_scored(file):
-    context, _ = prepare(file, objectives="cross_entropy", split="pool", epochs=2)
+    context, _ = prepare(Request(file, objectives="cross_entropy", split="pool", epochs=2))
     pair = next(iter(context.folds))
     split = context.split(pair, 0)
     scaler = fit_inputs(context.table, context.inner(pair)[0][0])
     own = transform(scaler, context.table, context.folds[pair].test)
     assert torch.equal(split.test_inputs, own)
-    recipe = context.recipe(context.objective("cross_entropy"))
-    member = context.member(pair, 0, trials(recipe.objective, 1, 0)[0])
+    recipe = recipe_of(context, context.objective("cross_entropy"))
+    member = member_of(context, pair, 0, trials(recipe.objective, 1, 0)[0])
     train(recipe, [member])
     network = build(recipe.backbone, 1, member.objective, member.info, backbone_seed=0, head_seed=0)
     network.load_state_dict(member.state)
@@ -160,5 +164,5 @@ def test_the_tuned_network_itself_is_scored(file):
 
 
 def test_the_plan_counts_one_training_a_fold(file):
-    context, _ = prepare(file, objectives="cross_entropy", split="pool")
-    assert make_plan(context, 1).trainings == 3
+    context, _ = prepare(Request(file, objectives="cross_entropy", split="pool"))
+    assert make_plan(context, 1, timing.measure).trainings == 3

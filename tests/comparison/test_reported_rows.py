@@ -11,7 +11,8 @@ import pytest
 
 import steepest
 from steepest.comparison import Comparison, InputError
-from steepest.comparison.preparing import prepare
+from steepest.comparison.api import prepare
+from steepest.comparison.request import Request
 
 Command = Callable[..., tuple[int, str, str]]
 ROWS = 60
@@ -191,26 +192,26 @@ def test_labels_come_back_in_the_dtype_in_which_they_came(kind: str) -> None:
 def test_labels_of_rows_in_another_order_are_refused() -> None:
     frame = pd.DataFrame(NUMBERS, columns=list("abcd"))
     with pytest.raises(InputError, match="same row labels in another order"):
-        prepare(frame, pd.Series(LABELS).sample(frac=1, random_state=1), classical=False)
+        prepare(Request(frame, pd.Series(LABELS).sample(frac=1, random_state=1), classical=False))
     with pytest.raises(InputError, match="same row labels in another order"):
-        prepare(frame, pd.DataFrame({"y": LABELS})[::-1], classical=False)
+        prepare(Request(frame, pd.DataFrame({"y": LABELS})[::-1], classical=False))
 
 
 def test_weights_of_zero_for_a_whole_class_leave_no_task() -> None:
     frame = pd.DataFrame(NUMBERS, columns=list("abcd")).assign(w=np.where(LABELS == 1, 0, 1))
     with pytest.raises(InputError, match="one class only"):
-        prepare(frame, LABELS, weight="w", classical=False)
+        prepare(Request(frame, LABELS, weight="w", classical=False))
 
 
 def test_a_keyword_of_another_library_is_refused_by_its_name() -> None:
     with pytest.raises((InputError, TypeError), match="random_state"):
-        prepare(NUMBERS, LABELS, random_state=0)
+        prepare(Request(NUMBERS, LABELS, random_state=0))
 
 
 def test_the_metric_decides_between_classes_and_numbers() -> None:
     stars = 1.0 + np.arange(ROWS) % 5
     options = {"repeats": 1, "folds": 2, "trials": 1, "classical": False}
-    assert prepare(NUMBERS, stars, **options)[0].table.task == "multiclass"
-    assert prepare(NUMBERS, stars, metric="rmse", **options)[0].table.task == "regression"
+    assert prepare(Request(NUMBERS, stars, **options))[0].table.task == "multiclass"
+    assert prepare(Request(NUMBERS, stars, metric="rmse", **options))[0].table.task == "regression"
     halves = np.where(LABELS == 1, 0.9, 0.1)
-    assert prepare(NUMBERS, halves, **options)[0].table.task == "binary"
+    assert prepare(Request(NUMBERS, halves, **options))[0].table.task == "binary"

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import steepest
-from steepest.comparison import InputError, OverBudget, plan
-from steepest.comparison.metrics import MULTICLASS
-from steepest.comparison.store import Store
+from steepest.comparison import InputError, OverBudget
+from steepest.comparison.metrics.tables import MULTICLASS
+from steepest.comparison.work import timing
+from steepest.comparison.work.store import Store
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1, "classical": False, "quiet": True}
 
@@ -117,7 +118,7 @@ def test_weights_refuse_a_loss_of_the_batch(blobs: Callable, own: str, tmp_path:
 
 
 def test_over_budget_trains_nothing(blobs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "time_job", lambda context, job: 1e5)
+    monkeypatch.setattr(timing, "time_job", lambda context, job: 1e5)
     with pytest.raises(OverBudget, match="over the budget of 1 minutes") as caught:
         steepest.compare(*blobs(60, 2), objectives="comp_sum", budget=1, out=tmp_path, **FAST)
     assert caught.value.commands
@@ -247,8 +248,8 @@ def a_job_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "        if name != 'steepest.comparison.api':\n"
         "            return None\n"
         "        sys.meta_path.remove(self)\n"
-        "        import steepest.comparison.plan\n"
-        "        steepest.comparison.plan.STACK_WORK = 1.0\n"
+        "        import steepest.comparison.design.jobs\n"
+        "        steepest.comparison.design.jobs.STACK_WORK = 1.0\n"
         "        return None\n"
         "sys.meta_path.insert(0, Find())\n"
     )

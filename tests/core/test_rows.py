@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.core import native, rows, rowwise
 
 EPS = torch.finfo(torch.float32).eps

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from steepest.comparison.design.settings import Settings
 from steepest.comparison.errors import InputError
-from steepest.comparison.settings import Settings
 from steepest.core.checks import check_flag, check_number
 from steepest.core.objective import TaskInfo
 from steepest.core.scalars import is_flag, is_number, plain

@@ -10,8 +10,8 @@ import pytest
 
 from steepest import cli
 from steepest.catalogue import systems
-from steepest.comparison.progress import Terminal, summary
-from steepest.comparison.store import Store
+from steepest.comparison.report.terminal import Terminal, summary
+from steepest.comparison.work.store import Store
 from steepest.core.terminal import table_lines, wrapped
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steepest.cli import run
-from steepest.comparison import plan
+from steepest.comparison.work import timing
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,12 +35,12 @@ def test_make_compare_is_never_refused(tmp_path: Path, monkeypatch: pytest.Monke
     ((program, *words),) = recipe("compare")
     assert program == ".venv/bin/steepest"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "time_learner", lambda context, job: 1e9)
-    monkeypatch.setattr(plan, "time_job", lambda context, job: 1e9)
+    monkeypatch.setattr(timing, "time_learner", lambda context, job: 1e9)
+    monkeypatch.setattr(timing, "time_job", lambda context, job: 1e9)
     assert run([*words, "--dry-run"]) == 0
     assert "epochs from 60 to 8, no classical learners" in capsys.readouterr().out
-    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
-    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_learner", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_job", lambda context, job: 0.0)
     assert run([*words, "--dry-run"]) == 0
     assert "cut to fit" not in capsys.readouterr().out
 

@@ -15,7 +15,7 @@ import pytest
 
 from steepest.catalogue import systems, there
 from steepest.cli import run
-from steepest.comparison import plan
+from steepest.comparison.work import timing
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -110,8 +110,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_every_block_runs_in_one_folder_in_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
-    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_job", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_learner", lambda context, job: 0.0)
     smaller, ran = dict(SMALLER), 0
     for file in in_order():
         script = types.ModuleType("__main__")  # classes that a guide hands over are looked up in the running script
@@ -135,8 +135,8 @@ def test_every_block_runs_in_one_folder_in_order(folder: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_the_commands_of_the_readmes_table_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "time_job", lambda context, job: 0.0)
-    monkeypatch.setattr(plan, "time_learner", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_job", lambda context, job: 0.0)
+    monkeypatch.setattr(timing, "time_learner", lambda context, job: 0.0)
     found = table_of_commands()
     full_scale = [words for words in found if words[1:2] == ["lab"] and words[2] != "show"]  # they write evidence
     assert [words[2] for words in full_scale] == ["run", "gallery"]
@@ -183,7 +183,7 @@ def test_the_readme_says_how_many_systems_there_are() -> None:
 
 def test_words_of_the_command_line_exist() -> None:
     """Every objective that a guide names is one, so that a renamed one doesn't stay behind."""
-    from steepest.comparison.objectives import known_objectives
+    from steepest.comparison.design.objectives import known_objectives
 
     text = (ROOT / "docs" / "guides" / "which-objective.md").read_text(encoding="utf-8")
     rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")][1:]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from steepest.catalogue import find
-from steepest.comparison.metrics import METRICS
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.metrics.tables import METRICS
 from steepest.lab import evidence, gallery
 from steepest.lab.evidence import Kept
 from steepest.lab.experiment import Claim, Evidence, Finding

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.core.objective import TaskInfo
 from steepest.descent import ArrayBatches, Descent
 from steepest.integrations.sklearn import ObjectiveClassifier, ObjectiveRegressor

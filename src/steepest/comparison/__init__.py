@@ -1,5 +1,8 @@
 """The main job: compare objectives on a user's data, with statistics that hold.
 
+Data pass five stages: ``read``, ``design``, ``work``, ``verdict``, ``report``. Under them lie libraries that
+know no stage: ``scores``, ``metrics``, ``statistics``, ``baselines``.
+
 ``compare`` does everything; ``Winner`` loads what it saved.
 """
 
@@ -13,14 +16,14 @@ if TYPE_CHECKING:
     from . import baselines, statistics
     from .api import OverBudget, compare
     from .errors import InputError
-    from .finished import Comparison
-    from .winner import Winner
+    from .report.finished import Comparison
+    from .report.winner.winner import Winner
 
 _HOMES = {
-    "Comparison": "finished",
+    "Comparison": "report.finished",
     "InputError": "errors",
     "OverBudget": "api",
-    "Winner": "winner",
+    "Winner": "report.winner.winner",
     "baselines": "",
     "compare": "api",
     "statistics": "",

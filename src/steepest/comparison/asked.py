@@ -6,57 +6,42 @@ The functions that read, plan and train check the same again, with these checks,
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .errors import InputError
-from .images.source import check_image_options, idx_pair, is_image_folder, is_image_source, open_bytes
 from .names import check_names
 from .read.builtin import BUILTIN
+from .read.images.source import check_image_options, idx_pair, is_image_folder, is_image_source, open_bytes
 from .read.options import check_options, read_options
 from .read.source import open_file
-from .settings import LIMITS, check_effort, check_numbers
+from .request import READING, Request
 
 TABLES = (".csv", ".tsv", ".parquet")
 """What is taken from a folder of tables."""
 
-READING = ("encoding", "separator", "header", "missing", "dayfirst", "types")
-"""Options that say how a file is read."""
 
-FOR_TABLES = ("drop", "group", "time", "weight", "rare", "positive", *READING, "target", "test")
-"""Options that mean nothing for images."""
-
-
-def check_asked(sources: Sequence[str], options: Mapping[str, Any], *, budget: float, workers: int | None) -> None:
-    """Refuse sources that cannot be opened, words that stand for nothing, numbers out of range.
-
-    Args:
-        sources: of the command, folders of tables expanded.
-        options: of :func:`~steepest.comparison.preparing.prepare`.
-        budget, workers: of the run.
+def check_asked(request: Request) -> None:
+    """Refuse a source that cannot be opened, and words that stand for nothing.
 
     Raises:
         InputError: the first that is wrong, in one line.
     """
-    check_numbers(**{name: options[name] for name in (*LIMITS, "noise")})
-    check_effort(budget, workers)
-    folds = 5 if options["folds"] is None else options["folds"]
-    check_options(options["task"], options["rare"], folds)
-    read_options(**{name: options[name] for name in READING})
-    check_names(options["objectives"], options["metric"], options["model"])
-    device = options["device"]
-    if device != "cpu" and not device.startswith("cuda"):
-        raise InputError(f"--device: {device!r} is not here; use cpu or cuda")
-    for source in sources:
-        if is_image_source(source):
-            refuse_for_images(source, options)
-            check_image_options(options["split"], options["size"], folds)
-        else:
-            refuse_for_tables(options["split"])
-        open_source(source)
-    if options["test"] is not None:
-        open_source(options["test"])
+    folds = 5 if request.folds is None else request.folds
+    check_options(request.task, request.rare, folds)
+    read_options(**{name: getattr(request, name) for name in READING})
+    check_names(request.objectives, request.metric, request.model)
+    if request.device != "cpu" and not request.device.startswith("cuda"):
+        raise InputError(f"--device: {request.device!r} is not here; use cpu or cuda")
+    source = str(request.data)
+    if is_image_source(source):
+        request.refuse_for_images()
+        check_image_options(request.split, request.size, folds)
+    else:
+        request.refuse_for_tables()
+    open_source(source)
+    if request.test is not None:
+        open_source(str(request.test))
 
 
 def open_source(source: str) -> None:
@@ -74,19 +59,6 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"cannot keep the run in {str(folder)!r}: {str(there)!r} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"cannot keep the run in {str(folder)!r}: nothing can be written in {str(there)!r}")
-
-
-def refuse_for_images(source: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of tables for a source of images."""
-    wrong = [name for name in FOR_TABLES if options.get(name)]
-    if wrong:
-        raise InputError(f"--{wrong[0]} is for tables, and {source!r} holds images")
-
-
-def refuse_for_tables(split: str) -> None:
-    """Refuse options of images for a table."""
-    if split != "auto":
-        raise InputError("--split and --pool are for images that carry their own test part")
 
 
 def expand(source: str) -> list[str]:

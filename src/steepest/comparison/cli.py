@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -221,77 +222,74 @@ def compare_command(
     from concurrent.futures import BrokenExecutor
 
     from .asked import check_asked, check_folder, expand, what_is_read
+    from .request import Request
 
-    options: dict[str, Any] = {
-        "target": target,
-        "task": task,
-        "drop": dropped_columns(drop),
-        "group": group,
-        "time": time,
-        "weight": weight,
-        "rare": rare,
-        "positive": positive,
-        "types": types,
-        "missing": missing,
-        "dayfirst": dayfirst,
-        "encoding": encoding,
-        "separator": separator,
-        "header": None if header == "auto" else header,
-        "test": test,
-        "split": "pool" if pool else split,
-        "size": size,
-        "augment": augment,
-        "noise": noise,
-        "objectives": objectives,
-        "metric": metric,
-        "model": model,
-        "classical": classical,
-        "repeats": repeats,
-        "folds": folds,
-        "trials": trials,
-        "epochs": epochs,
-        "patience": patience,
-        "batch_size": batch,
-        "seed": seed,
-        "device": device,
-    }
-    data = [file for source in data for file in expand(source)]
-    check_asked(data, options, budget=budget, workers=workers)
+    requests = [
+        Request(
+            source,
+            target=target,
+            task=task,
+            drop=dropped_columns(drop),
+            group=group,
+            time=time,
+            weight=weight,
+            rare=rare,
+            positive=positive,
+            types=types,
+            missing=missing,
+            dayfirst=dayfirst,
+            encoding=encoding,
+            separator=separator,
+            header=None if header == "auto" else header,
+            test=test,
+            split="pool" if pool else split,
+            size=size,
+            augment=augment,
+            noise=noise,
+            objectives=objectives,
+            metric=metric,
+            model=model,
+            classical=classical,
+            repeats=repeats,
+            folds=folds,
+            trials=trials,
+            epochs=epochs,
+            patience=patience,
+            batch_size=batch,
+            seed=seed,
+            device=device,
+            budget=budget,
+            cut=cut,
+            workers=workers,
+            out=out,
+            dry_run=dry_run,
+            winner=winner,
+        )
+        for given in data
+        for source in expand(given)
+    ]
+    sources = [request.data for request in requests]
+    for request in requests:
+        check_asked(request)
     if not dry_run:
         check_folder(out)
     if not (quiet or as_json):
-        typer.echo(what_is_read(data))
+        typer.echo(what_is_read(sources))
         sys.stdout.flush()
 
-    from .api import OverBudget, execute
-    from .preparing import prepare
-    from .progress import Terminal
+    from .api import OverBudget, execute, prepare
+    from .report.terminal import Terminal
 
-    prepared = [prepare(source, **options) for source in data]  # every file is read before the first training
+    prepared = [prepare(request) for request in requests]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
     found = []
-    for source, (context, notes) in zip(data, prepared):
-        command = (
-            ["steepest", *sys.argv[1:]]
-            if len(data) == 1
-            else ["steepest", *(w for w in sys.argv[1:] if w not in data or w == source)]
-        )
-        if len(data) > 1:
-            terminal.line(f"== {source}", "bold")
+    for request, (context, notes) in zip(requests, prepared):
+        others = {source for source in sources if source != request.data}
+        command = ("steepest", *(word for word in sys.argv[1:] if word not in others))
+        if len(requests) > 1:
+            terminal.line(f"== {request.data}", "bold")
         try:
-            done = execute(
-                context,
-                notes,
-                budget=budget,
-                cut=cut,
-                workers=workers,
-                out=out,
-                command=command,
-                terminal=terminal,
-                dry_run=dry_run,
-                winner=winner,
-                source=source,
-            )
+            done = execute(replace(request, command=command), context, notes, terminal)
         except OverBudget as error:
             typer.echo(f"steepest: error: {error}", err=True)
             for line in error.commands:
@@ -307,8 +305,8 @@ def compare_command(
             found.append(done)
     across = None
     if len(found) > 1:
-        from .across import compare_across
         from .report.across import write_across
+        from .verdict.across import compare_across
 
         across = compare_across([c.results for c in found])
         for line in across["lines"]:

@@ -19,7 +19,7 @@ def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.
     """
     from ..core.terminal import print_table, screen_width
     from .errors import InputError
-    from .store import runs
+    from .work.store import runs
 
     folders = runs(out)
     if not folders:
@@ -40,7 +40,7 @@ def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.
 
 def _progress(folder: Path) -> tuple[str, str, str]:
     """The data of a run, how far it is, and what it found."""
-    from .store import Store
+    from .work.store import Store
 
     store = Store(folder)
     try:
@@ -70,7 +70,7 @@ def report_command(
     Example: `steepest report last`.
     """
     from .errors import InputError
-    from .store import Store, find_run
+    from .work.store import Store, find_run
 
     folder = find_run(run, out)
 
@@ -131,7 +131,7 @@ def predict_command(
     from .asked import open_source
     from .errors import InputError
     from .read.options import read_options
-    from .store import find_winner
+    from .work.store import find_winner
 
     folder = find_winner(run, out)
     read_options(encoding=encoding, separator=separator, header=header)
@@ -140,7 +140,7 @@ def predict_command(
         raise InputError(f"--to: cannot write {str(to)!r}: no folder {str(to.parent)!r}")
 
     from .report.files import write_atomically
-    from .winner import Winner
+    from .report.winner.winner import Winner
 
     winner = Winner.load(folder, trust=trust)
     if probabilities and winner.no_probabilities:

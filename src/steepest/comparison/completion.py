@@ -60,7 +60,7 @@ def complete_task(incomplete: str) -> list[str]:
 
 def complete_run(incomplete: str) -> list[str]:
     """Runs in the folder where they live by default."""
-    from .store import runs
+    from .work.store import runs
 
     return _beginning(["last", *(folder.name for folder in runs())], incomplete)
 

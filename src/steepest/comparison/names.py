@@ -14,8 +14,8 @@ from ..catalogue.names import ancestry, attribute, facts_of, resolve
 from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
-_WITH_METRICS = ("comparison.metrics", "comparison.several")
-_METRIC_WORDS = "comparison.metric_words"
+_WITH_METRICS = ("comparison.metrics.tables", "comparison.metrics.several")
+_METRIC_WORDS = "comparison.metrics.words"
 """Where other libraries' words for metrics are, if there are any."""
 
 GROUPS = ("default", "all")
@@ -66,7 +66,7 @@ def model_names() -> tuple[str, ...]:
     >>> model_names()
     ('mlp', 'residual', 'resnet')
     """
-    return tuple(facts_of("comparison.models")["values"]["MODELS"])
+    return tuple(facts_of("comparison.design.models")["values"]["MODELS"])
 
 
 def objective_words(asked: str | Iterable[str]) -> list[str]:

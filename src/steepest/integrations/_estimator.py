@@ -25,11 +25,12 @@ from sklearn.utils.validation import (
 )
 from torch import Tensor, nn
 
-from ..comparison.metrics import default_metric, find_metric
-from ..comparison.models import IMAGE_MODELS, MODELS, Backbone, build, feature_width, find_model
-from ..comparison.objectives import find_objective, why_not
+from ..comparison.design.context import Split
+from ..comparison.design.models import IMAGE_MODELS, MODELS, Backbone, build, feature_width, find_model
+from ..comparison.design.objectives import find_objective, why_not
+from ..comparison.metrics.tables import default_metric, find_metric
 from ..comparison.read import Preprocessor
-from ..comparison.training import Split, outcome_of
+from ..comparison.work.training import outcome_of
 from ..core.checks import check_choice, refuse, refuse_type
 from ..core.objective import Objective, TaskInfo
 from ..descent import ArrayBatches, Descent, EarlyStopping

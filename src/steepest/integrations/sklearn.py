@@ -22,9 +22,9 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
-from ..comparison.calibration import Calibration, calibrate
-from ..comparison.models import Backbone
-from ..comparison.training import Split
+from ..comparison.design.context import Split
+from ..comparison.design.models import Backbone
+from ..comparison.scores.calibration import Calibration, calibrate
 from ..core.objective import Objective, TaskInfo
 from ._estimator import ObjectiveEstimator
 

@@ -128,15 +128,16 @@ def test_the_command_takes_what_python_takes(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each option arrives where the file is read; the comparison itself is cut off there."""
-    from steepest.comparison import preparing
+    from steepest.comparison import api
+    from steepest.comparison.request import Request
 
     seen: dict[str, object] = {}
 
-    def prepare(source: str, **options: object) -> None:
-        seen.update(options)
+    def prepare(request: Request) -> None:
+        seen.update(vars(request))
         raise InputError("seen")
 
-    monkeypatch.setattr(preparing, "prepare", prepare)
+    monkeypatch.setattr(api, "prepare", prepare)
     monkeypatch.chdir(tmp_path)
     Path("data.csv").write_text("x,y\n1,a\n", encoding="utf-8")
     Path("kinds.txt").write_text("x: number\n", encoding="utf-8")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from steepest.comparison.across import compare_across
 from steepest.comparison.report.across import across_html, write_across
+from steepest.comparison.verdict.across import compare_across
 
 NAMES = ("cross_entropy", "comp_sum", "focal")
 

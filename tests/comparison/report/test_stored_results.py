@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from steepest.comparison import InputError
-from steepest.comparison.across import compare_across
 from steepest.comparison.report import write_report
 from steepest.comparison.report.across import across_html
 from steepest.comparison.report.stored import check_results, read_results
+from steepest.comparison.verdict.across import compare_across
 
 Results = dict[str, Any]
 Change = Callable[..., None]

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steepest.comparison.metrics import Outcome, find_metric
+from steepest.comparison.metrics.tables import find_metric
+from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.statistics import bootstrap_difference, bootstrap_metric_difference
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from steepest import losses
-from steepest.comparison.objectives import known_objectives
+from steepest.comparison.design.objectives import known_objectives
 from steepest.core.objective import TaskInfo
 
 INFO = TaskInfo("multiclass", 24, 5, (8, 6, 4, 4, 2), feature_dim=6, epochs=10, steps_per_epoch=3, seed=1)

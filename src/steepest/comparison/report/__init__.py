@@ -1,38 +1,27 @@
-"""The report of a comparison: one page, one leaderboard in CSV and Markdown, and all results as JSON."""
+"""Last stage of a comparison, from results to what people read and use.
+
+Comes in: the results of a verdict, and the run that they are of.
+Goes out: a page, a leaderboard, the results as JSON, tables on the terminal, a saved winner; in Python a Comparison.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from steepest.comparison.report.files import write_atomically
-from steepest.comparison.report.html import report_html
-from steepest.comparison.report.tables import leaderboard_csv, leaderboard_markdown, results_json
+from ...core.lazy import lazily
 
+if TYPE_CHECKING:
+    from .html import report_html
+    from .tables import leaderboard_csv, leaderboard_markdown, results_json
+    from .writing import write_report
+
+_HOMES = {
+    "leaderboard_csv": "tables",
+    "leaderboard_markdown": "tables",
+    "report_html": "html",
+    "results_json": "tables",
+    "write_report": "writing",
+}
 __all__ = ["leaderboard_csv", "leaderboard_markdown", "report_html", "results_json", "write_report"]
 
-
-def write_report(results: dict[str, Any], folder: Path, *, missing: bool = False) -> list[Path]:
-    """Write ``report.html``, ``leaderboard.csv``, ``leaderboard.md`` and ``results.json`` into ``folder``.
-
-    All are made before the first is written, and each replaces its predecessor in one step.
-
-    Args:
-        results: what a comparison found; missing numbers are None (NaN is taken as missing).
-        folder: is made if it does not exist.
-        missing: whether only files that are not there are written.
-
-    Returns:
-        The paths of the files that were written, the page first.
-    """
-    folder = Path(folder)
-    makers: dict[str, Callable[[dict[str, Any]], str]] = {
-        "report.html": report_html,
-        "leaderboard.csv": leaderboard_csv,
-        "leaderboard.md": leaderboard_markdown,
-        "results.json": results_json,
-    }
-    texts = {name: make(results) for name, make in makers.items() if not (missing and (folder / name).is_file())}
-    folder.mkdir(parents=True, exist_ok=True)
-    return [write_atomically(folder / name, text) for name, text in texts.items()]
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from steepest.comparison.report.figures import NARROW, WIDE, css_class
-from steepest.comparison.report.files import write_atomically
-from steepest.comparison.report.html import environment, page_parts
-from steepest.comparison.report.numbers import clean, decimals, inline, number, probability
-from steepest.comparison.report.palette import LIGHT
-from steepest.comparison.report.svg import canvas
-from steepest.comparison.report.svg import inline as inline_figure
+from .figures import NARROW, WIDE, css_class
+from .files import write_atomically
+from .html import environment, page_parts
+from .numbers import clean, decimals, inline, number, probability
+from .palette import LIGHT
+from .svg import canvas
+from .svg import inline as inline_figure
 
 MARKS = {"better": "\u202f▲", "worse": "\u202f▼"}
 
@@ -28,7 +28,7 @@ def write_across(results: Sequence[dict[str, Any]], across: dict[str, Any], fold
 
     Args:
         results: of each data set.
-        across: what :func:`steepest.comparison.across.compare_across` found in them.
+        across: what :func:`steepest.comparison.verdict.across.compare_across` found in them.
         folders: of the runs, all in one folder.
     """
     home = Path(folders[0]).parent
@@ -42,7 +42,7 @@ def across_html(results: Sequence[dict[str, Any]], across: dict[str, Any], links
 
     Args:
         results: of each data set, as ``results.json`` holds them.
-        across: what :func:`steepest.comparison.across.compare_across` found in them.
+        across: what :func:`steepest.comparison.verdict.across.compare_across` found in them.
         links: to the report of each data set.
     """
     results, across = clean(list(results)), clean(across)
@@ -100,7 +100,7 @@ def ranks(across: dict[str, Any], width: int, ident: str) -> Markup:
     """Mean rank of each objective over the data sets, with the rank on each of them.
 
     Args:
-        across: what :func:`steepest.comparison.across.compare_across` found.
+        across: what :func:`steepest.comparison.verdict.across.compare_across` found.
         width: of the drawing, in CSS pixels.
         ident: prefix of ids, unique on the page.
     """

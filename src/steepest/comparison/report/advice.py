@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from steepest.comparison.report.numbers import clean
+from .numbers import clean
 
 STANDING = {"better": "scored better in a test of its own", "worse": "scored worse"}
 

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from steepest.comparison.report.numbers import interval, number
-from steepest.comparison.report.palette import LIGHT
-from steepest.comparison.report.svg import canvas, inline
+from .numbers import interval, number
+from .palette import LIGHT
+from .svg import canvas, inline
 
 NARROW, WIDE = 320, 760
 MARKS = {"better": "^", "not told apart": "o", "worse": "v"}

@@ -11,12 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from steepest.comparison.report import cost, figures, multiples, palette, views
-from steepest.comparison.report.advice import advice, expected, is_classical
-from steepest.comparison.report.numbers import compact, duration, inline, interval, number, probability
-from steepest.comparison.report.paired import paired
-from steepest.comparison.report.sources import cited
-from steepest.comparison.report.tables import difference_places, prepare, results_json, score, spread_places
+from . import cost, figures, multiples, palette, views
+from .advice import advice, expected, is_classical
+from .numbers import compact, duration, inline, interval, number, probability
+from .paired import paired
+from .sources import cited
+from .tables import difference_places, prepare, results_json, score, spread_places
 
 HERE = Path(__file__).parent
 TIERS = ("better", "not told apart", "worse")

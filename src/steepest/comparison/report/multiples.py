@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from steepest.comparison.report.palette import LIGHT
-from steepest.comparison.report.svg import canvas, inline
+from .palette import LIGHT
+from .svg import canvas, inline
 
 WIDTH, HEIGHT, SIZE = 168, 132, 10
 

@@ -9,10 +9,10 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from steepest.comparison.report.figures import css_class
-from steepest.comparison.report.numbers import number
-from steepest.comparison.report.palette import LIGHT
-from steepest.comparison.report.svg import canvas, inline
+from .figures import css_class
+from .numbers import number
+from .palette import LIGHT
+from .svg import canvas, inline
 
 
 def paired(folds: Sequence[dict[str, Any]], baseline: str, label: str, places: int, width: int, ident: str) -> Markup:

@@ -24,7 +24,7 @@ from ...core.stored import (
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..store import Store
+    from ..work.store import Store
 
 FILE = "results.json"
 

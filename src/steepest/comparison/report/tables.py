@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from steepest.comparison.report.advice import advice
-from steepest.comparison.report.numbers import MISSING, clean, compact, decimals, interval, number, probability
+from .advice import advice
+from .numbers import MISSING, clean, compact, decimals, interval, number, probability
 
 FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
 LAST = ("seconds", "seconds_per_epoch", "peak_memory_mb", "diverged", "settings")

@@ -6,8 +6,8 @@ import itertools
 import math
 from typing import Any
 
-from steepest.comparison.report.numbers import compact, interval, number, probability
-from steepest.comparison.report.tables import metric_names, spread_places
+from .numbers import compact, interval, number, probability
+from .tables import metric_names, spread_places
 
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "ece", "brier", "pinball", "nll", "deviance")
 TIER_MARKS = {"better": "▲", "not told apart": "○", "worse": "▼", "baseline": "■", "": ""}

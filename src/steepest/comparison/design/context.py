@@ -1,0 +1,142 @@
+"""What every cell of a comparison shares: data, settings, folds, and the tensors of each part of a fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.objective import TaskInfo
+from ..metrics.tables import metric_of
+from ..read.images import Images
+from ..read.inputs import Data, fit_inputs, transform
+from ..read.several import Part
+from .folds import CLASSES, Fold, inner_splits, outer_folds
+from .settings import Settings
+from .several import counts_of, objective_for, target_scale
+from .trials import seed_of
+
+Pair = tuple[int, int]
+"""Repeat and fold."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows ready for training, and rows to look at: standardised inputs, targets on the training scale."""
+
+    inputs: Tensor
+    target: Tensor
+    weight: Tensor | None
+    other_inputs: Tensor
+    other_target: np.ndarray
+    other_weight: np.ndarray | None
+    scale: tuple[Any, Any] = (0.0, 1.0)
+    """Mean and deviation of a regression target (arrays for several); predictions go back to its own units."""
+    task: str = "multiclass"
+    test_inputs: Tensor | None = None
+    """Rows of the outer test part, where the tuned network itself is scored there."""
+
+
+class Context:
+    """A table and settings, with what every cell of them shares."""
+
+    def __init__(self, table: Data, settings: Settings, test: Data | None = None) -> None:
+        self.table, self.settings, self.test = table, settings, test
+        self.parts: tuple[Part, ...] = getattr(table, "parts", ())
+        self.metric = metric_of(settings.metric, table)
+        self.classes = len(table.classes)
+        self._split = lru_cache(maxsize=3 if isinstance(table, Images) else 48)(self._make_split)
+
+    @property
+    def folds(self) -> dict[Pair, Fold]:
+        """The outer folds; with a fixed test set one a seed, which trains on every row."""
+        if not hasattr(self, "_folds"):
+            s = self.settings
+            if s.test:
+                rows = np.arange(len(self.table.target))
+                found = [Fold(repeat, 0, rows, np.arange(0)) for repeat in range(s.repeats)]
+            else:
+                found = outer_folds(self.table, repeats=s.repeats, folds=s.folds, seed=s.seed)
+            self._folds = {(f.repeat, f.fold): f for f in found}
+        return self._folds
+
+    def inner(self, pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Row positions ``(fit, valid)`` inside one outer training part."""
+        once = self.settings.one_cycle
+        return inner_splits(
+            self.table,
+            self.folds[pair].train,
+            seed=seed_of(self.settings.seed, *pair, "inner"),
+            folds=1 if once else None,
+            parts=8 if once else 4,
+        )
+
+    def training_target(self, pair: Pair) -> np.ndarray:
+        """The target with label noise in the training part of this fold, if the settings ask for it."""
+        target = self.table.target
+        if not self.settings.noise or self.table.task not in CLASSES:
+            return target
+        target = target.copy()
+        rng = np.random.default_rng(seed_of(self.settings.seed, *pair, "noise"))
+        rows = self.folds[pair].train
+        hit = rows[rng.random(len(rows)) < self.settings.noise]
+        target[hit] = (target[hit] + rng.integers(1, self.classes, len(hit))) % self.classes
+        return target
+
+    def split(self, pair: Pair, part: int) -> Split:
+        """Part ``0, 1 ..`` of the inner splits, or -1: the whole outer training part against the test part."""
+        return self._split(pair, part)
+
+    def _make_split(self, pair: Pair, part: int) -> Split:
+        table, fold = self.table, self.folds[pair]
+        rows, others = (fold.train, fold.test) if part < 0 else self.inner(pair)[part]
+        target = self.training_target(pair)
+        prepared = fit_inputs(table, rows)
+        weights = table.weights
+        other_target, other_weight = target[others], None if weights is None else weights[others]
+        test_inputs = None
+        if self.settings.one_cycle and part >= 0:
+            test_inputs = transform(prepared, *((table, fold.test) if self.test is None else (self.test,)))
+        if part < 0 and self.test is not None:
+            other_inputs = transform(prepared, self.test)
+            other_target, other_weight = self.test.target, self.test.weights
+        else:
+            other_inputs = transform(prepared, table, others)
+        y, scale = target_scale(target[rows], table.task, self.parts)
+        real = torch.int64 if table.task in ("binary", "multiclass") else torch.float32
+        return Split(
+            transform(prepared, table, rows),
+            torch.as_tensor(y, dtype=real),
+            None if weights is None else torch.as_tensor(weights[rows], dtype=torch.float32),
+            other_inputs,
+            other_target,
+            other_weight,
+            scale,
+            table.task,
+            test_inputs,
+        )
+
+    def info(self, pair: Pair, part: int) -> TaskInfo:
+        """What an objective may know of the training split."""
+        split, task = self.split(pair, part), self.table.task
+        counts = counts_of(split.target, task, self.classes, self.parts)
+        outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, self.classes)
+        rows = len(split.inputs)
+        batch = min(self.settings.batch_size, rows)
+        return TaskInfo(
+            task,
+            num_samples=rows,
+            num_classes=outputs,
+            class_counts=counts,
+            epochs=self.settings.epochs,
+            steps_per_epoch=-(-rows // batch),
+            seed=seed_of(self.settings.seed, *pair, "objective") % 2**31,
+        )
+
+    def objective(self, name: str) -> Any:
+        """The objective's class; with several targets of a mix, what stands for it."""
+        return objective_for(name, self.table.task, self.parts, trust=self.settings.own_parts)

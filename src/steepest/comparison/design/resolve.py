@@ -1,0 +1,133 @@
+"""From data and a request to a context: every setting resolved, every bad one refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..baselines import classical_learners
+from ..errors import InputError
+from ..metrics.tables import default_of, metric_of
+from ..own_parts import imported
+from ..read.images import Images
+from ..read.inputs import Data, class_counts, shape_text
+from ..request import Request
+from .context import Context
+from .folds import CLASSES
+from .models import IMAGE_MODELS, MODELS, feature_width, find_model
+from .objectives import choose_objectives
+from .settings import Settings
+
+
+def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[Context, list[str]]:
+    """The context of a comparison, and lines about what was left out or read otherwise.
+
+    Args:
+        request: what the user asked for.
+        table: the data that it names.
+        fixed: the test part that takes the place of outer folds.
+
+    Raises:
+        InputError: for whatever cannot be used, in one line.
+    """
+    images, rows = isinstance(table, Images), len(table.target)
+    counts = class_counts(table)
+    if request.noise and table.task not in CLASSES:
+        raise InputError(f"--noise: label noise is for classes, and this task is {table.task}")
+    device = request.device
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(
+            f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
+    parts = getattr(table, "parts", ())
+    kinds = [part.task for part in parts] if table.task == "multitask" else []
+    chosen, notes = choose_objectives(
+        _specs(request.objectives), table.task, weighted=table.weights is not None, kinds=kinds
+    )
+    asked_metric = default_of(table, counts or None).name if request.metric is None else _spec(request.metric)
+    metric_spec = metric_of(asked_metric, table).name
+    if metric_spec != asked_metric:
+        notes.append(f"metric: {asked_metric} is {metric_spec} here")
+    model_spec = ("resnet" if images else "mlp") if request.model is None else _spec(request.model)
+    if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
+        fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
+        raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
+    backbone = find_model(model_spec, trust=True)
+    learners = request.classical and not images and table.task != "multitask"
+    kind = "classification" if table.task == "multilabel" else table.task
+    defaults = {
+        "repeats": _repeats(table, rows, fixed),
+        "folds": request.folds_for(images),
+        "trials": 1 if images else 8,
+        "epochs": 20 if images else 60 if rows <= 10_000 else 30,
+        "batch_size": 128 if images else 64 if rows <= 5_000 else 256,
+    }
+    asked = {name: getattr(request, name) for name in defaults}
+    settings = Settings(
+        objectives=tuple(chosen),
+        baseline=chosen[0],
+        metric=metric_spec,
+        model=model_spec,
+        patience=request.patience,
+        classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
+        noise=request.noise,
+        seed=request.seed,
+        test="" if fixed is None else fixed.sha256,
+        device=device,
+        augment=request.augment and images,
+        one_cycle=images,
+        code=_code_hash([*chosen, model_spec, metric_spec]),
+        **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
+    )
+    context = Context(table, settings, fixed)
+    shape = tuple(context.split(next(iter(context.folds)), 0).inputs.shape[1:])
+    with torch.random.fork_rng(devices=[]):
+        try:
+            body = backbone(shape[0])
+        except Exception as error:
+            raise InputError(f"--model: the function failed for {shape_text(table)}: {error}") from error
+        feature_width(body, shape)
+    return context, notes
+
+
+def _repeats(table: Data, rows: int, fixed: Data | None) -> int:
+    """Rounds of folds; with a fixed test part seeds, three for images."""
+    if isinstance(table, Images):
+        return 3 if fixed is not None else 1
+    return 1 if rows > 5_000 or table.times is not None or fixed is not None else 3
+
+
+def _spec(thing: Any) -> str:
+    """A name, or ``module:name`` for a class or function."""
+    if isinstance(thing, str):
+        return thing
+    if not hasattr(thing, "__qualname__") or "<" in thing.__qualname__ or "." in thing.__qualname__:
+        raise InputError(f"expected a name, or a class or function at the top of a module, got {thing!r}")
+    if inspect.isclass(thing) and thing.__module__.startswith("steepest.losses"):
+        return str(thing.name)  # type: ignore[attr-defined]
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _specs(objectives: Any) -> Any:
+    if isinstance(objectives, str):
+        return objectives
+    if inspect.isclass(objectives):
+        return [_spec(objectives)]
+    return [_spec(each) for each in objectives]
+
+
+def _code_hash(specs: Sequence[str]) -> str:
+    """A hash of the user's own modules, so that changed code is another run."""
+    texts = []
+    for spec in specs:
+        if ":" in spec:
+            module = inspect.getmodule(imported("own code", spec, trust=True))
+            try:
+                texts.append(inspect.getsource(module) if module is not None else spec)
+            except (OSError, TypeError):
+                texts.append(spec)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12] if texts else ""

@@ -1,0 +1,97 @@
+"""What each objective gets to try: the same number of trials, fixed before the first training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from ...core.objective import Objective
+from ...core.search import Float, Space
+from .twins import is_twin
+
+LEARNING_RATES = (1e-3, 3e-3, 3e-4)
+WEIGHT_DECAY = 1e-4
+OPTIMIZER_SPACE: dict[str, Space] = {"lr": Float(1e-4, 1e-2, log=True), "weight_decay": Float(1e-6, 1e-1, log=True)}
+PEAK = 5.0
+"""A cycle's highest learning rate over the constant one that takes its place."""
+
+ROLES = (
+    "folds",
+    "inner",
+    "backbone",
+    "head",
+    "order",
+    "objective",
+    "noise",
+    "trials",
+    "bootstrap",
+    "classical",
+    "twins",
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting: learning rate, weight decay, and the objective's own hyper-parameters."""
+
+    lr: float
+    weight_decay: float
+    hyper: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """For people.
+
+        >>> Trial(0.001, 0.0001, {"tau": 1.25}).describe()
+        'lr 0.001, weight decay 0.0001, tau 1.25'
+        """
+        parts = {"lr": self.lr, "weight decay": self.weight_decay, **self.hyper}
+        return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in parts.items())
+
+
+def seed_of(seed: int, repeat: int, fold: int, role: str) -> int:
+    """The integer seed of one role in one fold.
+
+    >>> seed_of(0, 1, 2, "order") == seed_of(0, 1, 2, "order") != seed_of(0, 1, 2, "head")
+    True
+    """
+    words = np.random.SeedSequence([seed, repeat, fold, ROLES.index(role)]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def trials(objective: type[Objective], count: int, seed: int) -> list[Trial]:
+    """The trials of an objective: its defaults at three learning rates, then a seeded Sobol design.
+
+    Where the defaults make the objective the baseline itself (:func:`~steepest.comparison.design.twins.is_twin`), those
+    three trials keep their learning rates and take the objective's own hyper-parameters from points of their own
+    design: else a comparison with few trials would train the baseline twice.
+
+    Args:
+        objective: the class; its ``search`` spans the design together with learning rate and weight decay.
+        count: how many, >= 1.
+        seed: of the design; the same for every objective and fold.
+
+    >>> from steepest.losses import FocalLoss
+    >>> [t.lr for t in trials(FocalLoss, 3, 0)], len(trials(FocalLoss, 8, 0))
+    ([0.001, 0.003, 0.0003], 8)
+    """
+    rates = LEARNING_RATES[:count]
+    own: list[dict[str, Any]] = [{} for _ in rates]
+    if objective.search and is_twin(objective):
+        own = _design(objective.search, len(rates), seed, "twins")
+    found = [Trial(rate, WEIGHT_DECAY, hyper) for rate, hyper in zip(rates, own)]
+    for values in _design({**OPTIMIZER_SPACE, **objective.search}, count - len(found), seed, "trials"):
+        found.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
+    return found
+
+
+def _design(space: dict[str, Space], count: int, seed: int, role: str) -> list[dict[str, Any]]:
+    """The first ``count`` points of a scrambled Sobol sequence over a space; fewer are the start of more."""
+    if count <= 0:
+        return []
+    engine = qmc.Sobol(len(space), rng=np.random.default_rng([seed, ROLES.index(role)]))
+    points = engine.random(1 << math.ceil(math.log2(count)))[:count]
+    return [{name: s.at(float(u)) for (name, s), u in zip(space.items(), point)} for point in points]

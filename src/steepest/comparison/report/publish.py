@@ -1,0 +1,75 @@
+"""What a finished run leaves behind: the winner, the report, and the lines that say so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..read.images import Images
+from ..request import SERVED, Request
+from ..work.run import Run
+from ..work.store import Store
+from .advice import advice
+from .finished import Comparison
+from .numbers import clean
+from .terminal import Terminal, clock, summary
+from .winner.facts import KINDS
+from .winner.fit import fit_winner, saved_winner
+from .winner.use import python_lines, shell_line
+from .writing import write_report
+
+
+def publish(
+    request: Request, run: Run, store: Store, results: dict[str, Any], *, computed: bool, screen: Terminal
+) -> Comparison:
+    """Fit and save the winner, write the report, and say what was found.
+
+    Args:
+        request: what the user asked for.
+        run: the run, finished.
+        store: of its cells, where results are kept.
+        results: the verdict; or what was kept of an earlier one, its winner in it.
+        computed: whether a cell was computed now, so that a saved winner is none.
+        screen: where lines go.
+    """
+    context, folder = run.context, run.folder
+    classical = results["classical"]
+    kind = KINDS[1] if classical is not None and classical["wins"] and request.winner == SERVED[0] else KINDS[0]
+    winner_folder = folder / "winner"
+    winner = None if computed else saved_winner(winner_folder, context, kind)
+    said = results.get("winner", {})
+    finished = winner is not None and (said.get("kind"), said.get("objective")) == (kind, winner.name)
+    if winner is None:
+        winner = fit_winner(context, store, kind)
+        winner.save(winner_folder)
+    seconds = run.seconds
+    if not finished:
+        facts = winner.facts
+        own = context.settings.own_parts & {winner.name, facts.get("model", "")}
+        reading = {} if isinstance(context.table, Images) else vars(context.table.options)
+        results["seconds"] = round(seconds, 2)
+        results["winner"] = {
+            "kind": kind,
+            "objective": winner.name,
+            "settings": facts["settings"],
+            "command": shell_line(winner, folder, request.source, reading, own),
+        }
+        results["usage"] = python_lines(winner, folder, request.source, reading, own)
+        results["advice"] = advice(results)
+        results = clean(results)
+        store.set_facts({"seconds": seconds, "sentence": results["sentence"], "results": results})
+    written = write_report(results, folder, missing=finished)
+    if finished:
+        again = f"; written again: {', '.join(path.name for path in written)}" if written else ""
+        screen.line(f"finished on {results['created']}: nothing is computed{again}")
+    comparison = Comparison(results, folder, trust=context.settings.own_parts)
+    screen.table(summary(results))
+    screen.line("")
+    screen.line(results["sentence"], "bold")
+    if results.get("advice"):
+        screen.line(f"So do this: {results['advice']}", "bold")
+    if classical is not None and not classical["wins"]:
+        screen.line(f"Beside the networks: {classical['sentence']}")
+    what = "the classical learner" if kind == KINDS[1] else "a network trained with"
+    screen.line(f"winner: {what} {winner.name}, fitted on all rows; new rows: {results['winner']['command']}")
+    screen.line(f"report: {comparison.report}   ({clock(seconds)})")
+    return comparison

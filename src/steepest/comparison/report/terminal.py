@@ -1,0 +1,213 @@
+"""What the terminal shows: decisions, the plan, tiers that fill as cells finish, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from ...core.terminal import table_lines, wrapped
+from ..design.context import Context
+from ..design.jobs import Job
+from ..design.plan import Plan
+from ..design.settings import Settings
+from ..verdict.judge import Judge
+from ..work.cells import CellResult
+from ..work.store import Store
+
+
+@dataclass(frozen=True)
+class Table:
+    """A head and rows of text, with a style for each row and the places of the columns of numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    styles: Sequence[str]
+    right: Sequence[int] = ()
+
+
+STYLES = {"better": "green", "worse": "red", "baseline": "bold"}
+
+
+class Terminal:
+    """Writes for people: lines at once, a live table while training on a terminal, plain lines elsewhere.
+
+    Args:
+        quiet: nothing but the end.
+        to_stderr: leave standard output to a machine.
+    """
+
+    def __init__(self, *, quiet: bool = False, to_stderr: bool = False) -> None:
+        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.live: Live | None = None
+
+    def line(self, text: str, style: str = "") -> None:
+        """One line; what users typed is never read as markup."""
+        lines = wrapped(text, self._width, indent="  ")
+        self.console.print(Text("\n".join(lines), style=style))
+
+    def table(self, table: Table) -> None:
+        """A table, fitted to the terminal."""
+        self.console.print(self._table(table))
+
+    def _table(self, table: Table) -> Text:
+        head, *rows = table_lines(table.head, table.rows, self._width, right=table.right)
+        lines = [Text(line, style="bold") for line in head]
+        lines += [Text(line, style=style) for own, style in zip(rows, table.styles) for line in own]
+        return Text("\n").join(lines)
+
+    @property
+    def _width(self) -> int | None:
+        """The columns of the terminal; a file or a pipe has none, and rows stay whole there."""
+        return self.console.width if self.console.is_terminal else None
+
+    def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
+        """Begin to show ``jobs``; ``expected`` seconds is the plan's estimate."""
+        planned = len(store.fact("plan"))
+        if len(jobs) < planned:
+            self.line(f"going on with run {store.folder.name}: {planned - len(jobs)} of {planned} jobs are done")
+        self.context, self.store = context, store
+        self.left = {id(job): 1.0 for job in jobs}
+        self.total, self.done = len(jobs), 0
+        self.began = self.last = time.monotonic()
+        self.expected, self.workers = expected, workers
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        self.task = self.progress.add_task("jobs", total=self.total, left=f"planned: {clock(expected)}")
+        if self.console.is_terminal and not self.console.quiet:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def finished(self, job: Job, results: Sequence[CellResult]) -> None:
+        """A job's cells are stored."""
+        self.done += 1
+        now = time.monotonic()
+        left = (now - self.began) / self.done * (self.total - self.done)
+        self.progress.update(self.task, completed=self.done, left=f"about {clock(left)} left")
+        if self.live is not None:
+            self.live.update(self._view())
+        elif now - self.last >= 15 or self.done == self.total:
+            self.last = now
+            self.line(f"{self.done} of {self.total} jobs, {clock(now - self.began)}, about {clock(left)} left")
+
+    def stop(self) -> None:
+        """Take the live view away."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _view(self) -> Group:
+        judge = Judge(self.context, self.store)
+        base = judge.cells.get(judge.settings.baseline, {})
+        rows, styles = [], []
+        for name in judge.settings.objectives:
+            own = judge.cells.get(name, {})
+            scores = [c["score"] for c in own.values() if c["score"] is not None]
+            shared = [p for p in own if p in base and own[p]["score"] is not None and base[p]["score"] is not None]
+            gap = np.mean([own[p]["score"] - base[p]["score"] for p in shared]) if shared else None
+            tier = self._tier(judge, name)
+            rows.append(
+                (
+                    name,
+                    f"{len(own)}/{len(judge.pairs)}",
+                    f"{np.mean(scores):.4f}" if scores else "",
+                    f"{gap:+.4f}" if gap is not None and name != judge.settings.baseline else "",
+                    tier,
+                )
+            )
+            styles.append(STYLES.get(tier, ""))
+        head = ("objective", "folds", judge.metric.label, "to baseline", "")
+        return Group(self._table(Table(head, rows, styles, right=(1, 2, 3))), self.progress)
+
+    def _tier(self, judge: Judge, name: str) -> str:
+        baseline = judge.settings.baseline
+        if name == baseline:
+            return "baseline"
+        if not (judge.complete(name) and judge.complete(baseline)):
+            return ""
+        result = judge.compare([name] * len(judge.pairs), [baseline] * len(judge.pairs))
+        return judge.tier(
+            result, min(1.0, result.pvalue * (len(judge.settings.objectives) - 1))
+        )  # Bonferroni until all are in
+
+
+def clock(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> clock(5), clock(65), clock(3700)
+    ('5 s', '1:05 min', '1:01 h')
+    """
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    big, unit = (seconds // 60, "min") if seconds < 3600 else (seconds // 3600, "h")
+    small = seconds % 60 if seconds < 3600 else seconds % 3600 // 60
+    return f"{big}:{small:02d} {unit}"
+
+
+def plan_lines(plan: Plan, settings: Settings, folds: int, jobs: int) -> list[str]:
+    """What a plan of ``jobs`` jobs has still to do, and how long that takes."""
+    seconds = plan.seconds
+    lines = [
+        f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+        f"{folds} outer folds; {plan.trainings} trainings in {len(plan.jobs)} jobs to do "
+        f"(of {jobs}); {about(plan)} on {plan.workers} {'process' if plan.workers == 1 else 'processes'}"
+    ]
+    learners = [name for name in seconds if name in settings.classical]
+    for name in (name for name in seconds if name not in learners):
+        bound = "at most" if plan.share is None and name not in plan.measured else "about"
+        lines.append(f"  {name}: {bound} {clock(seconds[name])} of one core")
+    if learners:
+        lines.append(f"  classical learners: about {clock(sum(seconds[name] for name in learners))} of one core")
+    return lines
+
+
+def about(plan: Plan) -> str:
+    """How long a plan takes, and how sure that is."""
+    if plan.share is not None or plan.least == plan.most:
+        return f"about {clock(plan.expected)}"
+    return f"{clock(plan.least)} to {clock(plan.most)}"
+
+
+def summary(results: dict[str, Any]) -> Table:
+    """The final tiers and scores."""
+    metric, head = results["metric"], results["headline"]
+    sign = -1 if metric["greater_is_better"] else 1
+    order = {"better": 0, "baseline": 1, "not told apart": 2, "worse": 3, "": 4}
+
+    def key(row: dict[str, Any]) -> tuple[int, float]:
+        value = row["metrics"][metric["name"]]["mean"]
+        return order[row["tier"]], sign * (value if value is not None else -sign * float("inf"))
+
+    rows, styles = [], []
+    for row in sorted((r for r in results["rows"] if r["kind"] != "procedure"), key=key):
+        value = row["metrics"][metric["name"]]["mean"]
+        compared = row["difference"] is not None
+        tier = row["tier"] or "classical learner"
+        if tier == "not told apart" and row["detectable"]:
+            tier += f" (could have found {row['detectable']:.4f})"
+        rows.append(
+            (
+                row["name"],
+                "-" if value is None else f"{value:.4f}",
+                f"{row['difference']:+.4f}" if compared else "",
+                f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared else "",
+                f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
+                tier,
+            )
+        )
+        styles.append(STYLES.get(row["tier"], "" if row["tier"] else "dim"))
+    titles = ("objective", metric["label"], f"to {head['baseline']}", "95% interval", "p (Holm)", "")
+    return Table(titles, rows, styles, right=(1, 2, 3, 4))

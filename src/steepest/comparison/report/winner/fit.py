@@ -1,0 +1,179 @@
+"""The winner of a finished comparison: chosen by inner validation, fitted on all rows, calibrated on held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...design.context import Context, Split
+from ...design.folds import CLASSES, Fold
+from ...design.models import build
+from ...design.trials import Trial, seed_of, trials
+from ...errors import InputError
+from ...read import Preprocessor
+from ...read.images import Images
+from ...read.inputs import fit_inputs
+from ...scores.calibration import calibrate
+from ...scores.outcome import Outcome
+from ...verdict.judge import Judge
+from ...work.cells import best_trial, member_of, numpy_seed, operating_point_of, recipe_of
+from ...work.classical import fit_learners, outcome_of_learners
+from ...work.store import Store
+from ...work.training import Member, outcome_of, train
+from .facts import FORMAT, KINDS
+from .files import FittedNetwork
+from .learner import FittedLearners
+from .winner import Winner
+
+
+def choose(judge: Judge, kind: str = KINDS[0]) -> tuple[str, int]:
+    """The name of a kind and its trial with the best mean on inner validation over all folds; ties go to the first."""
+    greater = judge.metric.greater_is_better
+    options: list[tuple[str, int]] = []
+    means: list[float] = []
+    for name in judge.names(kind):
+        cells = [judge.cells[name][pair] for pair in judge.pairs]
+        for t in range(len(cells[0]["inner"])):
+            values = [c["inner"][t] for c in cells]
+            options.append((name, t))
+            means.append(float("nan") if any(v is None for v in values) else float(np.mean(values)))
+    return options[best_trial(means, greater)]
+
+
+def fit_winner(context: Context, store: Store, kind: str = KINDS[0]) -> Winner:
+    """Fit what inner validation picks on all rows; its epochs, threshold and calibration come from one more holdout.
+
+    Args:
+        context: of the comparison.
+        store: of its finished cells.
+        kind: "objective" for a network, "classical" for a classical learner.
+    """
+    whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
+    pair = (context.settings.repeats + 1, 0)
+    rows = np.arange(len(context.table.target))
+    whole._folds = {pair: Fold(*pair, rows, rows[:1])}
+    name, trial = choose(Judge(context, store), kind)
+    return _fit_network(whole, name, trial) if kind == KINDS[0] else _fit_learner(whole, name)
+
+
+def _fit_network(whole: Context, name: str, number: int) -> Winner:
+    (pair,) = whole.folds
+    cls, settings = whole.objective(name), whole.settings
+    trial: Trial = trials(cls, settings.trials, settings.seed)[number]
+    recipe = recipe_of(whole, cls)
+    tuned: list[Member] = [member_of(whole, pair, part, trial) for part in range(len(whole.inner(pair)))]
+    with torch.random.fork_rng(devices=[]):
+        train(recipe, tuned)
+        epochs = max(1, round(float(np.mean([m.epochs for m in tuned]))))
+        final = member_of(whole, pair, -1, trial, length=epochs)
+        train(recipe, [final])
+    assert final.objective is not None and final.state is not None
+    width = int(final.split.inputs.shape[1])
+    network = build(recipe.backbone, width, final.objective, final.info, backbone_seed=0, head_seed=0)
+    network.load_state_dict(final.state)
+    facts = {
+        **_shared(whole),
+        "kind": KINDS[0],
+        "objective": name,
+        "hyper": trial.hyper,
+        "settings": trial.describe(),
+        "model": settings.model,
+        "info": {**asdict(final.info), "class_counts": list(final.info.class_counts)},
+        "epochs": epochs,
+        "scale": [np.asarray(values).tolist() for values in final.split.scale],
+        **_held_out(whole, [m.split for m in tuned], [_said(m) for m in tuned]),
+    }
+    scale = final.split.scale
+    return Winner.of(facts, FittedNetwork(network, final.objective, whole.table.task, scale), settings.own_parts)
+
+
+def _said(member: Member) -> Outcome:
+    """What a tuned network says of its validation rows."""
+    assert member.objective is not None and member.outputs is not None
+    return outcome_of(member.objective.eval(), member.outputs, member.split)
+
+
+def _fit_learner(whole: Context, name: str) -> Winner:
+    (pair,) = whole.folds
+    settings, table = whole.settings, whole.table
+    seed = seed_of(settings.seed, *pair, "classical")
+    options = {"classes": whole.classes, "rows": len(table.target), "seed": seed % 2**31}
+    splits = [whole.split(pair, part) for part in range(len(whole.inner(pair)))]
+    with numpy_seed(seed % 2**32):
+        tuned = [fit_learners(name, split, **options) for split in splits]
+        fitted = FittedLearners(fit_learners(name, whole.split(pair, -1), **options), table.task)
+    others = [split.other_inputs.numpy().astype(np.float64) for split in splits]
+    outcomes = [outcome_of_learners(own, table.task, inputs) for own, inputs in zip(tuned, others)]
+    facts = {
+        **_shared(whole),
+        "kind": KINDS[1],
+        "learner": name,
+        "settings": "",
+        "task": table.task,
+        "rows": options["rows"],
+        "seed": options["seed"],
+        **fitted.moved,
+        **_held_out(whole, splits, outcomes),
+    }
+    return Winner.of(facts, fitted, settings.own_parts)
+
+
+def _shared(whole: Context) -> dict[str, Any]:
+    """The facts that every winner of a table has."""
+    table = whole.table
+    prepared = fit_inputs(table, np.arange(len(table.target)))
+    tabular = isinstance(prepared, Preprocessor)
+    return {
+        "format": FORMAT,
+        "width": prepared.width if tabular else len(prepared.mean),
+        "classes": list(table.classes),
+        "target": table.target_name,
+        "parts": [{**asdict(part), "classes": list(part.classes)} for part in whole.parts],
+        "label_dtype": getattr(table, "label_dtype", "str"),
+        "columns": prepared.columns if tabular else [],
+        "numeric": prepared.numeric if tabular else [],
+        "preprocessing": prepared.to_json(),
+        "pixels": list(table.pixels.shape[1:]) if isinstance(table, Images) else [],
+    }
+
+
+def _held_out(whole: Context, splits: Sequence[Split], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Threshold, temperature and calibration from what models, each fitted on one split, say of its other rows."""
+    point: dict[str, Any] = {
+        **operating_point_of(whole, splits, outcomes),
+        "calibration": None,
+        "no_probabilities": "",
+    }
+    if whole.table.task not in (*CLASSES, "multilabel") or all(o.probabilities is not None for o in outcomes):
+        return point
+    point["temperature"] = None
+    scores = [outcome.decision for outcome in outcomes if outcome.decision is not None]
+    weights = [split.other_weight for split in splits if split.other_weight is not None]
+    if len(scores) < len(outcomes):
+        point["no_probabilities"] = "it gives classes and no scores"
+        return point
+    y = np.concatenate([split.other_target for split in splits])
+    fitted = calibrate(np.concatenate(scores), y, np.concatenate(weights) if weights else None)
+    if isinstance(fitted, str):
+        point["no_probabilities"] = fitted
+    else:
+        point["calibration"] = {"slope": list(fitted.slope), "offset": list(fitted.offset)}
+    return point
+
+
+def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | None:
+    """The winner of this kind that this run has saved; None where it has not, or what lies there cannot be it."""
+    settings = context.settings
+    try:
+        winner = Winner.load(folder, trust=settings.own_parts)
+    except InputError:
+        return None
+    names = settings.objectives if kind == KINDS[0] else settings.classical
+    ours = winner.facts["kind"] == kind and winner.name in names
+    ours = ours and winner.facts.get("model", settings.model) == settings.model
+    return winner if ours and winner.facts["classes"] == list(context.table.classes) else None

@@ -1,0 +1,157 @@
+"""What a call asks of a comparison: one object, checked once, from which each stage takes what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..core.scalars import is_number
+from .errors import InputError
+
+RUNS = Path("steepest-runs")
+"""Where run folders live by default."""
+
+SERVED = ("best", "network")
+"""Which winner a comparison saves."""
+
+LIMITS = {
+    "repeats": (1, 100),
+    "folds": (2, 50),
+    "trials": (1, 1024),
+    "epochs": (1, 100_000),
+    "patience": (1, 100_000),
+    "batch_size": (1, 1_000_000),
+    "seed": (0, 2**31 - 1),
+}
+"""The least and the most of each count."""
+
+
+def check_numbers(*, noise: float = 0.0, **counts: int | None) -> None:
+    """Refuse counts outside their limits and a noise that is no share; None is a default that depends on the data.
+
+    Raises:
+        InputError: the first that is wrong, by its option.
+
+    >>> check_numbers(folds=None, trials=0)
+    Traceback (most recent call last):
+    steepest.core.errors.InputError: --trials: expected an integer in 1..1024, got 0
+    """
+    for name, value in counts.items():
+        low, high = LIMITS[name]
+        if value is not None and (not is_number(value, integer=True) or not low <= value <= high):
+            option = "batch" if name == "batch_size" else name
+            raise InputError(f"--{option}: expected an integer in {low}..{high}, got {value!r}")
+    if not 0 <= noise < 1:
+        raise InputError(f"--noise: expected a share in [0, 1), got {noise!r}")
+
+
+def check_effort(budget: float, workers: int | None) -> None:
+    """Refuse a budget that is no time and a number of processes that is none; None is a default."""
+    if not is_number(budget) or not budget > 0:
+        raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
+    if workers is not None and (not is_number(workers, integer=True) or not 1 <= workers <= 256):
+        raise InputError(f"--workers: expected an integer in 1..256, got {workers!r}")
+
+
+READING = ("encoding", "separator", "header", "missing", "dayfirst", "types")
+"""Options that say how a file is read."""
+
+FOR_TABLES = ("drop", "group", "time", "weight", "rare", "positive", *READING, "target", "test")
+"""Options that mean nothing for images."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for; None is a default that depends on the data.
+
+    The command and :func:`steepest.compare` make it, and each stage of a comparison gets it once.
+
+    Raises:
+        InputError: a number that is out of range whatever the data say.
+    """
+
+    data: Any
+    """A file, a built-in name, a frame with its target, or features ``[rows, columns]`` that go with ``y``."""
+    y: Any = None
+    target: str | int | Sequence[str] | None = None
+    task: str = "auto"
+    drop: str | Sequence[str] = ()
+    group: str | None = None
+    time: str | None = None
+    weight: str | None = None
+    groups: Any = None
+    """This, ``times`` and ``sample_weight`` are arrays ``[rows]`` for the columns that group, time and weight name."""
+    times: Any = None
+    sample_weight: Any = None
+    rare: str | None = None
+    positive: str | None = None
+    encoding: str | None = None
+    separator: str | None = None
+    header: str | bool | None = None
+    missing: str | Sequence[str] | None = None
+    dayfirst: bool | None = None
+    types: str | Path | Mapping[str, str] | None = None
+    test: str | Path | None = None
+    split: str = "auto"
+    size: int | None = None
+    name: str = "data"
+
+    objectives: Any = "default"
+    metric: Any = None
+    model: Any = None
+    classical: bool = True
+    repeats: int | None = None
+    folds: int | None = None
+    trials: int | None = None
+    epochs: int | None = None
+    patience: int = 10
+    batch_size: int | None = None
+    noise: float = 0.0
+    seed: int = 0
+    device: str = "cpu"
+    augment: bool = True
+
+    budget: float = 30.0
+    """Minutes that the plan may take."""
+    cut: bool = False
+    """Whether, over the budget, the largest smaller design that fits is taken, or the smallest there is."""
+    workers: int | None = None
+    out: str | Path = RUNS
+    dry_run: bool = False
+
+    winner: str = SERVED[0]
+    """Which winner is saved: "best", or "network" also where a classical learner wins."""
+    command: tuple[str, ...] = ()
+    """The command line, for the report."""
+
+    def __post_init__(self) -> None:
+        check_numbers(**{name: getattr(self, name) for name in (*LIMITS, "noise")})
+        check_effort(self.budget, self.workers)
+        if self.winner not in SERVED:
+            raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {self.winner!r:.80}")
+
+    @property
+    def source(self) -> str | None:
+        """The file or built-in name that the data are read from."""
+        return str(self.data) if self.y is None and isinstance(self.data, (str, Path)) else None
+
+    def folds_for(self, images: bool) -> int:
+        """Outer folds: what was asked for, else 5 of a table and 3 of images."""
+        return (3 if images else 5) if self.folds is None else self.folds
+
+    def refuse_for_images(self) -> None:
+        """Refuse options of tables for a source of images."""
+        wrong = [name for name in FOR_TABLES if getattr(self, name)]
+        if wrong:
+            raise InputError(f"--{wrong[0]} is for tables, and {self.source!r} holds images")
+
+    def refuse_for_tables(self) -> None:
+        """Refuse options of images for a table."""
+        if self.split != "auto":
+            raise InputError("--split and --pool are for images that carry their own test part")
+
+
+OPTIONS = tuple(field.name for field in fields(Request) if field.name not in ("data", "y", "dry_run", "command"))
+"""What may be asked for in Python besides data and target."""

@@ -1,0 +1,367 @@
+"""From finished cells to tables and the sentence on top."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from ...catalogue import owners
+from ..design.context import Context
+from ..design.folds import CLASSES
+from ..design.objectives import find_objective
+from ..metrics.metric import Metric
+from ..metrics.tables import confusion, metrics_of
+from ..own_parts import Trust
+from ..read.images import Images
+from ..read.inputs import class_counts, shape_text
+from ..scores.operating_point import apply_temperature, reliability_bins
+from ..statistics import BETTER, SAME, WORSE, PairedResult, corrected_resampled_ttest, holm
+from ..work.store import Store
+from .judge import Judge
+
+QUESTION = "Does choosing the objective help?"
+MOST_CONFUSED = 50
+"""With more classes than these no confusion matrix is kept."""
+
+
+def assemble(context: Context, store: Store, *, command: str, version: str) -> dict[str, Any]:
+    """The results of a finished run, as the report takes them."""
+    judge = Judge(context, store)
+    settings, metric, table = context.settings, context.metric, context.table
+    names = judge.names("objective")
+    baseline = settings.baseline
+    picked = judge.procedure(names)
+    plain = [baseline] * len(picked)
+    head = judge.compare(picked, plain)
+    verdict = judge.tier(head, head.pvalue)
+    others = [n for n in names if n != baseline]
+    tested = {n: judge.compare([n] * len(picked), plain) for n in others}
+    adjusted = dict(zip(others, holm([tested[n].pvalue for n in others])))
+    rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n)) for n in names]
+    classical_names = judge.names("classical")
+    rows += [_row(judge, n, "classical", None, None) for n in classical_names]
+    means = judge.picked_scores(picked), judge.scores(baseline)
+    headline = {
+        "verdict": verdict,
+        **_numbers(head),
+        "p": head.pvalue,
+        "test": judge.test_name(),
+        "baseline": baseline,
+        "selected": dict(Counter(picked).most_common()),
+        "procedure_mean": _mean(means[0]),
+        "baseline_mean": _mean(means[1]),
+    }
+    classical = _classical(judge, picked, classical_names)
+    winning = judge.procedure(classical_names) if classical is not None and classical["wins"] else picked
+    procedure_row = {
+        "name": "selected procedure",
+        "title": "objective and settings picked by inner validation in each fold",
+        "source": "",
+        "kind": "procedure",
+        "tier": "",
+        **_numbers(head),
+        "p": head.pvalue,
+        "p_holm": None,
+        "metrics": {metric.name: _interval(means[0], judge.ratio, metric.bounds)},
+        "seconds": sum(c["seconds"] for n in names for c in judge.cells[n].values()),
+        "seconds_per_epoch": None,
+        "peak_memory_mb": None,
+        "diverged": 0,
+        "settings": ", ".join(f"{k} in {v}" for k, v in headline["selected"].items()),
+    }
+    results: dict[str, Any] = {
+        "version": version,
+        "id": store.folder.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "seconds": 0.0,
+        "peak_memory_mb": max(
+            (c["peak_memory_mb"] for own in judge.cells.values() for c in own.values()), default=None
+        ),
+        "machine": {
+            "python": platform.python_version(),
+            "platform": platform.system() + " " + platform.machine(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "device": settings.device,
+        },
+        "versions": {p: importlib.metadata.version(p) for p in ("steepest", "torch", "scikit-learn", "numpy", "scipy")},
+        "data": {
+            "name": table.name,
+            "sha256": table.sha256,
+            "rows": len(table.target),
+            "features": int(np.prod(context.split(judge.pairs[0], -1).inputs.shape[1:])),
+            "columns": [] if isinstance(table, Images) else [str(c) for c in table.frame.columns],
+            "target": table.target_name,
+            "task": table.task,
+            "classes": list(table.classes),
+            "class_counts": class_counts(table),
+            "decisions": list(table.decisions),
+            "warnings": list(table.warnings),
+        },
+        "protocol": protocol(context),
+        "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
+        "question": QUESTION,
+        "headline": headline,
+        "classical": classical,
+        "rows": [procedure_row, *rows],
+        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge.ratio, metric.bounds)},
+        "folds": [list(pair) for pair in judge.pairs],
+        "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
+        "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
+    }
+    results["sentence"] = sentence(results)
+    if table.task in CLASSES:
+        results["reliability"] = {n: r for n in names if (r := _reliability(judge, n)) is not None}
+        results["recall"] = {
+            "classes": list(table.classes),
+            "rows": {n: _recall(judge, n) for n in [*names, *classical_names]},
+        }
+        if len(table.classes) <= MOST_CONFUSED:
+            results["confusion"] = {
+                "classes": list(table.classes),
+                "winner": _confusion(judge, winning),
+                "baseline": _confusion(judge, plain),
+            }
+    return results
+
+
+def sentence(results: dict[str, Any]) -> str:
+    """The sentence on top: the classical learners first where they win, then the declared question."""
+    head, metric = results["headline"], results["metric"]
+    label = _inline(metric["label"])
+    gap = _gap(head["difference"], head["low"], head["high"], head["p"])
+    pair = (
+        f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for tuned {head['baseline']} ({gap})"
+    )
+    if head["verdict"] == BETTER:
+        text = f"Choosing the objective helps: {pair}."
+    elif head["verdict"] == WORSE:
+        text = f"Choosing the objective hurts here: {pair}."
+    else:
+        found = f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
+        text = f"Choosing the objective was not shown to help: {pair}{found}."
+    classical = results["classical"]
+    if classical is not None and classical["wins"]:
+        return f"A classical learner wins: {classical['sentence']} {text}"
+    return text
+
+
+def _gap(difference: float, low: float, high: float, p: float) -> str:
+    return f"difference {difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
+
+
+def _inline(label: str) -> str:
+    """A metric's label inside a sentence: abbreviations stay as they are."""
+    return label[0].lower() + label[1:] if label[1:2].islower() else label
+
+
+def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dict[str, Any] | None:
+    if not names:
+        return None
+    chosen = judge.procedure(names)
+    found = judge.compare(chosen, picked)
+    tier = judge.tier(found, found.pvalue)
+    counts = Counter(chosen).most_common()
+    own = _mean(judge.picked_scores(chosen))
+    ours = _mean(judge.picked_scores(picked))
+    who = (
+        counts[0][0]
+        if len(counts) == 1
+        else f"the classical learner that inner validation picks (mostly {counts[0][0]})"
+    )
+    gap = _gap(found.mean, found.low, found.high, found.pvalue)
+    label = _inline(judge.metric.label)
+    numbers = f"{label} {own:.4f} against {ours:.4f} for the selected network ({gap})"
+    start = {BETTER: "reaches", SAME: "is not told apart from the networks:", WORSE: "does worse than the networks:"}
+    text = f"{who} {start[tier]} {numbers}."
+    return {
+        "sentence": text[0].upper() + text[1:] if tier != BETTER else text,
+        "best": counts[0][0],
+        "wins": tier == BETTER,
+        "mean": own,
+        **_numbers(found),
+        "p": found.pvalue,
+    }
+
+
+def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None) -> dict[str, Any]:
+    cells = [judge.cells[name][p] for p in judge.pairs]
+    known = metrics_of(judge.context.table)
+    keys = [*known, *(k for k in cells[0]["metrics"] if k not in known)]
+    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio, _bounds(known, k)) for k in keys}
+    if judge.metric.name not in metrics or any(c["score"] is None for c in cells):  # a diverged fold counts, as worst
+        metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio, judge.metric.bounds)
+    tier = ""
+    if kind == "objective":
+        tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
+    typical = Counter(c["trial_text"] for c in cells).most_common(1)[0]
+    speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
+    title, source = _origin(name, judge.settings.own_parts) if kind == "objective" else ("classical learner", "")
+    return {
+        "name": name,
+        "title": title,
+        "source": source,
+        "kind": kind,
+        "tier": tier,
+        **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
+        "p": None if result is None else result.pvalue,
+        "p_holm": None if p_holm is None else float(p_holm),
+        "metrics": metrics,
+        "seconds": sum(c["seconds"] for c in cells),
+        "seconds_per_epoch": float(np.mean(speeds)) if speeds else None,
+        "peak_memory_mb": max(c["peak_memory_mb"] for c in cells),
+        "diverged": int(sum(c["diverged"] for c in cells)),
+        "settings": f"{typical[0]} (in {typical[1]} of {len(cells)} folds)" if typical[0] else "",
+    }
+
+
+def _origin(name: str, trust: Trust) -> tuple[str, str]:
+    """Title and source of the publication of an objective; its own first line where it has none."""
+    cls = find_objective(name, trust=trust)
+    row = owners().get(cls.__name__)
+    if row is not None and cls.__module__ == f"steepest.{row.module}":
+        return row.title, row.source
+    return (cls.__doc__ or name).strip().splitlines()[0].rstrip("."), ""
+
+
+def _numbers(result: PairedResult) -> dict[str, float | None]:
+    return {
+        "difference": result.mean,
+        "low": result.low,
+        "high": result.high,
+        "detectable": result.detectable or None,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values))
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _bounds(known: Mapping[str, Metric], name: str) -> tuple[float, float]:
+    """Of a metric, or of its tuned or calibrated form."""
+    metric = known.get(name, known.get(name.rpartition("_")[0]))
+    return (-np.inf, np.inf) if metric is None else metric.bounds
+
+
+def _interval(
+    values: Sequence[float | None] | np.ndarray, ratio: float, bounds: tuple[float, float]
+) -> dict[str, float | None]:
+    """Mean over folds with its 95% interval, cut at the metric's bounds.
+
+    Args:
+        values: the metric in each fold.
+        ratio: test rows over training rows, for the overlap correction.
+        bounds: of the metric.
+    """
+    kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
+    if not len(kept):
+        return {"mean": None, "low": None, "high": None}
+    mean = float(kept.mean())
+    if len(kept) < 2 or ratio <= 0:
+        return {"mean": mean, "low": None, "high": None}
+    found = corrected_resampled_ttest(kept, test_fraction=ratio / (1 + ratio))
+    return {"mean": mean, "low": max(found.low, bounds[0]), "high": min(found.high, bounds[1])}
+
+
+def _curve(curves: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
+    """Mean metric by epoch while at least half of the folds are still training."""
+    longest = max(map(len, curves))
+    found: dict[str, list[float | None]] = {"epoch": [], "valid": [], "low": [], "high": []}
+    for epoch in range(longest):
+        values = [v for c in curves if len(c) > epoch and (v := c[epoch]) is not None]
+        if len(values) * 2 < len(curves) or not values:
+            break
+        low, high = np.percentile(values, [10, 90])
+        for key, value in zip(found, (float(epoch + 1), float(np.mean(values)), float(low), float(high))):
+            found[key].append(round(value, 6))
+    return found
+
+
+def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:
+    """Reliability over all test rows; temperature is each fold's own."""
+    probabilities, targets, cooled = [], [], []
+    for pair in judge.pairs:
+        outcome = judge.outcome(name, pair)
+        if outcome.probabilities is None or not outcome.finite:
+            return None
+        probabilities.append(outcome.probabilities)
+        targets.append(judge.context.split(pair, -1).other_target)
+        temperature = judge.cells[name][pair]["temperature"]
+        cooled.append(apply_temperature(outcome.probabilities, temperature or 1.0))
+    y = np.concatenate(targets)
+    cells = [judge.cells[name][p] for p in judge.pairs]
+    bins = reliability_bins(np.concatenate(probabilities), y)
+    ece = {k: [c["metrics"][k] for c in cells if c["metrics"][k] is not None] for k in ("ece", "ece_calibrated")}
+    mean = {k: float(np.mean(values)) if values else None for k, values in ece.items()}
+    return {**bins, **mean, "temperature": float(np.median([c["temperature"] or 1.0 for c in cells]))}
+
+
+def _recall(judge: Judge, name: str) -> list[float | None]:
+    values = np.array([judge.cells[name][p]["recall"] for p in judge.pairs], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        counts = np.isfinite(values).sum(0)
+        sums = np.nansum(values, 0)
+    return [float(s / c) if c else None for s, c in zip(sums, counts)]
+
+
+def _confusion(judge: Judge, by_fold: Sequence[str]) -> list[list[float]]:
+    """The share of all test rows (by weight) that are of class i and were predicted as j, a name for every fold."""
+    classes = judge.context.classes
+    counts = np.zeros((classes, classes))
+    for name, pair in zip(by_fold, judge.pairs):
+        split = judge.context.split(pair, -1)
+        counts += confusion(split.other_target, judge.outcome(name, pair), classes, split.other_weight)
+    return [[round(float(share), 6) for share in row] for row in counts / counts.sum()]
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def protocol(context: Context) -> dict[str, str]:
+    """The protocol in words, for people."""
+    s, table = context.settings, context.table
+    pair = next(iter(context.folds))
+    parts = len(context.inner(pair))
+    kind = "forward chaining" if table.times is not None else "grouped" if table.groups is not None else "stratified"
+    if table.task not in CLASSES and kind == "stratified":
+        kind = "shuffled"
+    seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
+    design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
+    return {
+        "outer design": design,
+        "inner validation": f"one {'12.5' if s.one_cycle else '25'}% holdout" if parts == 1 else f"{parts} folds",
+        "objectives": ", ".join(s.objectives),
+        "baseline": s.baseline,
+        "trials an objective": "1: its defaults"
+        if s.trials == 1
+        else f"{s.trials}: defaults at three learning rates, then a Sobol design",
+        "epochs": f"{s.epochs}, one-cycle learning rate; the tuned network is scored, no refit"
+        if s.one_cycle
+        else f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
+        "metric": context.metric.name,
+        "model": s.model,
+        "batch size": str(s.batch_size),
+        "optimizer": "AdamW",
+        "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),
+        "classical learners": ", ".join(s.classical) or "none",
+        "label noise": f"{s.noise:.0%} of training labels" if s.noise else "none",
+        "seed": str(s.seed),
+    }

@@ -1,0 +1,270 @@
+"""One cell of a comparison: an objective (or a classical learner) in one outer fold, tuned inside and scored outside.
+
+A job is a set of cells of one objective that train as a stack; the plan fixes which.
+"""
+
+from __future__ import annotations
+
+import io
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...descent.augment import default_augment
+from ..design.context import Context, Pair, Split
+from ..design.folds import CLASSES
+from ..design.jobs import Job
+from ..design.models import find_model
+from ..design.trials import Trial, seed_of, trials
+from ..metrics.tables import evaluate, metrics_of, per_class_recall
+from ..read.images import Images
+from ..scores.operating_point import fit_temperature, tune_threshold
+from ..scores.outcome import Outcome
+from .classical import fit_classical
+from .training import Member, Recipe, outcome_of, train
+
+
+@dataclass
+class CellResult:
+    """What one cell found: plain values, and the outcome on its test rows."""
+
+    kind: str
+    name: str
+    repeat: int
+    fold: int
+    values: dict[str, Any]
+    outcome: Outcome
+
+    def arrays(self) -> bytes:
+        """The outcome, compressed; :func:`~steepest.comparison.work.stored.read_outcome` reads it."""
+        parts = {k: v for k, v in vars(self.outcome).items() if v is not None}
+        small = {k: v.astype(np.float32) if v.dtype == np.float64 and k != "predicted" else v for k, v in parts.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **small)
+        return buffer.getvalue()
+
+
+def recipe_of(context: Context, objective: Any) -> Recipe:
+    """What is the same for every training of an objective."""
+    s = context.settings
+    augment = None
+    if isinstance(context.table, Images) and s.augment:
+        height, width, channels = context.table.pixels.shape[1:]
+        augment = default_augment((channels, height, width))
+    return Recipe(
+        objective,
+        find_model(s.model, trust=s.own_parts),
+        s.epochs,
+        s.patience,
+        s.batch_size,
+        context.metric,
+        s.device,
+        augment,
+        s.one_cycle,
+    )
+
+
+def member_of(context: Context, pair: Pair, part: int, trial: Trial, length: int | None = None) -> Member:
+    """One training in one split; equal folds have equal backbones and orders, whatever the objective."""
+    seed = context.settings.seed
+    seeds = {role: seed_of(seed, *pair, role) for role in ("backbone", "head", "objective")}
+    seeds["order"] = seed_of(seed, pair[0], pair[1] * 64 + part + 1, "order")
+    return Member(context.split(pair, part), trial, context.info(pair, part), seeds, length)
+
+
+def run_job(context: Context, job: Job) -> list[CellResult]:
+    """Compute the cells of a job; the random states of torch and NumPy are left as they were."""
+    reset_peak()
+    with numpy_seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32), torch.random.fork_rng([]):
+        found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
+    peak = peak_megabytes()
+    for cell in found:
+        cell.values["peak_memory_mb"] = peak
+    return found
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """NumPy's global random state, from which scikit-learn's SVC draws, seeded and afterwards as it was."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def _objective(context: Context, job: Job) -> list[CellResult]:
+    cls = context.objective(job.name)
+    recipe = recipe_of(context, cls)
+    settings = trials(cls, context.settings.trials, context.settings.seed)
+    parts = {pair: len(context.inner(pair)) for pair in job.cells}
+    members = {
+        (pair, t): [member_of(context, pair, part, trial) for part in range(parts[pair])]
+        for pair in job.cells
+        for t, trial in enumerate(settings)
+    }
+    flat = [m for group in members.values() for m in group]
+    spent = train(recipe, flat)
+    chosen: dict[Pair, int] = {}
+    finals: dict[Pair, Member] = {}
+    for pair in job.cells:
+        scores = [float(np.mean([m.score for m in members[pair, t]])) for t in range(len(settings))]
+        chosen[pair] = best_trial(scores, context.metric.greater_is_better)
+        if recipe.one_cycle:
+            (finals[pair],) = members[pair, chosen[pair]]
+            continue
+        epochs = max(1, round(float(np.mean([m.epochs for m in members[pair, chosen[pair]]]))))
+        finals[pair] = member_of(context, pair, -1, settings[chosen[pair]], length=epochs)
+    again = {} if recipe.one_cycle else train(recipe, list(finals.values()))
+    total = {k: spent[k] + again.get(k, 0.0) for k in spent}
+    results = []
+    for pair in job.cells:
+        best = chosen[pair]
+        values: dict[str, Any] = {
+            "inner": [_finite(np.mean([m.score for m in members[pair, t]])) for t in range(len(settings))],
+            "inner_epochs": [
+                round(float(np.mean([m.epochs for m in members[pair, t]])), 2) for t in range(len(settings))
+            ],
+            "trial": best,
+            "trial_text": settings[best].describe(),
+            "epochs": finals[pair].length or finals[pair].epochs,
+            "curve": _mean_curve([m.curve for m in members[pair, best]]),
+            "diverged": sum(not np.isfinite(m.score) for t in range(len(settings)) for m in members[pair, t]),
+            "seconds": total["seconds"] / len(job.cells),
+            "seconds_per_epoch": total["seconds"] / max(total["epochs"], 1),
+        }
+        values |= operating_point(context, members[pair, best])
+        final = finals[pair]
+        outputs = final.test_outputs if recipe.one_cycle else final.outputs
+        assert final.objective is not None and outputs is not None
+        final.objective.eval()
+        outcome = outcome_of(final.objective, outputs, final.split)
+        values["diverged"] += not outcome.finite
+        results.append(_scored(context, job, pair, values, outcome))
+    return results
+
+
+def operating_point(context: Context, tuned: Sequence[Member]) -> dict[str, float | None]:
+    """Threshold and temperature from the inner validation rows of the chosen setting."""
+    if context.table.task not in CLASSES:
+        return {"threshold": None, "temperature": None}
+    outcomes = []
+    for m in tuned:
+        assert m.objective is not None and m.outputs is not None
+        m.objective.eval()
+        outcomes.append(outcome_of(m.objective, m.outputs, m.split))
+    return operating_point_of(context, [m.split for m in tuned], outcomes)
+
+
+def operating_point_of(
+    context: Context, splits: Sequence[Split], outcomes: Sequence[Outcome]
+) -> dict[str, float | None]:
+    """Threshold and temperature from what models, each trained on one of the splits, say of its other rows."""
+    y = np.concatenate([split.other_target for split in splits])
+    parts = [split.other_weight for split in splits if split.other_weight is not None]
+    weights = np.concatenate(parts) if parts else None
+    if context.table.task not in CLASSES or not all(o.finite for o in outcomes):
+        return {"threshold": None, "temperature": None}
+    threshold = temperature = None
+    decisions = [o.decision for o in outcomes if o.decision is not None]
+    if context.table.task == "binary" and len(decisions) == len(outcomes):
+        threshold = float(tune_threshold(y, np.concatenate(decisions), weights=weights))
+    probabilities = [o.probabilities for o in outcomes if o.probabilities is not None]
+    if len(probabilities) == len(outcomes):
+        temperature = float(fit_temperature(np.concatenate(probabilities), y, weights))
+    return {"threshold": threshold, "temperature": temperature}
+
+
+def _classical(context: Context, job: Job) -> list[CellResult]:
+    results = []
+    for pair in job.cells:
+        started = time.perf_counter()
+        seed = seed_of(context.settings.seed, *pair, "classical") % 2**31
+        scores, outcomes, splits = [], [], []
+        for part in range(len(context.inner(pair))):
+            split = context.split(pair, part)
+            outcome = _fit_classical(context, job.name, seed, split)
+            scores.append(context.metric(split.other_target, outcome, split.other_weight))
+            outcomes.append(outcome)
+            splits.append(split)
+        split = context.split(pair, -1)
+        outcome = _fit_classical(context, job.name, seed, split)
+        values: dict[str, Any] = {"inner": [_finite(np.mean(scores))], "diverged": 0, "trial_text": ""}
+        values |= operating_point_of(context, splits, outcomes)
+        values["seconds"] = time.perf_counter() - started
+        results.append(_scored(context, job, pair, values, outcome))
+    return results
+
+
+def _fit_classical(context: Context, name: str, seed: int, split: Split) -> Outcome:
+    rows = len(context.table.target)
+    return fit_classical(name, split, classes=context.classes, rows=rows, seed=seed)
+
+
+def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outcome: Outcome) -> CellResult:
+    split, task = context.split(pair, -1), context.table.task
+    y, w = split.other_target, split.other_weight
+    values["score"] = _finite(context.metric(y, outcome, w))
+    if task in ("multilabel", "multitask"):
+        own = metrics_of(context.table)
+        found = {name: metric(y, outcome, w) for name, metric in own.items()}
+        values["metrics"] = {name: _finite(value) for name, value in found.items()}
+    else:
+        values["metrics"] = evaluate(
+            y,
+            outcome,
+            task,
+            context.classes or None,
+            weights=w,
+            threshold=values.get("threshold"),
+            temperature=values.get("temperature"),
+        )
+    if task in CLASSES:
+        values["recall"] = list(per_class_recall(y, outcome, context.classes, w).values())
+    return CellResult(job.kind, job.name, *pair, values, outcome)
+
+
+def best_trial(scores: Sequence[float], greater_is_better: bool) -> int:
+    """The first of the best; what is not finite never wins over what is.
+
+    >>> best_trial([0.5, float("nan"), 0.7, 0.7], True)
+    2
+    """
+    signed = [(s if greater_is_better else -s) if np.isfinite(s) else -np.inf for s in scores]
+    return int(np.argmax(signed))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _mean_curve(curves: Sequence[Sequence[float]]) -> list[float | None]:
+    longest = max(map(len, curves))
+    return [_finite(np.mean([c[e] for c in curves if len(c) > e])) for e in range(longest)]
+
+
+def reset_peak() -> None:
+    """Forget the peak of this process's memory, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process in MB, since :func:`reset_peak` where that works."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return round(int(line.split()[1]) / 1024, 1)
+    except OSError:
+        pass
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

@@ -1,0 +1,123 @@
+"""What a job costs on this machine: a few steps of its own stack, or one fit, timed before anything is trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..design.context import Context, Split
+from ..design.jobs import Job
+from ..design.trials import trials
+from ..metrics.metric import Metric
+from .cells import member_of, recipe_of
+from .classical import fit_classical
+from .training import Member, Recipe, train
+
+
+def measure(context: Context, job: Job) -> float:
+    """Expected seconds of one core that a job takes at full length."""
+    return time_learner(context, job) if job.kind == "classical" else time_job(context, job)
+
+
+def time_job(context: Context, job: Job, steps: int = 4) -> float:
+    """Expected seconds of a job at full length, from a few steps of its own stack.
+
+    The stack of the first fold runs short epochs; the fastest of them, scaled to all epochs, splits and refits.
+    """
+    settings = context.settings
+    cls = context.objective(job.name)
+    pair = job.cells[0]
+    chosen = trials(cls, settings.trials, settings.seed)
+    recipe = recipe_of(context, cls)
+    _, full_steps = recipe.steps(len(context.split(pair, 0).inputs))
+    take = min(full_steps, steps)
+    short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
+    members: list[Member] = [member_of(context, pair, 0, trial) for trial in chosen]
+    if settings.one_cycle:  # looking at all held-out images would be most of so short an epoch
+        for member in members:
+            member.split = _shortened(member.split, take / full_steps)
+    clock = EpochClock(context.metric)
+    with torch.random.fork_rng(devices=[]):
+        started = time.perf_counter()
+        train(replace(short, metric=clock.metric()), members)
+        took = time.perf_counter() - started
+    epoch = clock.fastest(len(members), took)
+    search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
+    if settings.one_cycle:
+        return search * len(job.cells)
+    _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
+    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)
+    return (search + refit) * len(job.cells)
+
+
+def _shortened(split: Split, share: float) -> Split:
+    """The same with a share of the rows to look at."""
+    step = max(1, round(1 / share))
+    weight = None if split.other_weight is None else split.other_weight[::step]
+    return replace(
+        split,
+        other_inputs=split.other_inputs[::step],
+        other_target=split.other_target[::step],
+        other_weight=weight,
+        test_inputs=None,
+    )
+
+
+class EpochClock:
+    """A metric that notes when it is called, to tell how long an epoch of a stack takes."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.inner, self.calls = metric, [time.perf_counter()]
+
+    def metric(self) -> Metric:
+        """The same metric, noting each call."""
+
+        def function(y: Any, outcome: Any, weights: Any) -> float | None:
+            value = self.inner(y, outcome, weights)
+            self.calls.append(time.perf_counter())
+            return value
+
+        return replace(self.inner, function=function)
+
+    def fastest(self, models: int, took: float) -> float:
+        """Seconds of the fastest epoch: from one epoch's last call to the next one's."""
+        ends = self.calls[models::models]
+        gaps = [b - a for a, b in pairwise(ends)]
+        return max(min(gaps, default=took), 1e-6)
+
+
+def time_learner(context: Context, job: Job) -> float:
+    """Expected seconds of a classical learner's job, from one fit on its first inner split.
+
+    A fit of under a second is timed twice: the first may have to import its library.
+    """
+    pair = job.cells[0]
+    split = context.split(pair, 0)
+    before = np.random.get_state()  # noqa: NPY002  # scikit-learn's SVC draws from it
+    took = []
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            fit_classical(job.name, split, classes=context.classes, rows=len(context.table.target), seed=0)
+            took.append(time.perf_counter() - started)
+            if took[0] > 1:
+                break
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    return min(took) * (len(context.inner(pair)) + 1) * len(job.cells)
+
+
+@dataclass(frozen=True)
+class _Short(Recipe):
+    """A recipe whose epochs are cut to a few steps."""
+
+    cut: int = 3
+
+    def steps(self, rows: int) -> tuple[int, int]:
+        batch, steps = super().steps(rows)
+        return batch, min(steps, self.cut)

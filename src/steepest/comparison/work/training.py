@@ -1,0 +1,321 @@
+"""Train the members of a comparison: as stacks where the model allows it, one by one otherwise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.objective import Objective, TaskInfo
+from ...descent import (
+    ArrayBatches,
+    Descent,
+    EarlyStopping,
+    Hook,
+    Stack,
+    StackedAdamW,
+    StackedBatches,
+    StackedObjective,
+    StackedStep,
+    architecture,
+    drop,
+    stackable,
+)
+from ...descent.augment import Augment
+from ...nn.networks import Network
+from ..design.context import Split
+from ..design.models import Backbone, build, feature_width
+from ..design.trials import PEAK, Trial
+from ..metrics.metric import Metric
+from ..scores.outcome import Outcome
+
+
+@dataclass
+class Member:
+    """One training: a split, a trial, seeds; ``length`` None is early stopping, else so many epochs.
+
+    ``outputs`` are those of ``split.other_inputs``, ``test_outputs`` those of ``split.test_inputs``.
+    """
+
+    split: Split
+    trial: Trial
+    info: TaskInfo
+    seeds: dict[str, int]
+    length: int | None = None
+    score: float = float("nan")
+    epochs: int = 0
+    curve: list[float] = field(default_factory=list)
+    outputs: Tensor | None = None
+    test_outputs: Tensor | None = None
+    objective: Objective | None = None
+    state: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is the same for all members: objective class, model, epochs, how a metric is taken."""
+
+    objective: type[Objective]
+    backbone: Backbone
+    epochs: int
+    patience: int
+    batch_size: int
+    metric: Metric
+    device: str = "cpu"
+    augment: Augment | None = None
+    one_cycle: bool = False
+
+    def steps(self, rows: int) -> tuple[int, int]:
+        """``(batch size, steps an epoch)`` for so many rows."""
+        batch = min(self.batch_size, rows)
+        return batch, -(-rows // batch)
+
+
+def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
+    """What a model with these outputs says, in the units of the data."""
+    with torch.no_grad():
+        predicted = objective.predict(outputs).cpu().numpy()
+        if split.task in ("regression", "multitask"):
+            mean, deviation = split.scale
+            return Outcome(predicted.astype(np.float64) * deviation + mean, None, None)
+        probabilities = objective.probabilities(outputs)
+        decision = objective.decision(outputs) if split.task == "binary" else outputs
+        return Outcome(
+            predicted,
+            None if probabilities is None else probabilities.double().cpu().numpy(),
+            decision.double().cpu().numpy(),
+        )
+
+
+class _Cycle(Hook):
+    """Looks after each epoch of a cycle; what counts is the last one."""
+
+    def __init__(self, recipe: Recipe, member: Member, look: Callable[[Tensor], Tensor]) -> None:
+        self.recipe, self.member, self.look = recipe, member, look
+
+    def on_epoch_end(self, descent: Descent) -> None:
+        member, split = self.member, self.member.split
+        if len(split.other_inputs):
+            member.outputs = self.look(split.other_inputs)
+            member.score, member.epochs = _score(self.recipe, member, member.outputs), descent.epoch
+            member.curve.append(member.score)
+
+    def on_end(self, descent: Descent) -> None:
+        member = self.member
+        member.state = {k: v.detach().cpu().clone() for k, v in descent.model.state_dict().items()}
+        if member.split.test_inputs is not None:
+            member.test_outputs = self.look(member.split.test_inputs)
+
+
+class _Watch(Hook):
+    """Ends trainings of fixed length, each at its own epoch; ``finished`` gets a model's number."""
+
+    def __init__(self, lengths: Sequence[int], finished: Callable[[int, int], None]) -> None:
+        self.lengths, self.finished = list(lengths), finished
+        self.alive = list(range(len(self.lengths)))
+
+    def on_epoch_end(self, descent: Descent) -> None:
+        going = [descent.epoch < self.lengths[m] for m in self.alive]
+        for position, (model, on) in enumerate(zip(self.alive, going)):
+            if not on:
+                self.finished(model, position)
+        if not any(going):
+            descent.stop = True
+        elif not all(going):
+            drop(descent, going)
+            self.alive = [m for m, on in zip(self.alive, going) if on]
+
+
+def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
+    """Train all members, in place; gives seconds, steps and epochs spent.
+
+    Members of equal architecture, batch size and steps train as one stack; images, and models or objectives that
+    cannot be stacked, one by one.
+    """
+    spent = {"seconds": 0.0, "epochs": 0.0}
+    groups: dict[tuple[Any, ...], list[tuple[Member, Network]]] = {}
+    for member, network in zip(members, _networks(recipe, members)):
+        rows = len(member.split.inputs)
+        key = (architecture(network), *recipe.steps(rows), member.length is None)
+        groups.setdefault(key, []).append((member, network))
+    for pairs in groups.values():
+        started = time.perf_counter()
+        group, networks = [m for m, _ in pairs], [n for _, n in pairs]
+        own = any(list(m.objective.parameters()) for m in group if m.objective)
+        alike = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2
+        together = alike and recipe.augment is None and not recipe.one_cycle
+        (_train_stack if together else _train_each)(recipe, group, networks)
+        spent["seconds"] += time.perf_counter() - started
+        spent["epochs"] += sum(len(m.curve) if m.length is None else m.length for m in group)
+    return spent
+
+
+def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
+    found = []
+    for member in members:
+        shape = tuple(member.split.inputs.shape[1:])
+        if member.info.feature_dim == 0:
+            with torch.random.fork_rng(devices=[]):
+                features = feature_width(recipe.backbone(shape[0]), shape)
+            member.info = TaskInfo(**{**vars(member.info), "feature_dim": features})
+        torch.manual_seed(member.seeds["objective"])
+        member.objective = recipe.objective.from_task(member.info, **member.trial.hyper).to(recipe.device)
+        network = build(
+            recipe.backbone,
+            shape[0],
+            member.objective,
+            member.info,
+            backbone_seed=member.seeds["backbone"],
+            head_seed=member.seeds["head"],
+        )
+        found.append(network.to(recipe.device))
+    return found
+
+
+def _score(recipe: Recipe, member: Member, outputs: Tensor) -> float:
+    assert member.objective is not None
+    split = member.split
+    member.objective.eval()
+    found = recipe.metric(split.other_target, outcome_of(member.objective, outputs, split), split.other_weight)
+    member.objective.train()
+    return found
+
+
+def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[Network]) -> None:
+    splits = list({id(m.split): m.split for m in members}.values())
+    number = {id(split): i for i, split in enumerate(splits)}
+    which = [number[id(m.split)] for m in members]
+    device = recipe.device
+    other = torch.nn.utils.rnn.pad_sequence([s.other_inputs for s in splits], batch_first=True).to(device)
+    batch, steps = recipe.steps(len(members[0].split.inputs))
+    batches = StackedBatches(
+        [(s.inputs.to(device), s.target.to(device), None if s.weight is None else s.weight.to(device)) for s in splits],
+        which,
+        [m.seeds["order"] for m in members],
+        batch_size=batch,
+        steps=steps,
+        samplers=[_sampler(m.objective) for m in members],
+    )
+    stack = Stack(networks)
+    objectives = [m.objective for m in members if m.objective is not None]
+    optimizer = StackedAdamW(
+        stack, lr=[m.trial.lr for m in members], weight_decay=[m.trial.weight_decay for m in members]
+    )
+
+    def look(alive: Sequence[int]) -> list[Tensor]:
+        stack.eval()
+        with torch.no_grad():
+            outputs = stack(other[torch.as_tensor([which[m] for m in alive], device=device)])
+        stack.train()
+        return [out[: len(members[m].split.other_inputs)] for m, out in zip(alive, outputs)]
+
+    if members[0].length is None:
+        latest: list[Tensor] = []
+
+        def evaluate(_: Descent) -> list[float]:
+            alive = stopping.alive or list(range(len(members)))
+            latest[:] = look(alive)
+            return [_score(recipe, members[m], out) for m, out in zip(alive, latest)]
+
+        def improved(model: int) -> None:
+            members[model].outputs = latest[stopping.alive.index(model)].clone()
+
+        stopping = EarlyStopping(
+            evaluate,
+            patience=recipe.patience,
+            greater_is_better=recipe.metric.greater_is_better,
+            improved=improved,
+        )
+        hook: Hook = stopping
+    else:
+
+        def finished(model: int, position: int) -> None:
+            members[model].outputs = look(watch.alive)[position].clone()
+            members[model].state = {k: v.cpu() for k, v in stack.member(position).items()}
+
+        watch = _Watch([m.length or 1 for m in members], finished)
+        hook = watch
+    Descent(
+        stack,
+        StackedObjective(objectives),
+        batches,
+        method=StackedStep(),
+        optimizer=optimizer,
+        hooks=[hook],
+        device=device,
+    ).fit(recipe.epochs)
+    if isinstance(hook, EarlyStopping):
+        for m, member in enumerate(members):
+            member.score, member.epochs, member.curve = hook.best[m], hook.best_epoch[m], hook.curves[m]
+
+
+def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Network]) -> None:
+    for member, network in zip(members, networks):
+        split, objective = member.split, member.objective
+        assert objective is not None
+        batch, steps = recipe.steps(len(split.inputs))
+        batches = ArrayBatches(
+            split.inputs.to(recipe.device),
+            split.target.to(recipe.device),
+            batch_size=batch,
+            steps=steps,
+            seed=member.seeds["order"],
+            weight=None if split.weight is None else split.weight.to(recipe.device),
+            sampler=_sampler(objective),
+            augment=recipe.augment,
+        )
+        optimizer = torch.optim.AdamW(
+            [*network.parameters(), *objective.parameters()], lr=member.trial.lr, weight_decay=member.trial.weight_decay
+        )
+
+        def look(inputs: Tensor = split.other_inputs, network: Network = network) -> Tensor:
+            network.eval()
+            with torch.no_grad():
+                found = torch.cat([network(part.to(recipe.device)) for part in inputs.split(1024)])
+            network.train()
+            return found
+
+        latest: list[Tensor] = []
+
+        def evaluate(_: Descent, member: Member = member, latest: list[Tensor] = latest, look: Any = look) -> float:
+            latest[:] = [look()]
+            return _score(recipe, member, latest[0])
+
+        def improved(_: int, member: Member = member, latest: list[Tensor] = latest) -> None:
+            member.outputs = latest[0].clone()
+
+        def finished(_: int, __: int, member: Member = member, network: Network = network, look: Any = look) -> None:
+            member.outputs = look()
+            member.state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+
+        schedule, hook = None, Hook()
+        if recipe.one_cycle:
+            hook = _Cycle(recipe, member, look)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, PEAK * member.trial.lr, total_steps=steps * recipe.epochs, cycle_momentum=False
+            )
+        elif member.length is None:
+            hook = EarlyStopping(
+                evaluate,
+                patience=recipe.patience,
+                greater_is_better=recipe.metric.greater_is_better,
+                improved=improved,
+            )
+        else:
+            hook = _Watch([member.length], finished)
+        torch.manual_seed(member.seeds["objective"])
+        Descent(
+            network, objective, batches, optimizer=optimizer, schedule=schedule, hooks=[hook], device=recipe.device
+        ).fit(recipe.epochs)
+        if isinstance(hook, EarlyStopping):
+            member.score, member.epochs, member.curve = hook.best[0], hook.best_epoch[0], hook.curves[0]
+
+
+def _sampler(objective: Objective | None) -> Any:
+    own = objective is not None and type(objective).sampler is not Objective.sampler
+    return objective.sampler if own and objective is not None else None
