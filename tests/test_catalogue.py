@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from steepest import catalogue, cli, derived, sources
+from steepest import catalogue, cli, derived, local_names, sources
 from steepest.catalogue import KINDS, find, owners, systems
 from steepest.sources import source_files
 
@@ -158,7 +158,7 @@ def toy(tmp_path, monkeypatch):
     (package / "catalogue").mkdir()
     for file in Path(catalogue.__file__).parent.glob("*.py"):
         shutil.copy(file, package / "catalogue")
-    for file in (sources.__file__, derived.__file__):
+    for file in (sources.__file__, derived.__file__, local_names.__file__):
         shutil.copy(file, package)
     rows = [
         ROW.format(slug="thing", room="room", module="room.thing", names='["thing", "Other"]', holds=2,

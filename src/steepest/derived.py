@@ -131,6 +131,7 @@ def _entries() -> dict[str, Any]:
 def code_version() -> str:
     """A hash of the deriving code."""
     digest = hashlib.sha256()
-    for file in (Path(__file__), SOURCE / "sources.py", *sorted((SOURCE / "catalogue").glob("*.py"))):
+    beside = (SOURCE / "sources.py", SOURCE / "local_names.py")
+    for file in (Path(__file__), *beside, *sorted((SOURCE / "catalogue").glob("*.py"))):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .derived import SOURCE as ROOT
 from .derived import derive
+from .local_names import number_local_names
 
 if TYPE_CHECKING:
     from .catalogue import System
@@ -29,7 +30,7 @@ CPP = (".cpp", ".cc", ".cu", ".h", ".cuh")
 def source_hash(system: System) -> str:
     """SHA-256 over the code of a system's own files (see :func:`own_files`): evidence is stale once it changes.
 
-    Comments, docstrings and layout don't count.
+    Comments, docstrings, layout and the names of local variables don't count.
     """
     digest = hashlib.sha256()
     for file in own_files(system):
@@ -104,16 +105,17 @@ def _cpp(text: str) -> Read:
 
 
 def _code(tree: ast.Module) -> str:
-    """Python source without comments, docstrings and layout.
+    """Python source without comments, docstrings, layout and the names of local variables.
 
-    >>> _code(ast.parse('def f():\\n    "Says so."\\n    return 1  # one'))
-    'def f():\\n    return 1'
+    >>> _code(ast.parse('def f():\\n    "Says so."\\n    one = 1  # one\\n    return one'))
+    'def f():\\n    $0 = 1\\n    return $0'
     """
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
             node
         ):
             node.body = node.body[1:] or [ast.Pass()]
+    number_local_names(tree)
     return ast.unparse(tree)
 
 
