@@ -47,17 +47,19 @@ def test_a_local_variable_may_have_another_name(text, names):
 
 
 @pytest.mark.parametrize(
-    ("text", "again"),
+    "inside",
     [
-        ("def f(x):\n    a = [a for a in x]\n    return a", "def f(x):\n    a = [b for b in x]\n    return a"),
-        (
-            "def f(x):\n    a = x\n    def g():\n        a = 1\n        return a\n    return a",
-            "def f(x):\n    a = x\n    def g():\n        b = 1\n        return b\n    return a",
-        ),
+        "return [a for a in x]",
+        "def g():\n        a = 1\n        return a",
+        "class C:\n        a = 2\n        def g(self): return OUTER",
+        "def g():\n        import a\n        return a",
+        "def g():\n        global a\n        return a",
+        "def g():\n        def a(): return 1\n        return a",
     ],
 )
-def test_each_scope_has_its_own_variables(text, again):
-    assert code(text) == code(again)
+def test_each_scope_has_its_own_variables(inside):
+    outer = [f"def f(x):\n    OUTER = x\n    {inside}\n    return OUTER".replace("OUTER", name) for name in "ab"]
+    assert code(outer[0]) == code(outer[1])
 
 
 @pytest.mark.parametrize("names", ["values>x", "by>x", "rest>x", "math>x", "fabs>x", "scaled>x"])
@@ -96,6 +98,12 @@ def test_what_is_no_local_variable_counts(text, names):
         ("def f(x):\n    a = x\n    return lambda b: a", "lambda b", "lambda a"),
         ("def f(x):\n    a, b = x\n    return [a for b in x]", "[a", "[b"),
         ("def f(x):\n    a = 1\n    def g(y):\n        nonlocal a\n        a = y\n    return a", "nonlocal a", "pass"),
+        (
+            "def f():\n    a = b = 1\n    def g():\n        nonlocal a\n        a = 2",
+            "l a\n        a",
+            "l b\n        b",
+        ),
+        ("def f(a, b):\n    a += 1\n    return a", "a += 1\n    return a", "b += 1\n    return b"),
         ("def f():\n    b = 1\n    class C:\n        a = 2\n        def g(self): return b", "return b", "return a"),
     ],
 )
