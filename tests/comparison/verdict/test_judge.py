@@ -81,7 +81,7 @@ def test_the_declared_question_tiers_holm_and_intervals(blobs: Callable, tmp_pat
     scores = {"cross_entropy": BASE, "comp_sum": GOOD, "focal": EVEN}
     inner = {"cross_entropy": [0.8] * 6, "comp_sum": [0.9] * 5 + [0.1], "focal": [0.7] * 5 + [0.9]}
     store = fill(context, tmp_path, {n: v.tolist() for n, v in scores.items()}, inner)
-    results = assemble(context, store, command="c", seconds=1.0, version="0")
+    results = assemble(context, store, command="c", version="0")
     picked = np.array([*GOOD[:5], EVEN[5]])  # the last fold's inner validation takes focal
     mean, low, high, p = corrected(picked - BASE, 0.5)  # 3 folds: 20 test rows over 40 training rows
     head = results["headline"]
@@ -126,7 +126,7 @@ def test_what_the_winner_is_expected_to_reach_and_what_it_confuses(blobs: Callab
         names = [*NAMES, *classical]
         folder = tmp_path / by_fold[0]
         store = fill(context, folder, {n: scores[n].tolist() for n in names}, inner, said)
-        results = assemble(context, store, command="", seconds=1, version="")
+        results = assemble(context, store, command="", version="")
         own = np.array([scores[name][i] for i, name in enumerate(by_fold)])
         mean, low, high, _ = corrected(own, 0.5)
         assert results["expected"]["by_fold"] == by_fold
@@ -149,7 +149,7 @@ def test_a_matrix_of_many_classes_is_not_kept(blobs: Callable, tmp_path: Path, m
     monkeypatch.setattr("steepest.comparison.verdict.results.MOST_CONFUSED", 1)
     context = classification(blobs)
     store = fill(context, tmp_path, {n: BASE.tolist() for n in NAMES}, {n: [0.8] * 6 for n in NAMES})
-    assert "confusion" not in assemble(context, store, command="", seconds=1, version="")
+    assert "confusion" not in assemble(context, store, command="", version="")
 
 
 def test_ties_on_inner_validation_go_to_the_baseline(blobs: Callable, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_nothing_shown_names_what_could_have_been_found(blobs: Callable, tmp_pat
     context = classification(blobs)
     inner = {"cross_entropy": [0.5] * 6, "comp_sum": [0.4] * 6, "focal": [0.6] * 6}
     scores = {"cross_entropy": BASE.tolist(), "comp_sum": GOOD.tolist(), "focal": EVEN.tolist()}
-    results = assemble(context, fill(context, tmp_path, scores, inner), command="", seconds=1, version="")
+    results = assemble(context, fill(context, tmp_path, scores, inner), command="", version="")
     assert results["sentence"].startswith("Choosing the objective was not shown to help: accuracy")
     assert f"would have found a difference of {results['headline']['detectable']:.4f}." in results["sentence"]
     assert results["rows"][2]["tier"] == "better"  # what did better outside changes nothing above
@@ -179,7 +179,7 @@ def test_smaller_is_better_for_regression(tmp_path: Path, shift: float, verdict:
         context, tmp_path, {"squared_error": base.tolist(), "huber": other.tolist()},
         {"squared_error": [1.0] * 6, "huber": [0.5] * 6},
     )  # fmt: skip
-    results = assemble(context, store, command="", seconds=1, version="")
+    results = assemble(context, store, command="", version="")
     head = results["headline"]
     assert head["selected"] == {"huber": 6}  # the smaller inner score is picked
     assert head["verdict"] == verdict
@@ -196,7 +196,7 @@ def test_five_by_two_uses_the_combined_f_test(blobs: Callable, tmp_path: Path) -
     gaps = rng.normal(0.03, 0.02, 10)
     scores = {"cross_entropy": base.tolist(), "comp_sum": (base + gaps).tolist(), "focal": base.tolist()}
     inner = {"cross_entropy": [0.5] * 10, "comp_sum": [0.6] * 10, "focal": [0.4] * 10}
-    results = assemble(context, fill(context, tmp_path, scores, inner), command="", seconds=1, version="")
+    results = assemble(context, fill(context, tmp_path, scores, inner), command="", version="")
     halves = gaps.reshape(5, 2)
     spread = ((halves - halves.mean(1, keepdims=True)) ** 2).sum()
     assert results["headline"]["p"] == pytest.approx(stats.f.sf((halves**2).sum() / (2 * spread), 10, 5))
@@ -210,7 +210,7 @@ def test_five_by_two_without_spread_inside_a_replication_still_ends(blobs: Calla
     context = classification(blobs, repeats=5, folds=2)
     scores = {"cross_entropy": [0.5] * 10, "comp_sum": [0.75] * 10, "focal": [0.5] * 10}
     inner = {"cross_entropy": [0.5] * 10, "comp_sum": [0.6] * 10, "focal": [0.4] * 10}
-    results = assemble(context, fill(context, tmp_path, scores, inner), command="", seconds=1, version="")
+    results = assemble(context, fill(context, tmp_path, scores, inner), command="", version="")
     assert 0 < results["headline"]["p"] <= 1
     assert results["headline"]["difference"] == pytest.approx(0.25)
 
@@ -228,7 +228,7 @@ def test_a_fixed_test_set_uses_the_paired_bootstrap(blobs: Callable, tmp_path: P
         context, tmp_path, {n: [right[n].mean()] for n in NAMES},
         {"cross_entropy": [0.5], "comp_sum": [0.7], "focal": [0.6]}, {n: Outcome(said[n]) for n in NAMES},
     )  # fmt: skip
-    results = assemble(context, store, command="", seconds=1, version="")
+    results = assemble(context, store, command="", version="")
     head = results["headline"]
     gaps = right["comp_sum"] - right["cross_entropy"]
     found = stats.bootstrap((gaps,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
@@ -251,7 +251,7 @@ def test_a_diverged_model_on_a_fixed_test_set_is_worse(blobs: Callable, tmp_path
         context, tmp_path, {"cross_entropy": [0.105], "comp_sum": [None]},
         {"cross_entropy": [0.1], "comp_sum": [0.2]}, {"cross_entropy": fine, "comp_sum": lost},
     )  # fmt: skip
-    results = assemble(context, store, command="", seconds=1, version="")
+    results = assemble(context, store, command="", version="")
     row = {r["name"]: r for r in results["rows"]}["comp_sum"]
     assert row["tier"] == "worse"
     assert row["difference"] == pytest.approx(np.log(2) - 0.105)
@@ -263,7 +263,7 @@ def test_a_winning_classical_learner_is_named_first(blobs: Callable, tmp_path: P
     step = np.array([0.15, 0.16, 0.15, 0.17, 0.16, 0.15]) * (1 if wins else -1)
     scores = {**{n: BASE.tolist() for n in NAMES}, "ridge": (BASE + step).tolist(), "forest": [0.1] * 6}
     inner = {**{n: [0.8] * 6 for n in NAMES}, "ridge": [0.7] * 6, "forest": [0.6] * 6}
-    results = assemble(context, fill(context, tmp_path, scores, inner), command="", seconds=1, version="")
+    results = assemble(context, fill(context, tmp_path, scores, inner), command="", version="")
     classical = results["classical"]
     assert (classical["difference"], classical["low"], classical["high"], classical["p"]) == pytest.approx(
         corrected(step, 0.5)
@@ -289,9 +289,7 @@ def test_what_diverges_ends_as_the_worst(blobs: Callable, tmp_path: Path, make: 
         context, base, other = regression(), "squared_error", "huber"
         fine = [0.1, 0.2, 0.1, 0.15, 0.1, 0.2]
     inner = {base: [0.5] * 6, other: [0.5] * 6}
-    results = assemble(
-        context, fill(context, tmp_path, {base: fine, other: [None] * 6}, inner), command="", seconds=1, version=""
-    )
+    results = assemble(context, fill(context, tmp_path, {base: fine, other: [None] * 6}, inner), command="", version="")
     row = {r["name"]: r for r in results["rows"]}[other]
     assert row["tier"] == "worse"
     assert row["diverged"] == 6
