@@ -375,3 +375,9 @@ def test_labels_and_targets_that_standardising_must_survive():
     far = ObjectiveRegressor(**{**QUICK, "epochs": 60}).fit(x, 1e9 + y / y.std())
     assert far.score(x, 1e9 + y / y.std()) > 0.9
     np.testing.assert_allclose(ObjectiveRegressor(**QUICK).fit(x, np.full(60, 3.0)).predict(x), 3.0, atol=0.5)
+
+
+def test_classifier_and_regressor_differ_in_their_usual_objective_alone():
+    models = ObjectiveClassifier(), ObjectiveRegressor()
+    assert models[0].get_params() == models[1].get_params()
+    assert [model._objective_class().name for model in models] == ["cross_entropy", "squared_error"]

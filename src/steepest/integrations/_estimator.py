@@ -52,9 +52,12 @@ def _made(cls: type[Objective], info: TaskInfo, hyper: dict[str, Any]) -> Object
 class ObjectiveEstimator(BaseEstimator):
     """Parameters and training of :class:`~steepest.integrations.sklearn.ObjectiveClassifier` and of its regressor."""
 
+    usual_objective: str
+    """What ``objective=None`` stands for."""
+
     def __init__(
         self,
-        objective: str | type[Objective] = "cross_entropy",
+        objective: str | type[Objective] | None = None,
         *,
         objective_params: Mapping[str, Any] | None = None,
         model: str | Backbone = "mlp",
@@ -102,11 +105,12 @@ class ObjectiveEstimator(BaseEstimator):
         check_choice("dtype", self.dtype, ("float32", "float64"))
 
     def _objective_class(self) -> type[Objective]:
-        if isinstance(self.objective, str):
-            return find_objective(self.objective, trust=True)
-        if not inspect.isclass(self.objective) or not issubclass(self.objective, Objective):
-            refuse_type("objective", "a name or a subclass of Objective", self.objective)
-        return self.objective
+        objective = self.usual_objective if self.objective is None else self.objective
+        if isinstance(objective, str):
+            return find_objective(objective, trust=True)
+        if not inspect.isclass(objective) or not issubclass(objective, Objective):
+            refuse_type("objective", "a name or a subclass of Objective", objective)
+        return objective
 
     def _objective_for(self, info: TaskInfo) -> Objective:
         return _made(self._objective_class(), info, dict(self.objective_params or {}))

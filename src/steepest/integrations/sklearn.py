@@ -10,7 +10,6 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
 
@@ -23,9 +22,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from ..comparison.design.context import Split
-from ..comparison.design.models import Backbone
 from ..comparison.scores.calibration import Calibration, calibrate
-from ..core.objective import Objective, TaskInfo
+from ..core.objective import TaskInfo
 from ._estimator import ObjectiveEstimator
 
 __all__ = ["ObjectiveClassifier", "ObjectiveRegressor"]
@@ -64,7 +62,8 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
     because batches are drawn by row, nor for objectives made of class counts (``ldam``), because those count rows.
 
     Args:
-        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class.
+        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class; None is
+            cross-entropy.
         objective_params: hyper-parameters of the objective, by name.
         model: ``"mlp"``, ``"residual"``, ``"module:function"``, or a function from the number of features to a module
             ``[B, features] -> [B, any width]``.
@@ -105,6 +104,7 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         False
     """
 
+    usual_objective = "cross_entropy"
     classes_: np.ndarray
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -185,7 +185,8 @@ class ObjectiveRegressor(RegressorMixin, ObjectiveEstimator):
     an objective's hyper-parameters (the ``delta`` of Huber's loss) are in deviations of the target.
 
     Args:
-        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class.
+        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class; None is the
+            squared error.
 
     The other parameters, and the attributes but ``classes_``, are those of :class:`ObjectiveClassifier`.
 
@@ -202,44 +203,7 @@ class ObjectiveRegressor(RegressorMixin, ObjectiveEstimator):
         True
     """
 
-    def __init__(
-        self,
-        objective: str | type[Objective] = "squared_error",
-        *,
-        objective_params: Mapping[str, Any] | None = None,
-        model: str | Backbone = "mlp",
-        width: int = 128,
-        depth: int = 2,
-        epochs: int = 60,
-        batch_size: int = 64,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        validation_fraction: float | None = None,
-        patience: int | None = 10,
-        metric: str | None = None,
-        standardise: bool = True,
-        random_state: int | np.random.RandomState | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-    ) -> None:
-        super().__init__(
-            objective,
-            objective_params=objective_params,
-            model=model,
-            width=width,
-            depth=depth,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            metric=metric,
-            standardise=standardise,
-            random_state=random_state,
-            device=device,
-            dtype=dtype,
-        )
+    usual_objective = "squared_error"
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on rows ``[N, features]``, real targets ``[N]``, and weights ``[N]`` >= 0 or None."""
