@@ -1,8 +1,8 @@
 """The training loop itself: batches, one loop, hooks, exact resume, and many small models trained as one stack."""
 
 from .batches import ArrayBatches, Batches, LoaderBatches
-from .hooks import Checkpoint, EarlyStopping, Hook, drop
-from .loop import Descent
+from .hooks import Checkpoint, EarlyStopping, drop
+from .loop import Descent, Hook
 from .stack import Stack, StackedBatches, StackedObjective, StackedStep, architecture, stackable
 from .stacked_adamw import StackedAdamW
 

@@ -6,48 +6,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.checks import check_number, refuse
 from ..core.objective import Batch
-
-if TYPE_CHECKING:
-    from .loop import Descent
-
-
-class Hook:
-    """Moments of a run; override what is needed. State goes through ``state_dict``, as plain values and tensors."""
-
-    def on_start(self, descent: Descent) -> None:
-        """Before the first epoch of ``fit``."""
-
-    def on_epoch_start(self, descent: Descent) -> None:
-        """Before an epoch's first step."""
-
-    def on_step(self, descent: Descent, batch: Batch, loss: Tensor) -> None:
-        """After each step."""
-
-    def on_epoch_end(self, descent: Descent) -> None:
-        """After an epoch; ``descent.epoch`` counts it already."""
-
-    def on_end(self, descent: Descent) -> None:
-        """After the last epoch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave."""
+from .loop import Descent, Hook
 
 
 def drop(descent: Descent, going: Sequence[bool]) -> None:
     """Take the models that are done out of a stack: its data, parameters, objectives and averages."""
-    for part in (descent.batches, descent.model, descent.objective, descent.optimizer):
-        part.keep(going)  # type: ignore[union-attr, operator]
+    for of_models in (descent.batches, descent.model, descent.objective, descent.optimizer):
+        of_models.keep(going)  # type: ignore[union-attr, operator]
 
 
 class Checkpoint(Hook):
@@ -58,6 +30,8 @@ class Checkpoint(Hook):
         every: steps between saves; None saves at epoch ends only.
         seconds: least time between two saves at epoch ends.
     """
+
+    saves = True
 
     def __init__(self, path: str | Path, *, every: int | None = None, seconds: float = 0.0) -> None:
         if every is not None:
@@ -126,10 +100,10 @@ class EarlyStopping(Hook):
             refuse("evaluate", f"{len(self.alive)} values, one for each model still there", values)
         if self.keep_best and len(self.best) > 1:
             refuse("keep_best", "False for a stack; 'improved' can keep a model's best", True)
-        for model, found in zip(self.alive, values):
-            self.curves[model].append(found)
-            if self.best_epoch[model] == 0 or self.sign * found > self.sign * self.best[model]:
-                self.best[model] = found if not math.isnan(found) else -math.inf * self.sign
+        for model, value in zip(self.alive, values):
+            self.curves[model].append(value)
+            if self.best_epoch[model] == 0 or self.sign * value > self.sign * self.best[model]:
+                self.best[model] = value if not math.isnan(value) else -math.inf * self.sign
                 self.best_epoch[model] = descent.epoch
                 if self.improved is not None:
                     self.improved(model)

@@ -20,7 +20,35 @@ from ..core.objective import Batch, Objective
 from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
 from .checkpoint import check_optimizer, check_state, check_taken
-from .hooks import Checkpoint, Hook
+
+
+class Hook:
+    """Moments of a run; override what is needed. State goes through ``state_dict``, as plain values and tensors."""
+
+    saves = False
+    """Whether it saves the run: it is called after the others, so that its file has their last state."""
+
+    def on_start(self, descent: Descent) -> None:
+        """Before the first epoch of ``fit``."""
+
+    def on_epoch_start(self, descent: Descent) -> None:
+        """Before an epoch's first step."""
+
+    def on_step(self, descent: Descent, batch: Batch, loss: Tensor) -> None:
+        """After each step."""
+
+    def on_epoch_end(self, descent: Descent) -> None:
+        """After an epoch; ``descent.epoch`` counts it already."""
+
+    def on_end(self, descent: Descent) -> None:
+        """After the last epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
 
 
 class Closure:
@@ -91,7 +119,7 @@ class Descent:
         trained = [*model.parameters(), *objective.parameters()]
         self.optimizer = torch.optim.AdamW(trained) if optimizer is None else optimizer
         self.schedule, self.gradients = schedule, gradients
-        self.hooks = sorted(hooks, key=lambda hook: isinstance(hook, Checkpoint))
+        self.hooks = sorted(hooks, key=lambda hook: hook.saves)
         first = next(iter(trained), None)
         self.device = (
             torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
@@ -148,7 +176,7 @@ class Descent:
         self._call("on_start")
         while self.epoch < epochs and not self.stop:
             self._one_epoch()
-        for hook in sorted(self.hooks, key=lambda hook: not isinstance(hook, Checkpoint)):
+        for hook in sorted(self.hooks, key=lambda hook: not hook.saves):
             hook.on_end(self)
         return self
 
