@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from .torch_private import TorchDispatchMode, tree_leaves
 
 
 class _Counted(TorchDispatchMode):

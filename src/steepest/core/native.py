@@ -24,6 +24,8 @@ from threading import Lock
 
 import torch
 
+from .torch_private import is_avx2_supported, is_avx512_supported
+
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 LEVELS = {"default": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 """Instruction levels of x86-64, the lowest first: torch's names and the compilers'."""
@@ -61,9 +63,9 @@ def level() -> str:
 @cache
 def levels() -> tuple[str, ...]:
     """The keys of ``LEVELS`` that this processor has; the lowest alone where it is no x86-64."""
-    if not _x86_64() or not torch.cpu._is_avx2_supported():
+    if not _x86_64() or not is_avx2_supported():
         return ("default",)
-    return tuple(LEVELS) if torch.cpu._is_avx512_supported() else ("default", "avx2")
+    return tuple(LEVELS) if is_avx512_supported() else ("default", "avx2")
 
 
 def _x86_64() -> bool:

@@ -1,13 +1,12 @@
 """What torch does with a call beside computing it: transforms, modes, shapes without values.
 
-The one module that asks torch's private state. Code that reads values, writes in place or differentiates by hand asks
+Code that reads values, writes in place or differentiates by hand asks
 :func:`by_hand` first, in its forward and in its backward pass, and takes a form of plain torch operations where it may
 not run.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,11 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.autograd import forward_ad
 
-_functorch = torch._C._functorch
-_TRACED = tuple(getattr(torch._C._TorchDispatchModeKey, key) for key in ("FAKE", "PROXY", "FUNCTIONAL"))
+from . import torch_private
 
 
 def transformed() -> bool:
@@ -28,19 +24,17 @@ def transformed() -> bool:
     >>> torch.func.vmap(lambda x: x + transformed())(torch.zeros(2)), transformed()
     (tensor([1., 1.]), False)
     """
-    return not torch.compiler.is_compiling() and _functorch.maybe_current_level() is not None
+    return not torch.compiler.is_compiling() and torch_private.transform_level() is not None
 
 
 def traced() -> bool:
     """Whether operations are recorded or give shapes alone: ``FakeTensorMode``, ``make_fx``, functionalisation."""
-    if not torch._C._len_torch_dispatch_stack():
-        return False
-    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACED)
+    return torch_private.tracing_mode()
 
 
 def forward_mode() -> bool:
     """Whether tangents go along: ``torch.func.jvp``, ``torch.autograd.forward_ad``."""
-    return forward_ad._current_level >= 0
+    return torch_private.forward_level() >= 0
 
 
 def eager() -> bool:
@@ -54,10 +48,9 @@ def valueless(tensor: Tensor) -> bool:
     >>> valueless(torch.empty(2, device="meta")), valueless(torch.empty(2))
     (True, False)
     """
-    if tensor.device.type == "meta" or _functorch.is_legacy_batchedtensor(tensor):
+    if tensor.device.type == "meta" or torch_private.is_legacy_batchedtensor(tensor):
         return True
-    fake = sys.modules.get("torch._subclasses.fake_tensor")
-    return fake is not None and isinstance(tensor, fake.FakeTensor)
+    return torch_private.is_fake(tensor)
 
 
 def by_hand(*tensors: Tensor | None) -> bool:
@@ -93,15 +86,15 @@ def on_host(tensor: Tensor) -> np.ndarray:
     tensor(3.)
     """
     value = tensor.detach()
-    while _functorch.is_functorch_wrapped_tensor(value):
-        if _functorch.is_batchedtensor(value):
+    while torch_private.is_functorch_wrapped_tensor(value):
+        if torch_private.is_batchedtensor(value):
             raise RuntimeError("this operation works on the values of one tensor at a time, which vmap has not")
-        value = _functorch.get_unwrapped(value)
+        value = torch_private.get_unwrapped(value)
     if valueless(value):
         return np.zeros(value.shape, str(value.dtype).removeprefix("torch."))
     if not transformed():
         return value.detach().cpu().numpy()
-    with temporarily_clear_interpreter_stack():  # which would wrap what it makes
+    with torch_private.temporarily_clear_interpreter_stack():  # which would wrap what it makes
         return value.detach().cpu().numpy()
 
 
@@ -128,5 +121,5 @@ def plain_gradients(
         # views: an input may itself be a function of another, as hidden states are of tied weights
         own = [None if t is None else t.view_as(t) for t in inputs]
         wanted = [t for t, need in zip(own, needs) if need and t is not None]
-        found = iter(torch.autograd.grad(plain(*own), wanted, upstream, create_graph=again))
-    return [next(found) if need and t is not None else None for t, need in zip(own, needs)]
+        gradients = iter(torch.autograd.grad(plain(*own), wanted, upstream, create_graph=again))
+    return [next(gradients) if need and t is not None else None for t, need in zip(own, needs)]

@@ -16,6 +16,7 @@ from ..core.checks import refuse
 from ..core.heads import ScalarHead
 from ..core.method import Method, needed
 from ..core.objective import Batch, Objective
+from ..core.torch_private import AnyDropout
 from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
 
@@ -64,7 +65,7 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
 
 def stackable(module: nn.Module) -> bool:
     """Whether models of this kind can train as a stack: no buffers (running averages), nothing random."""
-    noisy = any(isinstance(part, nn.modules.dropout._DropoutNd) for part in module.modules())
+    noisy = any(isinstance(layer, AnyDropout) for layer in module.modules())
     return not noisy and next(module.buffers(), None) is None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import refuse
+from ..core.torch_private import DisableTorchFunctionSubclass
 from ..core.transforms import autocast_dtype, valueless
 from ..kernels import linear_cross_entropy
 
@@ -149,7 +150,7 @@ class LazyLogits(Tensor):
                 return _plain(self, prop)
             name = prop
         elif name in _FACTS or func is Tensor.__hash__ or (name == "type" and len(args) == 1 and not kwargs):
-            with torch._C.DisableTorchFunctionSubclass():
+            with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         elif func is nn.functional.cross_entropy:
             found = _cross_entropy(*args, **kwargs)
@@ -165,7 +166,7 @@ class LazyLogits(Tensor):
                 return found
         if self is not None and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
             return self._change(func, name, args, kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             return func(*_formed(args, name), **_formed(kwargs, name))
 
     def _change(self, func: Callable, name: str, args: Any, kwargs: Any) -> LazyLogits:
@@ -173,7 +174,7 @@ class LazyLogits(Tensor):
         if self._shared:
             raise RuntimeError(f"{name}: logits are changed in place while there are views of them; unpatch the model")
         dense = self.formed(name)
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             func(dense, *_formed(args[1:], name), **_formed(kwargs, name))
         self._dense, self._changed = dense, True
         return self
@@ -212,7 +213,7 @@ class _Shift:
 
 
 def _plain(logits: LazyLogits, prop: str) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         return getattr(logits, prop)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensorMode
-from torch.utils._pytree import tree_map
 
+from ..core.torch_private import fake_tensors, tree_map
 from ._common import close
 
 Run = Callable[..., Tensor]
@@ -21,7 +20,7 @@ ROUNDING = 1e-10
 def torch_lacks(error: Exception) -> bool:
     """Whether torch says that one of its own operations has no tangent, or a size that depends on values."""
     tangent = isinstance(error, NotImplementedError) and "Trying to use forward AD" in str(error)
-    return tangent or isinstance(error, DynamicOutputShapeException)
+    return tangent or isinstance(error, fake_tensors().DynamicOutputShapeException)
 
 
 def gradients(run: Run, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -85,8 +84,9 @@ def shapes_agree(
         given: nested tensors.
         wanted: the loss, then gradients.
     """
-    mode = FakeTensorMode()
-    with FakeCopyMode(mode):
+    fake = fake_tensors()
+    mode = fake.FakeTensorMode()
+    with fake.FakeCopyMode(mode):
         twin = copy.deepcopy(module)
     of = tree_map(lambda t: mode.from_tensor(t.detach()) if isinstance(t, Tensor) else t, given)
     with mode:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..core.loss import Loss, Sample
+from ..core.torch_private import tree_flatten, tree_map, tree_unflatten
 from ._common import HALF_ROUNDING, close, gradients_hold, keeps_nan, refused
 from ._constructor import constructor_checks, same
 from ._suite import bound, run_all

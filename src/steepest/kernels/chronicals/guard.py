@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.checks import check_number, refuse, refuse_type
+from ...core.torch_private import foreach_norm
 
 
 class ZeroGradientGuard:
@@ -114,7 +115,7 @@ class ZeroGradientGuard:
         values = [v for v in values if v.numel()]
         self.largest = 0.0
         if values:
-            tops = torch._foreach_norm(values, float("inf"))
+            tops = foreach_norm(values, float("inf"))
             self.largest = float(torch.stack([top.to(tops[0].device, torch.float64) for top in tops]).max())
         if self.largest == 0.0:
             missing = sum(p.grad is None for p in self._watched)

@@ -11,6 +11,18 @@ from torch.optim import Optimizer
 
 from ...core.checks import check_tensor, refuse, refuse_type
 from ...core.reductions import widen
+from ...core.torch_private import (
+    foreach_add_,
+    foreach_clamp_min_,
+    foreach_copy_,
+    foreach_div,
+    foreach_div_,
+    foreach_mul,
+    foreach_mul_,
+    foreach_norm,
+    foreach_pow,
+    foreach_sub,
+)
 
 _TINY = 1e-30
 _ROUNDING = 8.0
@@ -77,21 +89,21 @@ def _real(value: Tensor) -> Tensor:
 
 def _across(ws: list[Tensor], gs: list[Tensor], rescale: bool) -> list[Tensor]:
     """For tensors of one device and type. Gradients are scaled to size 1 first: squares of tiny ones would vanish."""
-    sizes = torch._foreach_norm(gs, float("inf"))
-    torch._foreach_clamp_min_(sizes, torch.finfo(sizes[0].dtype).tiny)
-    unit = torch._foreach_div(gs, sizes)
+    sizes = foreach_norm(gs, float("inf"))
+    foreach_clamp_min_(sizes, torch.finfo(sizes[0].dtype).tiny)
+    unit = foreach_div(gs, sizes)
     along = [(w * g).sum() for w, g in zip(ws, unit)]
-    squares = torch._foreach_pow(torch._foreach_norm(ws), 2)
-    torch._foreach_add_(squares, _TINY)
-    torch._foreach_div_(along, squares)
-    across = torch._foreach_sub(unit, torch._foreach_mul(ws, along))
-    before, after = torch._foreach_norm(unit), torch._foreach_norm(across)
+    squares = foreach_pow(foreach_norm(ws), 2)
+    foreach_add_(squares, _TINY)
+    foreach_div_(along, squares)
+    across = foreach_sub(unit, foreach_mul(ws, along))
+    before, after = foreach_norm(unit), foreach_norm(across)
     floor = _ROUNDING * torch.finfo(sizes[0].dtype).eps
     factors = [
         torch.where(a <= floor * b, 0.0, size * b / (a + _TINY) if rescale else size)
         for a, b, size in zip(after, before, sizes)
     ]
-    torch._foreach_mul_(across, factors)
+    foreach_mul_(across, factors)
     return list(across)
 
 
@@ -172,7 +184,7 @@ class PerpGrad(Optimizer):
         if not chosen:
             return
         slopes = [p.grad for p in chosen]
-        torch._foreach_copy_(slopes, perpendicular_gradient(chosen, slopes, rescale=self.rescale))
+        foreach_copy_(slopes, perpendicular_gradient(chosen, slopes, rescale=self.rescale))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step of the base optimizer on projected gradients; gives what it gives.

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from ....core.torch_private import TorchDispatchMode, tree_leaves, tree_map
 from ...errors import InputError
 
 

@@ -1,0 +1,105 @@
+"""The private names of torch that steepest uses, all of them: a new torch may change any, and this is where it shows.
+
+Each is here because torch offers no public name for it. What is assumed of them, ``tests/core/test_torch_private.py``
+tries out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = [
+    "AnyDropout",
+    "DisableTorchFunctionSubclass",
+    "TorchDispatchMode",
+    "fake_tensors",
+    "foreach_add_",
+    "foreach_clamp_min_",
+    "foreach_copy_",
+    "foreach_div",
+    "foreach_div_",
+    "foreach_mul",
+    "foreach_mul_",
+    "foreach_norm",
+    "foreach_pow",
+    "foreach_sub",
+    "forward_level",
+    "get_unwrapped",
+    "is_avx2_supported",
+    "is_avx512_supported",
+    "is_batchedtensor",
+    "is_fake",
+    "is_functorch_wrapped_tensor",
+    "is_legacy_batchedtensor",
+    "temporarily_clear_interpreter_stack",
+    "tracing_mode",
+    "transform_level",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]
+
+# transforms of torch.func: the level of the innermost one (None: none), and the tensors that they wrap
+transform_level = torch._C._functorch.maybe_current_level
+get_unwrapped = torch._C._functorch.get_unwrapped
+is_batchedtensor = torch._C._functorch.is_batchedtensor
+is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
+is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+
+AnyDropout = torch.nn.modules.dropout._DropoutNd
+"""What all layers of dropout are."""
+
+DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+
+# operations on lists of tensors, each one kernel on a GPU
+foreach_add_ = torch._foreach_add_
+foreach_clamp_min_ = torch._foreach_clamp_min_
+foreach_copy_ = torch._foreach_copy_
+foreach_div = torch._foreach_div
+foreach_div_ = torch._foreach_div_
+foreach_mul = torch._foreach_mul
+foreach_mul_ = torch._foreach_mul_
+foreach_norm = torch._foreach_norm
+foreach_pow = torch._foreach_pow
+foreach_sub = torch._foreach_sub
+
+is_avx2_supported = torch.cpu._is_avx2_supported
+is_avx512_supported = torch.cpu._is_avx512_supported
+
+_TRACED = tuple(getattr(torch._C._TorchDispatchModeKey, key) for key in ("FAKE", "PROXY", "FUNCTIONAL"))
+
+
+def tracing_mode() -> bool:
+    """Whether a mode is on that records operations or computes shapes alone."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACED)
+
+
+def forward_level() -> int:
+    """The level of forward differentiation, -1 without."""
+    level: int = forward_ad._current_level
+    return level
+
+
+_FAKE = "torch._subclasses.fake_tensor"
+
+
+def fake_tensors() -> ModuleType:
+    """The module of shapes without values, which takes a while to import."""
+    return importlib.import_module(_FAKE)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a shape without values."""
+    module = sys.modules.get(_FAKE)
+    return module is not None and isinstance(tensor, module.FakeTensor)
