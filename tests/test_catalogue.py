@@ -21,6 +21,8 @@ from steepest import catalogue, cli, derived, local_names, sources
 from steepest.catalogue import KINDS, find, owners, systems
 from steepest.sources import source_files
 
+from . import count_facts
+
 BUILT_IN = {
     "absolute-error",
     "binary-cross-entropy",
@@ -478,3 +480,14 @@ def test_a_built_package_says_what_the_checkout_says(built, tmp_path, capsys):
     assert listed == capsys.readouterr().out.splitlines()
     kept = {catalogue.evidence_file(system).name for system in systems() if catalogue.evidence_file(system).is_file()}
     assert {file.name for file in (built / "steepest" / "lab" / "evidence").iterdir()} == kept
+
+
+def test_facts_are_counted_from_cards():
+    facts = ("## What\n- no\n## Must hold\n- one,\n  on two lines\n- two\n## Claim\n- no\n", "## Must hold\n- one\n")
+    counts = {slug: count_facts.facts(card) for slug, card in zip(("thing", "half"), facts)}
+    assert counts == {"thing": 2, "half": 1}
+    fields = {"room": "room", "module": "m", "names": "[]", "experiment": ""}
+    rows = "".join(ROW.format(slug=slug, holds=1, **fields) for slug in ("thing", "half", "absent"))
+    text, changes = count_facts.with_counts(rows, counts)
+    assert text == rows.replace("holds = 1", "holds = 2", 1)
+    assert changes == ["thing: 1 -> 2"]
