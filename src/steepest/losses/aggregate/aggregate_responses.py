@@ -317,12 +317,12 @@ def _parts(predictions: Tensor, bag_index: Tensor, bag_mean: Tensor, loss: str |
         check_choice("loss", loss, LOSSES)
         if loss == "logistic":
             check_share("bag_mean", bag_mean)
-    each = loss if callable(loss) else LOSSES[loss]
+    loss_of = loss if callable(loss) else LOSSES[loss]
     f = widen(predictions)
     mean = widen(bag_mean).to(f.dtype)
     sizes = bag_sizes(bag_index, bags, f.dtype)
-    of_bags = each(bag_sums(f, bag_index, bags) / sizes, mean)
-    of_rows = each(f, mean[bag_index])
+    of_bags = loss_of(bag_sums(f, bag_index, bags) / sizes, mean)
+    of_rows = loss_of(f, mean[bag_index])
     if of_bags.shape != mean.shape or of_rows.shape != f.shape:
         refuse("loss", "a loss for each prediction", of_rows)
     return (sizes * of_bags).sum() / rows, of_rows.mean()

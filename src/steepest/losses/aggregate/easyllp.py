@@ -224,11 +224,11 @@ class EasyLLPLoss(Loss):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[EasyLLPLoss, Sample]]:
         binary, classes = _samples(generator, dtype, device)
-        made: list[tuple[EasyLLPLoss, Sample]] = [
+        cases: list[tuple[EasyLLPLoss, Sample]] = [
             (cls(0.4, loss, c), (binary, {})) for loss in LOSSES for c in CORRECTIONS
         ]
         prior = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64, device=device)
-        return [*made, (cls(prior), (classes, {}))]
+        return [*cases, (cls(prior), (classes, {}))]
 
 
 class ProportionMatchingLoss(Loss):

@@ -64,5 +64,5 @@ class MultilabelObjective(Objective):
         outputs = torch.randn(rows, labels, generator=generator, dtype=torch.float64).to(device, dtype)
         floating: Sample = ((outputs, target.to(device, dtype)), {})
         integer: Sample = ((outputs, target.long().to(device)), {})
-        found = [(cls.from_task(info).to(device), sample) for sample in (floating, integer)]
-        return [*found, *((cls.from_task(info, **hyper).to(device), floating) for hyper in cls.variants())]
+        cases = [(cls.from_task(info).to(device), sample) for sample in (floating, integer)]
+        return [*cases, *((cls.from_task(info, **hyper).to(device), floating) for hyper in cls.variants())]

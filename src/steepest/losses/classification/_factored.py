@@ -138,12 +138,12 @@ class FactoredMatrix(nn.Module):
         rows, columns = h.shape
         if rows >= columns:
             step = torch.eye(columns, dtype=h.dtype, device=h.device) - h.mT @ scaled
-            found, info = torch.linalg.solve_ex(step, self.u_inverse)
+            inverse, info = torch.linalg.solve_ex(step, self.u_inverse)
         else:
             small = torch.eye(rows, dtype=h.dtype, device=h.device) - scaled @ h.mT
-            part, info = torch.linalg.solve_ex(small, scaled @ self.u_inverse)
-            found = self.u_inverse + h.mT @ part
-        return found if int(info) == 0 and bool(torch.isfinite(found).all()) else None
+            correction, info = torch.linalg.solve_ex(small, scaled @ self.u_inverse)
+            inverse = self.u_inverse + h.mT @ correction
+        return inverse if int(info) == 0 and bool(torch.isfinite(inverse).all()) else None
 
     def _update_rows(self, u: Tensor, omega: Tensor, named: Tensor, change: Tensor) -> None:
         """The same where U has no usable inverse: multiply out, then add to the rows."""

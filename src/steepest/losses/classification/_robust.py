@@ -61,13 +61,17 @@ def worst_mean(f: Tensor, y: Tensor, lam: Tensor | float, margin: float) -> Tens
 
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         d = _gaps_of_piece(z, y[rows], margin)
-        part = lam[rows].to(d.dtype).unsqueeze(1) if isinstance(lam, Tensor) else lam
-        close = d.amax(1, keepdim=True) - d.amin(1, keepdim=True) < part
+        temperature = lam[rows].to(d.dtype).unsqueeze(1) if isinstance(lam, Tensor) else lam
+        close = d.amax(1, keepdim=True) - d.amin(1, keepdim=True) < temperature
         exact = values_visible(z) and not bool(close.any())
-        loss = None if exact else soft_max(d, part.squeeze(1) if isinstance(part, Tensor) else part).unsqueeze(1)
-        partition = softmax_into(d.div_(part), g)
+        loss = (
+            None
+            if exact
+            else soft_max(d, temperature.squeeze(1) if isinstance(temperature, Tensor) else temperature).unsqueeze(1)
+        )
+        partition = softmax_into(d.div_(temperature), g)
         add_at(g, y[rows], -1.0)
-        return (part * (partition - math.log(z.shape[1])) if loss is None else loss).squeeze(1)
+        return (temperature * (partition - math.log(z.shape[1])) if loss is None else loss).squeeze(1)
 
     return rowwise(f, lambda f: soft_max(gaps(f, y, margin), lam), rule)
 

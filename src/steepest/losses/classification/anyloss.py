@@ -184,9 +184,9 @@ class AnyLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[AnyLoss, Sample]]:
         """The default ones; for the general class one with each metric."""
-        found = super().samples(generator, dtype, device)
-        rest = [(cls(metric=m, L=20.0), found[0][1]) for m in METRICS[1:]] if cls is AnyLoss else []
-        return [*found, *rest]
+        cases = super().samples(generator, dtype, device)
+        rest = [(cls(metric=m, L=20.0), cases[0][1]) for m in METRICS[1:]] if cls is AnyLoss else []
+        return [*cases, *rest]
 
 
 class FBetaLoss(AnyLoss):

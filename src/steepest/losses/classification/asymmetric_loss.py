@@ -325,6 +325,6 @@ class AsymmetricLossSingleLabel(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """The default ones, one with both exponents below 1 and one without smoothing."""
-        found = super().samples(generator, dtype, device)
+        cases = super().samples(generator, dtype, device)
         variants = ({"gamma_neg": 0.5, "gamma_pos": 0.5}, {"gamma_pos": 2.0, "label_smoothing": 0.0})
-        return [*found, *((cls(**hyper), found[-1][1]) for hyper in variants)]
+        return [*cases, *((cls(**hyper), cases[-1][1]) for hyper in variants)]

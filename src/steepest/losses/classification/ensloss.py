@@ -175,10 +175,10 @@ class EnsLoss(Objective):
                 steps.append(0.0 if self.lam > 0 else -1.0)
             else:
                 steps.append(max(-(base ** (1 / self.lam)), -1.0))
-        found = [0.0] * len(z)
+        gradient = [0.0] * len(z)
         for g, i in zip(sorted(steps), sorted(range(len(z)), key=margins.__getitem__)):
-            found[i] = signs[i] * (g / max(margins[i], 1.0) - _STRICT) / len(z)
-        return torch.tensor(found, dtype=outputs.dtype, device=outputs.device)
+            gradient[i] = signs[i] * (g / max(margins[i], 1.0) - _STRICT) / len(z)
+        return torch.tensor(gradient, dtype=outputs.dtype, device=outputs.device)
 
     def get_extra_state(self) -> Tensor:
         """The current lambda."""

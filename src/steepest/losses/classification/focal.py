@@ -271,10 +271,10 @@ class FocalLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[FocalLoss, Sample]]:
         """The default ones, one with gamma < 1 and class factors, and one with probabilities for a target."""
-        found = super().samples(generator, dtype, device)
-        (_, sample) = found[-1]
+        cases = super().samples(generator, dtype, device)
+        (_, sample) = cases[-1]
         outputs = sample[0][0]
         alpha = [0.25 + k for k in range(outputs.shape[1])]
         shares = torch.rand(outputs.shape, generator=generator, dtype=torch.float64).softmax(1).to(device, dtype)
         soft = cls(gamma=0.5, alpha=alpha, form="softmax").to(device)
-        return [*found, (cls(gamma=0.5, alpha=alpha).to(device), sample), (soft, ((outputs, shares), {}))]
+        return [*cases, (cls(gamma=0.5, alpha=alpha).to(device), sample), (soft, ((outputs, shares), {}))]

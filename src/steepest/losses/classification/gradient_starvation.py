@@ -204,9 +204,9 @@ class SpectralDecouplingLoss(Objective):
             add_at(g, y[rows], -1.0)
             apart = h - gamma
             g.addcmul_(apart, lam) if isinstance(lam, Tensor) else g.add_(apart, alpha=lam)
-            found = 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)
-            parts.append((entropy.sum(), found.sum()))
-            return (entropy + found).squeeze(1)
+            penalties = 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)
+            parts.append((entropy.sum(), penalties.sum()))
+            return (entropy + penalties).squeeze(1)
 
         parts: list[tuple[Tensor, Tensor]] = []
         losses = rowwise(widen(outputs), plain, rule)
@@ -231,10 +231,10 @@ class SpectralDecouplingLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[SpectralDecouplingLoss, Sample]]:
         """The default ones, and one with values a class."""
-        found = super().samples(generator, dtype, device)
-        classes = range(found[-1][1][0][0].shape[1])
+        cases = super().samples(generator, dtype, device)
+        classes = range(cases[-1][1][0][0].shape[1])
         varied = cls([0.1 + 0.2 * k for k in classes], [0.5 * k - 1.0 for k in classes]).to(device)
-        return [*found, (varied, found[-1][1])]
+        return [*cases, (varied, cases[-1][1])]
 
 
 def feature_responses(

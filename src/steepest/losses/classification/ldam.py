@@ -281,11 +281,11 @@ class LDAMLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """The default cases, well inside [-1, 1], and the hinge form."""
-        found = [
+        cases = [
             (objective, ((0.5 * outputs, target), kwargs))
             for objective, ((outputs, target), kwargs) in super().samples(generator, dtype, device)
         ]
-        return [*found, (cls((9, 5, 4, 2, 1), max_margin=0.3, hinge=True).to(device), found[-1][1])]
+        return [*cases, (cls((9, 5, 4, 2, 1), max_margin=0.3, hinge=True).to(device), cases[-1][1])]
 
 
 class DeferredReweighting(Objective):

@@ -197,9 +197,9 @@ class LDRLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """The default cases, and one for each normalisation, small and large temperature."""
-        found = super().samples(generator, dtype, device)
+        cases = super().samples(generator, dtype, device)
         options = ((0.1, 1.0, "softplus"), (1.0, 0.1, "l1"), (1e3, 1.0, None))
-        return found + [(cls(lam, margin, how), found[-1][1]) for lam, margin, how in options]
+        return cases + [(cls(lam, margin, how), cases[-1][1]) for lam, margin, how in options]
 
 
 class ALDRLoss(Objective):
@@ -264,8 +264,8 @@ class ALDRLoss(Objective):
         return cls(info.num_samples, **hyper)
 
     def _lambda(self, f: Tensor, index: Tensor) -> Tensor:
-        kept = self.memory.read(index).to(f.dtype)
-        return adaptive_lambda(f, kept, lam0=self.lam0, alpha=self.alpha) if self.training else kept
+        last = self.memory.read(index).to(f.dtype)
+        return adaptive_lambda(f, last, lam0=self.lam0, alpha=self.alpha) if self.training else last
 
     def forward(
         self,
@@ -293,8 +293,8 @@ class ALDRLoss(Objective):
         lam = self._lambda(f, index).unsqueeze(-1)
         d = gaps(f.detach(), target, self.margin)
         slope = (d / lam).softmax(-1) - class_mask(target, f.shape[1]).to(f.dtype)
-        (found,) = torch.autograd.grad(f, leaf, slope / f.shape[0])
-        return found
+        (gradient,) = torch.autograd.grad(f, leaf, slope / f.shape[0])
+        return gradient
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """softmax(f / lam) with the temperature that a sample gets when it is first seen."""
@@ -308,14 +308,14 @@ class ALDRLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """The default cases, and others in mid-training with either normalisation."""
-        found = super().samples(generator, dtype, device)
-        args, kwargs = sample = found[-1][1]
+        cases = super().samples(generator, dtype, device)
+        args, kwargs = sample = cases[-1][1]
         earlier = torch.randn(args[0].shape, generator=generator, dtype=torch.float64).to(device, torch.float32)
         for how, alpha in ((None, 1.0), ("l1", 1.5), ("softplus", 3.0)):
             objective = cls(21, lam0=0.5, alpha=alpha, normalize=how).to(device)
             objective(earlier, args[1], **kwargs)
-            found.append((objective, sample))
-        return found
+            cases.append((objective, sample))
+        return cases
 
 
 class CrammerSingerLoss(Objective):

@@ -323,7 +323,7 @@ class LegendreTron(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[LegendreTron, Sample]]:
         """Log-probabilities for two and for five classes."""
-        found = []
+        cases = []
         for objective, ((outputs, target), kwargs) in super().samples(generator, torch.float64, device):
-            found.append((objective, ((outputs.log_softmax(-1).to(dtype), target), kwargs)))
-        return found
+            cases.append((objective, ((outputs.log_softmax(-1).to(dtype), target), kwargs)))
+        return cases

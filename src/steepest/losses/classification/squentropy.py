@@ -133,5 +133,5 @@ class SquentropyLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[SquentropyLoss, Sample]]:
         """The default ones, and one with another factor."""
-        found = super().samples(generator, dtype, device)
-        return [*found, (cls(square_weight=0.3).to(device), found[-1][1])]
+        cases = super().samples(generator, dtype, device)
+        return [*cases, (cls(square_weight=0.3).to(device), cases[-1][1])]

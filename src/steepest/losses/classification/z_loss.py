@@ -129,14 +129,14 @@ class _Spherical(Objective):
             torch.mul(o, o, out=g)
             sums = [o.sum(1), g.sum(1), at(o, y[rows]).squeeze(1)]
             with torch.enable_grad():  # torch differentiates the three sums of a row, the rule its outputs
-                leaves = [each.requires_grad_() for each in sums]
-                found = self.rows(*leaves, classes)
-                total, squares, own = torch.autograd.grad(found.sum(), leaves, allow_unused=True)
+                leaves = [leaf.requires_grad_() for leaf in sums]
+                losses = self.rows(*leaves, classes)
+                total, squares, own = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
             torch.mul(o, 2 * squares.unsqueeze(1), out=g)
             if total is not None:
                 g.add_(total.unsqueeze(1))
             add_at(g, y[rows], own.unsqueeze(1))
-            return found.detach()
+            return losses.detach()
 
         return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
 
@@ -257,8 +257,8 @@ class SphericalLoss(_Spherical):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[SphericalLoss, Sample]]:
         """The default cases, and the squared error."""
-        found = super().samples(generator, dtype, device)
-        return [*found, (cls(form="squared_error").to(device), found[-1][1])]
+        cases = super().samples(generator, dtype, device)
+        return [*cases, (cls(form="squared_error").to(device), cases[-1][1])]
 
 
 class SphericalOutputLayer(nn.Module):
@@ -342,8 +342,8 @@ class SphericalOutputLayer(nn.Module):
         check_tensor("target", target, floating=False, shape=(len(h),))
         check_range("target", target, 0, self.D - 1)
         if self.factors is None:
-            found: Tensor = self.loss(self.outputs(h), target)
-            return found
+            value: Tensor = self.loss(self.outputs(h), target)
+            return value
         f = self.factors
         wide = h.to(f.u.dtype)
         total, squares = wide @ f.sums, ((wide @ f.gram) * wide).sum(-1)

@@ -77,8 +77,8 @@ class MergeTree:
         self.group = number[root]
         grid = self.group.reshape(age.shape)
         ends = [(grid[a].reshape(-1), grid[b].reshape(-1), time.reshape(-1)) for time, a, b in sides]
-        kept = [np.flatnonzero(a != b) for a, b, _ in ends]
-        a, b, time = (np.concatenate([each[i][own] for each, own in zip(ends, kept)]) for i in range(3))
+        apart = [np.flatnonzero(a != b) for a, b, _ in ends]
+        a, b, time = (np.concatenate([edges_of[i][own] for edges_of, own in zip(ends, apart)]) for i in range(3))
         when = time + span * (self.roots[a] // self.nodes)
         self._merge(a, b, when)
 
@@ -96,10 +96,10 @@ class MergeTree:
             if size[x] < size[y]:
                 x, y = y, x
             size[x] += size[y]
-            each = y
-            while name[each] != x:
-                name[each] = x
-                each = following[each]
+            member = y
+            while name[member] != x:
+                name[member] = x
+                member = following[member]
             following[x], following[y] = following[y], following[x]
             first, second = oldest[x], oldest[y]
             if first < second:
@@ -138,7 +138,7 @@ class MergeTree:
         ages = foreign[late] - group[late] * (self.span + 1)
         late = late[ages < np.concatenate([[self.span], np.minimum.accumulate(ages)])[:-1]]
         late_when = self.joined[start:stop][late] + (first + late // self.nodes) * self.span
-        late, late_when = (each[np.argsort(late_when)] for each in (late, late_when))
+        late, late_when = (of_merges[np.argsort(late_when)] for of_merges in (late, late_when))
         own_merges = self.merges(first, count)
         died = self._replay(own_merges, oldest.tolist(), late_when, group[late], foreign[late])
         image = self.when[own_merges] // self.span + other - first
@@ -170,10 +170,10 @@ class MergeTree:
     @cached_property
     def _node_of_age(self) -> np.ndarray:
         """``[K, span + 1]``, numbered through the stack; the last is for the age -1."""
-        found = np.zeros((self.age.size // self.nodes, self.span + 1), dtype=np.int64)
+        table = np.zeros((self.age.size // self.nodes, self.span + 1), dtype=np.int64)
         nodes = np.arange(self.age.size)
-        found[nodes // self.nodes, self.age] = nodes
-        return found
+        table[nodes // self.nodes, self.age] = nodes
+        return table
 
 
 class Stack:
@@ -203,14 +203,14 @@ class Stack:
         ids = np.arange(self.rank.size).reshape(self.rank.shape)
         elder, joined = ids.copy(), np.zeros_like(ids)
         # of the edges that a pixel brings the first joins it to an older one: what is assigned last stands
-        for code, own, other in (
+        for code, own, across in (
             (3, LAST_ROWS, FIRST_ROWS),
             (2, LAST_COLUMNS, FIRST_COLUMNS),
             (1, FIRST_ROWS, LAST_ROWS),
             (0, FIRST_COLUMNS, LAST_COLUMNS),
         ):
-            older = self.rank[other] < self.rank[own]
-            np.copyto(elder[own], ids[other], where=older)
+            older = self.rank[across] < self.rank[own]
+            np.copyto(elder[own], ids[across], where=older)
             np.copyto(joined[own], 4 * self.rank[own] + code, where=older)
         sides = (vertical, FIRST_ROWS, LAST_ROWS), (horizontal, FIRST_COLUMNS, LAST_COLUMNS)
         return MergeTree(self.rank, elder, joined, sides, 4 * self.pixels)
@@ -218,7 +218,7 @@ class Stack:
     @cached_property
     def holes(self) -> MergeTree:
         """Nodes ``[K, H + 1, W + 1]`` are the squares, within a rim whose first node stands for the outside."""
-        vertical, horizontal = (4 * self.pixels - 1 - each for each in self.edges)
+        vertical, horizontal = (4 * self.pixels - 1 - edges for edges in self.edges)
         shape, inner = (self.count, self.height + 1, self.width + 1), np.s_[:, 1:-1, 1:-1]
         last = np.maximum(4 * self.rank[FIRST_ROWS], 4 * self.rank[LAST_ROWS] + 2)
         age = np.full(shape, -1)
@@ -228,7 +228,7 @@ class Stack:
         elder[:] = ids[:, :1, :1]
         around = horizontal[FIRST_ROWS], horizontal[LAST_ROWS], vertical[FIRST_COLUMNS], vertical[LAST_COLUMNS]
         first = np.minimum(np.minimum(around[0], around[1]), np.minimum(around[2], around[3]))
-        across = ids[inner] + np.select([each == first for each in around], [-shape[2], shape[2], -1, 1])
+        across = ids[inner] + np.select([edges == first for edges in around], [-shape[2], shape[2], -1, 1])
         elder[inner] = np.where(age.reshape(-1)[across] < age[inner], across, ids[inner])
         joined = np.zeros_like(ids)
         joined[inner] = first
@@ -251,10 +251,10 @@ class Stack:
             death = self.order[image, (tree.span - 1 - tree.age[tree.dead]) // 4]
         else:
             birth, death = tree.dead % tree.nodes, self.order[image, time // 4]
-        kept = self.values[image, birth] > self.values[image, death]
+        lasting = self.values[image, birth] > self.values[image, death]
         of_node = np.full(tree.age.size, -1)
-        of_node[tree.dead[kept]] = np.arange(np.count_nonzero(kept))
-        return Bars(image[kept], birth[kept], death[kept], of_node)
+        of_node[tree.dead[lasting]] = np.arange(np.count_nonzero(lasting))
+        return Bars(image[lasting], birth[lasting], death[lasting], of_node)
 
 
 def induced_matching(stack: Stack, dim: int, union: bool) -> tuple[Bars, np.ndarray, np.ndarray]:
@@ -275,19 +275,19 @@ def induced_matching(stack: Stack, dim: int, union: bool) -> tuple[Bars, np.ndar
     if union == (dim == 0):
         # merges of the common image give the deaths (components) or births (holes) of both kinds of image bars
         own = bars.of_node[tree.dead[tree.merges(2 * count, count)]]
-        pairs = [bars.of_node[tree.younger(2 * count, count, other)] for other in (0, count)]
-        kept = (own >= 0) & (pairs[0] >= 0) & (pairs[1] >= 0)
-        return bars, pairs[0][kept], pairs[1][kept]
-    found = []
+        pairs = [bars.of_node[tree.younger(2 * count, count, other_image)] for other_image in (0, count)]
+        matched = (own >= 0) & (pairs[0] >= 0) & (pairs[1] >= 0)
+        return bars, pairs[0][matched], pairs[1][matched]
+    partners = []
     for first in (0, count):
         own = bars.of_node[tree.dead[tree.merges(first, count)]]
         common = bars.of_node[tree.younger(first, count, 2 * count)]
-        kept = (own >= 0) & (common >= 0)
+        matched = (own >= 0) & (common >= 0)
         partner = np.full(len(bars.image), -1)
-        partner[common[kept]] = own[kept]
-        found.append(partner)
-    kept = (found[0] >= 0) & (found[1] >= 0)
-    return bars, found[0][kept], found[1][kept]
+        partner[common[matched]] = own[matched]
+        partners.append(partner)
+    matched = (partners[0] >= 0) & (partners[1] >= 0)
+    return bars, partners[0][matched], partners[1][matched]
 
 
 def matchings(p: np.ndarray, g: np.ndarray, *, union: bool, dims: tuple[int, ...]) -> list[Matching]:
@@ -299,12 +299,12 @@ def matchings(p: np.ndarray, g: np.ndarray, *, union: bool, dims: tuple[int, ...
     if not len(p):
         return []
     maps, pixels = len(p), p[0].size
-    found: dict[int, list[list[np.ndarray]]] = {dim: [] for dim in dims}
+    matched: dict[int, list[list[np.ndarray]]] = {dim: [] for dim in dims}
     step = max(1, CHUNK // (3 * pixels))
     for start in range(0, maps, step):
-        own, other = p[start : start + step], g[start : start + step]
+        own, other_images = p[start : start + step], g[start : start + step]
         count = len(own)
-        stack = Stack(np.concatenate([own, other, (np.maximum if union else np.minimum)(own, other)]))
+        stack = Stack(np.concatenate([own, other_images, (np.maximum if union else np.minimum)(own, other_images)]))
         for dim in dims:
             bars, *pairs = induced_matching(stack, dim, union)
             parts: list[list[np.ndarray]] = [[], []]
@@ -317,9 +317,9 @@ def matchings(p: np.ndarray, g: np.ndarray, *, union: bool, dims: tuple[int, ...
                 essential = stack.order[first : first + count, 0] + pixels * np.arange(start, start + count)
                 parts[0].append(np.concatenate([birth[chosen], death[chosen], *([essential] if dim == 0 else [])]))
                 parts[1].append(np.stack([birth[free], death[free]], 1))
-            found[dim].append([*parts[0], *parts[1]])
-    joined = [[np.concatenate(each) for each in zip(*found[dim])] for dim in dims]
-    return [Matching((each[0], each[1]), (each[2], each[3])) for each in joined]
+            matched[dim].append([*parts[0], *parts[1]])
+    joined = [[np.concatenate(columns) for columns in zip(*matched[dim])] for dim in dims]
+    return [Matching((columns[0], columns[1]), (columns[2], columns[3])) for columns in joined]
 
 
 def betti_numbers(masks: np.ndarray) -> np.ndarray:
@@ -331,11 +331,11 @@ def betti_numbers(masks: np.ndarray) -> np.ndarray:
     joined[0, 1, 1, :] = joined[0, 1, :, 1] = joined[1, 1] = True
     # with a frame of background the outside is one component that is no hole
     parts = [masks, np.pad(~masks, ((0, 0), (1, 1), (1, 1)), constant_values=True)]
-    found = []
-    for part, structure in zip(parts, joined):
-        names, count = label(part, structure)
+    numbers = []
+    for cells, structure in zip(parts, joined):
+        names, count = label(cells, structure)
         of_map = np.zeros(count + 1, dtype=np.int64)
         at = np.nonzero(names)
         of_map[names[at]] = at[0]
-        found.append(np.bincount(of_map[1:], minlength=len(masks)))
-    return np.stack([found[0], found[1] - 1])
+        numbers.append(np.bincount(of_map[1:], minlength=len(masks)))
+    return np.stack([numbers[0], numbers[1] - 1])

@@ -64,8 +64,8 @@ def thin_plate_spline(
     below = torch.cat([side[..., -axes - 1 :].mT, corner], -1)
     right = torch.cat([values.double(), corner[..., :1].expand(*corner.shape[:-1], values.shape[-1])], -2)
     coefficients = torch.linalg.solve(torch.cat([side, below], -2), right)
-    found: Tensor = _lifted(wanted, known, axes) @ coefficients
-    return found.to(widen(values).dtype)
+    values_there: Tensor = _lifted(wanted, known, axes) @ coefficients
+    return values_there.to(widen(values).dtype)
 
 
 def _lifted(places: Tensor, control: Tensor, axes: int) -> Tensor:

@@ -224,12 +224,12 @@ def hausdorff_erosion_loss(
 
 def _around(cells: Tensor) -> list[Tensor]:
     """The cells ``[B, L, ...]`` and, of each, the neighbours across its faces; 0 outside the image."""
-    found = [cells]
+    neighbours = [cells]
     for axis, length in enumerate(cells.shape[2:], 2):
         edges = [0, 0] * (cells.ndim - 1 - axis) + [1, 1]
         padded = nnf.pad(cells, edges)
-        found += [padded.narrow(axis, start, length) for start in (0, 2)]
-    return found
+        neighbours += [padded.narrow(axis, start, length) for start in (0, 2)]
+    return neighbours
 
 
 def smoothness_loss(displacement: F[Tensor, "batch axes *space"]) -> Tensor:

@@ -84,8 +84,8 @@ class SSIMLoss(Loss):
     ) -> list[tuple[Self, Sample]]:
         """Flat and solid images, two windows."""
         pairs = [[_draw(generator, (2, 2, *size), dtype, device) for _ in range(2)] for size in SIZES]
-        made = (cls(), cls(3, 2.0, k1=0.05, k2=0.1))
-        return [(loss, (tuple(pair), {})) for loss, pair in zip(made, pairs)]
+        losses = (cls(), cls(3, 2.0, k1=0.05, k2=0.1))
+        return [(loss, (tuple(pair), {})) for loss, pair in zip(losses, pairs)]
 
 
 class GeneralizedDiceLoss(Loss):

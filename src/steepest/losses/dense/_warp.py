@@ -73,8 +73,8 @@ def spatial_transform(
     warped = torch.zeros_like(m)
     for corner in product((0, 1), repeat=len(space)):
         weight = torch.ones((), dtype=u.dtype, device=u.device)
-        for step, part in zip(corner, share):
-            weight = weight * (part if step else 1 - part)
+        for step, fraction in zip(corner, share):
+            weight = weight * (fraction if step else 1 - fraction)
         warped = warped + weight.unsqueeze(1) * _pick(m, [low + step for low, step in zip(below, corner)])
     return warped
 
@@ -157,5 +157,5 @@ def _pick(image: Tensor, places: list[Tensor]) -> Tensor:
         # a NaN becomes cell 0 here, and stays NaN through its weight
         flat = flat * size + place.nan_to_num().clamp(0, size - 1).long()
     index = flat.flatten(1).unsqueeze(1).expand(-1, image.shape[1], -1)
-    found = image.flatten(2).gather(2, index).view_as(image)
-    return torch.where(inside.unsqueeze(1), found, 0.0)
+    picked = image.flatten(2).gather(2, index).view_as(image)
+    return torch.where(inside.unsqueeze(1), picked, 0.0)

@@ -79,8 +79,8 @@ def cubical_persistence(img: Tensor, *, filtration: str = "superlevel") -> Persi
         parts.append((number, bars.birth[longest], bars.death[longest]))
     dims = np.repeat([number for number, *_ in parts], [len(birth) for _, birth, _ in parts])
     dim, birth_pixel, death_pixel = (
-        torch.as_tensor(each, device=img.device)
-        for each in (dims, *(np.concatenate([part[i] for part in parts]) for i in (1, 2)))
+        torch.as_tensor(column, device=img.device)
+        for column in (dims, *(np.concatenate([bars_of[i] for bars_of in parts]) for i in (1, 2)))
     )
     flat = values.reshape(-1)
     never = 0.0 if sign > 0 else 1.0
@@ -177,7 +177,7 @@ class BettiMatchingLoss(Loss):
         """The loss of outputs and labels of one shape ``[..., H, W]``."""
         p, t = _check_maps(outputs, target, self.from_logits)
         parts = _parts(p, t, self.filtration, self.comparison, self.dims, self.relative)
-        self.terms = kept_terms({f"dim_{dim}": part for dim, part in zip(self.dims, parts)})
+        self.terms = kept_terms({f"dim_{dim}": of_dimension for dim, of_dimension in zip(self.dims, parts)})
         return torch.stack(parts).sum()
 
     @classmethod
@@ -241,7 +241,7 @@ class DiceBettiMatchingLoss(BettiMatchingLoss):
     def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         """The loss of outputs and labels of one shape ``[..., H, W]``; labels in {0, 1}."""
         betti = super().forward(outputs, target)
-        maps = (each.reshape(-1, each.shape[-2] * each.shape[-1]) for each in (outputs, target))
+        maps = (maps_of.reshape(-1, maps_of.shape[-2] * maps_of.shape[-1]) for maps_of in (outputs, target))
         dice = soft_dice_loss(*maps, reduce="sample", eps=1e-5, from_logits=self.from_logits)
         self.terms = kept_terms({"dice": dice, "betti_matching": betti}) | self.terms
         return dice + self.alpha * betti
@@ -285,14 +285,14 @@ def betti_matching_error(
     check_binary(pred_mask, pred_mask, argument="pred_mask")
     check_binary(target_mask, pred_mask, argument="target_mask")
     _check_size("pred_mask", pred_mask)
-    p, t = (each.detach().cpu().float().reshape(-1, *each.shape[-2:]) for each in (pred_mask, target_mask))
-    found = np.zeros(len(p), dtype=np.int64)
-    for a, b, each in _levels(p, t, filtration, comparison, dims, relative):
-        pixels, (first, second) = a[0].numel(), each.matched
+    p, t = (matching.detach().cpu().float().reshape(-1, *matching.shape[-2:]) for matching in (pred_mask, target_mask))
+    unmatched = np.zeros(len(p), dtype=np.int64)
+    for a, b, matching in _levels(p, t, filtration, comparison, dims, relative):
+        pixels, (first, second) = a[0].numel(), matching.matched
         apart = (a.reshape(-1).numpy()[first] != b.reshape(-1).numpy()[second]).nonzero()[0]
-        for places in (first[apart], first[apart], *(bars[:, 0] for bars in each.unmatched)):
-            found += np.bincount(places // pixels, minlength=len(p))
-    return torch.as_tensor(found, device=pred_mask.device).reshape(pred_mask.shape[:-2])
+        for places in (first[apart], first[apart], *(bars[:, 0] for bars in matching.unmatched)):
+            unmatched += np.bincount(places // pixels, minlength=len(p))
+    return torch.as_tensor(unmatched, device=pred_mask.device).reshape(pred_mask.shape[:-2])
 
 
 def betti_number_error(pred: Tensor, target: Tensor, *, threshold: float = 0.5) -> Tensor:
@@ -321,18 +321,18 @@ def betti_number_error(pred: Tensor, target: Tensor, *, threshold: float = 0.5) 
     check_tensor("pred", pred)
     check_tensor("target", target, shape=tuple(pred.shape))
     _check_size("pred", pred)
-    numbers = [betti_numbers((each.detach() >= threshold).cpu().numpy()) for each in (pred, target)]
-    found = np.abs(numbers[0] - numbers[1]).sum(0)
-    return torch.as_tensor(found, device=pred.device).reshape(pred.shape[:-2])
+    numbers = [betti_numbers((mask.detach() >= threshold).cpu().numpy()) for mask in (pred, target)]
+    errors = np.abs(numbers[0] - numbers[1]).sum(0)
+    return torch.as_tensor(errors, device=pred.device).reshape(pred.shape[:-2])
 
 
 def _check_options(filtration: str, comparison: str, dims: Collection[int]) -> tuple[int, ...]:
     check_choice("filtration", filtration, FILTRATIONS)
     check_choice("comparison", comparison, COMPARISONS)
-    found = tuple(dims)
-    if not found or set(found) - {0, 1} or len(set(found)) < len(found):
+    dimensions = tuple(dims)
+    if not dimensions or set(dimensions) - {0, 1} or len(set(dimensions)) < len(dimensions):
         refuse("dims", "0, 1 or both", dims)
-    return found
+    return dimensions
 
 
 def _check_size(argument: str, maps: Tensor) -> None:
@@ -363,10 +363,10 @@ def _levels(
         sign = 1 if level == "superlevel" else -1
         a, b = p, t
         if relative:
-            a, b = (functional.pad(each, (1, 1, 1, 1), value=float(sign > 0)) for each in (p, t))
-        values = (sign * on_host(each) for each in (a, b))
-        for each in matchings(*values, union=comparison == "union", dims=dims):
-            yield a, b, each
+            a, b = (functional.pad(matching, (1, 1, 1, 1), value=float(sign > 0)) for matching in (p, t))
+        values = (sign * on_host(matching) for matching in (a, b))
+        for matching in matchings(*values, union=comparison == "union", dims=dims):
+            yield a, b, matching
 
 
 def _parts(
@@ -375,9 +375,11 @@ def _parts(
     """The share of each dimension, the mean over maps."""
     # nothing, unless a value is NaN
     totals = [0 * (p.sum() + t.sum())] * len(dims)
-    for number, (a, b, each) in enumerate(_levels(p, t, filtration, comparison, dims, relative)):
+    for number, (a, b, matching) in enumerate(_levels(p, t, filtration, comparison, dims, relative)):
         first, second = a.reshape(-1), b.reshape(-1)
-        cells, bars = ([torch.as_tensor(x, device=p.device) for x in pair] for pair in (each.matched, each.unmatched))
+        cells, bars = (
+            [torch.as_tensor(x, device=p.device) for x in pair] for pair in (matching.matched, matching.unmatched)
+        )
         share = 2 * (first[cells[0]] - second[cells[1]]).square().sum()
         for values, own in ((first, bars[0]), (second, bars[1])):
             share = share + (values[own[:, 0]] - values[own[:, 1]]).square().sum()

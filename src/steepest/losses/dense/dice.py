@@ -79,8 +79,8 @@ def soft_dice_loss(
         p, q = z, 1 - z
     if not z.numel():
         return p.mean()
-    kept = {"micro": None, "class": class_dim % z.ndim, "sample": 0}[reduce]
-    dim = tuple(d for d in range(z.ndim) if d != kept)
+    left = {"micro": None, "class": class_dim % z.ndim, "sample": 0}[reduce]
+    dim = tuple(d for d in range(z.ndim) if d != left)
     y = target.to(z.dtype)
     if squared:
         p, q = p.square(), q.square()
@@ -193,8 +193,8 @@ def sed_f1(pred: Tensor, target: Tensor, *, segment: int = 1) -> Tensor:
         >>> sed_f1(pred, target).item(), sed_f1(pred, target, segment=3).item()
         (0.6666666666666666, 1.0)
     """
-    found, missed, false = _segment_counts(pred, target, segment)
-    twice = 2 * found.sum()
+    hits, missed, false = _segment_counts(pred, target, segment)
+    twice = 2 * hits.sum()
     return twice / (twice + missed.sum() + false.sum())
 
 
@@ -220,9 +220,9 @@ def sed_error_rate(pred: Tensor, target: Tensor, *, segment: int = 1) -> Tensor:
         >>> sed_error_rate(pred, target).item()
         0.6666666666666666
     """
-    found, missed, false = _segment_counts(pred, target, segment)
+    hits, missed, false = _segment_counts(pred, target, segment)
     # a segment's substitutions, deletions and insertions add up to the larger of its two kinds of error
-    return torch.maximum(missed, false).sum() / (found + missed).sum()
+    return torch.maximum(missed, false).sum() / (hits + missed).sum()
 
 
 def _segment_counts(pred: Tensor, target: Tensor, segment: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,5 +239,5 @@ def _segment_counts(pred: Tensor, target: Tensor, segment: int) -> tuple[Tensor,
     for value in (pred, target):
         cells = torch.nn.functional.pad(value.double(), (0, 0, 0, short))
         both.append(cells.unflatten(-2, ((frames + short) // segment, segment)).amax(-2))
-    found, missed, false, _ = soft_counts(both[0], both[1], (-1,))
-    return found, missed, false
+    hits, missed, false, _ = soft_counts(both[0], both[1], (-1,))
+    return hits, missed, false

@@ -58,8 +58,8 @@ def conditional_cs_divergence(
         refuse("yhat", f"shape {tuple(y.shape)}, as y", yhat)
     near = _log_kernel(x, x, sigma)
     near = near - 2 * near.logsumexp(1, keepdim=True)
-    own, other, across = (_log_kernel(u, v, sigma) for u, v in ((y, y), (yhat, yhat), (yhat, y)))
-    parts = [(near + kernel).logsumexp((0, 1)) for kernel in (own, other, across)]
+    own, predicted, across = (_log_kernel(u, v, sigma) for u, v in ((y, y), (yhat, yhat), (yhat, y)))
+    parts = [(near + kernel).logsumexp((0, 1)) for kernel in (own, predicted, across)]
     return parts[0] + parts[1] - 2 * parts[2]
 
 
@@ -96,13 +96,13 @@ def cs_mutual_information(
     """
     x, t = _checked(sigma, x=x, t=t)
     k, q = _log_kernel(x, x, sigma), _log_kernel(t, t, sigma)
-    found = _information(k, q)
+    information = _information(k, q)
     if not normalized:
-        return found
+        return information
     selves = _information(k, k), _information(q, q)
-    constant = torch.minimum(*selves) <= 64 * torch.finfo(found.dtype).eps
+    constant = torch.minimum(*selves) <= 64 * torch.finfo(information.dtype).eps
     scale = torch.where(constant, 1.0, selves[0] * selves[1]).sqrt()
-    return torch.where(constant, 0.0, found) / scale
+    return torch.where(constant, 0.0, information) / scale
 
 
 class CauchySchwarzIBLoss(Loss):
@@ -153,22 +153,22 @@ class CauchySchwarzIBLoss(Loss):
         if self.beta == 0:
             self.terms = kept_terms({"divergence": fit})
             return fit
-        kept = cs_mutual_information(x, t, self.sigma, normalized=self.normalized)
-        self.terms = kept_terms({"divergence": fit, "information": kept})
-        return fit + self.beta * kept
+        information = cs_mutual_information(x, t, self.sigma, normalized=self.normalized)
+        self.terms = kept_terms({"divergence": fit, "information": information})
+        return fit + self.beta * information
 
     @classmethod
     def samples(
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[CauchySchwarzIBLoss, Sample]]:
         """Few and many columns, one target and two, both forms of the information, none of it."""
-        found: list[tuple[CauchySchwarzIBLoss, Sample]] = []
+        cases: list[tuple[CauchySchwarzIBLoss, Sample]] = []
         shapes = (({"beta": 0.1}, 3, 2, 1), ({"beta": 0.5, "normalized": False, "sigma": 2.0}, 4, 18, 2),
                   ({"beta": 0.0}, 2, 2, 1))  # fmt: skip
         for hyper, d, k, p in shapes:
             parts = [torch.randn(7, width, generator=generator, dtype=torch.float64) for width in (d, k, p, p)]
-            found.append((cls(**hyper), (tuple(v.to(device, dtype) for v in parts), {})))
-        return found
+            cases.append((cls(**hyper), (tuple(v.to(device, dtype) for v in parts), {})))
+        return cases
 
 
 def _log_kernel(u: Tensor, v: Tensor, sigma: float) -> Tensor:

@@ -160,14 +160,14 @@ class DistanceCovariancePenalty(Penalty):
         ``attributes`` are ``[N]``, ``[N, D]``, or a sequence of tensors ``[N]`` or ``[N, P]``, one an attribute.
         """
         check_tensor("outputs", outputs, ndim=(1, 2), floating=True)
-        made = LINKS[self.link](widen(outputs))
-        parts = [part.to(made.dtype) for part in self._split(attributes)]
+        predicted = LINKS[self.link](widen(outputs))
+        parts = [attribute.to(predicted.dtype) for attribute in self._split(attributes)]
         if self.kind == "jdcov":
-            return joint_distance_covariance(made, *parts, c=self.c, unbiased=self.unbiased)
+            return joint_distance_covariance(predicted, *parts, c=self.c, unbiased=self.unbiased)
         if self.kind == "ccdcov":
-            parts = [torch.cat([part.reshape(part.shape[0], -1) for part in parts], 1)]
+            parts = [torch.cat([attribute.reshape(attribute.shape[0], -1) for attribute in parts], 1)]
         names = [f"attributes[{k}]" for k in range(len(parts))]
-        own, *others = _centred_all({"outputs": made, **dict(zip(names, parts))}, self.unbiased)
+        own, *others = _centred_all({"outputs": predicted, **dict(zip(names, parts))}, self.unbiased)
         # U is linear after the distances: the sum over attributes is taken before the product
         return (own * functools.reduce(torch.add, others)).sum() / _pairs(len(outputs), self.unbiased)
 
@@ -175,8 +175,8 @@ class DistanceCovariancePenalty(Penalty):
         if not isinstance(attributes, Tensor):
             if not isinstance(attributes, list | tuple) or not attributes:
                 refuse_type("attributes", "a tensor, or a sequence of tensors", attributes)
-            for k, part in enumerate(attributes):
-                check_tensor(f"attributes[{k}]", part, ndim=(1, 2))
+            for k, attribute in enumerate(attributes):
+                check_tensor(f"attributes[{k}]", attribute, ndim=(1, 2))
             if self.widths is not None:
                 refuse("attributes", "one tensor, because widths are given", attributes)
             return list(attributes)

@@ -276,7 +276,7 @@ class MultimodalCompetitionRegularizer(Loss):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[MultimodalCompetitionRegularizer, Sample]]:
         """Two modalities and three, every mode, all terms at once, and none."""
-        found: list[tuple[MultimodalCompetitionRegularizer, Sample]] = []
+        samples: list[tuple[MultimodalCompetitionRegularizer, Sample]] = []
         cases: tuple[tuple[dict[str, Any], int], ...] = (
             ({"num_permutations": 2}, 2), ({"competition": 0.0}, 2),
             ({"mode": "independent", "partner": "other_sample"}, 3),
@@ -286,8 +286,8 @@ class MultimodalCompetitionRegularizer(Loss):
         for hyper, modalities in cases:
             drawn = [torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(modalities)]
             args = ([z.to(device, dtype) for z in drawn], _example_fusion, target)
-            found.append((cls(**hyper).to(device), (args, {})))
-        return found
+            samples.append((cls(**hyper).to(device), (args, {})))
+        return samples
 
 
 def _terms(
@@ -342,10 +342,12 @@ def _competition(
         for moved in itertools.combinations(modalities, size):
             players = (None,) if mode == "collaborative" else moved if mode == "independent" else modalities
             for k in players:
-                found = permutation_divergence(features, fuse, pairs, permuted=moved, player=k, reference=reference)
-                parts.append(-found if k is None or k in moved else found)
+                divergence = permutation_divergence(
+                    features, fuse, pairs, permuted=moved, player=k, reference=reference
+                )
+                parts.append(-divergence if k is None or k in moved else divergence)
             if size == 1:
-                seen[f"divergence_{moved[0]}"] = found
+                seen[f"divergence_{moved[0]}"] = divergence
     return functools.reduce(torch.add, parts), seen
 
 

@@ -122,10 +122,10 @@ def exact_wasserstein_dependency(P: Any, X: Any, Y: Any) -> float:
     out = kron(eye_array(len(have)), np.ones((1, len(lack))))
     into = kron(np.ones((1, len(have))), eye_array(len(lack)))
     unit = float(cost.max()) or 1.0
-    found = linprog(cost.reshape(-1) / unit, A_eq=vstack([out, into], format="csr"), b_eq=wanted, method="highs")
-    if not found.success:
-        raise RuntimeError(f"the transport problem was not solved: {found.message}")
-    return float(mass * unit * found.fun)
+    solution = linprog(cost.reshape(-1) / unit, A_eq=vstack([out, into], format="csr"), b_eq=wanted, method="highs")
+    if not solution.success:
+        raise RuntimeError(f"the transport problem was not solved: {solution.message}")
+    return float(mass * unit * solution.fun)
 
 
 class SeparableCritic(nn.Module):
@@ -197,7 +197,7 @@ def lipschitz_penalty(
     a = torch.randperm(n, generator=generator, device=device)
     b = (a + torch.randint(1, n, (n,), generator=generator, device=device)) % n
     t = torch.rand(n, generator=generator, device=device, dtype=torch.promote_types(x.dtype, torch.float32))
-    u, v = (_between(t, z, z[other]) for z, other in ((x, a), (y, b)))
+    u, v = (_between(t, z, z[paired]) for z, paired in ((x, a), (y, b)))
     slopes = torch.func.grad(lambda u, v: _row_scores(critic, u, v).sum(), argnums=(0, 1))(u, v)
     # one norm of both halves, which has slope 0 where it is 0
     norm = torch.linalg.vector_norm(torch.cat([widen(s).flatten(1) for s in slopes], 1), dim=1)
@@ -255,9 +255,9 @@ class WassersteinDependencyLoss(Loss):
         if not self.penalty:
             self.terms = kept_terms({"bound": bound})
             return -bound
-        found = lipschitz_penalty(self.critic, x, y, one_sided=self.one_sided, generator=generator)
-        self.terms = kept_terms({"bound": bound, "penalty": found})
-        return self.penalty * found - bound
+        penalty = lipschitz_penalty(self.critic, x, y, one_sided=self.one_sided, generator=generator)
+        self.terms = kept_terms({"bound": bound, "penalty": penalty})
+        return self.penalty * penalty - bound
 
     def _bound(self, scores: Tensor) -> Tensor:
         return wasserstein_dependency(scores)
@@ -324,8 +324,8 @@ class _OnPair(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        found: Tensor = self.net(torch.cat([x.flatten(1), y.flatten(1)], 1)).sum(1)
-        return found
+        scores: Tensor = self.net(torch.cat([x.flatten(1), y.flatten(1)], 1)).sum(1)
+        return scores
 
 
 def _checked_scores(scores: Tensor) -> Tensor:
@@ -355,10 +355,10 @@ def _between(t: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _row_scores(critic: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    found: Tensor = critic(x, y)
-    if tuple(found.shape) not in ((len(x),), (len(x), 1)):
-        refuse("critic", f"scores of shape ({len(x)},) for {len(x)} pairs", found)
-    return found.reshape(-1)
+    scores: Tensor = critic(x, y)
+    if tuple(scores.shape) not in ((len(x),), (len(x), 1)):
+        refuse("critic", f"scores of shape ({len(x)},) for {len(x)} pairs", scores)
+    return scores.reshape(-1)
 
 
 def _all_scores(critic: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -366,16 +366,16 @@ def _all_scores(critic: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     matrix = getattr(critic, "matrix", None)
     if not callable(matrix):
         return _row_scores(critic, x.repeat_interleave(n, 0), y.repeat(n, *[1] * (y.ndim - 1))).reshape(n, n)
-    found: Tensor = matrix(x, y)
-    if tuple(found.shape) != (n, n):
-        refuse("critic", f"a matrix of scores of shape ({n}, {n})", found)
-    return found
+    scores: Tensor = matrix(x, y)
+    if tuple(scores.shape) != (n, n):
+        refuse("critic", f"a matrix of scores of shape ({n}, {n})", scores)
+    return scores
 
 
 def _points(argument: str, values: Any, rows: int) -> np.ndarray:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim not in (1, 2) or found.shape[0] != rows:
-        refuse(argument, f"points of shape ({rows},) or ({rows}, *)", list(found.shape))
-    if not np.isfinite(found).all():
-        refuse(argument, "finite numbers", float(found[~np.isfinite(found)][0]))
-    return found.reshape(rows, -1)
+    points = np.asarray(values, dtype=np.float64)
+    if points.ndim not in (1, 2) or points.shape[0] != rows:
+        refuse(argument, f"points of shape ({rows},) or ({rows}, *)", list(points.shape))
+    if not np.isfinite(points).all():
+        refuse(argument, "finite numbers", float(points[~np.isfinite(points)][0]))
+    return points.reshape(rows, -1)

@@ -243,13 +243,13 @@ class PSKDLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """The default cases, and two in mid-training: with whole past predictions and with their two largest."""
-        found = super().samples(generator, dtype, device)
-        args, kwargs = sample = found[-1][1]
+        cases = super().samples(generator, dtype, device)
+        args, kwargs = sample = cases[-1][1]
         earlier = torch.randn(args[0].shape, generator=generator, dtype=torch.float64).to(device, torch.float32)
         for topk in (None, 2):
             objective = cls(21, args[0].shape[1], 10, topk=topk).to(device)
             objective.start_epoch(4, 10)
             objective(earlier, args[1], **kwargs)
             objective.start_epoch(5, 10)
-            found.append((objective, sample))
-        return found
+            cases.append((objective, sample))
+        return cases

@@ -84,10 +84,10 @@ class TargetBinner(nn.Module):
         check_tensor("y", y, ndim=1, floating=True)
         values = y.detach().double()
         edges = self.edges.double()
-        found = (values[:, None] >= edges[1:-1]).sum(1)
+        bins = (values[:, None] >= edges[1:-1]).sum(1)
         if self.outside == "ignore":
-            return torch.where((values < edges[0]) | (values > edges[-1]), -1, found)
-        return found
+            return torch.where((values < edges[0]) | (values > edges[-1]), -1, bins)
+        return bins
 
     def get_extra_state(self) -> bool:
         return self.fitted
@@ -156,8 +156,8 @@ def reg_cls_loss(
     check_tensor("target", target, floating=True, shape=tuple(regression.shape))
     label = binner.transform(target)
     squared, entropy = _terms(regression, logits, target, label)
-    kept = (label >= 0).sum().clamp_min(1)
-    mse, ce = squared.mean(), entropy.sum() / kept
+    binned = (label >= 0).sum().clamp_min(1)
+    mse, ce = squared.mean(), entropy.sum() / binned
     return RegressionParts(weight * mse + ce if weight else mse, mse, ce)
 
 
@@ -249,8 +249,8 @@ class RegressionWithClassificationLoss(Objective):
         outputs = torch.randn(7, 9, generator=generator, dtype=torch.float64).to(device, dtype)
         info = TaskInfo("regression", 21, feature_dim=6)
         even = TargetBinner(4, "equalised").fit(target)
-        found = [cls.from_task(info), cls(even, 2.0), cls(num_bins=1, low=-1.0), cls(even, 0.0)]
+        losses = [cls.from_task(info), cls(even, 2.0), cls(num_bins=1, low=-1.0), cls(even, 0.0)]
         return [
-            (each.to(device), ((outputs[:, : 1 + each.binner.num_bins], target.to(device, dtype)), {}))
-            for each in found
+            (loss.to(device), ((outputs[:, : 1 + loss.binner.num_bins], target.to(device, dtype)), {}))
+            for loss in losses
         ]

@@ -213,7 +213,7 @@ class ThurstoneFidelityLoss(Loss):
     ) -> list[tuple[Self, Sample]]:
         """Six pairs, with fixed and with predicted deviations."""
         logits, rated = _ratings(generator, dtype, device, 5)
-        (score_a, std_a), (score_b, std_b) = (tuple(t.to(dtype) for t in level_score(each)) for each in logits)
+        (score_a, std_a), (score_b, std_b) = (tuple(t.to(dtype) for t in level_score(of_image)) for of_image in logits)
         return [
             (cls(), ((score_a, score_b, *rated), {})),
             (cls(fixed_std=False), ((score_a, score_b, *rated, std_a, std_b), {})),

@@ -175,8 +175,8 @@ def profit_regret(
         tensor(13.)
     """
     predicted, cost = _costs(pred_cost, true_cost, budget, reduction)
-    found, best = (contact_decision(c, budget).to(cost.dtype) for c in (predicted, cost))
-    return reduce(cost * (found - best), reduction)
+    decided, best = (contact_decision(c, budget).to(cost.dtype) for c in (predicted, cost))
+    return reduce(cost * (decided - best), reduction)
 
 
 def spo_plus(

@@ -51,5 +51,5 @@ class QuantileLoss(Objective):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[QuantileLoss, Sample]]:
         """The median, and an upper quantile."""
-        found = super().samples(generator, dtype, device)
-        return [*found, (cls(q=0.9), found[0][1])]
+        cases = super().samples(generator, dtype, device)
+        return [*cases, (cls(q=0.9), cases[0][1])]

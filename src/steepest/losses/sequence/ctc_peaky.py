@@ -175,12 +175,12 @@ class LabelPriorCTCLoss(Loss):
         if prior.shape != self.log_prior.shape:
             refuse("log_probs", f"{len(self.log_prior)} labels, as num_labels", log_probs)
         # copies: the buffers are written below, before the backward pass reads these
-        kept, seen = self.log_prior.to(prior.dtype, copy=True), self.seen.clone()
+        log_prior, seen = self.log_prior.to(prior.dtype, copy=True), self.seen.clone()
         if not self.training:
-            return torch.where(seen, kept, prior)
+            return torch.where(seen, log_prior, prior)
         share = self.momentum
         if share < 1:
-            mixed = torch.logaddexp(kept + math.log1p(-share), prior + math.log(share))
+            mixed = torch.logaddexp(log_prior + math.log1p(-share), prior + math.log(share))
             prior = torch.where(seen, mixed, prior)
         with torch.no_grad():
             self.log_prior.copy_(prior)
@@ -197,13 +197,13 @@ class LabelPriorCTCLoss(Loss):
         targets = torch.tensor([[1, 1, 3], [2, 0, 0]], device=device)
         rest = tuple(torch.tensor(v, device=device) for v in ([7, 5], [3, 1]))
         # not detached: a detached prior is no constant of the value, and differences would see it move
-        made = [
+        losses = [
             cls(detach=False),
             cls(prior_scale=0.0, reduction="sum"),
             cls(prior_scale=0.5, detach=False),
             cls(momentum=0.1, num_labels=4, detach=False),
         ]
-        return [(loss.to(device), ((log_probs, targets, *rest), {})) for loss in made]
+        return [(loss.to(device), ((log_probs, targets, *rest), {})) for loss in losses]
 
 
 def ctc_peaky_experiment(
@@ -282,13 +282,13 @@ def ctc_peaky_table(
     at = torch.arange(int(frames.max()))[:, None]
     before = torch.tensor([m for m, _ in sizes])
     symbol = ((at >= before) & (at < frames - before)).long()  # [T, B]
-    each, ones = torch.arange(len(sizes)), torch.ones(len(sizes), dtype=torch.long)
+    models, ones = torch.arange(len(sizes)), torch.ones(len(sizes), dtype=torch.long)
     table = torch.zeros(len(sizes), 2, 2, dtype=torch.float64, requires_grad=True)  # model, x, label
     adam = torch.optim.Adam([table], lr=lr)
     inside = (at < frames)[..., None]
 
     def loss() -> tuple[Tensor, Tensor]:
-        log_probs = table.log_softmax(-1)[each, symbol]
+        log_probs = table.log_softmax(-1)[models, symbol]
         scores = log_probs
         if prior_scale:
             own = (log_probs.detach() if detach else log_probs).masked_fill(~inside, -torch.inf)
@@ -332,8 +332,8 @@ def _losses(
     inside = torch.arange(frames, device=scores.device)[:, None] < input_lengths
     log_probs, rest = scores.log_softmax(-1), (targets, input_lengths, target_lengths, blank, "none")
     plain = ctc_loss(log_probs, *rest, zero_infinity=zero_infinity)
-    found = plain - torch.where(inside, mass, 0.0).sum(0)
-    return torch.where(ctc_loss(log_probs.detach(), *rest).isinf(), 0.0, found) if zero_infinity else found
+    losses = plain - torch.where(inside, mass, 0.0).sum(0)
+    return torch.where(ctc_loss(log_probs.detach(), *rest).isinf(), 0.0, losses) if zero_infinity else losses
 
 
 def _log_prior(log_probs: Tensor, input_lengths: Tensor) -> Tensor:

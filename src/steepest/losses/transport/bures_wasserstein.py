@@ -56,11 +56,11 @@ def bures_wasserstein_distance(
     _check_covariance("s0", s0)
     if s.shape[-1] != s0.shape[-1]:
         refuse("s0", f"shape (..., {s.shape[-1]}, {s.shape[-1]})", s0)
-    found = _squared(widen(s), widen(s0), tau)
+    squared_distance = _squared(widen(s), widen(s0), tau)
     if squared:
-        return found
-    zero = found <= 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, found).sqrt())
+        return squared_distance
+    zero = squared_distance <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, squared_distance).sqrt())
 
 
 class BuresWassersteinLoss(Loss):
@@ -148,13 +148,13 @@ def rank_bounded_critical_points(s0: F[Tensor, "d d"], k: int) -> list[tuple[Ten
     if float(values[0]) <= float(values[-1]) * d * torch.finfo(values.dtype).eps:
         refuse("s0", "a positive definite matrix", f"a least eigenvalue of {float(values[0]):g}")
     total = float(values.sum())
-    found = []
+    points = []
     for chosen in itertools.combinations(range(d), k):
-        basis, kept = vectors[:, list(chosen)], values[list(chosen)]
-        found.append(((basis * kept) @ basis.T, total - float(kept.sum())))
-    found.sort(key=lambda point: point[1])
-    least = found[0][1] + total * d * torch.finfo(values.dtype).eps
-    return [(point, value, value <= least) for point, value in found]
+        basis, eigenvalues = vectors[:, list(chosen)], values[list(chosen)]
+        points.append(((basis * eigenvalues) @ basis.T, total - float(eigenvalues.sum())))
+    points.sort(key=lambda point: point[1])
+    least = points[0][1] + total * d * torch.finfo(values.dtype).eps
+    return [(point, value, value <= least) for point, value in points]
 
 
 @dataclass(frozen=True)
@@ -250,19 +250,19 @@ def deep_linear_bw_experiment(
                 layer -= lr * gradient
     final = [layer.detach() for layer in layers]
     losses.append(loss(_product(final)))
-    kept = torch.linalg.eigvalsh(target)
-    if tau > float(kept[d - width]):
-        refuse("tau", f"at most {float(kept[d - width]):g}, the least eigenvalue kept", tau)
-    dropped = kept[: d - width].clamp_min(0).sqrt() - math.sqrt(tau)
+    eigenvalues = torch.linalg.eigvalsh(target)
+    if tau > float(eigenvalues[d - width]):
+        refuse("tau", f"at most {float(eigenvalues[d - width]):g}, the least eigenvalue kept", tau)
+    dropped = eigenvalues[: d - width].clamp_min(0).sqrt() - math.sqrt(tau)
     gaps = [(upper.T @ upper - lower @ lower.T).abs().max() for lower, upper in itertools.pairwise(final)]
     return DeepLinearRun(torch.stack(losses), float(dropped.square().sum()), final, float(max(gaps)) if gaps else 0.0)
 
 
 def _product(layers: list[Tensor]) -> Tensor:
-    found = layers[0]
+    product = layers[0]
     for layer in layers[1:]:
-        found = layer @ found
-    return found
+        product = layer @ product
+    return product
 
 
 def _squared(s: Tensor, s0: Tensor, tau: float) -> Tensor:

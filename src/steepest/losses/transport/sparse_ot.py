@@ -72,8 +72,8 @@ def topk_plan_from_duals(
     check_tensor("alpha", alpha, floating=True, shape=(cost.shape[0],))
     check_tensor("beta", beta, floating=True, shape=(cost.shape[1],))
     slack = widen(alpha)[:, None] + widen(beta) - widen(cost)
-    kept, where = slack.topk(k, dim=0)
-    return torch.zeros_like(slack).scatter(0, where, kept.clamp_min(0)) / gamma
+    largest, where = slack.topk(k, dim=0)
+    return torch.zeros_like(slack).scatter(0, where, largest.clamp_min(0)) / gamma
 
 
 def column_potential(
@@ -109,8 +109,8 @@ def column_potential(
     check_tensor("alpha", alpha, floating=True, shape=(cost.shape[0],))
     check_tensor("b", b, floating=True, shape=(cost.shape[1],))
     _check_masses("b", b)
-    kept = (widen(alpha)[:, None] - widen(cost)).topk(k, dim=0).values
-    return gamma * _least_threshold(kept / gamma, widen(b).to(kept.dtype))
+    largest = (widen(alpha)[:, None] - widen(cost)).topk(k, dim=0).values
+    return gamma * _least_threshold(largest / gamma, widen(b).to(largest.dtype))
 
 
 def sparsity_constrained_ot(
@@ -176,10 +176,10 @@ def sparsity_constrained_ot(
         check_tensor(argument, mass, floating=True, shape=(size,))
         _check_masses(argument, mass)
     wide = [t.detach().double().cpu() for t in (a, b, cost)]
-    total, other = float(wide[0].sum()), float(wide[1].sum())
-    if abs(total - other) > 1e-6 * max(total, other, 1e-300):
-        refuse("b", f"a total mass of {total:g} as in a", other)
-    wide[1] = wide[1] * (total / other) if other > 0 else wide[1]
+    total, total_b = float(wide[0].sum()), float(wide[1].sum())
+    if abs(total - total_b) > 1e-6 * max(total, total_b, 1e-300):
+        refuse("b", f"a total mass of {total:g} as in a", total_b)
+    wide[1] = wide[1] * (total / total_b) if total_b > 0 else wide[1]
     if k * n < int((wide[0] > 0).sum()):
         refuse("k", f"k * {n} columns to be at least the {int((wide[0] > 0).sum())} rows that have mass", k)
     alpha, beta, iterations, message = _solve(wide, k, gamma, method, max_iter, tol)
@@ -279,15 +279,15 @@ def _solve(
             slope.append(plan.sum(0) - b)
         return -float(value), torch.cat(slope).numpy()
 
-    found = optimize.minimize(
+    solution = optimize.minimize(
         negative,
         np.zeros(m + (len(b) if method == "dual" else 0)),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": tol * 1e-6, "gtol": tol},
     )
-    alpha, beta = potentials(found.x)
-    return alpha, beta, int(found.nit), str(found.message)
+    alpha, beta = potentials(solution.x)
+    return alpha, beta, int(solution.nit), str(solution.message)
 
 
 def _allows_plan(support: Tensor, problem: list[Tensor]) -> bool:

@@ -127,10 +127,10 @@ def bleu(outputs: Texts, target: Texts, *, n: int = 4) -> float:
     logs = []
     for order in range(1, n + 1):
         grams = [(_grams(a, order), _grams(b, order)) for a, b in pairs]
-        kept, made = sum((a & b).total() for a, b in grams), sum(a.total() for a, _ in grams)
-        if not kept:
+        matches, total = sum((a & b).total() for a, b in grams), sum(a.total() for a, _ in grams)
+        if not matches:
             return 0.0
-        logs.append(math.log(kept / made))
+        logs.append(math.log(matches / total))
     length, wanted = sum(len(a) for a, _ in pairs), sum(len(b) for _, b in pairs)
     return math.exp(min(0.0, 1 - wanted / length) + sum(logs) / n)
 
@@ -140,8 +140,8 @@ def _common(a: list[str], b: list[str]) -> int:
     row = [0] * (len(b) + 1)
     for word in a:
         before = 0
-        for j, other in enumerate(b, 1):
-            before, row[j] = row[j], before + 1 if word == other else max(row[j], row[j - 1])
+        for j, word_b in enumerate(b, 1):
+            before, row[j] = row[j], before + 1 if word == word_b else max(row[j], row[j - 1])
     return row[-1]
 
 
@@ -173,7 +173,7 @@ def word_error_rate(outputs: Texts, target: Texts) -> float:
         row = list(range(len(b) + 1))
         for i, word in enumerate(a, 1):
             before, row[0] = row[0], i
-            for j, other in enumerate(b, 1):
-                before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+            for j, word_b in enumerate(b, 1):
+                before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != word_b))
         errors, words = errors + row[-1], words + len(b)
     return errors / words if words else math.nan

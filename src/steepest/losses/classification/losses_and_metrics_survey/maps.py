@@ -175,13 +175,13 @@ def signed_distance(mask: Tensor) -> Tensor:
     """Distance of each pixel to the border of its mask ``[N, H, W]``, negative inside; 0 for an empty or full one."""
     from scipy.ndimage import distance_transform_edt
 
-    found = []
+    distances = []
     for inside in mask.detach().cpu().numpy().astype(bool):
         if not inside.any() or inside.all():
-            found.append(np.zeros(inside.shape))
+            distances.append(np.zeros(inside.shape))
         else:
-            found.append(distance_transform_edt(~inside) - (distance_transform_edt(inside) - 1) * inside)
-    return torch.from_numpy(np.stack(found)).to(mask.device)
+            distances.append(distance_transform_edt(~inside) - (distance_transform_edt(inside) - 1) * inside)
+    return torch.from_numpy(np.stack(distances)).to(mask.device)
 
 
 @loss(SEGMENTATION, "mean of p phi, phi the signed distance to the border of y", "any real", "the mask of y", True,

@@ -61,10 +61,10 @@ def _classes(outputs: Tensor, target: Tensor) -> list[np.ndarray]:
 
 
 def _bits(outputs: Tensor, target: Tensor) -> list[np.ndarray]:
-    y, found = _classes(outputs, target)
+    y, predicted = _classes(outputs, target)
     check_binary(target, outputs)
     check_binary(outputs, target, argument="outputs")
-    return [y, found]
+    return [y, predicted]
 
 
 @metric(CLASSIFICATION, "share of predictions that are right", "[0, 1]", True, _labels)
@@ -168,9 +168,9 @@ def log_loss(outputs: Tensor, target: Tensor) -> float:
 @metric(CLASSIFICATION, "counts, row true class, column predicted", ">= 0", None, _labels)
 def confusion_matrix(outputs: Tensor, target: Tensor, *, num_classes: int | None = None) -> Tensor:
     """Counts ``[C, C]`` of true by predicted classes."""
-    y, found = _classes(outputs, target)
+    y, predicted = _classes(outputs, target)
     labels = None if num_classes is None else range(num_classes)
-    return torch.from_numpy(sk.confusion_matrix(y, found, labels=labels))
+    return torch.from_numpy(sk.confusion_matrix(y, predicted, labels=labels))
 
 
 Boxes = F[Tensor, "boxes 4"]
@@ -194,12 +194,12 @@ def box_iou(outputs: Boxes, target: Boxes) -> Tensor:
 
 
 def _images(g: torch.Generator) -> tuple[Any, ...]:
-    found, wanted = [], []
+    flat_outputs, wanted = [], []
     for _ in range(3):
         boxes = _boxes(g)
-        found.append((boxes + 0.02, torch.rand(4, generator=g, dtype=torch.float64)))
+        flat_outputs.append((boxes + 0.02, torch.rand(4, generator=g, dtype=torch.float64)))
         wanted.append(boxes[:3])
-    return found, wanted
+    return flat_outputs, wanted
 
 
 @metric(DETECTION, "area under precision over recall, precision made monotone", "[0, 1]", True, _images)
@@ -231,8 +231,8 @@ def average_precision(
             hits[rank] = 1
     if not wanted or not len(ranked):
         return float("nan") if not wanted else 0.0
-    found = hits.cumsum()
-    best = np.maximum.accumulate((found / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    hits_so_far = hits.cumsum()
+    best = np.maximum.accumulate((hits_so_far / np.arange(1, len(hits) + 1))[::-1])[::-1]
     return float((best * hits).sum() / wanted)
 
 
@@ -299,18 +299,18 @@ def boundary_f1(outputs: Tensor, target: Tensor, *, tolerance: float = 2.0) -> f
     _two_maps(outputs, target, 3)
     check_binary(outputs, target, argument="outputs")
     check_binary(target, outputs)
-    found = []
+    scores = []
     for masks in zip(*(m.cpu().numpy().astype(bool) for m in (outputs, target))):
         borders = [m & ~binary_erosion(m) for m in masks]
         if not any(b.any() for b in borders):
-            found.append(1.0)
+            scores.append(1.0)
         elif not all(b.any() for b in borders):
-            found.append(0.0)
+            scores.append(0.0)
         else:
-            near = [float((distance_transform_edt(~other)[own] <= tolerance).mean())
-                    for own, other in (borders, borders[::-1])]  # fmt: skip
-            found.append(2 * near[0] * near[1] / sum(near) if sum(near) else 0.0)
-    return float(np.mean(found))
+            near = [float((distance_transform_edt(~opposite)[own] <= tolerance).mean())
+                    for own, opposite in (borders, borders[::-1])]  # fmt: skip
+            scores.append(2 * near[0] * near[1] / sum(near) if sum(near) else 0.0)
+    return float(np.mean(scores))
 
 
 def _roc(outputs: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -111,8 +111,8 @@ def focal(outputs: Tensor, target: Tensor, *, alpha: float | None = 0.25, gamma:
     check_number("gamma", gamma, low=0.0)
     f, y = _binary(outputs, target)
     own = (2 * y - 1) * f
-    each = -torch.exp(gamma * nnf.logsigmoid(-own)) * nnf.logsigmoid(own)
-    return (each if alpha is None else (alpha * y + (1 - alpha) * (1 - y)) * each).mean()
+    losses = -torch.exp(gamma * nnf.logsigmoid(-own)) * nnf.logsigmoid(own)
+    return (losses if alpha is None else (alpha * y + (1 - alpha) * (1 - y)) * losses).mean()
 
 
 def _soft(g: torch.Generator) -> tuple[Any, ...]:

@@ -196,8 +196,8 @@ def pairwise_ranking(outputs: Tensor, target: Tensor) -> Tensor:
     check_tensor("outputs", outputs, ndim=2, floating=True)
     s, y = pair(outputs, target)
     before = y[:, :, None] > y[:, None, :]
-    each = nnf.softplus(s[:, None, :] - s[:, :, None])
-    return torch.where(before, each, 0.0).sum() / before.sum()
+    losses = nnf.softplus(s[:, None, :] - s[:, :, None])
+    return torch.where(before, losses, 0.0).sum() / before.sum()
 
 
 @loss(RANKING, "-sum_i softmax(y)_i log softmax(s)_i", ">= 0", "y, up to a constant", True, _lists)
