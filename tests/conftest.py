@@ -11,13 +11,14 @@ import math
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from steepest.testing._constructor import seed_torch
 
 # Triton reads it once, when it is first imported, and many modules import triton: no test's order may decide.
 if not torch.cuda.is_available():
@@ -78,7 +79,7 @@ def change() -> Callable[..., None]:
 def _known_start() -> None:
     """Threads and seed 0."""
     torch.set_num_threads(int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
-    torch.manual_seed(0)
+    seed_torch(0)
 
 
 @pytest.fixture
@@ -102,6 +103,11 @@ def chrome(tmp_path: Path) -> Iterator[Any]:
     window.quit()
 
 
+def processor_seconds() -> float:
+    """Processor time so far, of this process and of those it started and waited for."""
+    return sum(os.times()[:4])
+
+
 class Seconds:
     """Seconds of processor time a test, set-up included, written where ``$STEEPEST_SECONDS`` says, as JSON."""
 
@@ -111,7 +117,7 @@ class Seconds:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        before = time.process_time()
+        before = processor_seconds()
         item.user_properties.append(("slugs", [marker.args[0] for marker in item.iter_markers("holds")]))
         item.user_properties.append(("began", before))
         return (yield)
@@ -124,7 +130,7 @@ class Seconds:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
         yield
-        item.user_properties.append(("ended", time.process_time()))
+        item.user_properties.append(("ended", processor_seconds()))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not hasattr(session.config, "workerinput"):

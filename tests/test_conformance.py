@@ -14,8 +14,7 @@ from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
-from steepest.testing import calibrator_checks, loss_checks, method_checks, objective_checks
-from steepest.testing.objective import check_compile
+from steepest.testing import calibrator_checks, loss, loss_checks, method_checks, objective, objective_checks
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
 SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "huber"]
@@ -34,9 +33,10 @@ def members(contract):
     return found
 
 
-OTHERS = [
-    pytest.param(suite(cls), id=name) for contract, suite in SUITES.items() for name, cls in members(contract).items()
-]
+OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
+LOSSES = {name: cls for name, cls in members(Loss).items() if "shapes" not in cls.exempt}
+DEAR = ("compile", "shapes")
+"""Checks whose time is that of tracing: of one instance here, of every instance among the slow tests."""
 
 
 def run(checks):
@@ -62,28 +62,41 @@ def test_the_catalogue_has_penalties_and_methods():
     assert "smooth_adversarial_comp_sum" in members(Method)
 
 
+def dear(checks):
+    return [(title, check) for title, check in checks if title in DEAR]
+
+
+def cheap(checks):
+    return [(title, check) for title, check in checks if title not in DEAR]
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_contract(name):
-    run((title, check) for title, check in objective_checks(CLASSES[name]) if title != "compile")
+    run(cheap(objective_checks(CLASSES[name])))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_contract_of_other_kinds(name):
+    run(cheap(OTHERS[name]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSES)
-def test_every_instance_compiles(name):
-    run((title, check) for title, check in objective_checks(CLASSES[name]) if title == "compile")
+@pytest.mark.parametrize("name", [*CLASSES, *LOSSES])
+def test_every_instance_is_traced(name):
+    run(dear(objective_checks(CLASSES[name]) if name in CLASSES else OTHERS[name]))
 
 
-@pytest.mark.parametrize("checks", OTHERS)
-def test_contract_of_other_kinds(checks):
-    run(checks)
-
-
-@pytest.mark.parametrize("name", [name for name, cls in CLASSES.items() if "compile" not in cls.exempt])
-def test_one_instance_compiles(name):
-    check_compile(CLASSES[name], first_only=True)
+@pytest.mark.parametrize("name", [*CLASSES, *LOSSES])
+def test_one_instance_is_traced(name):
+    if name in LOSSES:
+        loss.check_shapes(LOSSES[name], first_only=True)
+        return
+    for title, check in (("compile", objective.check_compile), ("shapes", objective.check_shapes)):
+        if title not in CLASSES[name].exempt:
+            check(CLASSES[name], first_only=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIX)
 def test_inductor(name):
-    check_compile(CLASSES[name], backend="inductor")
+    objective.check_compile(CLASSES[name], backend="inductor")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Objective
-from ._constructor import given_arguments
+from ._constructor import given_arguments, seed_torch
 
 Args = tuple[Tensor, ...]
 Case = tuple[Objective, tuple[Args, dict[str, Any]]]
@@ -21,9 +21,14 @@ EACH_DIRECTION = 40
 """Up to so many values a gradient is checked in each direction by itself."""
 
 
+def private(member: Any) -> Any:
+    """A copy whose forward pass moves no state of the original; what holds no state shares its tensors."""
+    return copy.deepcopy(member) if member.stateful else copy.copy(member)
+
+
 def cases(cls: type[Objective], dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu") -> list[Case]:
     """Fresh instances with the inputs that the member itself supplies; the same for the same seed."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     found: list[Case] = list(cls.samples(torch.Generator().manual_seed(seed), dtype, device))
     assert found, f"{cls.__name__}.samples() gave nothing"
     return found
@@ -31,7 +36,7 @@ def cases(cls: type[Objective], dtype: torch.dtype = torch.float64, seed: int = 
 
 def value(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
     """The loss on a private copy, so that no state moves."""
-    loss: Tensor = copy.deepcopy(objective)(*args, **kwargs)
+    loss: Tensor = private(objective)(*args, **kwargs)
     return loss
 
 

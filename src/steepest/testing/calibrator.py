@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 from collections.abc import Callable
 
@@ -24,6 +26,19 @@ def logits_of(
     return (scale * true).to(dtype), target
 
 
+@functools.cache
+def _fitted(cls: type[Calibrator]) -> list[Calibrator]:
+    instances = cls.instances()
+    for each in instances:
+        assert each.fit(*logits_of()) is each, "fit returns self"
+    return instances
+
+
+def fitted(cls: type[Calibrator]) -> list[Calibrator]:
+    """A copy of each instance, fitted on ``logits_of()``."""
+    return copy.deepcopy(_fitted(cls))
+
+
 def check_declaration(cls: type[Calibrator]) -> None:
     """A name, a docstring with an example, instances to check."""
     assert cls.name.isidentifier() and cls.name == cls.name.lower(), "name: snake_case"
@@ -33,9 +48,8 @@ def check_declaration(cls: type[Calibrator]) -> None:
 
 def check_probabilities(cls: type[Calibrator]) -> None:
     """Rows are probabilities, in the width of the logits; half logits give float32; each row stands for itself."""
-    logits, target = logits_of()
-    for each in cls.instances():
-        assert each.fit(logits, target) is each, "fit returns self"
+    logits, _ = logits_of()
+    for each in fitted(cls):
         found = each.transform(logits)
         assert found.shape == logits.shape and not found.requires_grad
         assert bool((found >= 0).all()), "negative"
@@ -47,28 +61,25 @@ def check_probabilities(cls: type[Calibrator]) -> None:
 def check_call(cls: type[Calibrator]) -> None:
     """A calibrator is called as it transforms."""
     assert cls.forward is Calibrator.forward, "forward is transform; what differs has a name of its own"
-    logits, target = logits_of()
-    for each in cls.instances():
-        each.fit(logits, target)
+    logits, _ = logits_of()
+    for each in fitted(cls):
         assert torch.equal(each(logits), each.transform(logits)), "a call gives something else than transform"
 
 
 def check_decision(cls: type[Calibrator]) -> None:
     """Where it is declared, the most probable class is that of the largest logit."""
     if cls.keeps_decision:
-        logits, target = logits_of()
-        for each in cls.instances():
-            found = each.fit_transform(logits, target)
+        logits, _ = logits_of()
+        for each in fitted(cls):
+            found = each.transform(logits)
             best = found.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
             assert bool((best >= found.max(1).values - 1e-9).all()), "another class became the most probable"
 
 
 def check_extremes(cls: type[Calibrator]) -> None:
     """Logits of ±1e4 give finite probabilities."""
-    logits, target = logits_of()
-    for each in cls.instances():
-        each.fit(logits, target)
-        wild = torch.tensor([[1e4, -1e4, 0.0, 0.0], [-1e4, -1e4, -1e4, -1e4], [0.0, 0.0, 0.0, 0.0]], dtype=logits.dtype)
+    for each in fitted(cls):
+        wild = torch.tensor([[1e4, -1e4, 0.0, 0.0], [-1e4] * 4, [0.0] * 4], dtype=torch.float64)
         found = each.transform(wild)
         assert bool(torch.isfinite(found).all()), "not finite"
 
@@ -88,8 +99,8 @@ def check_helps(cls: type[Calibrator]) -> None:
 def check_state_dict(cls: type[Calibrator]) -> None:
     """What was fitted goes through ``state_dict``; the same fit gives the same bits."""
     logits, target = logits_of()
-    for first, second, third in zip(cls.instances(), cls.instances(), cls.instances()):
-        wanted = first.fit_transform(logits, target)
+    for first, second, third in zip(fitted(cls), cls.instances(), cls.instances()):
+        wanted = first.transform(logits)
         assert torch.equal(second.fit_transform(logits, target), wanted), "other bits from the same fit"
         file = io.BytesIO()
         torch.save(first.state_dict(), file)

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..core.loss import Loss, Sample
 from ..core.torch_private import tree_flatten, tree_map, tree_unflatten
-from ._common import HALF_ROUNDING, close, gradients_hold, keeps_nan, refused
-from ._constructor import constructor_checks, same
+from ._common import HALF_ROUNDING, close, gradients_hold, keeps_nan, private, refused
+from ._constructor import constructor_checks, same, seed_torch
 from ._suite import bound, run_all
 from ._transforms import derivatives_agree, shapes_agree, torch_lacks
 
 
 def loss_cases(cls: type[Loss], dtype: torch.dtype = torch.float64) -> list[tuple[Loss, Sample]]:
     """Fresh instances with the inputs that the member itself supplies; the same each time."""
-    torch.manual_seed(0)
+    seed_torch(0)
     found: list[tuple[Loss, Sample]] = list(cls.samples(torch.Generator().manual_seed(0), dtype, "cpu"))
     assert found, f"{cls.__name__}.samples() gave nothing"
     return found
@@ -33,8 +33,8 @@ def loss_cases(cls: type[Loss], dtype: torch.dtype = torch.float64) -> list[tupl
 
 def of_copy(loss: Loss, args: Any, kwargs: Any) -> Tensor:
     """The value on a private copy, with torch's generator at one place, so that nothing moves."""
-    torch.manual_seed(1)
-    found: Tensor = copy.deepcopy(loss)(*args, **kwargs)
+    seed_torch(1)
+    found: Tensor = private(loss)(*args, **kwargs)
     return found
 
 
@@ -95,8 +95,8 @@ def check_transforms(cls: type[Loss]) -> None:
             derivatives_agree(run, leaves, lacks=torch_lacks)
 
 
-def check_shapes(cls: type[Loss]) -> None:
-    """Fake and meta tensors give the shape and type of the loss and of its gradients.
+def check_shapes(cls: type[Loss], first_only: bool = False) -> None:
+    """Fake and meta tensors give the shape and type of the loss and of its gradients (``first_only``: of one sample).
 
     Where a size depends on values, torch says so.
     """
@@ -106,7 +106,7 @@ def check_shapes(cls: type[Loss]) -> None:
         inputs = [leaf.requires_grad_() for leaf in leaves]
         return run(*inputs), inputs
 
-    for loss, (args, kwargs) in loss_cases(cls):
+    for loss, (args, kwargs) in loss_cases(cls)[: 1 if first_only else None]:
         run, leaves = differentiable(loss, args, kwargs)
         inputs = [leaf.requires_grad_() for leaf in leaves]
         wanted = run(*inputs)
@@ -155,7 +155,7 @@ def check_state(cls: type[Loss]) -> None:
         for training in (False, True):
             first.train(training)
             before = copy.deepcopy(first.state_dict())
-            torch.manual_seed(1)
+            seed_torch(1)
             first(*args, **kwargs)
             after = first.state_dict()
             still = before.keys() == after.keys() and all(same(before[k], after[k]) for k in before)

@@ -16,13 +16,13 @@ from ..core.objective import Batch
 from ..descent import ArrayBatches, Descent
 from ..losses.classification.cross_entropy import CrossEntropyLoss
 from ..nn.networks import Network, mlp
-from ._constructor import constructor_checks
+from ._constructor import constructor_checks, seed_torch
 from ._suite import bound, run_all
 
 
 def setting(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Batch]:
     """A small network and a batch of 12 rows of 5 numbers in 3 classes, the same each time."""
-    torch.manual_seed(0)
+    seed_torch(0)
     model = Network(mlp(5, width=8, depth=1), nn.Linear(8, 3)).to(dtype)
     inputs = torch.randn(12, 5).to(dtype)
     return model, Batch(inputs, torch.arange(12) % 3, index=torch.arange(12))
@@ -51,10 +51,10 @@ def check_seed(cls: type[Method]) -> None:
     """The same seed gives the same bits."""
     values = []
     for _ in range(2):
-        torch.manual_seed(2)
+        seed_torch(2)
         methods = cls.instances()
         model, batch = setting()
-        torch.manual_seed(3)
+        seed_torch(3)
         values.append([method.loss(model, batch, CrossEntropyLoss()).item() for method in methods])
     assert values[0] == values[1], "other bits"
 
@@ -63,14 +63,14 @@ def check_resume(cls: type[Method]) -> None:
     """Killed in the middle and resumed from a file, the loop ends with the same parameters, bit for bit."""
 
     def run(place: int) -> tuple[Descent, nn.Module]:
-        torch.manual_seed(0)
+        seed_torch(0)
         method = cls.instances()[place]
         model, _ = setting()
         generator = torch.Generator().manual_seed(1)
         x, y = torch.randn(24, 5, generator=generator), torch.arange(24) % 3
         batches = ArrayBatches(x, y, batch_size=8, seed=2)
         optimizer = torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.05)
-        torch.manual_seed(4)
+        seed_torch(4)
         return Descent(model, CrossEntropyLoss(), batches, method=method, optimizer=optimizer), model
 
     for place in range(len(cls.instances())):

@@ -13,7 +13,7 @@ import torch
 
 from ..core.objective import DOMAINS, NEEDS, TARGETS, TASKS, Objective, TaskInfo
 from ._common import cases, rebuilds, refused, value, wrong_arguments, wrong_weights
-from ._constructor import constructor_checks
+from ._constructor import constructor_checks, seed_torch
 from ._numbers import (
     check_cuda,
     check_empty,
@@ -76,7 +76,7 @@ def check_parameters(cls: type[Objective]) -> None:
 
 def _trace(objective: Objective, args: Any, kwargs: Any) -> list[Any]:
     """Numbers on which a parameter can tell: the loss, its state moving on, probabilities, and a head of a task."""
-    torch.manual_seed(0)
+    seed_torch(0)
     classes = args[0].shape[1] if args[0].ndim == 2 else 2
     head = objective.head(6, TaskInfo("multiclass", 21, classes, tuple([5] * classes), feature_dim=6))
     found = [head(torch.ones(1, 6)).tolist()]
