@@ -5,6 +5,8 @@ DATA = wine
 BUDGET = 10
 
 export OMP_NUM_THREADS = 1
+# each worker, and each process that a test starts, would compile all modules again
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help compare test test-slow test-all bench docs picture lint

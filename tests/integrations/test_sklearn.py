@@ -66,12 +66,6 @@ def conforms(model, declared):
     assert left.items() <= (NOT_RUN | dict.fromkeys(declared, "xfail")).items()
 
 
-@pytest.mark.parametrize("cls", [ObjectiveClassifier, ObjectiveRegressor])
-@pytest.mark.filterwarnings("ignore")
-def test_conforms_to_scikit_learn(cls):
-    conforms(cls(**SMALL), ROUNDING)
-
-
 VARIANTS = {
     "classifier": (ObjectiveClassifier(), ROUNDING),
     "regressor": (ObjectiveRegressor(), ROUNDING),

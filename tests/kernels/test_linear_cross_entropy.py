@@ -22,6 +22,7 @@ OPTIONS = {
     "num_items": 17,
     "bias": True,
 }
+REDUCTIONS = ("mean", "sum", "none")
 MODES = {"keep": "auto", "chunk": 8 * CLASSES * 9, "slab": 1500}
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -60,12 +61,21 @@ def compare(truth, given, dtype, *, memory="auto", constant=3.0, seed=1, **optio
     truth.as_exact(got, exact, truth.gradients(plain(dtype), tensors, upstream), constant=constant, luck=luck)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("pair", [(), *[(a,) for a in OPTIONS], *itertools.combinations(OPTIONS, 2)], ids="+".join)
-def test_every_option_alone_and_in_pairs(truth, pair, mode, reduction):
-    options = {name: OPTIONS[name] for name in pair}
+@pytest.mark.parametrize("option", [None, *OPTIONS], ids=str)
+def test_every_option_alone(truth, option, mode, reduction):
+    options = {option: OPTIONS[option]} if option else {}
     compare(truth, problem((3, 13), 16, CLASSES), torch.float32, memory=MODES[mode], reduction=reduction, **options)
+
+
+@pytest.mark.parametrize(("place", "pair"), enumerate(itertools.combinations(OPTIONS, 2)), ids=str)
+def test_options_in_pairs(truth, place, pair):
+    """Each pair meets each mode and each reduction once; neighbouring pairs, other modes with them."""
+    options = {name: OPTIONS[name] for name in pair}
+    for number, mode in enumerate(MODES):
+        reduction = REDUCTIONS[(number + place) % 3]
+        compare(truth, problem((3, 13), 16, CLASSES), torch.float32, memory=MODES[mode], reduction=reduction, **options)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -79,7 +89,7 @@ def test_half_types(truth, option, dtype, mode, reduction):
 
 @pytest.mark.parametrize("memory", ["auto", 1 << 17, 1 << 12])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0], ids=["flat", "usual", "peaked"])
-@pytest.mark.parametrize("shape", [(1, 16, 10), (7, 33, 1001), (63, 17, 2), (129, 64, 4097), (1000, 16, 53)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 10), (7, 33, 1001), (63, 17, 2), (65, 64, 2049), (1000, 16, 53)], ids=str)
 def test_shapes_flat_and_peaked(truth, shape, scale, memory):
     rows, width, classes = shape
     for reduction in ("mean", "none"):
@@ -249,8 +259,7 @@ def test_soft_and_top_k_targets(reduction, memory, smoothing):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "reduction"), [("keep", "none"), ("chunk", "mean"), ("slab", "none")])
 def test_one_opaque_operation_under_compile(reduction, mode):
     hidden, weight, bias, target = problem((3, 13), 16, CLASSES)
     tokens = torch.rand(3, 13, dtype=torch.float64)

@@ -21,9 +21,9 @@ def extra(loss, leaves) -> int:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "label_smoothing": 0.1, "return_stats": True}], ids=str)
 def test_temporaries_stay_within_memory(options, reduction, dtype):
-    rows, width, classes = 600, 8, 5003
+    rows, width, classes = 150, 8, 5003
     target = torch.randint(classes, (rows,))
-    for memory in (1 << 20, 2 << 20, 5 << 20, 30 << 20):
+    for memory in (1 << 18, 1 << 19, 5 << 18, 15 << 19):
         leaves = [torch.randn(n, width).to(dtype).requires_grad_() for n in (rows, classes)]
 
         def loss(h, w, memory=memory):
@@ -43,11 +43,11 @@ def test_the_whole_matrix_takes_more():
     assert used > 2 * 4 * rows * classes
 
 
-@pytest.mark.parametrize("memory", [2 << 20, 6 << 20])
+@pytest.mark.parametrize("memory", [1 << 19, 3 << 19])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("kind", ["focal", "forward_kl", "reverse_kl", "jensen_shannon"])
 def test_other_row_functions_stay_within_memory(kind, reduction, memory):
-    rows, width, classes = 600, 8, 5003
+    rows, width, classes = 150, 8, 5003
     target = torch.randint(classes, (rows,))
     teacher = torch.randn(rows, 12), torch.randn(classes, 12)
     leaves = [torch.randn(n, width, requires_grad=True) for n in (rows, classes)]

@@ -171,12 +171,12 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize(
     ("mode", "reduction"),
     [("keep", "none"), ("recompute", "none"), ("slab", "none"), ("keep", "mean"), ("chunk", "mean"), ("slab", "sum")],
 )
-@pytest.mark.parametrize("many", [False, True], ids=["plain", "all"])
+@pytest.mark.parametrize("many", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "all"])
 def test_the_whole_head(monkeypatch, truth, mode, reduction, dtype, many):
     monkeypatch.setattr(_head.Job, "plan", lambda self: MODES[mode])
     h, w, b = (torch.randn(*shape).to(dtype) for shape in ((7, D), (V, D), (V,)))

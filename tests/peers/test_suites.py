@@ -228,6 +228,7 @@ start_processes(rank, (sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 
+@pytest.mark.slow  # processes
 def test_cces_log_partition_over_ranks(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", RANKS, str(tmp_path / "store")], capture_output=True, text=True, check=False, timeout=120

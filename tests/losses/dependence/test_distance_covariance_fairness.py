@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import dcor
 import numpy as np
 import pytest
 import torch
@@ -68,8 +67,11 @@ def test_card_values():
 
 
 @pytest.mark.holds("distance-covariance-fairness", 1)
+@pytest.mark.slow  # dcor compiles as it is imported
 @pytest.mark.parametrize("shape", [(9,), (9, 1), (9, 3)])
 def test_agrees_with_dcor(shape):
+    import dcor
+
     x, y = draws(shape, (9, 2))
     for u, v in ((X, S1), (X, S2), (S1, S2), (X, BOTH), (x, y)):
         a, b = u.numpy(), v.numpy()
