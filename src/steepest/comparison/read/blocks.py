@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Condition
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
-from .raw import Column, Text
+from .raw import Column, Text, stripped
+from .threads import workers
 
 _BLOCK, _LONGEST = 1 << 20, 1 << 26
-_MOST_WORKERS = 4
 
 
 class IrregularError(Exception):
@@ -46,14 +47,22 @@ class Layout:
 
 
 def read_blocks(
-    stream: BinaryIO, layout: Layout, numeric: set[int], size: int, seen: Callable[[bytes], object]
+    stream: BinaryIO,
+    layout: Layout,
+    numeric: Collection[int],
+    repeated: Collection[int],
+    size: int,
+    seen: Callable[[bytes], object],
 ) -> list[Column]:
     """Columns of the rows from where ``stream`` stands: those in ``numeric`` as float64, others as text.
+
+    The calling thread reads, cuts and calls ``seen``; others parse, and put what they parsed where it belongs.
 
     Args:
         stream: bytes.
         layout: how rows are cut.
         numeric: positions of columns to read as numbers at once.
+        repeated: positions of columns of text with few distinct words.
         size: about how many bytes follow.
         seen: is called with all bytes, in order.
 
@@ -61,37 +70,155 @@ def read_blocks(
         IrregularError: the text is not UTF-8, or not regular.
         NotANumber: a column of ``numeric`` holds a word.
     """
-    parse = _Parser(layout, numeric)
-    order = sorted(numeric)
-    numbers = np.empty((len(order), 0))
-    words: list[list[pa.Array]] = [[] for _ in range(layout.width)]
-    rows = done = 0
-    for table, length in _tables(_blocks(stream, layout, seen), parse, size):
-        done += length
-        if rows + table.num_rows > numbers.shape[1]:
-            room = max(rows + table.num_rows, int((rows + table.num_rows) * max(size, done) / max(done, 1) * 1.02))
-            larger = np.empty((len(order), room))
-            larger[:, :rows] = numbers[:, :rows]
-            numbers = larger
-        for k, i in enumerate(order):
-            numbers[k, rows : rows + table.num_rows] = table.column(i).combine_chunks().to_numpy(zero_copy_only=False)
-        for i in range(layout.width):
-            if i not in numeric:
-                words[i] += table.column(i).chunks
-        rows += table.num_rows
-    place = {i: k for k, i in enumerate(order)}
-    return [
-        numbers[place[i], :rows] if i in numeric else Text.of(pa.chunked_array(words[i], type=pa.string()))
-        for i in range(layout.width)
-    ]
+    parse = _Parser(layout, numeric, repeated)
+    columns = _Columns(layout.width, numeric, repeated, size)
+
+    def work(turn: int, block: bytes) -> None:
+        try:
+            table = parse(block)
+            words, cells = columns.words(table), columns.stripped(table)
+        except BaseException:
+            columns.skip(turn)
+            raise
+        columns.put(turn, table, words, cells, len(block))
+
+    blocks = enumerate(_blocks(stream, layout, seen))
+    if size <= 2 * _BLOCK or workers() == 1:
+        for turn, block in blocks:
+            work(turn, block)
+        return columns.whole()
+    with ThreadPoolExecutor(workers()) as pool:
+        waiting: deque[Future[None]] = deque()
+        for turn, block in blocks:
+            waiting.append(pool.submit(work, turn, block))
+            if len(waiting) > workers() + 1:
+                waiting.popleft().result()
+        for job in waiting:
+            job.result()
+    return columns.whole()
+
+
+def read_lines(lines: bytes, layout: Layout) -> list[Text]:
+    """Columns of a few whole lines, all as text.
+
+    Raises:
+        IrregularError: they are not UTF-8, or not regular.
+    """
+    table = _Parser(layout, (), ())(lines if lines.endswith(layout.end) else lines + layout.end)
+    return [Text.of(column) for column in table.columns]
+
+
+class _Columns:
+    """Columns that grow by blocks: threads that come in any order put theirs in turn.
+
+    Args:
+        width: how many.
+        numeric, repeated: as of :func:`read_blocks`.
+        size: about how many bytes the blocks have together.
+    """
+
+    def __init__(self, width: int, numeric: Collection[int], repeated: Collection[int], size: int) -> None:
+        self.width, self.size = width, size
+        self.numeric, self.repeated = sorted(numeric), sorted(repeated)
+        self.numbers = np.empty((len(self.numeric), 0))
+        self.codes = np.empty((len(self.repeated), 0), dtype=np.int32)
+        self.places: list[dict[str | None, int]] = [{None: -1} for _ in self.repeated]
+        texts = {*range(width)} - {*numeric, *repeated}
+        self.cells: dict[int, list[pa.Array]] = {i: [] for i in texts}
+        self.rows = self.done = self.next = self.writing = 0
+        self.changed = Condition()
+
+    def skip(self, turn: int) -> None:
+        """Let the next ones pass: there is no block of this turn."""
+        with self.changed:
+            self._wait(turn)
+            self._pass()
+
+    def words(self, table: pa.Table) -> list[list[str | None]]:
+        """The distinct words of each column of few."""
+        return [stripped(_whole(table.column(i)).dictionary).to_pylist() for i in self.repeated]
+
+    def stripped(self, table: pa.Table) -> list[pa.Array]:
+        """The cells of each other column of text."""
+        return [stripped(_whole(table.column(i))) for i in self.cells]
+
+    def put(
+        self, turn: int, table: pa.Table, words: list[list[str | None]], cells: list[pa.Array], length: int
+    ) -> None:
+        """Take a parsed block of so many bytes."""
+        with self.changed:
+            self._wait(turn)
+            try:
+                start = self.rows
+                self.rows, self.done = start + table.num_rows, self.done + length
+                self._make_room()
+                codes = [self._coded(places, some) for places, some in zip(self.places, words)]
+                for own, some in zip(self.cells.values(), cells):
+                    own.append(some)
+                rows = slice(start, self.rows)
+                self.writing += 1
+            finally:
+                self._pass()
+        try:
+            for row, i in zip(self.numbers, self.numeric):
+                row[rows] = _whole(table.column(i)).to_numpy(zero_copy_only=False)
+            for row, i, own in zip(self.codes, self.repeated, codes):
+                row[rows] = own[pc.fill_null(_whole(table.column(i)).indices, -1).to_numpy(zero_copy_only=False)]
+        finally:
+            with self.changed:
+                self.writing -= 1
+                self.changed.notify_all()
+
+    def whole(self) -> list[Column]:
+        """The columns."""
+        columns: dict[int, Column] = {i: row[: self.rows] for i, row in zip(self.numeric, self.numbers)}
+        for i, codes, places in zip(self.repeated, self.codes, self.places):
+            columns[i] = Text.from_codes(codes[: self.rows], [word for word in places if word is not None])
+        for i, cells in self.cells.items():
+            columns[i] = Text(_whole(pa.chunked_array(cells, type=pa.string())))
+        return [columns[i] for i in range(self.width)]
+
+    def _wait(self, turn: int) -> None:
+        self.changed.wait_for(lambda: self.next == turn)
+
+    def _pass(self) -> None:
+        self.next += 1
+        self.changed.notify_all()
+
+    def _make_room(self) -> None:
+        """Arrays of as many rows as there are, and about as many as will come."""
+        if self.rows <= max(self.numbers.shape[1], self.codes.shape[1]):
+            return
+        self.changed.wait_for(lambda: not self.writing)
+        room = max(self.rows, int(self.rows * max(self.size, self.done) / max(self.done, 1) * 1.02))
+        self.numbers, self.codes = _longer(self.numbers, room), _longer(self.codes, room)
+
+    @staticmethod
+    def _coded(places: dict[str | None, int], words: list[str | None]) -> np.ndarray:
+        """Codes of a block's words, a missing cell last; new words get the next ones."""
+        for word in words:
+            places.setdefault(word, len(places) - 1)
+        return np.array([*(places[word] for word in words), -1], dtype=np.int32)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _longer(rows: np.ndarray, room: int) -> np.ndarray:
+    longer = np.empty((len(rows), room), dtype=rows.dtype)
+    longer[:, : rows.shape[1]] = rows
+    return longer
 
 
 class _Parser:
     """Arrow's parser for one block of whole rows."""
 
-    def __init__(self, layout: Layout, numeric: set[int]) -> None:
+    def __init__(self, layout: Layout, numeric: Collection[int], repeated: Collection[int]) -> None:
         self.layout = layout
-        kinds = {f"f{i}": pa.float64() if i in numeric else pa.string() for i in range(layout.width)}
+        kinds = {f"f{i}": pa.string() for i in range(layout.width)}
+        kinds |= {f"f{i}": pa.float64() for i in numeric}
+        kinds |= {f"f{i}": pa.dictionary(pa.int32(), pa.string()) for i in repeated}
         self.convert = pa.csv.ConvertOptions(
             column_types=kinds, null_values=[""], strings_can_be_null=True, check_utf8=False
         )
@@ -99,7 +226,7 @@ class _Parser:
 
     def __call__(self, block: bytes) -> pa.Table:
         quoted = b'"' in block
-        if b"\0" in block or (quoted and self.inner_blank.search(block)):  # Arrow keeps blanks before a quote
+        if b"\0" in block or (b' "' in block and self.inner_blank.search(block)):  # Arrow keeps blanks before a quote
             raise IrregularError
         if not block.isascii():
             try:
@@ -122,7 +249,7 @@ class _Parser:
             if place:
                 raise NotANumber(int(place[1])) from None
             if not block.strip():
-                return pa.table({f"f{i}": pa.array([], pa.string()) for i in range(self.layout.width)})
+                return pa.table({name: pa.array([], kind) for name, kind in self.convert.column_types.items()})
             raise IrregularError from None
         if table.num_columns != self.layout.width:
             raise IrregularError
@@ -141,34 +268,21 @@ def _blocks(stream: BinaryIO, layout: Layout, seen: Callable[[bytes], object]) -
             rest = rest[cut:]
         elif len(rest) > _LONGEST:
             raise IrregularError
-    if rest.count(b'"') % 2:
+    if _quotes(rest) % 2:
         raise IrregularError
     if rest.strip():
         yield rest if rest.endswith(layout.end) else rest + layout.end  # Arrow takes one row without an end for none
 
 
+def _quotes(text: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord('"')))  # bytes.count goes from one to one
+
+
 def _last_end(text: bytes, end: bytes) -> int:
     """Behind the last end of a line before which quotes are closed; 0 where there is none."""
     cut = text.rfind(end)
-    quotes = text.count(b'"', 0, cut + 1) if cut >= 0 else 0
+    quotes = _quotes(text[: cut + 1]) if b'"' in text else 0
     while cut >= 0 and quotes % 2:
         last, cut = cut, text.rfind(end, 0, cut)
         quotes -= text.count(b'"', cut + 1, last + 1)
     return cut + 1
-
-
-def _tables(blocks: Iterator[bytes], parse: _Parser, size: int) -> Iterator[tuple[pa.Table, int]]:
-    """Parsed blocks in order, with their lengths; several at a time where there are several."""
-    workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-    if size <= 2 * _BLOCK or workers == 1:
-        yield from ((parse(block), len(block)) for block in blocks)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        for block in blocks:
-            waiting.append((pool.submit(parse, block), len(block)))
-            if len(waiting) > workers + 1:
-                job, length = waiting.popleft()
-                yield job.result(), length
-        for job, length in waiting:
-            yield job.result(), length

@@ -16,6 +16,7 @@ from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
 from .several import Part, read_targets, target_names
 from .task import Target, read_target
+from .threads import LONG, side_by_side
 from .types import ColumnType, Typed, infer
 from .wording import count, listing, show
 
@@ -196,10 +197,15 @@ class _Features:
         holes: list[int] = []
         useless: list[str] = []
         every = bool(keep.all())
-        for i in rest:
-            name, column = raw.names[i], columns[i]
-            typed = infer(column, name, options, raw.comma)
-            check_finite(name, typed.values)
+
+        def typed_column(i: int) -> Typed:
+            typed = infer(columns[i], raw.names[i], options, raw.comma)
+            check_finite(raw.names[i], typed.values)
+            return typed
+
+        long = len(keep) >= LONG
+        for i, typed in zip(rest, side_by_side(typed_column, rest) if long else map(typed_column, rest)):
+            name = raw.names[i]
             values = typed.values if every else typed.values[keep]
             reason = "it counts the rows" if counts_rows(typed.values) else uninformative(values)
             if reason is None and name.startswith("Unnamed: 0") and _is_index(values):
@@ -211,7 +217,7 @@ class _Features:
             self.warnings += typed.warnings
             self.types[name] = typed.type
             series[name] = as_series(values)
-            holes.append(int(missing_cells(values).sum()))
+            holes.append(int(np.count_nonzero(missing_cells(values))))
         if not series:
             reason = "; ".join(useless[:3]) or "every other column is dropped as asked or is the group, time or weight"
             raise InputError(f"no feature is left beside the target: {reason}")

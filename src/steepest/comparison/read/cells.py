@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import InputError
-from .blocks import IrregularError, Layout, NotANumber, read_blocks
+from .blocks import IrregularError, Layout, NotANumber, read_blocks, read_lines
 from .frames import from_frame
-from .numbers import PLAIN
+from .numbers import is_plain
 from .options import ReadOptions
-from .raw import Column, RawTable, Text
+from .raw import Column, RawTable, Text, true
 from .sniff import NAMES, Shape, reader, sniff, to_utf8
 from .source import excel, open_file, parquet, refuse_other_bytes, unpacked
 from .wording import count, show
@@ -29,6 +30,7 @@ _HEAD = 1 << 18
 _PLACES, _LOOK, _RETRIES = 64, 1 << 13, 3
 _BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PAR1", b"\xd0\xcf\x11\xe0", b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
+_CODE = r"^0\d\d+$"
 _SURE_COMMA = re.compile(r"[+-]?(?:\d+,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+|0,\d+)")
 _SURE_POINT = re.compile(r"[+-]?(?:\d*\.(?:\d{1,2}|\d{4,})|\d{1,3}(?:,\d{3})+\.\d+|0\.\d+)")
 
@@ -103,7 +105,8 @@ def _streamed(stream: BinaryIO, name: str, options: ReadOptions, exact: Exact) -
     end = b"\n" if b"\n" in head or b"\r" not in head else b"\r"
     longest = max((sum(map(len, row)) + len(row) for row in shape.rows), default=0)
     layout = Layout(shape.separator, end, len(names), longest)
-    numeric = _numeric(stream, offset, size, shape, len(names)) - set(exact(names))
+    numeric, repeated = _kinds(stream, offset, size, shape, layout)
+    numeric -= set(exact(names))
     comma = _comma(shape)
     if comma == "certain":
         numeric = {i for i in numeric if not any("." in row[i] for row in shape.rows)}
@@ -111,7 +114,7 @@ def _streamed(stream: BinaryIO, name: str, options: ReadOptions, exact: Exact) -
         digest = hashlib.sha256(head[:offset])
         stream.seek(offset)
         try:
-            columns = read_blocks(stream, layout, numeric, size - offset, digest.update)
+            columns = read_blocks(stream, layout, numeric, repeated - numeric, size - offset, digest.update)
         except NotANumber as error:
             numeric = numeric - {error.args[0]} if retry < _RETRIES - 1 else set()
             continue
@@ -178,7 +181,10 @@ def _names(shape: Shape) -> list[str]:
 def _comma(shape: Shape) -> str:
     """Whether a comma in a number of this file is a decimal comma."""
     cells = [cell.strip() for row in shape.rows for cell in row]
-    commas, points = (sum(bool(form.fullmatch(cell)) for cell in cells) for form in (_SURE_COMMA, _SURE_POINT))
+    commas, points = (
+        any(mark in cell and form.fullmatch(cell) for cell in cells)
+        for mark, form in ((",", _SURE_COMMA), (".", _SURE_POINT))
+    )
     if commas and not points:
         return "certain"
     return "likely" if shape.separator == ";" and not points else "no"
@@ -190,27 +196,44 @@ def _offset(data: bytes, lines: int) -> int:
     return next(islice(ends, lines - 1, None), len(data)) if lines else 0
 
 
-def _numeric(stream: BinaryIO, offset: int, size: int, shape: Shape, width: int) -> set[int]:
-    """Columns whose cells look like numbers, and not like codes: all of a small file, else some over the whole file."""
+def _kinds(stream: BinaryIO, offset: int, size: int, shape: Shape, layout: Layout) -> tuple[set[int], set[int]]:
+    """Columns whose cells look like numbers, and not like codes, and those of few words that occur again and again.
+
+    A small file is looked at whole, another at places all over it.
+    """
     step = (size - offset) // _PLACES
     if step <= _LOOK:
         pieces = [(0, size)]
     else:
         pieces = [(k * step, _LOOK) for k in range(_PLACES)]
-    rows: list[list[str]] = []
+    lines: list[bytes] = []
     for start, length in pieces:
         stream.seek(offset + start)
-        lines = list(io.StringIO(stream.read(length).decode(errors="ignore"), newline=""))
-        some = lines[1 if start else 0 : -1 if length < size else None]
-        rows += [row for row in reader(some, shape.separator, shape.escapes) if len(row) == width]
-    plain, code = re.compile(PLAIN, re.ASCII), re.compile(r"0\d\d+$", re.ASCII)
-    found = set()
-    for i in range(width):
-        cells = [cell for row in rows if (cell := row[i].strip())]
-        codes = (cell[0] == "0" and code.match(cell) for cell in cells)
-        if cells and all(map(plain.match, cells)) and not any(codes):
-            found.add(i)
-    return found
+        some = stream.read(length).splitlines(keepends=True)
+        lines += some[1 if start else 0 : -1 if length < size else None]
+    numeric, repeated = set(), set()
+    for i, cells in enumerate(_columns_of(lines, shape, layout)):
+        filled = pc.drop_null(cells)
+        words = len(pc.unique(filled))
+        if not words:
+            continue
+        if is_plain(filled).all() and not true(pc.match_substring_regex(filled, _CODE)).any():
+            numeric.add(i)
+        if 4 * words <= len(filled):
+            repeated.add(i)
+    return numeric, repeated
+
+
+def _columns_of(lines: list[bytes], shape: Shape, layout: Layout) -> list[pa.Array]:
+    """The cells of lines, by column; those of rows of another width are left out."""
+    if all(line.count(b'"') % 2 == 0 for line in lines):  # no cell goes on in the next line
+        try:
+            return [column.cells for column in read_lines(b"".join(lines), layout)]
+        except IrregularError:
+            pass
+    text = list(io.StringIO(b"".join(lines).decode(errors="ignore"), newline=""))
+    rows = [row for row in reader(text, shape.separator, shape.escapes) if len(row) == layout.width]
+    return [Text.of(pa.array([row[i] for row in rows], pa.string())).cells for i in range(layout.width)]
 
 
 def _slow(data: bytes, shape: Shape, names: list[str], name: str) -> tuple[list[Column], int]:

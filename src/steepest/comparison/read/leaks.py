@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from .several import Part
+from .threads import side_by_side
 from .wording import count, show
 
 ROWS = 2000
@@ -22,6 +24,7 @@ LIMIT = 0.99
 MIN_ROWS = 30
 _BINS, _ROWS_A_BIN, _RARE = 64, 8, 30
 _ROWS_AT_ONCE = 1 << 15
+_FEW_CLASSES = 8
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))
 _MEASURE = {"binary": "AUROC", "multiclass": "balanced accuracy", "regression": "R2"}
 
@@ -126,13 +129,16 @@ def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
     goals = np.atleast_2d(np.asarray(target).T)
     columns = [*(_plain(frame[name]) for name in frame.columns), *goals]
     digest = np.zeros(len(target), dtype=np.uint64)
-    for start in range(0, len(digest), _ROWS_AT_ONCE):
+
+    def mix(start: int) -> None:
         part = digest[start : start + _ROWS_AT_ONCE]
         for column in columns:
             cells = column[start : start + _ROWS_AT_ONCE] + column.dtype.type(0)  # one zero, not two
             part *= _MIX[0]
             part += cells.view(np.uint64) * _MIX[1]
             part ^= part >> np.uint64(29)
+
+    deque(side_by_side(mix, range(0, len(digest), _ROWS_AT_ONCE)), 0)
     ordered = np.sort(digest)
     if not (ordered[1:] == ordered[:-1]).any():
         return []
@@ -174,12 +180,18 @@ def _subsample(target: np.ndarray, task: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     if task == "regression":
         return np.sort(rng.choice(rows, ROWS, replace=False))
-    order = np.argsort(target.astype(np.int32), kind="stable")
     sizes = np.bincount(target)
     quota = np.where(sizes > 0, np.maximum(np.round(ROWS * sizes / len(rows)), np.minimum(sizes, 2)), 0).astype(int)
-    starts = np.cumsum(sizes) - sizes
-    parts = [order[s : s + n][rng.choice(n, q, replace=False)] for s, n, q in zip(starts, sizes, quota) if q]
+    members = _members(target, sizes)
+    parts = [own[rng.choice(len(own), q, replace=False)] for own, q in zip(members, quota) if q]
     return np.sort(np.concatenate(parts))
+
+
+def _members(target: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """The rows of each class, in order."""
+    if len(sizes) <= _FEW_CLASSES:  # several searches take less time than one sort
+        return [np.flatnonzero(target == code) for code in range(len(sizes))]
+    return np.split(np.argsort(target.astype(np.int32), kind="stable"), np.cumsum(sizes)[:-1])
 
 
 def _alone(values: np.ndarray, y: np.ndarray, task: str, folds: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -39,12 +39,12 @@ class Text:
             cells = cells.combine_chunks() if cells.num_chunks != 1 else cells.chunk(0)
         if not isinstance(cells, pa.Array):
             cells = arrow(cells)
-        return cls(_stripped(cells), declared)
+        return cls(stripped(cells), declared)
 
     @classmethod
     def from_codes(cls, codes: np.ndarray, words: Any, declared: bool = False) -> Self:
         """From positions in ``words``, -1 for missing."""
-        words = _stripped(arrow(words))
+        words = stripped(arrow(words))
         used = np.bincount(codes[codes >= 0], minlength=len(words)) > 0
         if not used.all():
             places = np.append(np.cumsum(used) - 1, -1)
@@ -81,7 +81,7 @@ class Text:
     @cached_property
     def counts(self) -> np.ndarray:
         """How often each word occurs."""
-        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.words))
+        return np.bincount(self.codes + 1, minlength=len(self.words) + 1)[1:]
 
     @cached_property
     def missing(self) -> np.ndarray:
@@ -144,7 +144,8 @@ def arrow(words: Any) -> pa.Array:
         return pa.array([None if w is None else str(w).encode("utf-8", "replace").decode() for w in words], pa.string())
 
 
-def _stripped(cells: pa.Array) -> pa.Array:
+def stripped(cells: pa.Array) -> pa.Array:
+    """Arrow strings without blanks around them, null where nothing is left."""
     if not pa.types.is_string(cells.type):
         cells = pc.cast(cells, pa.string())
     cells = pc.utf8_trim_whitespace(cells)

@@ -231,7 +231,7 @@ def _titles(lines: list[str], separator: str | None) -> tuple[int, list[str]]:
 
 def _cut(lines: list[str], separator: str | None, name: str) -> Shape:
     """The separator and whether backslashes escape, and the first rows."""
-    options = [separator] if separator else list(_ORDER)
+    options = [separator] if separator else [m for m in _ORDER if m == "," or any(m in line for line in lines)]
     best: tuple[int, bool, Shape] | None = None
     for mark in options:
         for escapes in (False, True) if any('\\"' in line for line in lines[:_ROWS]) else (False,):

@@ -243,7 +243,7 @@ def _classes(text: Text, what: str, task: str, rare: str | None, folds: int, why
             warnings.append(
                 f"{count(len(few), 'rare class', 'rare classes')} ({members}){still} dropped with {count(total, 'row')}"
             )
-    codes = codes[keep]
+    codes = codes if keep.all() else codes[keep]
     present = np.bincount(codes, minlength=len(names)) > 0
     classes = in_order([label for label, here in zip(names, present) if here])
     if len(classes) < 2:

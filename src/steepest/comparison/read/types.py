@@ -103,7 +103,8 @@ def first_code(text: Text) -> str | None:
     ('00501', None, None)
     """
     words = text.cells if text.many else text.words
-    codes = true(pc.match_substring_regex(words, r"^0\d\d+$"))
+    codes = true(pc.starts_with(words, "0"))
+    codes[codes] = true(pc.match_substring_regex(pc.filter(words, pa.array(codes)), r"^0\d\d+$"))
     if not codes.any():
         return None
     gone = true(pc.is_in(pc.utf8_lower(words), value_set=pa.array(sorted(MISSING_IN_NUMBERS))))
@@ -176,7 +177,7 @@ def is_many_valued(text: Text) -> bool:
     """Whether text is more than categories: many distinct words, or another one in most rows."""
     if text.many:
         return True
-    filled, distinct = len(text) - text.cells.null_count, len(text.words)
+    filled, distinct = len(text) - int(text.missing.sum()), len(text.words)
     return distinct > MOST_CATEGORIES or (distinct > FEW_CATEGORIES and 2 * distinct > filled)
 
 
