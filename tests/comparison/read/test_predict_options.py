@@ -37,7 +37,7 @@ def test_predicted_rows_are_read_as_the_training_rows_were(command: Command, tmp
     winner = Winner.load(folder / "winner")
     assert winner.facts["classes"] == ["zu", "ab"]
     said = shlex.split(json.loads((folder / "results.json").read_text())["winner"]["command"])
-    assert said == ["steepest", "predict", str(folder), "data.txt", *FILE]
+    assert said[3:] == ["data.txt", *FILE]
 
     def frame(day_first: bool) -> pd.DataFrame:
         dates = pd.to_datetime(DATES, format="%d/%m/%Y" if day_first else "%m/%d/%Y")
