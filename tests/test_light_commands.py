@@ -20,7 +20,7 @@ from steepest.comparison.design.models import MODELS
 from steepest.comparison.design.objectives import known_objectives
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.names import metric_names, model_names, objective_names
-from steepest.comparison.read.several import Part
+from steepest.comparison.parts import Part
 from steepest.comparison.work.store import Store
 
 SLOW = {"torch", "sklearn", "pandas", "scipy", "matplotlib", "pyarrow"}

@@ -13,8 +13,8 @@ from steepest.comparison.design.several import SeveralFactory, counts_of, target
 from steepest.comparison.errors import InputError
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.metrics.tables import metric_of
+from steepest.comparison.parts import Part
 from steepest.comparison.read import load_table
-from steepest.comparison.read.several import Part
 from steepest.comparison.scores.outcome import Outcome
 from steepest.core.objective import TaskInfo
 from steepest.losses import SquaredErrorLoss, SquentropyLoss

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...core.objective import TaskInfo
 from ..metrics.tables import metric_of
+from ..parts import Part
 from ..read.images import Images
 from ..read.inputs import Data, fit_inputs, transform
-from ..read.several import Part
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .settings import Settings
 from .several import counts_of, objective_for, target_scale

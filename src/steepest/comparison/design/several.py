@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core.checks import check_tensor
 from ...core.objective import Objective, TaskInfo
 from ..own_parts import Trust
-from ..read.several import Part
+from ..parts import Part
 from .objectives import baseline_of, find_objective
 
 

@@ -14,7 +14,7 @@ from ..scores.outcome import Outcome
 from .metric import Metric
 
 if TYPE_CHECKING:
-    from ..read.several import Part
+    from ..parts import Part
 
 
 def _labels(function: Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]) -> Function:
@@ -87,7 +87,7 @@ MULTILABEL: dict[str, Metric] = {
 def multitask_metrics(parts: Sequence[Part]) -> dict[str, Metric]:
     """The mean over targets of accuracy (classes) and R² (numbers), and each target's own.
 
-    >>> from steepest.comparison.read.several import Part
+    >>> from steepest.comparison.parts import Part
     >>> list(multitask_metrics([Part("a", "regression"), Part("b", "binary", ("0", "1"))]))
     ['mean_score', 'r2 of a', 'accuracy of b']
     """

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError, nearest
+from ..parts import Part
 from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
 from .hints import group_hint, time_hint
 from .options import ReadOptions
 from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
-from .several import Part, read_targets, target_names
+from .several import read_targets, target_names
 from .task import Target, read_target
 from .threads import LONG, side_by_side
 from .types import ColumnType, Typed, infer

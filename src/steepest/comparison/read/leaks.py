@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from .several import Part
+from ..parts import Part
 from .threads import side_by_side
 from .wording import count, show
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from ..parts import Part
 from .build import build, goal_columns
 from .builtin import BUILTIN, load_builtin
 from .cells import read_file
 from .frames import from_arrays, from_frame
 from .options import ReadOptions, check_options, read_options
 from .raw import RawTable, find_column
-from .several import Part
 from .types import ColumnType
 
 

@@ -34,10 +34,10 @@ from ...design.objectives import find_objective, why_not
 from ...design.several import objective_for
 from ...errors import InputError
 from ...own_parts import Trust
+from ...parts import Part
 from ...read import Preprocessor
 from ...read.images import ImageScaler
 from ...read.inputs import restore
-from ...read.several import Part
 from ...read.task import LABEL_DTYPES
 from ...scores.calibration import SLOPES, Calibration
 from ...scores.operating_point import TEMPERATURES

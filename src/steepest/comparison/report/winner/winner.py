@@ -15,10 +15,10 @@ from torch import Tensor
 from ....core.stored import parse_json
 from ...errors import InputError
 from ...own_parts import Trust
+from ...parts import Part
 from ...read.images import ImageScaler, load_images
 from ...read.images.raw import size_of
 from ...read.images.source import SMALLEST
-from ...read.several import Part
 from ...read.task import label_index
 from ...scores.operating_point import apply_temperature
 from ...scores.outcome import Outcome
