@@ -6,7 +6,6 @@ tries out.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
 
@@ -96,7 +95,9 @@ _FAKE = "torch._subclasses.fake_tensor"
 
 def fake_tensors() -> ModuleType:
     """The module of shapes without values, which takes a while to import."""
-    return importlib.import_module(_FAKE)
+    import torch._subclasses.fake_tensor as fake
+
+    return fake
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

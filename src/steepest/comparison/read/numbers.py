@@ -46,6 +46,11 @@ MISSING_IN_NUMBERS = frozenset(
 )
 """In a column that else holds numbers these words, in any case, say that there is none."""
 
+_SPELLED = pa.array(
+    sorted({spelled(word) for word in MISSING_IN_NUMBERS for spelled in (str, str.upper, str.title)} | {"NaN"})
+)
+"""Those words as they are mostly written."""
+
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 PLAIN = rf"^(?:[+-]?(?:\d+\.?\d*|\.\d+){_EXPONENT}|[+-]?(?i:inf|infinity))$"
 _GAPS = "'\u2019 \u00a0\u202f"
@@ -155,6 +160,8 @@ def read_numbers(text: Text, comma: str = "no") -> Numbers:
 
 def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
     """Numbers of ``cells``, of which each occurs ``counts`` times."""
+    if comma != "certain" and (plain_numbers := _cast_at_once(cells, counts)) is not None:
+        return plain_numbers
     plain = is_plain(cells)
     others = ~plain & true(pc.is_valid(cells))
     rest = Text(pc.filter(cells, pa.array(others)))
@@ -198,6 +205,22 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
     found.others += int(often[~gone & ~good].sum())
     found.words += _counted(rest.words, often, ~gone & ~good)
     return found
+
+
+def _cast_at_once(cells: pa.Array, counts: np.ndarray) -> Numbers | None:
+    """The same where every cell is a plain number or a usual spelling of a word for missing, else None."""
+    gone = true(pc.is_in(cells, value_set=_SPELLED))
+    valid = true(pc.is_valid(cells))
+    try:
+        values = _cast(pc.if_else(pa.array(gone), pa.scalar(None, pa.string()), cells))
+    except pa.ArrowInvalid:
+        return None
+    if np.isnan(values[valid & ~gone]).any():
+        return None
+    missing = Text(pc.filter(cells, pa.array(gone)))
+    often = np.bincount(missing.codes, weights=counts[gone], minlength=len(missing.words)).astype(np.int64)
+    every = np.ones(len(missing.words), dtype=bool)
+    return Numbers(values, int(counts[valid & ~gone].sum()), missing=_counted(missing.words, often, every))
 
 
 def _mixed(

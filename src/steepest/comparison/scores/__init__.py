@@ -22,6 +22,6 @@ _HOMES = {
     "reliability_bins": "operating_point",
     "tune_threshold": "operating_point",
 }
-__all__ = ["Outcome", "apply_temperature", "ece", "fit_temperature", "reliability_bins", "tune_threshold"]
+__all__ = ["Outcome", "apply_temperature", "fit_temperature", "reliability_bins", "tune_threshold"]
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)
