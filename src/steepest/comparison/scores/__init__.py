@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...core.lazy import lazily
 
 if TYPE_CHECKING:
-    from .functions import ece
+    from .functions import ece as ece
     from .operating_point import apply_temperature, fit_temperature, reliability_bins, tune_threshold
     from .outcome import Outcome
 
