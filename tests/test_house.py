@@ -177,7 +177,14 @@ def test_the_command_starts_light():
 def test_the_catalogue_lies_below_every_room():
     modules = {name for name in loaded("import steepest.catalogue") if name.partition(".")[0] == "steepest"}
     own = {f"steepest.catalogue.{name}" for name in ("evidence", "names", "proofs")}
-    assert modules == {"steepest", "steepest.catalogue", "steepest.derived", "steepest.local_names", "steepest.sources", *own}
+    assert modules == {
+        "steepest",
+        "steepest.catalogue",
+        "steepest.derived",
+        "steepest.local_names",
+        "steepest.sources",
+        *own,
+    }
 
 
 def test_the_top_level_is_lazy_and_honest():
