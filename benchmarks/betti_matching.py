@@ -59,8 +59,8 @@ def maps(size: int, count: int, smooth: bool) -> tuple[np.ndarray, np.ndarray]:
     labels = shapes(count, 0, size=size)[1][:, 0].astype(np.float64)
     noise = np.random.default_rng(0).standard_normal(labels.shape)
     if smooth:
-        noise = np.stack([gaussian_filter(each, 1.5) for each in noise])
-        labels_seen = np.stack([gaussian_filter(each, 0.7) for each in labels])
+        noise = np.stack([gaussian_filter(image, 1.5) for image in noise])
+        labels_seen = np.stack([gaussian_filter(image, 0.7) for image in labels])
     else:
         labels_seen = labels
     return 1 / (1 + np.exp(-(5 * (labels_seen - 0.5) + noise / noise.std()))), labels
@@ -68,11 +68,11 @@ def maps(size: int, count: int, smooth: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def gudhi_bars(images: np.ndarray) -> list[list[tuple[int, float, float]]]:
     """Bars of each image, bright first, without those that never die."""
-    found = []
+    bars_of_images = []
     for image in images:
         bars = gudhi.CubicalComplex(vertices=-image).persistence(min_persistence=0)
-        found.append([(dim, -birth, -death) for dim, (birth, death) in bars if death < np.inf])
-    return found
+        bars_of_images.append([(dim, -birth, -death) for dim, (birth, death) in bars if death < np.inf])
+    return bars_of_images
 
 
 def check_bars(images: np.ndarray) -> int:
@@ -102,13 +102,13 @@ def steps(p: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], Any]]:
         leaf.grad = None
         betti_matching_loss(leaf, target, from_logits=False).backward()
 
-    found: dict[str, Callable[[], Any]] = {
+    by_name: dict[str, Callable[[], Any]] = {
         OURS: lambda: matchings(p, y, union=True, dims=(0, 1)),
         "steepest, loss and gradient": whole,
     }
     if gudhi is not None:
-        found["gudhi, three barcodes"] = lambda: [gudhi_bars(each) for each in (p, y, common)]
-    return found
+        by_name["gudhi, three barcodes"] = lambda: [gudhi_bars(images) for images in (p, y, common)]
+    return by_name
 
 
 def main() -> None:
@@ -120,18 +120,18 @@ def main() -> None:
         for smooth in (True, False):
             p, y = maps(size, options.batch, smooth)
             bars = 0 if gudhi is None else check_bars(np.concatenate([p, y, np.maximum(p, y)]))
-            found = steps(p, y)
-            pairs = dict.fromkeys(found, options.batch)
+            by_name = steps(p, y)
+            pairs = dict.fromkeys(by_name, options.batch)
             if peer is not None and size <= 64:  # it takes minutes for larger ones
                 name = "published implementation, loss"
-                found[name] = lambda p=p, y=y: peer(p[0], y[0], filtration="superlevel").loss()
+                by_name[name] = lambda p=p, y=y: peer(p[0], y[0], filtration="superlevel").loss()
                 pairs[name] = 1
                 wanted = peer(p[0], y[0], filtration="superlevel").loss()
                 ours = betti_matching_loss(torch.tensor(p[:1]), torch.tensor(y[:1]), from_logits=False)
                 assert abs(wanted - ours.item()) <= 1e-9 * max(1.0, wanted), "losses differ"
-            times: dict[str, list[float]] = {name: [] for name in found}
+            times: dict[str, list[float]] = {name: [] for name in by_name}
             for number in range(options.rounds + 1):
-                for name, step in found.items():
+                for name, step in by_name.items():
                     if number > 2 and name.startswith("published"):
                         continue
                     begin = time.process_time()

@@ -55,7 +55,7 @@ def forms(device: str, dtype: torch.dtype, compiled: bool) -> dict[str, tuple[di
     width, positions = 2048, torch.arange(1024, device=device)
     cos, sin = (torch.cat((t, t), -1) for t in rotary_table(positions, 64))
     narrow = cos.to(dtype), sin.to(dtype)
-    found: dict[str, tuple[dict[str, Form], list[Tensor]]] = {
+    by_name: dict[str, tuple[dict[str, Form], list[Tensor]]] = {
         f"rms_norm 4096x{width}": (
             {
                 "ours": fused_rms_norm,
@@ -71,9 +71,9 @@ def forms(device: str, dtype: torch.dtype, compiled: bool) -> dict[str, tuple[di
         ),
     }
     if compiled:
-        for own, _ in found.values():
+        for own, _ in by_name.values():
             own["compiled"] = torch.compile(own["eager"])
-    return found
+    return by_name
 
 
 def passes(form: Form, inputs: Sequence[Tensor]) -> Callable[[], None]:

@@ -72,7 +72,7 @@ def at_once(p: Tensor, target: Tensor) -> Tensor:
 
 def looped(p: Tensor, target: Tensor) -> float:
     """The same by the definition, entry by entry."""
-    found = []
+    errors = []
     for left_out in range(p.shape[1]):
         pairs = [
             (value, float(k == label))
@@ -97,8 +97,8 @@ def looped(p: Tensor, target: Tensor) -> float:
                 break
             centres = moved
         inside = [sum(error[j] for j in g) / len(g) for g in groups if g]
-        found.append(sum(inside) / len(inside))
-    return 1e5 * sum(found) / len(found)
+        errors.append(sum(inside) / len(inside))
+    return 1e5 * sum(errors) / len(errors)
 
 
 def step(loss: object, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def step(loss: object, p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Check, measure, print and keep the numbers."""
     options = read_options(__doc__, sizes=("4500x10,1000x100", "200x5"), rounds=(5, 1), fit=(False, False))
-    p, y = (part.double() if part.is_floating_point() else part for part in problem(150, 5))
+    p, y = (tensor.double() if tensor.is_floating_point() else tensor for tensor in problem(150, 5))
     value, wanted = h_calibration_loss(p, y).item(), looped(p, y)
     print(f"against the loop: relative difference {abs(value / wanted - 1):.1e}")
     assert abs(value / wanted - 1) < 1e-9, "the loop gives another value"
@@ -120,9 +120,9 @@ def main() -> None:
         count, classes = map(int, size.split("x"))
         p, y = problem(count, classes)
         forms = {"streamed": h_calibration_loss, "all passes at once": at_once}
-        (ours, slope), (theirs, other) = (step(form, p, y) for form in forms.values())
+        (ours, slope), (theirs, their_slope) = (step(form, p, y) for form in forms.values())
         torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(slope, other)
+        torch.testing.assert_close(slope, their_slope)
         times: dict[str, list[float]] = {name: [] for name in forms}
         for _ in range(options.rounds):
             for name, form in forms.items():

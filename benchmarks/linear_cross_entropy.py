@@ -71,7 +71,7 @@ def methods(
     def ours(**options: object) -> Callable[[], object]:
         return step(lambda h, w: linear_cross_entropy(h, w, target, **options))  # type: ignore[arg-type, return-value]
 
-    found = {
+    steps = {
         "plain": step(plain),
         "matmuls": matmuls,
         "compiled": step(torch.compile(plain, backend="eager" if quick else "inductor")),
@@ -84,16 +84,16 @@ def methods(
         op = torch.nn.functional.linear_cross_entropy
         for name, options in (("torch chunked", {}), ("torch chunked 512", {"batch_chunk_size": 512})):
             chosen = torch.nn.LinearCrossEntropyOptions(**options)
-            found[name] = step(lambda h, w, chosen=chosen: op(h, w, target, options=chosen))  # type: ignore[misc]
-    return found, leaves
+            steps[name] = step(lambda h, w, chosen=chosen: op(h, w, target, options=chosen))  # type: ignore[misc]
+    return steps, leaves
 
 
-def errors(found: dict[str, Callable[[], object]], leaves: list[Tensor]) -> dict[str, list[float]]:
+def errors(steps: dict[str, Callable[[], object]], leaves: list[Tensor]) -> dict[str, list[float]]:
     """Relative errors of both gradients against plain's."""
-    found["plain"]()
+    steps["plain"]()
     exact = [leaf.grad.clone() for leaf in leaves]
     off = {}
-    for name, run in found.items():
+    for name, run in steps.items():
         if name not in ("plain", "matmuls"):
             run()
             off[name] = [float((leaf.grad - own).norm() / own.norm()) for leaf, own in zip(leaves, exact)]
@@ -108,15 +108,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = []
     for shape in options.shapes.split(","):
-        found, leaves = methods(shape, torch.Generator().manual_seed(0), options.quick)
-        off = errors(found, leaves)  # warms and compiles as well
+        steps, leaves = methods(shape, torch.Generator().manual_seed(0), options.quick)
+        off = errors(steps, leaves)  # warms and compiles as well
         gradients = sum(leaf.nbytes for leaf in leaves)
         # what a compiled function and torch's one operation hold inside isn't seen
-        seen = [name for name in found if name != "compiled" and not name.startswith("torch")]
-        extra = {name: max(peak_bytes(found[name]) - gradients, 0) for name in seen}
-        times: dict[str, list[float]] = {name: [] for name in found}
+        seen = [name for name in steps if name != "compiled" and not name.startswith("torch")]
+        extra = {name: max(peak_bytes(steps[name]) - gradients, 0) for name in seen}
+        times: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(options.rounds):
-            for name, run in found.items():
+            for name, run in steps.items():
                 begin = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - begin)
@@ -135,7 +135,7 @@ def main() -> None:
                 row["gradient_error"] = off[name]
             rows.append(row)
             memory = f"{row['extra_mib']:8.1f} MiB {row['memory_ratio']:5.2f}" if name in extra else " " * 18
-            error = " ".join(f"{each:.1e}" for each in off.get(name, ()))
+            error = " ".join(f"{one_error:.1e}" for one_error in off.get(name, ()))
             print(f"  {name:<26}{min(own):8.3f} s {row['median_s']:8.3f} s {row['ratio']:6.2f}x {memory}  {error}")
     keep("linear_cross_entropy", {"threads": options.threads, "rows": rows}, options)
 

@@ -43,11 +43,11 @@ class Case:
 
     def __init__(self, tokens: int, width: int, classes: int, device: str) -> None:
         generator = torch.Generator(device).manual_seed(0)
-        made = {"generator": generator, "device": device}
+        options = {"generator": generator, "device": device}
         self.tokens, self.width, self.classes, self.device = tokens, width, classes, device
-        self.hidden = torch.randn(tokens, width, **made).bfloat16().requires_grad_()
-        self.weight = (torch.randn(classes, width, **made) * (2 / width**0.5)).bfloat16().requires_grad_()
-        self.target = torch.randint(classes, (tokens,), **made)
+        self.hidden = torch.randn(tokens, width, **options).bfloat16().requires_grad_()
+        self.weight = (torch.randn(classes, width, **options) * (2 / width**0.5)).bfloat16().requires_grad_()
+        self.target = torch.randint(classes, (tokens,), **options)
         alive = torch.arange(classes, device=device) < LIVE * classes
         self.few = torch.where(alive, 0.0, -60.0).bfloat16()
         self.lively = self.target % max(1, int(LIVE * classes))
@@ -174,8 +174,8 @@ def check(case: Case) -> dict[str, float]:
         g = (g / len(y)).to(kind)
         return [functional.cross_entropy(z, y), g @ w, g[:, columns].T @ h]
 
-    def off(found: list[Tensor]) -> list[float]:
-        return [float((a.double() - b).abs().max()) for a, b in zip(found, exact)]
+    def off(gradients: list[Tensor]) -> list[float]:
+        return [float((a.double() - b).abs().max()) for a, b in zip(gradients, exact)]
 
     exact = truth(torch.float64)
     theirs, errors = off(truth(torch.bfloat16)), {}
@@ -186,7 +186,7 @@ def check(case: Case) -> dict[str, float]:
         assert case.hidden.grad is not None
         assert case.weight.grad is not None
         mine = off([value.detach(), case.hidden.grad[places], case.weight.grad[columns]])
-        rounding = [4 * torch.finfo(torch.bfloat16).eps * float(each.abs().max()) for each in exact]
+        rounding = [4 * torch.finfo(torch.bfloat16).eps * float(gradient.abs().max()) for gradient in exact]
         rounding[0] = 3e-3 * float(exact[0])  # one number, whose error in plain bfloat16 may be small by chance
         errors[name] = max(a / (b + c / 3) for a, b, c in zip(mine, theirs, rounding))
         print(f"{case.name:>20}  {name:<26} error {errors[name]:.2f} times that of plain bfloat16 (at most {BOUND:g})")
@@ -272,7 +272,7 @@ def measure(case: Case, rounds: int, quick: bool) -> list[dict[str, Any]]:
             if number >= 2:
                 times[name].append(spent)
     scale = case.tokens / min(case.tokens, 8192)
-    times[PRODUCTS] = [each * scale for each in times[PRODUCTS]]
+    times[PRODUCTS] = [seconds * scale for seconds in times[PRODUCTS]]
     floor = min(times[PRODUCTS])
     rate = 6 * case.tokens * case.width * case.classes / floor / 1e9
     print(f"{case.name:>20}  {PRODUCTS}: {floor:.2f} ms, {rate:.0f} TFLOP/s")
@@ -294,8 +294,8 @@ def measure(case: Case, rounds: int, quick: bool) -> list[dict[str, Any]]:
 def judge(case: Case, rows: dict[str, dict[str, Any]]) -> None:
     """Print what is aimed at beside what was found."""
 
-    def say(aim: str, met: bool, found: str) -> None:
-        print(f"{case.name:>20}  aim: {aim}: {'met' if met else 'MISSED'} ({found})")
+    def say(aim: str, met: bool, measured: str) -> None:
+        print(f"{case.name:>20}  aim: {aim}: {'met' if met else 'MISSED'} ({measured})")
 
     floor = rows[PRODUCTS]["min_ms"]
     for name, (times, products, room) in AIMS.items():
@@ -324,17 +324,17 @@ def tune(classes: int, device: str, quick: bool) -> list[dict[str, Any]]:
 
     rows = 2 if quick else 2048
     z = logits_buffer(torch.empty(0, device=device), rows, classes, torch.bfloat16).normal_()
-    y, losses, found = torch.zeros(rows, dtype=torch.int64, device=device), torch.empty(rows, device=device), []
+    y, losses, timings = torch.zeros(rows, dtype=torch.int64, device=device), torch.empty(rows, device=device), []
     grid = [(512, 1)] if quick else itertools.product((2048, 4096, 8192, 16384), (4, 8, 16, 32))
     before = kernels.BLOCK, kernels.WARPS
     for kernels.BLOCK, kernels.WARPS in grid:
         step = lambda: kernels.rows_in_place(z, CrossEntropyRows(y), slice(0, rows), losses)  # noqa: E731
         best = min(clock(step, device) for _ in range(2 if quick else 10))
         rate = 2 * z.element_size() * rows * classes / best / 1e6
-        found.append({"classes": classes, "block": kernels.BLOCK, "warps": kernels.WARPS, "gb_s": round(rate)})
+        timings.append({"classes": classes, "block": kernels.BLOCK, "warps": kernels.WARPS, "gb_s": round(rate)})
         print(f"row kernel, {classes} classes: {kernels.BLOCK:>6} columns {kernels.WARPS:>3} warps {rate:>7.0f} GB/s")
     kernels.BLOCK, kernels.WARPS = before
-    return found
+    return timings
 
 
 def main() -> None:
@@ -358,7 +358,9 @@ def main() -> None:
         for head in options.heads.split(","):
             tuned += tune(int(head.split("x")[1]), options.device, options.quick)
     keep("linear_cross_entropy_gpu", {"rows": rows, "errors": errors, "row_kernel": tuned}, options)
-    wrong = [f"{shape} {name}" for shape, found in errors.items() for name, off in found.items() if not off <= BOUND]
+    wrong = [
+        f"{shape} {name}" for shape, of_shape in errors.items() for name, off in of_shape.items() if not off <= BOUND
+    ]
     if wrong:
         raise SystemExit("gradients are off: " + "; ".join(wrong))
 

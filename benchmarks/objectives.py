@@ -38,15 +38,15 @@ def steps(rows: int, classes: int, device: str) -> dict[str, Callable[[], None]]
     features = torch.randn(rows, 64, generator=generator).to(device)
     counts = tuple(torch.bincount(target.cpu(), minlength=classes).clamp_min(1).tolist())
     info = TaskInfo("multiclass", rows, classes, counts, feature_dim=64, epochs=1, steps_per_epoch=1)
-    found = {PEER: bind(functional.cross_entropy, logits, target)}
+    by_name = {PEER: bind(functional.cross_entropy, logits, target)}
     for name, (cls, _) in known_objectives().items():
         if "multiclass" not in cls.tasks or cls.stateful or set(cls.needs) - {"features"}:
             continue
         objective = cls.from_task(info).to(device)
         width = objective.head(64, info)(features[:2]).shape[1]
         outputs = DOMAINS.get(cls.domain, torch.clone)(logits[:, :width])
-        found[name] = bind(objective, outputs, target, **({"features": features} if cls.needs else {}))
-    return found
+        by_name[name] = bind(objective, outputs, target, **({"features": features} if cls.needs else {}))
+    return by_name
 
 
 def bind(
@@ -70,13 +70,13 @@ def main() -> None:
     rows = []
     for shape in options.shapes.split(","):
         size, classes = map(int, shape.split("x"))
-        found = steps(size, classes, options.device)
+        by_name = steps(size, classes, options.device)
         if options.profile:
             with torch.profiler.profile() as profile:
-                found[options.profile]()
+                by_name[options.profile]()
             print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
             continue
-        times = measure(found, options.rounds, options.device)
+        times = measure(by_name, options.rounds, options.device)
         base = min(times[PEER])
         for name, own in sorted(times.items(), key=lambda pair: min(pair[1])):
             row = {"shape": shape, "objective": name, "min_ms": round(min(own), 3)}

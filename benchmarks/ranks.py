@@ -53,8 +53,8 @@ class Counted:
         return call
 
     def __exit__(self, *_: object) -> None:
-        for name, kept in self.kept.items():
-            setattr(dist, name, kept)
+        for name, original in self.kept.items():
+            setattr(dist, name, original)
 
     def sent(self, ranks: int) -> int:
         """Bytes that a rank sends, by the count of a ring."""
@@ -126,10 +126,10 @@ def main() -> None:
             if number:
                 times[job, ranks].append(max(took for took, _, _ in told))
             counted[job, ranks] = told[0][1:]
-    for end in (each for every in ends.values() for each in every):
+    for end in (process for every in ends.values() for process in every):
         end.send(None)
-    for each in running:
-        each.join()
+    for process in running:
+        process.join()
     rows = []
     for (job, ranks), own in times.items():
         base = min(times[job, 1])

@@ -59,12 +59,12 @@ def read(reader: str, path: str) -> dict[str, float]:
     before = megabytes("VmRSS")
     processor, clock = time.process_time(), time.perf_counter()
     if reader == "steepest":
-        kept: object = load_table(path)
+        table: object = load_table(path)
     else:
-        kept = pd.read_csv(path) if reader == "pandas" else pyarrow.csv.read_csv(path)
-    found = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
-    del kept
-    return found | {"peak_mb": megabytes("VmHWM") - before}
+        table = pd.read_csv(path) if reader == "pandas" else pyarrow.csv.read_csv(path)
+    costs = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
+    del table
+    return costs | {"peak_mb": megabytes("VmHWM") - before}
 
 
 def megabytes(what: str) -> float:
@@ -92,19 +92,19 @@ def main() -> None:
         path = Path(folder) / "table.csv"
         write(path, options.rows, options.columns, options.words, options.quoted)
         size = path.stat().st_size / 2**20
-        found: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
+        runs_of: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
         for _ in range(options.rounds):
             for reader in READERS:
                 command = [sys.executable, __file__, "--reader", reader, "--file", str(path)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found[reader].append(json.loads(done.stdout))
+                runs_of[reader].append(json.loads(done.stdout))
     rows = []
-    for reader, runs in found.items():
+    for reader, runs in runs_of.items():
         row: dict[str, object] = {"reader": reader}
         for key in ("seconds", "cpu_seconds"):
             row[f"min_{key}"] = round(min(run[key] for run in runs), 3)
             row[f"median_{key}"] = round(statistics.median(run[key] for run in runs), 3)
-            ratios = [run[key] / other[key] for run, other in zip(runs, found["pandas"])]
+            ratios = [run[key] / of_pandas[key] for run, of_pandas in zip(runs, runs_of["pandas"])]
             row[f"{key}_of_pandas"] = round(statistics.median(ratios), 2)
         row["peak_mb"] = round(max(run["peak_mb"] for run in runs))
         row["peak_of_file"] = round(max(run["peak_mb"] for run in runs) / size, 2)

@@ -26,12 +26,12 @@ Call = Callable[[torch.Tensor, int], torch.Tensor]
 def steps(x: torch.Tensor) -> dict[tuple[str, str], Callable[[], None]]:
     """What is timed, by task and implementation."""
     leaf, dy = x.clone().requires_grad_(), torch.randn_like(x)
-    found: dict[tuple[str, str], Callable[[], None]] = {}
+    by_name: dict[tuple[str, str], Callable[[], None]] = {}
     for name, pair in PAIRS.items():
         for who, function in zip(("torch", "two passes"), pair):
-            found[name, who] = forward(function, x)
-            found[f"{name} + backward", who] = with_backward(function, leaf, dy)
-    return found
+            by_name[name, who] = forward(function, x)
+            by_name[f"{name} + backward", who] = with_backward(function, leaf, dy)
+    return by_name
 
 
 def forward(function: Call, x: torch.Tensor) -> Callable[[], None]:

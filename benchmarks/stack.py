@@ -94,10 +94,12 @@ def main() -> None:
                 torch.cuda.synchronize()
             if round_:  # the first warms up
                 seconds[name].append(time.perf_counter() - started)
-    speed = {name: round(steps / statistics.median(found), 1) for name, found in seconds.items()}
+    speed = {name: round(steps / statistics.median(values), 1) for name, values in seconds.items()}
     ratios = {name: round(speed["stack"] / speed[name], 2) for name in ("separate", "plain_torch")}
     overhead = round(speed["plain_torch"] / speed["separate"], 2)
-    print(f"{device}: steps of all {MODELS} a second: " + ", ".join(f"{name} {found}" for name, found in speed.items()))
+    print(
+        f"{device}: steps of all {MODELS} a second: " + ", ".join(f"{name} {values}" for name, values in speed.items())
+    )
     print(f"  stack is {ratios['separate']}x separate, {ratios['plain_torch']}x plain; Descent costs {overhead}x plain")
     numbers = {"steps_per_second": speed, "stack_over": ratios, "descent_over_plain_time": overhead}
     keep("stack", {"models": MODELS, "threads": torch.get_num_threads(), **numbers}, options)

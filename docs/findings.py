@@ -22,14 +22,14 @@ def cell(text: object) -> str:
 
 def section(system: System) -> list[str]:
     """The evidence of a system as lines of its page. Empty without evidence."""
-    kept = evidence.read(system)
-    if kept is None:
+    record = evidence.read(system)
+    if record is None:
         return []
-    lines = ["", "## Evidence", "", f"**{kept.shown}**{staleness(system, kept)}", ""]
-    if not kept.finished:
+    lines = ["", "## Evidence", "", f"**{record.shown}**{staleness(system, record)}", ""]
+    if not record.finished:
         lines += ["The seeds could not have found every claimed effect: the experiment is not finished.", ""]
     lines += ["| claim | of | mean | 95% interval | claimed | verdict | detectable |", "|---|---|---|---|---|---|---|"]
-    for finding in kept.findings:
+    for finding in record.findings:
         claim = finding.claim
         row = (
             cell(claim.text),
@@ -41,30 +41,30 @@ def section(system: System) -> list[str]:
             number(finding.detectable),
         )
         lines.append("| " + " | ".join(row) + " |")
-    ran = f"{len(kept.seeds)} seeds, {kept.date}, {kept.machine}, {kept.seconds:g} s"
-    return [*lines, "", f"{ran}; module `steepest.{system.experiment}`.", *figure(kept, "../")]
+    ran = f"{len(record.seeds)} seeds, {record.date}, {record.machine}, {record.seconds:g} s"
+    return [*lines, "", f"{ran}; module `steepest.{system.experiment}`.", *figure(record, "../")]
 
 
-def staleness(system: System, kept: Kept) -> str:
+def staleness(system: System, record: Kept) -> str:
     """What to add where evidence is stale."""
-    reason = evidence.why_stale(system, kept)
+    reason = evidence.why_stale(system, record)
     return f" (stale: {reason}; it counts again when the experiment has run again)" if reason else ""
 
 
-def figure(kept: Kept, up: str) -> list[str]:
+def figure(record: Kept, up: str) -> list[str]:
     """The figure as an image with its findings as alternative text."""
-    said = "; ".join(f"{f.claim.text}: {f.verdict}, mean {number(f.mean)}" for f in kept.findings)
-    text = f"{kept.slug}: {said}".replace("[", "(").replace("]", ")").replace("\n", " ")
-    return ["", f"![{text}]({up}evidence/{kept.slug}.svg)"]
+    said = "; ".join(f"{f.claim.text}: {f.verdict}, mean {number(f.mean)}" for f in record.findings)
+    text = f"{record.slug}: {said}".replace("[", "(").replace("]", ")").replace("\n", " ")
+    return ["", f"![{text}]({up}evidence/{record.slug}.svg)"]
 
 
 def draw_figures(present: Sequence[System], target: Path) -> None:
     """Draw the figure of all evidence under ``target/evidence``."""
     (target / "evidence").mkdir(parents=True)
     for system in present:
-        kept = evidence.read(system)
-        if kept is not None:
-            drawn = figures.draw(gallery.load(system), kept.evidence, kept.findings)
+        record = evidence.read(system)
+        if record is not None:
+            drawn = figures.draw(gallery.load(system), record.evidence, record.findings)
             (target / "evidence" / f"{system.slug}.svg").write_text(drawn, encoding="utf-8")
 
 
@@ -72,14 +72,14 @@ def page(present: Sequence[System]) -> str:
     """Every experiment by name, with how many of its claims are shown, which are not, and its figure."""
     known = {system.slug for system in present}
     experiments = sorted((s for s in gallery.experiments() if s.slug in known), key=lambda system: system.slug)
-    kept = {system.slug: evidence.read(system) for system in experiments}
-    stale = {system.slug for system in experiments if (of := kept[system.slug]) and evidence.why_stale(system, of)}
-    fresh = [claim for slug, of in kept.items() if of and slug not in stale for claim in of.judged]
+    by_slug = {system.slug: evidence.read(system) for system in experiments}
+    stale = {system.slug for system in experiments if (of := by_slug[system.slug]) and evidence.why_stale(system, of)}
+    fresh = [claim for slug, of in by_slug.items() if of and slug not in stale for claim in of.judged]
     counts = {
         whose: ", ".join(f"{sum(c.verdict == word for c in fresh if c.ours is ours)} {word}" for word in VERDICTS)
         for whose, ours in (("Claims of the publications", False), ("Expectations of ours", True))
     }
-    missing = sum(of is None for of in kept.values())
+    missing = sum(of is None for of in by_slug.values())
     lines = [
         "# Gallery",
         "",
@@ -95,7 +95,7 @@ def page(present: Sequence[System]) -> str:
     ]
     sections: list[str] = []
     for system in experiments:
-        of = kept[system.slug]
+        of = by_slug[system.slug]
         row = [f"[{system.slug}](systems/{system.slug}.md)"]
         if of is None:
             row += ["no evidence yet", "", ""]

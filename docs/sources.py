@@ -18,9 +18,9 @@ def linked(text: str) -> str:
     """
     pieces: list[str] = []
     end = 0
-    for kept in KEPT.finditer(text):
-        pieces += [_links(text[end : kept.start()]), kept[0]]
-        end = kept.end()
+    for verbatim in KEPT.finditer(text):
+        pieces += [_links(text[end : verbatim.start()]), verbatim[0]]
+        end = verbatim.end()
     return "".join([*pieces, _links(text[end:])])
 
 

@@ -47,13 +47,13 @@ def main() -> None:
 def written(file: Path) -> str:
     """A hand-written page: sections of other files put in, pictures that are not there left out."""
 
-    def included(found: re.Match[str]) -> str:
-        text = (HERE.parent / found["file"]).read_text(encoding="utf-8")
-        body = text.split(f"\n## {found['title']}\n", 1)[1].split("\n## ", 1)[0].strip()
+    def included(link: re.Match[str]) -> str:
+        text = (HERE.parent / link["file"]).read_text(encoding="utf-8")
+        body = text.split(f"\n## {link['title']}\n", 1)[1].split("\n## ", 1)[0].strip()
         return re.sub(r"^ {3}", "    ", body, flags=re.MULTILINE)  # four belong to a list item here
 
-    def pictured(found: re.Match[str]) -> str:
-        return found[0] if (file.parent / found["target"]).is_file() else ""
+    def pictured(link: re.Match[str]) -> str:
+        return link[0] if (file.parent / link["target"]).is_file() else ""
 
     text = file.read_text(encoding="utf-8")
     text = INCLUDE.sub(included, text)
@@ -115,7 +115,7 @@ def signature(name: str, thing: object) -> str:
         return name
     parts: list[str] = []
     for parameter in parameters:
-        if parameter.kind is parameter.KEYWORD_ONLY and not any(part.startswith("*") for part in parts):
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(piece.startswith("*") for piece in parts):
             parts.append("*")
         parts.append(str(parameter.replace(annotation=parameter.empty)))
     line = f"{name}({', '.join(parts)})"
@@ -148,22 +148,22 @@ def markdown(text: str) -> str:
     lines, out, i = text.splitlines(), [], 0
     while i < len(lines):
         line = lines[i]
-        if (found := SECTION.match(line)) or line.startswith((".. math::", ">>>")):
+        if (section := SECTION.match(line)) or line.startswith((".. math::", ">>>")):
             end = i + 1
             while end < len(lines) and _belongs(line, lines[end]):
                 end += 1
             body = lines[i + 1 : end]
-            if found and ">>>" in "".join(body):
+            if section and ">>>" in "".join(body):
                 out += [
                     "",
-                    f"**{found[1]}**",
+                    f"**{section[1]}**",
                     "",
                     "```pycon",
                     *textwrap.dedent("\n".join(body)).strip().splitlines(),
                     "```",
                 ]
-            elif found:
-                out += ["", f"**{found[1]}**", "", *_items(body)]
+            elif section:
+                out += ["", f"**{section[1]}**", "", *_items(body)]
             elif line.startswith(">>>"):
                 out += ["", "```pycon", line, *body, "```", ""]
             else:

@@ -27,26 +27,26 @@ WORDS = {
 }
 
 
-def space(name: str, found: Space) -> str:
+def space(name: str, values: Space) -> str:
     """A search space in words.
 
     >>> space("gamma", Float(0.25, 5.0, log=True)), space("p", Choice((1, 2)))
     ('`gamma` 0.25 to 5, log', '`p` 1, 2')
     """
-    if isinstance(found, Choice):
-        return f"`{name}` {', '.join(map(str, found.options))}"
-    kind = ", integer" if isinstance(found, Int) else ", log" if isinstance(found, Float) and found.log else ""
-    return f"`{name}` {found.low:g} to {found.high:g}{kind}"
+    if isinstance(values, Choice):
+        return f"`{name}` {', '.join(map(str, values.options))}"
+    kind = ", integer" if isinstance(values, Int) else ", log" if isinstance(values, Float) and values.log else ""
+    return f"`{name}` {values.low:g} to {values.high:g}{kind}"
 
 
 def notes(cls: type[Objective]) -> str:
     """What else matters about the range of an objective: its reductions, its gradient, the checks it is exempt from."""
-    found = ["mean only, no sample weights"] if cls.unit == "batch" else []
-    found += ["surrogate gradient"] if cls.gradient == "surrogate" else []
-    found += ["keeps state"] if cls.stateful else []
-    found += [f"{cls.views} views of each input"] if cls.views > 1 else []
-    found += [f"exempt from {', '.join(cls.exempt)}"] if cls.exempt else []
-    return "; ".join(found) or "–"
+    words = ["mean only, no sample weights"] if cls.unit == "batch" else []
+    words += ["surrogate gradient"] if cls.gradient == "surrogate" else []
+    words += ["keeps state"] if cls.stateful else []
+    words += [f"{cls.views} views of each input"] if cls.views > 1 else []
+    words += [f"exempt from {', '.join(cls.exempt)}"] if cls.exempt else []
+    return "; ".join(words) or "–"
 
 
 def metric_tables() -> dict[str, dict[str, metrics.Metric]]:
@@ -105,13 +105,13 @@ def benchmarks_page(folder: Path) -> str:
     if not files:
         lines += ["", "No results are kept."]
     for file in files:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        found = found if isinstance(found, dict) else {"rows": found}
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results = results if isinstance(results, dict) else {"rows": results}
         lines += ["", f"## {file.stem}", ""]
-        script = folder / f"{found.get('benchmark', file.stem)}.py"
+        script = folder / f"{results.get('benchmark', file.stem)}.py"
         if script.is_file() and (said := ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))):
             lines += [said.splitlines()[0], ""]
-        flat, rows = flattened(found)
+        flat, rows = flattened(results)
         lines += ["| what | value |", "|---|---|", *(f"| {cell(k)} | {cell(v)} |" for k, v in flat.items())]
         for name, table in rows.items():
             columns = list(dict.fromkeys(key for row in table for key in row))
@@ -121,7 +121,7 @@ def benchmarks_page(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def flattened(found: dict[str, Any], prefix: str = "") -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
+def flattened(results: dict[str, Any], prefix: str = "") -> tuple[dict[str, str], dict[str, list[dict[str, Any]]]]:
     """Values by their path in words, and the lists of rows apart.
 
     >>> flattened({"a": 1, "b": {"c_d": 2.50001}, "e": [{"x": 1}]})
@@ -129,13 +129,13 @@ def flattened(found: dict[str, Any], prefix: str = "") -> tuple[dict[str, str], 
     """
     flat: dict[str, str] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
-    for key, value in found.items():
+    for key, value in results.items():
         name = prefix + key.replace("_", " ")
         if isinstance(value, dict):
             inner, tables = flattened(value, name + ", ")
             flat |= inner
             rows |= tables
-        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             rows[name] = value
         else:
             flat[name] = ", ".join(map(plain, value)) if isinstance(value, list) else plain(value)

@@ -47,7 +47,7 @@ def _top(
 def _complete_room(incomplete: str) -> list[str]:
     from .catalogue import systems
 
-    rooms = {part for row in systems() for part in (row.room, row.room.partition(".")[0])}
+    rooms = {name for row in systems() for name in (row.room, row.room.partition(".")[0])}
     return sorted(room for room in rooms if room.startswith(incomplete))
 
 
@@ -82,7 +82,7 @@ def systems_command(
 
     chosen = systems(room.rstrip("."))
     if not chosen:
-        raise _refused("room", room, {part for row in systems() for part in (row.room, row.room.partition(".")[0])})
+        raise _refused("room", room, {name for row in systems() for name in (row.room, row.room.partition(".")[0])})
     rows = _with_status(chosen)
     shown = [(row, status) for row, status in rows if not (missing and status["there"])]
     if as_json:

@@ -55,7 +55,7 @@ def _own(module: str) -> list[Path]:
         name = module.rpartition(".")[2]
         folder = ROOT.joinpath(*module.split(".")).parent
         for file in files:  # it grows
-            files += [other for other in sorted(_taken(file, folder, name)) if other not in files]
+            files += [further for further in sorted(_taken(file, folder, name)) if further not in files]
     return files
 
 
@@ -71,7 +71,7 @@ def _taken(file: Path, folder: Path, name: str) -> set[Path]:
             taken |= {target.with_name(target.name + ".py")} | set(target.rglob("*.py"))
     for source in sources:
         taken |= {file.parent / source, folder / (name + source if source.startswith(".") else source)}
-    return {other for other in taken if other.is_file()}
+    return {candidate for candidate in taken if candidate.is_file()}
 
 
 def _read(file: Path) -> Read:

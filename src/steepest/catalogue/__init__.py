@@ -213,8 +213,8 @@ def checked(system: System) -> bool | None:
     return not missing(system, marks(root / "tests"))
 
 
-def missing(system: System, found: dict[str, frozenset[int]]) -> list[int]:
-    """The facts of a system that no test in ``found`` proves; a system without numbered facts needs one bare mark.
+def missing(system: System, proved: dict[str, frozenset[int]]) -> list[int]:
+    """The facts of a system that no test in ``proved`` proves; a system without numbered facts needs one bare mark.
 
     >>> row = find("comp-sum")
     >>> missing(row, {"comp-sum": frozenset({1, 2, 3, 4})})
@@ -223,7 +223,7 @@ def missing(system: System, found: dict[str, frozenset[int]]) -> list[int]:
     ([0], [])
     """
     needed = range(1, system.holds + 1) if system.holds else [NO_NUMBER]
-    return [number for number in needed if number not in found.get(system.slug, frozenset())]
+    return [number for number in needed if number not in proved.get(system.slug, frozenset())]
 
 
 @dataclass(frozen=True)
@@ -314,5 +314,5 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

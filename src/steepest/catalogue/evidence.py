@@ -68,8 +68,8 @@ def claims(system: System) -> tuple[Judged, ...] | None:
     Raises:
         ValueError: the file is no evidence.
     """
-    kept = kept_claims(system)
-    return kept[0] if kept is not None and not kept[1] else None
+    judged = kept_claims(system)
+    return judged[0] if judged is not None and not judged[1] else None
 
 
 def kept_claims(system: System) -> tuple[tuple[Judged, ...], str] | None:

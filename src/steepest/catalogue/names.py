@@ -118,7 +118,7 @@ def _facts(text: str, package: str) -> Facts:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if isinstance(node, ast.AnnAssign) and node.value is None:
                 continue
-            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            names = [inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)]
             facts["defined"] += names
             facts["values"] |= {name: value for name in names if (value := _written_out(node.value)) is not None}
             if "__all__" in names:
@@ -175,10 +175,10 @@ def _home(node: ast.ImportFrom, package: str) -> str | None:
 def _class_facts(node: ast.ClassDef) -> Facts:
     """Bases by name, and the class attributes whose values are written out."""
     values = {}
-    for part in node.body:
-        if isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
-            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
-            values |= {target.id: _written_out(part.value) for target in targets if isinstance(target, ast.Name)}
+    for statement in node.body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            values |= {target.id: _written_out(statement.value) for target in targets if isinstance(target, ast.Name)}
     return {"bases": [ast.unparse(base) for base in node.bases], "values": values}
 
 
@@ -187,7 +187,7 @@ def _written_out(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | bool):
         return node.value
     if isinstance(node, ast.Tuple | ast.List):
-        return [_written_out(part) for part in node.elts]
+        return [_written_out(element) for element in node.elts]
     if isinstance(node, ast.Dict):
         return [_written_out(key) for key in node.keys if key is not None]
     return None

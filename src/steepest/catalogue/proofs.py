@@ -21,11 +21,11 @@ def marks(tests: Path) -> dict[str, frozenset[int]]:
     ``pytestmark``; it does not count on a helper, nor on a test that ``skip``, ``skipif`` or ``xfail`` may keep from
     deciding.
     """
-    found: dict[str, set[int]] = {}
+    numbers_of: dict[str, set[int]] = {}
     for file in sorted(tests.rglob("test_*.py")):
         for slug, numbers in derive("marks", file, _marks_in):
-            found.setdefault(slug, set()).update(numbers or [NO_NUMBER])
-    return {slug: frozenset(numbers) for slug, numbers in found.items()}
+            numbers_of.setdefault(slug, set()).update(numbers or [NO_NUMBER])
+    return {slug: frozenset(numbers) for slug, numbers in numbers_of.items()}
 
 
 def _marks_in(text: str) -> list[tuple[str, list[int]]]:

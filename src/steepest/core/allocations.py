@@ -19,8 +19,8 @@ class _Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if not isinstance(tensor, torch.Tensor):
                 continue
             storage = tensor.untyped_storage()
@@ -30,7 +30,7 @@ class _Counted(TorchDispatchMode):
             self.now += storage.nbytes()
             weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
         self.most = max(self.most, self.now)
-        return made
+        return result
 
     def _gone(self, key: int, size: int) -> None:
         self.known.discard(key)

@@ -43,15 +43,15 @@ class Arguments:
 
     def _shown(self) -> dict[str, Any]:
         given = self.__dict__.get("_arguments", {})
-        found = {}
+        shown = {}
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             default = given.get(name, parameter.default)
             now = getattr(self, name, default)
             # an attribute of the argument's name and type is that argument; of another, something made from it
             value = now if isinstance(now, _SIMPLE) and type(now) is type(default) else default
             if name in given or (value is not default and value != default):
-                found[name] = value
-        return found | {name: value for name, value in given.items() if name not in found}
+                shown[name] = value
+        return shown | {name: value for name, value in given.items() if name not in shown}
 
 
 def argument_names(cls: type) -> list[str]:
@@ -92,13 +92,13 @@ def _simple(signature: inspect.Signature, owner: object, args: Any, kwargs: dict
         bound = signature.bind(owner, *args, **kwargs).arguments
     except TypeError:  # Python's own words are better, and come next
         return {}
-    found: dict[str, Any] = {}
+    simple: dict[str, Any] = {}
     for name, value in list(bound.items())[1:]:
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            found |= {key: _shown(part) for key, part in value.items() if not isinstance(part, nn.Module)}
+            simple |= {key: _shown(item) for key, item in value.items() if not isinstance(item, nn.Module)}
         elif not isinstance(value, nn.Module):
-            found[name] = _shown(value)
-    return found
+            simple[name] = _shown(value)
+    return simple
 
 
 def _shown(value: Any) -> Any:

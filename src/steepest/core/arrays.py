@@ -30,16 +30,16 @@ def array(
     ValueError: y: expected an array of shape (*,), got an array (int64) of shape (2, 1)
     """
     try:
-        found = np.asarray(value)
+        values = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):  # lists of unequal lengths, tensors with a graph or on a device
         refuse(argument, what, value)
-    if found.dtype.kind == "O" and found.size and all(isinstance(entry, str) for entry in found.flat):
-        found = found.astype(np.str_)  # columns of pandas
-    if kinds and found.dtype.kind not in kinds and found.size:
-        refuse_type(argument, what, found)
-    if not _fits(found.shape, shape, empty):
-        refuse(argument, f"{what} of shape {_text(shape)}", found)
-    return found
+    if values.dtype.kind == "O" and values.size and all(isinstance(entry, str) for entry in values.flat):
+        values = values.astype(np.str_)  # columns of pandas
+    if kinds and values.dtype.kind not in kinds and values.size:
+        refuse_type(argument, what, values)
+    if not _fits(values.shape, shape, empty):
+        refuse(argument, f"{what} of shape {_text(shape)}", values)
+    return values
 
 
 def numbers(
@@ -58,14 +58,14 @@ def numbers(
     Traceback (most recent call last):
     ValueError: p: expected numbers in 0..1, got 2.0
     """
-    found = array(argument, value, shape, kinds="biuf", what="numbers", empty=empty).astype(np.float64, copy=False)
-    if finite and not np.isfinite(found).all():
-        refuse(argument, "finite numbers", found[~np.isfinite(found)].item(0))
-    if found.size and (low > -np.inf or high < np.inf):
-        outside = (found < low) | (found > high)
+    values = array(argument, value, shape, kinds="biuf", what="numbers", empty=empty).astype(np.float64, copy=False)
+    if finite and not np.isfinite(values).all():
+        refuse(argument, "finite numbers", values[~np.isfinite(values)].item(0))
+    if values.size and (low > -np.inf or high < np.inf):
+        outside = (values < low) | (values > high)
         if outside.any():
-            refuse(argument, f"numbers in {low:g}..{high:g}", found[outside].item(0))
-    return found
+            refuse(argument, f"numbers in {low:g}..{high:g}", values[outside].item(0))
+    return values
 
 
 def labels(
@@ -78,14 +78,14 @@ def labels(
     TypeError: predicted: expected numbers, as what it is compared with, got an array (<U1) of shape (2,) (ndarray)
     """
     shape = shape if like is None else like.shape
-    found = array(argument, value, shape, kinds="biufUS", what="labels or numbers")
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
-        refuse(argument, "labels or finite numbers", found[~np.isfinite(found)].item(0))
-    if like is not None and (found.dtype.kind in "US") != (like.dtype.kind in "US"):
+    values = array(argument, value, shape, kinds="biufUS", what="labels or numbers")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        refuse(argument, "labels or finite numbers", values[~np.isfinite(values)].item(0))
+    if like is not None and (values.dtype.kind in "US") != (like.dtype.kind in "US"):
         refuse_type(
-            argument, ("text" if like.dtype.kind in "US" else "numbers") + ", as what it is compared with", found
+            argument, ("text" if like.dtype.kind in "US" else "numbers") + ", as what it is compared with", values
         )
-    return found
+    return values
 
 
 def codes(
@@ -97,12 +97,12 @@ def codes(
     Traceback (most recent call last):
     ValueError: y: expected class codes in 0..2, got 3
     """
-    found = array(argument, value, shape, kinds="biu", what="class codes (integers)", empty=empty)
-    found = found.astype(np.int64, copy=False)
-    if found.size and (found.min() < 0 or (classes is not None and found.max() >= classes)):
+    values = array(argument, value, shape, kinds="biu", what="class codes (integers)", empty=empty)
+    values = values.astype(np.int64, copy=False)
+    if values.size and (values.min() < 0 or (classes is not None and values.max() >= classes)):
         limit = ">= 0" if classes is None else f"in 0..{classes - 1}"
-        refuse(argument, f"class codes {limit}", int(found.min() if found.min() < 0 else found.max()))
-    return cast("NDArray[np.integer[Any]]", found)
+        refuse(argument, f"class codes {limit}", int(values.min() if values.min() < 0 else values.max()))
+    return cast("NDArray[np.integer[Any]]", values)
 
 
 def row_weights(value: ArrayLike | None, rows: int, argument: str = "weights") -> NDArray[np.float64] | None:
@@ -122,20 +122,20 @@ def outcome_part(argument: str, value: ArrayLike, rows: int | None) -> NDArray[A
     Traceback (most recent call last):
     ValueError: decision: expected shape (2,) or (2, K), K >= 2, got an array (float64) of shape (2, 1)
     """
-    found = array(argument, value, (...,), kinds="biuf", what="numbers")
-    length = rows if rows is not None or not found.ndim else len(found)
-    if found.ndim not in (1, 2) or len(found) != length or found.shape[1:] in ((0,), (1,)):
-        refuse(argument, f"shape ({length or '*'},) or ({length or '*'}, K), K >= 2", found)
-    return found
+    values = array(argument, value, (...,), kinds="biuf", what="numbers")
+    length = rows if rows is not None or not values.ndim else len(values)
+    if values.ndim not in (1, 2) or len(values) != length or values.shape[1:] in ((0,), (1,)):
+        refuse(argument, f"shape ({length or '*'},) or ({length or '*'}, K), K >= 2", values)
+    return values
 
 
-def _fits(found: tuple[int, ...], wanted: Shape, empty: bool) -> bool:
+def _fits(shape: tuple[int, ...], wanted: Shape, empty: bool) -> bool:
     if wanted and wanted[-1] is ...:
         wanted = wanted[:-1]
-        found = found[: len(wanted)]
-    return len(found) == len(wanted) and all(f == w or (w is None and (empty or f > 0)) for f, w in zip(found, wanted))
+        shape = shape[: len(wanted)]
+    return len(shape) == len(wanted) and all(f == w or (w is None and (empty or f > 0)) for f, w in zip(shape, wanted))
 
 
 def _text(shape: Shape) -> str:
-    parts = ["..." if part is ... else "*" if part is None else str(part) for part in shape]
+    parts = ["..." if size is ... else "*" if size is None else str(size) for size in shape]
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

@@ -143,10 +143,10 @@ def check_range(argument: str, value: Tensor, low: int, high: int, *, ignore_ind
     least, greatest = value.aminmax()
     if int(least) >= low and int(greatest) <= high:
         return
-    kept = value if ignore_index is None else value[value != ignore_index]
-    if kept.numel() and (int(kept.min()) < low or int(kept.max()) > high):
+    counted = value if ignore_index is None else value[value != ignore_index]
+    if counted.numel() and (int(counted.min()) < low or int(counted.max()) > high):
         extra = "" if ignore_index is None else f" or {ignore_index}"
-        refuse(argument, f"values in {low}..{high}{extra}", [int(kept.min()), int(kept.max())])
+        refuse(argument, f"values in {low}..{high}{extra}", [int(counted.min()), int(counted.max())])
 
 
 def check_binary(target: object, outputs: Tensor, *, argument: str = "target") -> None:

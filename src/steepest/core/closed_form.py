@@ -35,8 +35,8 @@ def with_gradient(value: Tensor, inputs: tuple[Tensor, ...], slopes: Slopes, wha
         return value
     # torch.compile takes no function with tangents of its own
     function = _WithGradient if torch.compiler.is_compiling() else _WithTangent
-    found: Tensor = function.apply(what, len(inputs), value, *inputs, *slopes())
-    return found
+    result: Tensor = function.apply(what, len(inputs), value, *inputs, *slopes())
+    return result
 
 
 def _refuse(what: str) -> NoReturn:
@@ -46,8 +46,8 @@ def _refuse(what: str) -> NoReturn:
 def _tied(what: str, slope: Tensor, *inputs: Tensor) -> Tensor:
     """``slope``, whose derivative is refused and not taken for 0."""
     function = _Slope if torch.compiler.is_compiling() else _SlopeWithTangent
-    found: Tensor = function.apply(what, slope, *inputs)
-    return found
+    tied: Tensor = function.apply(what, slope, *inputs)
+    return tied
 
 
 def _flow(upstream: Tensor, slope: Tensor) -> Tensor:
@@ -71,11 +71,11 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         count, saved = ctx.count, ctx.saved_tensors
-        found = [
+        gradients = [
             _flow(upstream, _tied(ctx.what, slope, *saved[:count])) if needed else None
             for slope, needed in zip(saved[count:], ctx.needs_input_grad[3:])
         ]
-        return None, None, None, *found, *[None] * count
+        return None, None, None, *gradients, *[None] * count
 
 
 class _Slope(torch.autograd.Function):
@@ -101,9 +101,9 @@ class _WithTangent(_WithGradient):
         total = None
         for tangent, slope in zip(tangents[3 : 3 + count], saved[count:]):
             if tangent is not None:
-                part = _tied(ctx.what, slope, *saved[:count]) * tangent
-                part = part.sum(tuple(range(ctx.entries, part.ndim))) if part.ndim > ctx.entries else part
-                total = part if total is None else total + part
+                share = _tied(ctx.what, slope, *saved[:count]) * tangent
+                share = share.sum(tuple(range(ctx.entries, share.ndim))) if share.ndim > ctx.entries else share
+                total = share if total is None else total + share
         assert isinstance(total, Tensor)
         return total
 

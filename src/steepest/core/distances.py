@@ -158,8 +158,8 @@ def cdist(
     """
     if forward_mode():
         apart = x.unsqueeze(-2) - w.unsqueeze(-3)
-        found: Tensor = torch.linalg.vector_norm(apart, ord=p, dim=-1)
-        return found
+        distances: Tensor = torch.linalg.vector_norm(apart, ord=p, dim=-1)
+        return distances
     way = "use_mm_for_euclid_dist" if matrices else "donot_use_mm_for_euclid_dist"
     return torch.cdist(x, w, p=p, compute_mode=way)
 
@@ -206,12 +206,12 @@ def _pairwise(pair: _Pair, x: Tensor, w: Tensor, chunk: int) -> Tensor:
         return pair(x.unsqueeze(1), w.unsqueeze(0))
     if forward_mode():
         return _parts(x, w, pair, rows)
-    found: Tensor = _InParts.apply(x, w, pair, rows)
-    return found
+    distances: Tensor = _InParts.apply(x, w, pair, rows)
+    return distances
 
 
 def _parts(x: Tensor, w: Tensor, pair: _Pair, rows: int) -> Tensor:
-    return torch.cat([pair(part.unsqueeze(1), w.unsqueeze(0)) for part in x.split(rows)])
+    return torch.cat([pair(chunk.unsqueeze(1), w.unsqueeze(0)) for chunk in x.split(rows)])
 
 
 class _InParts(torch.autograd.Function):
@@ -232,8 +232,8 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, w = ctx.saved_tensors
         to_x, to_w = [], torch.zeros_like(w)
-        for part, part_slope in zip(x.split(ctx.rows), slope.split(ctx.rows)):
-            _, pull = torch.func.vjp(lambda a, b: ctx.pair(a.unsqueeze(1), b.unsqueeze(0)), part, w)
+        for chunk, part_slope in zip(x.split(ctx.rows), slope.split(ctx.rows)):
+            _, pull = torch.func.vjp(lambda a, b: ctx.pair(a.unsqueeze(1), b.unsqueeze(0)), chunk, w)
             part_to_x, part_to_w = pull(part_slope)
             to_x.append(part_to_x)
             to_w = to_w + part_to_w

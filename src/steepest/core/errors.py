@@ -25,5 +25,5 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["quality"])
     ''
     """
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -46,15 +46,15 @@ def needed(objective: Objective, batch: Batch, features: Tensor | None, head: nn
         "head": head,
         **batch.extra,
     }
-    found = {name: have.get(name) for name in objective.needs}
-    for name, value in found.items():
+    given = {name: have.get(name) for name in objective.needs}
+    for name, value in given.items():
         if value is None:
             refuse(
                 "batch", f"{name!r}, which {objective.name} needs", sorted(k for k, v in have.items() if v is not None)
             )
     if batch.weight is not None:
-        found["weight"] = batch.weight
-    return found
+        given["weight"] = batch.weight
+    return given
 
 
 class Plain(Method):

@@ -108,7 +108,7 @@ class Objective(Loss):
         """
         if self.unit != "sample" or self.needs:
             refuse_type("objective", "one of single samples that needs nothing but outputs and target", self.name)
-        kept, self.reduction = self.reduction, "none"
+        reduction, self.reduction = self.reduction, "none"
         try:
             if transformed():
                 losses, pull = torch.func.vjp(lambda z: self(z, target), logits.detach())
@@ -119,7 +119,7 @@ class Objective(Loss):
                 losses = self(leaf, target)
             (gradient,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
         finally:
-            self.reduction = kept
+            self.reduction = reduction
         return losses.detach(), gradient
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
@@ -158,7 +158,7 @@ class Objective(Loss):
 
         The default covers every member that ``from_task`` can build; others override it.
         """
-        found: list[tuple[Self, Sample]] = []
+        cases: list[tuple[Self, Sample]] = []
         for task in cls.tasks:
             rows, classes = 7, {"binary": 2, "regression": 1}.get(task, 5)
             counts = torch.bincount(torch.arange(3 * rows) % classes, minlength=classes).tolist()
@@ -191,8 +191,8 @@ class Objective(Loss):
                 else:
                     refuse("needs", "samples() of its own for " + need, cls.__name__)
             objective = cls.from_task(info).to(device)
-            found.append((objective, ((outputs.to(device, dtype), target.to(device)), kwargs)))
-        return found
+            cases.append((objective, ((outputs.to(device, dtype), target.to(device)), kwargs)))
+        return cases
 
     def check_call(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """The checks that all members share: outputs of the domain, tensors of one length, weights where allowed."""

@@ -52,8 +52,8 @@ def divisor(argument: str, what: str, value: Tensor, eps: float) -> Tensor:
 
 def norm(value: Tensor) -> Tensor:
     """The root of the sum of squares, whose slope at 0 torch takes as 0 where that of a square root is infinite."""
-    found: Tensor = torch.linalg.vector_norm(value)
-    return found
+    length: Tensor = torch.linalg.vector_norm(value)
+    return length
 
 
 def constant(value: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def rowwise(outputs: Tensor, plain: Callable[[Tensor], Tensor], rule: Rule) -> T
     tensor([[2., 4.]])
     """
     if by_hand(outputs) and outputs.requires_grad and torch.is_grad_enabled() and not _reaches_further(plain):
-        found: Tensor = _Rowwise.apply(outputs, plain, rule)
-        return found
+        losses: Tensor = _Rowwise.apply(outputs, plain, rule)
+        return losses
     return plain(outputs)
 
 
@@ -66,7 +66,7 @@ def _reaches_further(form: Any, seen: frozenset[int] = frozenset()) -> bool:
         held = (form.func, *form.args, *form.keywords.values())
     elif isinstance(form, FunctionType):
         held = (*_closed_over(form), *(form.__defaults__ or ()))
-    return any(_reaches_further(each, seen | {id(form)}) for each in held)
+    return any(_reaches_further(value, seen | {id(form)}) for value in held)
 
 
 def _closed_over(form: FunctionType) -> Iterable[Any]:
@@ -81,8 +81,8 @@ def _run(outputs: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     losses, gradient = [outputs.new_empty(0)] if not rows else [], torch.empty_like(outputs)
     piece = max(1, PIECE // max(1, columns * outputs.element_size())) if outputs.device.type == "cpu" else max(1, rows)
     for start in range(0, rows, piece):
-        part = slice(start, min(start + piece, rows))
-        losses.append(rule(outputs[part], gradient[part], part))
+        rows_now = slice(start, min(start + piece, rows))
+        losses.append(rule(outputs[rows_now], gradient[rows_now], rows_now))
     return torch.cat(losses), gradient
 
 

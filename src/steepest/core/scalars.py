@@ -22,7 +22,7 @@ def plain(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(map(plain, value))
     if type(value) is dict:
-        return {name: plain(part) for name, part in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     return value
 
 

@@ -30,10 +30,10 @@ class Float:
     def at(self, u: float) -> float:
         """The value at position ``u`` in [0, 1)."""
         if self.log:
-            found = float(self.low * (self.high / self.low) ** u)
+            value = float(self.low * (self.high / self.low) ** u)
         else:
-            found = self.low + u * (self.high - self.low)
-        return min(max(found, self.low), self.high)  # rounding may step outside
+            value = self.low + u * (self.high - self.low)
+        return min(max(value, self.low), self.high)  # rounding may step outside
 
 
 @dataclass(frozen=True)

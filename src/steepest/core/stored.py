@@ -57,11 +57,11 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise ValueError(f"{word} is no number")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             names = [name for name, _ in pairs]
             raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
-        return found
+        return values
 
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
@@ -192,8 +192,8 @@ class Listed(Shape):
         if len(value) < self.least or (self.most is not None and len(value) > self.most):
             count = f"{self.least}" if self.least == self.most else f"{self.least} or more"
             refuse_stored(where, f"a list of {count} values", value)
-        for position, each in enumerate(value):
-            self.shape.check(each, f"{where}[{position}]")
+        for position, item in enumerate(value):
+            self.shape.check(item, f"{where}[{position}]")
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,8 @@ class Row(Shape):
     def check(self, value: object, where: str) -> None:
         if not isinstance(value, list) or len(value) != len(self.shapes):
             refuse_stored(where, f"a list of {len(self.shapes)} values", value)
-        for position, (each, shape) in enumerate(zip(value, self.shapes)):
-            shape.check(each, f"{where}[{position}]")
+        for position, (item, shape) in enumerate(zip(value, self.shapes)):
+            shape.check(item, f"{where}[{position}]")
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ class Named(Shape):
     def check(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
             refuse_stored(where, "names with values", value)
-        for name, each in value.items():
+        for name, item in value.items():
             self.names.check(name, f"{where}, a name")
-            self.shape.check(each, f"{where}[{name!r}]")
+            self.shape.check(item, f"{where}[{name!r}]")
 
 
 @dataclass(frozen=True)
@@ -243,10 +243,10 @@ class Record(Shape):
             if name not in value:
                 raise InputError(f"{where}: the field {name!r} is missing")
         known = {**self.fields, **self.optional}
-        for name, each in value.items():
+        for name, item in value.items():
             if name not in known:
                 raise InputError(f"{where}: unknown field {name[:80]!r}{nearest(name[:80], known)}")
-            known[name].check(each, inside(where, name))
+            known[name].check(item, inside(where, name))
 
 
 def inside(where: str, name: str) -> str:

@@ -51,7 +51,7 @@ def paragraphs(text: str) -> str:
     >>> paragraphs("One\\n    line.\\n\\n    Another.")
     'One line.\\n\\nAnother.'
     """
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def table_lines(

@@ -47,16 +47,16 @@ def epoch_order(
     gives fewer batches is asked again; one that gives None leaves the order to shuffling.
     """
     if sampler is not None and (drawn := sampler(labels, batch_size, generator)) is not None:
-        found = list(islice(drawn, steps))
-        while found and len(found) < steps:
-            again = list(islice(sampler(labels, batch_size, generator) or (), steps - len(found)))
+        batches = list(islice(drawn, steps))
+        while batches and len(batches) < steps:
+            again = list(islice(sampler(labels, batch_size, generator) or (), steps - len(batches)))
             if not again:
                 break
-            found += again
-        if len(found) < steps or any(batch.shape != (batch_size,) for batch in found):
-            sizes = sorted({tuple(batch.shape) for batch in found})
-            refuse("sampler", f"batches of {batch_size} row indices", f"{len(found)} batches of shapes {sizes}")
-        return torch.stack(found)
+            batches += again
+        if len(batches) < steps or any(batch.shape != (batch_size,) for batch in batches):
+            sizes = sorted({tuple(batch.shape) for batch in batches})
+            refuse("sampler", f"batches of {batch_size} row indices", f"{len(batches)} batches of shapes {sizes}")
+        return torch.stack(batches)
     passes = -(-steps * batch_size // rows)
     order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(passes)])
     return order[: steps * batch_size].view(steps, batch_size)

@@ -82,10 +82,10 @@ def check_optimizer(own: dict[str, Any], saved: dict[str, Any]) -> None:
     known = {number for group in own["param_groups"] for number in group["params"]}
     if not isinstance(state, dict) or not set(state) <= known:
         refuse("optimizer: state", "a state by parameter", state)
-    for each in state.values():
-        _check_names("optimizer: state", each)
-        if any(isinstance(value, (dict, str)) for value in each.values()):
-            refuse("optimizer: state", "tensors and numbers", each)
+    for of_parameter in state.values():
+        _check_names("optimizer: state", of_parameter)
+        if any(isinstance(value, (dict, str)) for value in of_parameter.values()):
+            refuse("optimizer: state", "tensors and numbers", of_parameter)
 
 
 def _alike(mine: object, theirs: object) -> bool:
@@ -94,7 +94,7 @@ def _alike(mine: object, theirs: object) -> bool:
         return (
             isinstance(theirs, (list, tuple))
             and len(theirs) == len(mine)
-            and all(_alike(one, other) for one, other in zip(mine, theirs))
+            and all(_alike(one, another) for one, another in zip(mine, theirs))
         )
     flag = (bool, np.bool_)
     if isinstance(mine, flag) or isinstance(theirs, flag):

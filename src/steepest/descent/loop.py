@@ -159,7 +159,7 @@ class Descent:
             if isinstance(value, Tensor):
                 return value.to(self.device, non_blocking=True)
             if isinstance(value, dict):
-                return {name: move(part) for name, part in value.items()}
+                return {name: move(item) for name, item in value.items()}
             return type(value)(map(move, value)) if type(value) in (list, tuple) else value
 
         extra = {name: move(tensor) for name, tensor in batch.extra.items()}
@@ -190,8 +190,8 @@ class Descent:
 
     def _one_epoch(self) -> None:
         number, done = self.epoch + 1, self.step
-        for part in (self.model, self.objective, self.method):
-            part.train()
+        for module in (self.model, self.objective, self.method):
+            module.train()
         if done == 0:
             self.objective.start_epoch(number, self.epochs)
             self.method.start_epoch(number, self.epochs)
@@ -242,7 +242,7 @@ class Descent:
             "random": self._random_state(),
             "random_at_epoch": self._random_at_epoch,
         }
-        return {name: plain(part) for name, part in state.items()}
+        return {name: plain(value) for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved moment: the model, objective, optimizer, schedule, hooks and all random states.
@@ -274,15 +274,15 @@ class Descent:
     def save(self, path: str | Path) -> None:
         """Write the state atomically: the file is the old one or the new one, never half."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with part.open("wb") as file:
+            with unfinished.open("wb") as file:
                 torch.save(self.state_dict(), file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            os.replace(unfinished, path)
         finally:
-            part.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
     def resume(self, path: str | Path) -> Self:
         """Load ``path`` if it exists, otherwise start from the beginning; then call :meth:`fit`.
@@ -331,5 +331,5 @@ def _generators(batches: Any) -> list[torch.Generator]:
     """The generators that a DataLoader was given, for itself and for its sampler."""
     loader = getattr(batches, "loader", None)
     owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())

@@ -30,8 +30,8 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
         parts = [batched(child, f"{prefix}{name}.") for name, child in module.named_children()]
 
         def sequential(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            for part in parts:
-                x = part(parameters, x)
+            for layer in parts:
+                x = layer(parameters, x)
             return x
 
         return sequential
@@ -56,8 +56,8 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
     names = [name for name, _ in module.named_parameters()]
 
     def call(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        found: Tensor = torch.func.functional_call(module, own, (x,))
-        return found
+        outputs: Tensor = torch.func.functional_call(module, own, (x,))
+        return outputs
 
     mapped = torch.func.vmap(call)
     return lambda parameters, x: mapped({name: parameters[prefix + name] for name in names}, x)
@@ -82,9 +82,9 @@ def architecture(model: nn.Module) -> str:
     (True, False)
     """
     lines = []
-    for name, part in model.named_modules():
-        shapes = {k: tuple(p.shape) for k, p in part.named_parameters(recurse=False)}
-        lines.append(f"{name} {type(part).__name__} {shapes} {_settings(part)}")
+    for name, layer in model.named_modules():
+        shapes = {k: tuple(p.shape) for k, p in layer.named_parameters(recurse=False)}
+        lines.append(f"{name} {type(layer).__name__} {shapes} {_settings(layer)}")
     return "\n".join(lines)
 
 
@@ -112,8 +112,8 @@ class Stack(nn.Module):
             refuse("models", "at least one", models)
         different = next((m for m in models if architecture(m) != architecture(models[0])), None)
         if different is not None:
-            first, other = architecture(models[0]).split("\n"), architecture(different).split("\n")
-            line = next((b for a, b in zip(first, other) if a != b), f"{len(other)} layers instead of {len(first)}")
+            first, second = architecture(models[0]).split("\n"), architecture(different).split("\n")
+            line = next((b for a, b in zip(first, second) if a != b), f"{len(second)} layers instead of {len(first)}")
             refuse("models", "one architecture", line)
         self.shapes = {name: tuple(p.shape) for name, p in models[0].named_parameters()}
         self._template = [models[0]]  # in a list: its own parameters are not this module's
@@ -174,7 +174,7 @@ class Stack(nn.Module):
 def _key(objective: nn.Module) -> tuple[object, ...]:
     """Equal for two objectives that compute the same function."""
     buffers = tuple((name, str(b.dtype), b.detach().cpu().numpy().tobytes()) for name, b in objective.named_buffers())
-    parts = tuple((name, type(part), _settings(part)) for name, part in objective.named_modules())
+    parts = tuple((name, type(module), _settings(module)) for name, module in objective.named_modules())
     return (buffers, parts)
 
 
@@ -227,8 +227,8 @@ class StackedObjective(Objective):
                 losses[i] = member(outputs[i], target[i], **{k: v[i] for k, v in named.items()})
                 continue
             pick: Any = slice(None) if self._all else torch.as_tensor(group, device=outputs.device)
-            found = self._joined(member, outputs[pick], target[pick], {k: v[pick] for k, v in named.items()})
-            for i, loss in zip(group, found.unbind()):
+            losses_of_group = self._joined(member, outputs[pick], target[pick], {k: v[pick] for k, v in named.items()})
+            for i, loss in zip(group, losses_of_group.unbind()):
                 losses[i] = loss
             member.terms = {}
         stacked = torch.stack(losses)
@@ -241,18 +241,18 @@ class StackedObjective(Objective):
             reduction, member.reduction = member.reduction, "none"
             try:
                 flat = {k: v.flatten(0, 1) for k, v in named.items()}
-                each: Tensor = member(outputs.flatten(0, 1), target.flatten(0, 1), **flat)
+                losses: Tensor = member(outputs.flatten(0, 1), target.flatten(0, 1), **flat)
             finally:
                 member.reduction = reduction
-            each = each.view(models, rows, -1)  # several numbers a sample for several labels
-            total = each.sum((1, 2))
+            losses = losses.view(models, rows, -1)  # several numbers a sample for several labels
+            total = losses.sum((1, 2))
             if reduction == "sum":
                 return total
-            counted = each.new_ones(models, rows) if (w := named.get("weight")) is None else w.to(each.dtype)
+            counted = losses.new_ones(models, rows) if (w := named.get("weight")) is None else w.to(losses.dtype)
             ignored = getattr(member, "ignore_index", None)
             if ignored is not None and target.shape == counted.shape and not target.is_floating_point():
                 counted = counted * (target != ignored)
-            return total / (counted.sum(1) * each.shape[2])
+            return total / (counted.sum(1) * losses.shape[2])
         names = list(named)
 
         def one(o: Tensor, t: Tensor, *rest: Tensor) -> Tensor:

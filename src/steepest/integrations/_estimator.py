@@ -41,12 +41,12 @@ ROLES = ("split", "backbone", "head", "objective", "order")
 def _made(cls: type[Objective], info: TaskInfo, hyper: dict[str, Any]) -> Objective:
     """The objective for a task."""
     try:
-        found = cls.from_task(info, **hyper)
+        objective = cls.from_task(info, **hyper)
     except TypeError as error:
         raise TypeError(f"objective_params of {cls.name or cls.__name__}: {error}") from error
-    if found.reduction == "none":
+    if objective.reduction == "none":
         refuse("objective_params", "a reduction to one number", "none")
-    return found
+    return objective
 
 
 class ObjectiveEstimator(BaseEstimator):
@@ -122,8 +122,8 @@ class ObjectiveEstimator(BaseEstimator):
             return self.model
         if self.model in IMAGE_MODELS:
             refuse("model", "one for rows of numbers", self.model)
-        found: Callable[..., nn.Module] = find_model(self.model, trust=True)
-        return partial(found, width=int(self.width), depth=int(self.depth)) if self.model in MODELS else found
+        named: Callable[..., nn.Module] = find_model(self.model, trust=True)
+        return partial(named, width=int(self.width), depth=int(self.depth)) if self.model in MODELS else named
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
@@ -159,8 +159,8 @@ class ObjectiveEstimator(BaseEstimator):
         weight = self._weights(X, sample_weight)
         if weight is None or weight.all():
             return X, y, weight
-        kept = np.flatnonzero(weight)
-        return _safe_indexing(X, kept), y[kept], weight[kept]
+        positive = np.flatnonzero(weight)
+        return _safe_indexing(X, positive), y[positive], weight[positive]
 
     def _weights(self, X: Any, sample_weight: Any) -> np.ndarray | None:
         if sample_weight is None:
@@ -193,7 +193,7 @@ class ObjectiveEstimator(BaseEstimator):
         """Outputs of the network in float64, where a row's result doesn't depend on the rows beside it."""
         rows = torch.from_numpy(self._rows(X))
         with torch.no_grad():
-            return torch.cat([self.network_(part) for part in rows.split(4096)])
+            return torch.cat([self.network_(chunk) for chunk in rows.split(4096)])
 
     def _train(self, X: Any, y: np.ndarray, weight: np.ndarray | None, task: str, classes: int) -> None:
         """Set the fitted attributes from rows of positive weight."""
@@ -208,10 +208,12 @@ class ObjectiveEstimator(BaseEstimator):
         """Fit on validation rows what makes probabilities of outputs, where a classifier needs that."""
 
     def _split(self, X: Any, y: np.ndarray, weight: np.ndarray | None, task: str, seed: int) -> Split:
-        own, other = np.arange(len(y)), np.arange(0)
+        own, held_out = np.arange(len(y)), np.arange(0)
         if self.validation_fraction is not None:
             labels = None if task == "regression" else y
-            own, other = train_test_split(own, test_size=self.validation_fraction, stratify=labels, random_state=seed)
+            own, held_out = train_test_split(
+                own, test_size=self.validation_fraction, stratify=labels, random_state=seed
+            )
         w = None if weight is None else weight[own]
         self.preprocessor_ = Preprocessor(standardise=self.standardise).fit(_safe_indexing(X, own), sample_weight=w)
         rows = self.preprocessor_.transform(X)
@@ -227,9 +229,9 @@ class ObjectiveEstimator(BaseEstimator):
             torch.as_tensor(rows[own], dtype=number),
             torch.as_tensor(target[own], dtype=number if task == "regression" else torch.long),
             None if w is None else torch.as_tensor(w, dtype=number),
-            torch.as_tensor(rows[other], dtype=number),
-            y[other],
-            None if weight is None else weight[other],
+            torch.as_tensor(rows[held_out], dtype=number),
+            y[held_out],
+            None if weight is None else weight[held_out],
             scale,
             task,
         )
@@ -288,12 +290,12 @@ class ObjectiveEstimator(BaseEstimator):
         metric = (
             default_metric(task, counts or None) if self.metric is None else find_metric(self.metric, task, trust=True)
         )
-        other = split.other_inputs.to(device)
+        held_out = split.other_inputs.to(device)
 
         def evaluate(_: Descent) -> float:
             network.eval(), objective.eval()
             with torch.no_grad():
-                outputs = torch.cat([network(part) for part in other.split(4096)])
+                outputs = torch.cat([network(chunk) for chunk in held_out.split(4096)])
             return metric(split.other_target, outcome_of(objective, outputs, split), split.other_weight)
 
         better, patience = metric.greater_is_better, None if self.patience is None else int(self.patience)

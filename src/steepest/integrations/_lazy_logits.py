@@ -153,17 +153,17 @@ class LazyLogits(Tensor):
             with DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         elif func is nn.functional.cross_entropy:
-            found = _cross_entropy(*args, **kwargs)
-            if found is not None:
-                return found
+            result = _cross_entropy(*args, **kwargs)
+            if result is not None:
+                return result
         elif self is not None and not self._changed:
-            found = _lazily(self, name, args[1:], kwargs)
-            if found is not None:
-                return found
+            result = _lazily(self, name, args[1:], kwargs)
+            if result is not None:
+                return result
         elif name in ("add", "__add__") and len(args) == 2 and isinstance(args[1], LazyLogits) and not args[1]._changed:
-            found = _lazily(args[1], name, args[:1], kwargs)  # the bias comes first
-            if found is not None:
-                return found
+            result = _lazily(args[1], name, args[:1], kwargs)  # the bias comes first
+            if result is not None:
+                return result
         if self is not None and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
             return self._change(func, name, args, kwargs)
         with DisableTorchFunctionSubclass():
@@ -221,8 +221,8 @@ def _formed(value: Any, why: str) -> Any:
     if isinstance(value, LazyLogits):
         return value.formed(why)
     if isinstance(value, dict):
-        return {key: _formed(each, why) for key, each in value.items()}
-    return type(value)(_formed(each, why) for each in value) if type(value) in (list, tuple) else value
+        return {key: _formed(item, why) for key, item in value.items()}
+    return type(value)(_formed(item, why) for item in value) if type(value) in (list, tuple) else value
 
 
 def _lazily(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits | None:
@@ -276,17 +276,19 @@ def _cast(self: LazyLogits, name: str, args: Any, kwargs: Any) -> torch.dtype | 
     if set(kwargs) - {"device", "dtype", "non_blocking", "copy"} or kwargs.get("copy"):
         return None
     dtype, device = _plain(self, "dtype"), _plain(self, "device")
-    for each in (*args, kwargs.get("dtype"), kwargs.get("device")):
-        if isinstance(each, torch.dtype):
-            dtype = each
-        elif isinstance(each, Tensor) and each.device == device:
-            dtype = each.dtype
-        elif name == "type" and each is not None:
-            kind = _TENSOR_TYPES.get(each if isinstance(each, str) else f"{each.__module__}.{each.__name__}")
+    for argument in (*args, kwargs.get("dtype"), kwargs.get("device")):
+        if isinstance(argument, torch.dtype):
+            dtype = argument
+        elif isinstance(argument, Tensor) and argument.device == device:
+            dtype = argument.dtype
+        elif name == "type" and argument is not None:
+            kind = _TENSOR_TYPES.get(
+                argument if isinstance(argument, str) else f"{argument.__module__}.{argument.__name__}"
+            )
             if kind is None or kind[0] != device.type:
                 return None
             dtype = kind[1]
-        elif each is not None and not (isinstance(each, (str, torch.device)) and _is(each, device)):
+        elif argument is not None and not (isinstance(argument, (str, torch.device)) and _is(argument, device)):
             return None
     return dtype if dtype.is_floating_point else None
 
@@ -301,13 +303,13 @@ def _is(named: str | torch.device, device: torch.device) -> bool:
 def _rows(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits | None:
     """Views and choices of rows, each with all its classes."""
     shape, width = _plain(self, "shape"), self._hidden.shape[-1]
-    if kwargs or any(isinstance(each, torch.dtype) for each in args):
+    if kwargs or any(isinstance(argument, torch.dtype) for argument in args):
         return None
     if name in _VIEWS:
-        made = getattr(torch.empty(shape, device="meta"), name)(*args).shape
-        if not made or made[-1] != shape[-1] or prod(made[:-1]) != prod(shape[:-1]):
+        new_shape = getattr(torch.empty(shape, device="meta"), name)(*args).shape
+        if not new_shape or new_shape[-1] != shape[-1] or prod(new_shape[:-1]) != prod(shape[:-1]):
             return None
-        hidden = self._hidden.reshape(*made[:-1], width)
+        hidden = self._hidden.reshape(*new_shape[:-1], width)
     elif name == "__getitem__":
         index = _index(args[0], shape)
         if index is None:
@@ -315,23 +317,23 @@ def _rows(self: LazyLogits, name: str, args: Any, kwargs: Any) -> LazyLogits | N
         hidden = self._hidden[index]
     else:
         return None
-    found = self._like(hidden=hidden)
-    self._shared = found._shared = True
-    return found
+    of_rows = self._like(hidden=hidden)
+    self._shared = of_rows._shared = True
+    return of_rows
 
 
 def _index(index: Any, shape: torch.Size) -> tuple[Any, ...] | None:
     """The index of rows, or None where it goes into the classes or is of a kind not known here."""
     parts = list(index) if isinstance(index, tuple) else [index]
     count = 0
-    for part in parts:
-        if isinstance(part, Tensor) and not isinstance(part, LazyLogits):
-            count += part.ndim if part.dtype == torch.bool else 1
-        elif isinstance(part, slice) or (isinstance(part, int) and not isinstance(part, bool)):
+    for one_index in parts:
+        if isinstance(one_index, Tensor) and not isinstance(one_index, LazyLogits):
+            count += one_index.ndim if one_index.dtype == torch.bool else 1
+        elif isinstance(one_index, slice) or (isinstance(one_index, int) and not isinstance(one_index, bool)):
             count += 1
-        elif part is not Ellipsis:
+        elif one_index is not Ellipsis:
             return None
-    dots = [place for place, part in enumerate(parts) if part is Ellipsis]
+    dots = [place for place, one_index in enumerate(parts) if one_index is Ellipsis]
     if len(dots) > 1 or count > len(shape):
         return None
     if dots:
@@ -369,7 +371,7 @@ def _cross_entropy(
     elif told.get("class_weight") is not None:
         told["class_weight"] = told["class_weight"].to(input._hidden.device)
     told["label_smoothing"] = told.get("label_smoothing") or label_smoothing
-    found = linear_cross_entropy(
+    loss = linear_cross_entropy(
         input._hidden,
         input._head.weight,
         target,
@@ -380,5 +382,5 @@ def _cross_entropy(
         temperature=shaped[1],
         **told,
     )
-    assert isinstance(found, Tensor)
-    return found
+    assert isinstance(loss, Tensor)
+    return loss

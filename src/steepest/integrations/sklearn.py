@@ -126,8 +126,8 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         """The label of each row ``[N]``."""
         outputs = self._outputs(X)
         with torch.no_grad():
-            found: np.ndarray = self.classes_[self.objective_.predict(outputs).numpy()]
-        return found
+            labels: np.ndarray = self.classes_[self.objective_.predict(outputs).numpy()]
+        return labels
 
     @available_if(_gives_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -140,17 +140,17 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         if isinstance(self.calibration_, Calibration):
             with torch.no_grad():
                 return self.calibration_.probabilities(self.objective_.decision(outputs).numpy())
-        found = self._probabilities(outputs)
-        assert found is not None
-        probabilities: np.ndarray = found.numpy()
+        given = self._probabilities(outputs)
+        assert given is not None
+        probabilities: np.ndarray = given.numpy()
         return probabilities
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Two classes: ``[N]``, above 0 means ``classes_[1]``; more: ``[N, C]``, the largest is predicted."""
         outputs = self._outputs(X)
         with torch.no_grad():
-            found: np.ndarray = self.objective_.decision(outputs).numpy()
-        return found
+            decision: np.ndarray = self.objective_.decision(outputs).numpy()
+        return decision
 
     def _calibrate(self, split: Split) -> None:
         self.calibration_: Calibration | str | None = None
@@ -161,15 +161,15 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
             if not len(split.other_target):
                 self.calibration_ = "set validation_fraction, and its outputs are calibrated on those rows"
                 return
-            outputs = torch.cat([self.network_(part.double()) for part in split.other_inputs.cpu().split(4096)])
+            outputs = torch.cat([self.network_(chunk.double()) for chunk in split.other_inputs.cpu().split(4096)])
             scores = self.objective_.decision(outputs).numpy()
         # without an offset the most probable class is the one that is predicted
         self.calibration_ = calibrate(scores, split.other_target, split.other_weight, offset=False)
 
     def _probabilities(self, outputs: Tensor) -> Tensor | None:
         with torch.no_grad():
-            found = self.objective_.probabilities(outputs)
-        return None if found is None else found.double()
+            probabilities = self.objective_.probabilities(outputs)
+        return None if probabilities is None else probabilities.double()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -218,5 +218,5 @@ class ObjectiveRegressor(RegressorMixin, ObjectiveEstimator):
         """The prediction for each row ``[N]``, in the target's own units."""
         outputs = self._outputs(X)
         with torch.no_grad():
-            found: np.ndarray = self.objective_.predict(outputs).numpy()
-        return found * self.target_scale_ + self.target_mean_
+            standardised: np.ndarray = self.objective_.predict(outputs).numpy()
+        return standardised * self.target_scale_ + self.target_mean_

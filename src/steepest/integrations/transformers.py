@@ -225,20 +225,25 @@ def _head(model: Any) -> Any:
 
 def _parts(model: Any) -> dict[str, Any]:
     """The outermost parts with an output layer of their own, by name."""
-    found: dict[str, Any] = {}
-    for name, part in model.named_modules() if isinstance(model, nn.Module) else ():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name and not inside and hasattr(part, "get_output_embeddings") and part.get_output_embeddings() is not None:
-            found[name] = part
-    return found
+    outermost: dict[str, Any] = {}
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        inside = any(name.startswith(f"{outer}.") for outer in outermost)
+        if (
+            name
+            and not inside
+            and hasattr(module, "get_output_embeddings")
+            and module.get_output_embeddings() is not None
+        ):
+            outermost[name] = module
+    return outermost
 
 
 def _advice(model: Any) -> str:
     """The parts that can be patched, for an error."""
     calls = [
         f"patch(model.{name})"
-        for name, part in _parts(model).items()
-        if "labels" in inspect.signature(part.forward).parameters
+        for name, module in _parts(model).items()
+        if "labels" in inspect.signature(module.forward).parameters
     ]
     return f" (a part of it has them: {', '.join(calls)})" if calls else ""
 
@@ -275,8 +280,8 @@ def _class(base: Any) -> Any:
     vars(forward).update({"__signature__": signature, _STATE: True})
 
     def reduce_ex(self: Any, protocol: Any) -> Any:
-        made = super(changed, self).__reduce_ex__(protocol)
-        return (_new, (base,), *made[2:])
+        reduced = super(changed, self).__reduce_ex__(protocol)
+        return (_new, (base,), *reduced[2:])
 
     about = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     changed: Any = type(base.__name__, (base,), {**about, "forward": forward, "_steepest_base": base})
@@ -295,9 +300,9 @@ def _standing_in(model: Any, state: _State, use: Use) -> Iterator[None]:
     """Let the output layer give :class:`LazyLogits`, where it is one that they can stand for."""
     head = _head(model)
     own = type(head).__module__.partition(".")[0] == "peft"
-    layers = [each for each in (head.modules() if own else [head]) if _plain(each)]
-    widest = max((len(each.weight) for each in layers), default=0)
-    layers = [each for each in layers if len(each.weight) == widest]
+    layers = [candidate for candidate in (head.modules() if own else [head]) if _plain(candidate)]
+    widest = max((len(candidate.weight) for candidate in layers), default=0)
+    layers = [candidate for candidate in layers if len(candidate.weight) == widest]
     if not layers:
         state.warn(f"the output layer of {type(model).__name__} is no plain linear layer ({type(head).__name__}, or "
                    "hooks, or a weight that isn't one tensor): logits are formed as before")  # fmt: skip
@@ -339,7 +344,7 @@ def _outputs(value: Any, formed: bool) -> Any:
     """Outputs with logits, or without: None in tuples, absent in outputs by name."""
     if isinstance(value, LazyLogits):
         return value.formed("outputs") if formed else None
-    if isinstance(value, Mapping) and any(isinstance(each, LazyLogits) for each in value.values()):
-        kept = {name: _outputs(each, formed) for name, each in value.items()}
-        return type(value)(**{name: each for name, each in kept.items() if each is not None})
-    return tuple(_outputs(each, formed) for each in value) if type(value) is tuple else value
+    if isinstance(value, Mapping) and any(isinstance(item, LazyLogits) for item in value.values()):
+        items = {name: _outputs(item, formed) for name, item in value.items()}
+        return type(value)(**{name: item for name, item in items.items() if item is not None})
+    return tuple(_outputs(item, formed) for item in value) if type(value) is tuple else value

@@ -84,15 +84,15 @@ class Call:
         """The result from the job's losses: each in its place, or their mean."""
         if self.reduction == "none":
             return self.job.rows.spread(losses if self.job.shard is None else self.job.shard.mine(losses))
-        found = losses / self.above if self.reduction == "mean" else losses
+        loss = losses / self.above if self.reduction == "mean" else losses
         if self.totals:
-            found = GroupTotal.apply(found, self.totals)
-        return found
+            loss = GroupTotal.apply(loss, self.totals)
+        return loss
 
     def statistics(self) -> HeadStatistics:
         """What was noted, in the shape of the targets."""
-        found, rows, chosen = self.noted, self.job.rows, self.job.filter
-        assert found is not None
+        noted, rows, chosen = self.noted, self.job.rows, self.job.filter
+        assert noted is not None
         target = rows.target
         if rows.share is not None:
             target = target.gather(1, rows.share.argmax(1, keepdim=True)).squeeze(1)
@@ -101,10 +101,10 @@ class Call:
         counts = torch.ones_like(target, dtype=torch.bool) if rows.factor is None else rows.factor > 0
         own = slice(None) if self.job.shard is None else self.job.shard.place
         return HeadStatistics(
-            rows.spread(torch.where(counts, found.lse, 0.0)[own]),
-            rows.spread(torch.where(counts, found.entropy, 0.0)[own]),
-            rows.spread(torch.where(counts, found.argmax, -1)[own], -1),
-            rows.spread(((found.argmax == target) & counts)[own], False),
+            rows.spread(torch.where(counts, noted.lse, 0.0)[own]),
+            rows.spread(torch.where(counts, noted.entropy, 0.0)[own]),
+            rows.spread(torch.where(counts, noted.argmax, -1)[own], -1),
+            rows.spread(((noted.argmax == target) & counts)[own], False),
             rows.spread(counts[own], False),
             None if chosen is None else chosen.dropped,
         )
@@ -191,9 +191,9 @@ def _denominators(
     below = ones if rows.factor is None else rows.factor.to(dtype)
     weighted = class_weight is not None and rows.target.ndim == 1
     above = below * class_weight[rows.target] if weighted and class_weight is not None else below
-    sums = [each.sum() for each in (above, below)]
+    sums = [amount.sum() for amount in (above, below)]
     if totals:
         sums = list(total(torch.stack(sums), totals))
     if empty == "zero":
-        sums = [torch.where(each > 0, each, 1.0) for each in sums]
+        sums = [torch.where(amount > 0, amount, 1.0) for amount in sums]
     return sums[0], sums[1] if weighted else None

@@ -17,7 +17,7 @@ from ._call import HeadStatistics, Options, prepare
 from ._engine import narrowed
 from ._memory import computed
 
-_FIELDS = tuple(each.name for each in fields(Options))
+_FIELDS = tuple(option.name for option in fields(Options))
 
 
 def compiled(
@@ -96,21 +96,21 @@ def _forward(
     wanted = target if share is None else (target, share)
     call = prepare(hidden, weight, bias, wanted, class_weight, token_weight, num_items, known, statistics=statistics)
     scalar = known.reduction != "none"
-    losses, found = call.job.gradients(needs if scalar else (False, False, False))
+    losses, gradients_of = call.job.gradients(needs if scalar else (False, False, False))
     loss = call.loss(losses.sum() if scalar else losses)
     gradients = [hidden.new_empty(0), weight.new_empty(0), weight.new_empty(0)]
     if scalar:
-        for gradient in (found.hidden, found.weight, found.bias):
+        for gradient in (gradients_of.hidden, gradients_of.weight, gradients_of.bias):
             if gradient is not None and known.reduction == "mean":
                 gradient.div_(call.above)
-        _, dw, db = narrowed(found, hidden, weight, bias)
-        made = (_of_positions(call, found.hidden, hidden, known) if needs[0] else None, dw, db)
-        gradients = [empty if each is None else each for empty, each in zip(gradients, made)]
+        _, dw, db = narrowed(gradients_of, hidden, weight, bias)
+        computed = (_of_positions(call, gradients_of.hidden, hidden, known) if needs[0] else None, dw, db)
+        gradients = [empty if tensor is None else tensor for empty, tensor in zip(gradients, computed)]
     noted = [hidden.new_empty(0)] * 5
     if statistics:
         s = call.statistics()
         noted = [s.lse, s.entropy, s.argmax, s.correct, s.valid]
-    return (loss, *gradients, *(each.clone() for each in noted))  # type: ignore[return-value]
+    return (loss, *gradients, *(tensor.clone() for tensor in noted))  # type: ignore[return-value]
 
 
 @_forward.register_fake
@@ -132,13 +132,13 @@ def _(
     lead = (*lead[:-1], lead[-1] - known.shift) if known.shift else lead
     scalar = known.reduction != "none"
     loss = hidden.new_empty(() if scalar else lead, dtype=wide)
-    made = [
+    gradients = [
         of.new_empty(of.shape if scalar and need and of is not None else 0)
         for of, need in zip((hidden, weight, weight if bias is None else bias), needs)
     ]
     shape = lead if statistics else (0,)
     kinds = (wide, wide, torch.int64, torch.bool, torch.bool) if statistics else (hidden.dtype,) * 5
-    return (loss, *made, *(hidden.new_empty(shape, dtype=kind) for kind in kinds))
+    return (loss, *gradients, *(hidden.new_empty(shape, dtype=kind) for kind in kinds))
 
 
 @torch.library.custom_op("steepest::linear_cross_entropy_backward", mutates_args=())
@@ -167,9 +167,9 @@ def _backward(
     )
     flat = upstream.reshape(-1)
     rows = flat if call.job.rows.index is None else flat[call.job.rows.index]
-    _, found = call.job.gradients(needs, rows)
-    _, dw, db = narrowed(found, hidden, weight, bias)
-    dh = _of_positions(call, found.hidden, hidden, known) if needs[0] else hidden.new_empty(0)
+    _, gradients = call.job.gradients(needs, rows)
+    _, dw, db = narrowed(gradients, hidden, weight, bias)
+    dh = _of_positions(call, gradients.hidden, hidden, known) if needs[0] else hidden.new_empty(0)
     return dh, weight.new_empty(0) if dw is None else dw, weight.new_empty(0) if db is None else db
 
 
@@ -202,12 +202,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     if ctx.scalar:
         # multiplied before it is narrowed: 1/3 is no half number
-        wide = [each.to(torch.promote_types(each.dtype, upstream.dtype)) * upstream for each in ctx.saved_tensors]
-        found = [each.to(of.dtype) if need else None for each, of, need in zip(wide, ctx.saved_tensors, ctx.needs)]
+        wide = [slope.to(torch.promote_types(slope.dtype, upstream.dtype)) * upstream for slope in ctx.saved_tensors]
+        gradients = [
+            slope.to(of.dtype) if need else None for slope, of, need in zip(wide, ctx.saved_tensors, ctx.needs)
+        ]
     else:
-        made = torch.ops.steepest.linear_cross_entropy_backward(upstream, *ctx.saved_tensors, ctx.options, ctx.needs)
-        found = [each if need else None for each, need in zip(made, ctx.needs)]
-    return (*found, *[None] * 8)
+        slopes = torch.ops.steepest.linear_cross_entropy_backward(upstream, *ctx.saved_tensors, ctx.options, ctx.needs)
+        gradients = [slope if need else None for slope, need in zip(slopes, ctx.needs)]
+    return (*gradients, *[None] * 8)
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)

@@ -90,7 +90,7 @@ class Head:
 def pieces(rows: slice, z: Tensor, limit: int) -> list[tuple[slice, slice]]:
     """Parts of a chunk of at most ``limit`` bytes: positions in the chunk and among all rows."""
     size = max(1, limit // max(1, z.shape[1] * z.element_size()))
-    return [(part, slice(rows.start + part.start, rows.start + part.stop)) for part in chunks(len(z), size)]
+    return [(piece, slice(rows.start + piece.start, rows.start + piece.stop)) for piece in chunks(len(z), size)]
 
 
 class Collect(Protocol):
@@ -144,44 +144,46 @@ def sweep(
     n, wide = len(head.hidden), computed(head.weight)
     vocabulary = head.weight.shape[0]
     losses = head.hidden.new_empty(n, dtype=wide)
-    found, kept = Gradients(), None
+    gradients, logits = Gradients(), None
     differentiate = any(needs) or keep
     if needs[0] and not keep:
-        found.hidden = head.hidden.new_empty(head.hidden.shape, dtype=head.result)
+        gradients.hidden = head.hidden.new_empty(head.hidden.shape, dtype=head.result)
     if needs[1] and not keep and not n:
-        found.weight = torch.zeros_like(head.weight)
+        gradients.weight = torch.zeros_like(head.weight)
     if needs[2] and not keep and not n:
-        found.bias = head.weight.new_zeros(vocabulary)
+        gradients.bias = head.weight.new_zeros(vocabulary)
     kernels = row_kernels(head.hidden.device, head.weight.dtype, rule, head.softcap, collect, others)
     if kernels is None:
         buffer = head.hidden.new_empty((min(plan.rows, n), vocabulary), dtype=wide)
     else:
         buffer = logits_buffer(head.hidden, min(plan.rows, n), vocabulary, head.weight.dtype)
-    more = [head.hidden.new_empty((min(plan.rows, n), len(each.weight)), dtype=wide) for each in others]
+    more = [head.hidden.new_empty((min(plan.rows, n), len(head_beside.weight)), dtype=wide) for head_beside in others]
     scratch = head.hidden.new_empty((0, vocabulary), dtype=wide)
     for rows in chunks(n, plan.rows):
         z = head.raw(rows, buffer[: rows.stop - rows.start])
-        further = [each.raw(rows, out[: len(z)]) for each, out in zip(others, more)]
+        further = [head_beside.raw(rows, out[: len(z)]) for head_beside, out in zip(others, more)]
         if kernels is not None:
             given = None if factor is None else factor[rows].to(wide)
             _in_place(kernels, head, rule, z, rows, losses, given, differentiate, collect)
-        for part, among in pieces(rows, z, plan.piece) if kernels is None else ():
-            piece = head.shape(z[part])
+        for here, among in pieces(rows, z, plan.piece) if kernels is None else ():
+            piece = head.shape(z[here])
             if len(scratch) < len(piece):
                 scratch = torch.empty_like(piece)
             g = scratch[: len(piece)]
-            losses[among] = rule(piece, g, among, *(each.shape(x[part]) for each, x in zip(others, further)))
+            losses[among] = rule(
+                piece, g, among, *(head_beside.shape(x[here]) for head_beside, x in zip(others, further))
+            )
             if differentiate:
                 if collect is not None:
-                    collect.see(g, part)
+                    collect.see(g, here)
                 if factor is not None:
                     g.mul_(factor[among].unsqueeze(1))
                 head.chain(piece, g)
         if keep:
-            kept = z.to(head.weight.dtype)
+            logits = z.to(head.weight.dtype)
         elif differentiate:
-            (_collect if collect is None else collect)(head, z, rows, found, needs)
-    return losses, found, kept
+            (_collect if collect is None else collect)(head, z, rows, gradients, needs)
+    return losses, gradients, logits
 
 
 def _in_place(
@@ -217,23 +219,23 @@ def close(head: Head, kept: Tensor, needs: Sequence[bool], upstream: Tensor, rul
         upstream: ``[n]`` or ``[]``.
         rule: the row function that the gradient is of.
     """
-    found = Gradients()
+    gradients = Gradients()
     factor = upstream.to(computed(head.weight))
     column = factor.unsqueeze(-1) if factor.ndim else factor
     if needs[0]:
-        found.hidden = (kept @ head.weight).mul_(column)
+        gradients.hidden = (kept @ head.weight).mul_(column)
     if needs[1]:
-        found.weight = kept.t() @ (head.hidden * column).to(head.weight.dtype)
+        gradients.weight = kept.t() @ (head.hidden * column).to(head.weight.dtype)
     if needs[2]:
         kernels = row_kernels(kept.device, kept.dtype, rule)
         if kernels is not None:
-            found.bias, _, _ = kernels.column_sums(kept, weight=factor.expand(len(kept)))
-            return found
+            gradients.bias, _, _ = kernels.column_sums(kept, weight=factor.expand(len(kept)))
+            return gradients
         # sums, not a product: they are pairwise
-        found.bias = head.weight.new_zeros(kept.shape[1], dtype=factor.dtype)
-        for part, _ in pieces(slice(0, len(kept)), kept, PIECE if kept.device.type == "cpu" else DEVICE_PIECE):
-            found.bias += (kept[part] * (column[part] if factor.ndim else factor)).sum(0)
-    return found
+        gradients.bias = head.weight.new_zeros(kept.shape[1], dtype=factor.dtype)
+        for here, _ in pieces(slice(0, len(kept)), kept, PIECE if kept.device.type == "cpu" else DEVICE_PIECE):
+            gradients.bias += (kept[here] * (column[here] if factor.ndim else factor)).sum(0)
+    return gradients
 
 
 def _collect(head: Head, g: Tensor, rows: slice, found: Gradients, needs: Sequence[bool]) -> None:
@@ -314,15 +316,15 @@ class RowLosses(torch.autograd.Function):
         given = hidden.new_ones((), dtype=computed(weight)) if many else upstream
         factor = given if ctx.factor is None else given * ctx.factor.to(given.dtype)
         if ctx.kept is not None:
-            found = close(head, ctx.kept, needs, factor, rule)
+            gradients = close(head, ctx.kept, needs, factor, rule)
         elif ctx.found is not None:
             # the first backward pass may have the buffers; a second one computes them again
-            found, ctx.found = ctx.found, None
-            return (*narrowed(found, hidden, weight, bias, upstream), *[None] * 6)
+            gradients, ctx.found = ctx.found, None
+            return (*narrowed(gradients, hidden, weight, bias, upstream), *[None] * 6)
         else:
             rows = factor.expand(len(hidden)) if factor.ndim == 0 else factor
-            _, found, _ = sweep(head, rule, ctx.plan, needs, others=others, factor=rows, collect=ctx.collect)
-        return (*narrowed(found, hidden, weight, bias, upstream if many else None), *[None] * 6)
+            _, gradients, _ = sweep(head, rule, ctx.plan, needs, others=others, factor=rows, collect=ctx.collect)
+        return (*narrowed(gradients, hidden, weight, bias, upstream if many else None), *[None] * 6)
 
 
 def narrowed(

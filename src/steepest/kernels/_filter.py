@@ -145,10 +145,10 @@ class GradientFilter:
             total = a.sum()
             b = (down * ~alive) / torch.where(total == 0, 1.0, total)
         if needs[0] and found.hidden is not None:
-            part = torch.mm(narrow, head.weight[columns]).to(wide)
+            product = torch.mm(narrow, head.weight[columns]).to(wide)
             if a is not None and b is not None:
-                part.addr_(a, _times(b, head.weight))
-            found.hidden[rows] = part.to(found.hidden.dtype)
+                product.addr_(a, _times(b, head.weight))
+            found.hidden[rows] = product.to(found.hidden.dtype)
         if needs[1]:
             kind = wide if head.wide_sums else head.weight.dtype
             if found.weight is None:

@@ -93,15 +93,15 @@ class Job:
             losses = self.plain(hidden, self.weight, self.bias)
             losses = losses if factor is None else losses * factor
             return losses.sum() if self.scalar else losses
-        found = self.plan()
+        layout = self.plan()
         with without_autocast(hidden):
-            if not self.by_slabs(found):
+            if not self.by_slabs(layout):
                 told = factor if self.scalar else None
                 losses = RowLosses.apply(
-                    hidden, self.weight, self.bias, self.make, self.plain, found, told, self.scalar, self.filter
+                    hidden, self.weight, self.bias, self.make, self.plain, layout, told, self.scalar, self.filter
                 )
                 return losses if self.scalar or factor is None else losses * factor
-            losses, _ = SlabLosses.apply(hidden, self.weight, self.bias, partial(self.slabs, found), self.plain)
+            losses, _ = SlabLosses.apply(hidden, self.weight, self.bias, partial(self.slabs, layout), self.plain)
             losses = losses if factor is None else losses * factor
             return losses.sum() if self.scalar else losses
 
@@ -115,23 +115,25 @@ class Job:
                 heads: Sequence[Head] = (head, *others)
             else:  # what doesn't count may be infinite, and times 0 that is no 0
                 counts = (self.rows.factor > 0).unsqueeze(1)
-                heads = [replace(each, hidden=torch.where(counts, each.hidden, 0.0)) for each in (head, *others)]
-            return self.dense(*(each.dense() for each in heads))
+                heads = [
+                    replace(one_head, hidden=torch.where(counts, one_head.hidden, 0.0)) for one_head in (head, *others)
+                ]
+            return self.dense(*(one_head.dense() for one_head in heads))
 
     def gradients(self, needs: Sequence[bool], upstream: Tensor | None = None) -> tuple[Tensor, Gradients]:
         """Weighted losses ``[n]`` and gradients of their sum (each times ``upstream[i]``), without autograd."""
-        found, factor, hidden = self.plan(), self.factor(), self.rows.hidden
+        layout, factor, hidden = self.plan(), self.factor(), self.rows.hidden
         weights = factor if upstream is None else upstream if factor is None else upstream * factor
         with without_autocast(hidden):
-            if self.by_slabs(found):
-                slabs = self.slabs(found, hidden, self.weight, self.bias)
+            if self.by_slabs(layout):
+                slabs = self.slabs(layout, hidden, self.weight, self.bias)
                 losses, lse = slabs.forward()
                 ones = losses.new_ones(()) if weights is None else weights
                 gradients = slabs.backward(lse, ones, list(needs)) if any(needs) else Gradients()
             else:
                 head, rule, others = self.make(hidden, self.weight, self.bias)
                 losses, gradients, _ = sweep(
-                    head, rule, found, needs, others=others, factor=weights, collect=self.filter
+                    head, rule, layout, needs, others=others, factor=weights, collect=self.filter
                 )
         return losses if factor is None else losses * factor, gradients
 
@@ -163,7 +165,7 @@ class Job:
             # each chunk adds a product to wide sums: too short ones spend their time there
             limit = max(limit, min(4 * limit, HALF_ROWS * size * self.weight.shape[0] + held * PIECE))
         grain = {} if device.type == "cpu" else {**DEVICE_GRAIN, "aside": 4 * shape[0] * shape[1] if half else 0}
-        found = plan(
+        layout = plan(
             shape[0],
             self.weight.shape[0],
             size,
@@ -176,16 +178,18 @@ class Job:
             piece=PIECE if self.rows.hidden.device.type == "cpu" else DEVICE_PIECE,
             **grain,
         )
-        if self.filter is not None and found.mode == "keep":
-            return replace(found, mode="chunk" if self.scalar else "recompute")
-        return found
+        if self.filter is not None and layout.mode == "keep":
+            return replace(layout, mode="chunk" if self.scalar else "recompute")
+        return layout
 
     def make(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Head, RowRule, Sequence[Head]]:
         """The head of these tensors in the type of the matrix products, its rule, further heads."""
         kind = self.type()
         result = hidden.dtype if kind != weight.dtype else None
         head = Head(hidden.to(kind), weight.to(kind), bias, self.softcap, self.temperature, self.wide_sums, result)
-        others = [replace(each, hidden=each.hidden.to(kind), weight=each.weight.to(kind)) for each in self.others]
+        others = [
+            replace(beside, hidden=beside.hidden.to(kind), weight=beside.weight.to(kind)) for beside in self.others
+        ]
         return head, self.rule, others
 
     def slabs(self, found: Plan, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Slabs:

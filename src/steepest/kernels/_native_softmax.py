@@ -22,10 +22,10 @@ def available() -> bool:
 
 @cache
 def _function(name: str, pointers: int) -> ctypes._CFuncPtr:
-    found = getattr(native.library(SOURCE), name)
-    found.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    found.restype = None
-    return found
+    function = getattr(native.library(SOURCE), name)
+    function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    function.restype = None
+    return function
 
 
 def _call(name: str, shape: torch.Size, *tensors: Tensor) -> None:
@@ -49,9 +49,9 @@ def backward(y: Tensor, dy: Tensor, log: bool) -> Tensor:
 
 def sums(x: Tensor) -> Tensor:
     """``[rows, 3]`` M, N and shift: the sum of e^x is M 2^N e^shift."""
-    found = x.new_empty(len(x), 3)
-    _call("softmax_sums", x.shape, x, found)
-    return found
+    of_rows = x.new_empty(len(x), 3)
+    _call("softmax_sums", x.shape, x, of_rows)
+    return of_rows
 
 
 def weights(x: Tensor, found: Tensor, factor: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def distributed(*values: Any) -> bool:
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return False
-    flat = [each for value in values for each in (value if isinstance(value, tuple) else (value,))]
-    return any(isinstance(each, module.DTensor) for each in flat)
+    flat = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(item, module.DTensor) for item in flat)
 
 
 @dataclass
@@ -63,13 +63,13 @@ def localise(given: Placed, process_group: Any, token_group: Any, shift: int) ->
     if shard is None and group is not None:
         whole = distributed(given.weight)
         shard = VocabularyShard.even(group, len(given.weight)) if whole else VocabularyShard.of(group, len(weight))
-    cut = [each for key, (each, sharded) in placed.items() if sharded]
-    if shard is not None and any(_key(each) == _key(shard.group) for each in cut):
-        cut = [each for each in cut if _key(each) != _key(shard.group)]
+    cut = [value for key, (value, sharded) in placed.items() if sharded]
+    if shard is not None and any(_key(value) == _key(shard.group) for value in cut):
+        cut = [value for value in cut if _key(value) != _key(shard.group)]
         shard = SequenceShard.over(shard)
     target = given.target
     if isinstance(target, tuple):
-        target = tuple(_as_hidden(each, given.hidden, "target") for each in target)
+        target = tuple(_as_hidden(value, given.hidden, "target") for value in target)
     else:
         target = _as_hidden(target, given.hidden, "target")
     return Placed(
@@ -91,14 +91,14 @@ def _key(group: Any) -> Key:
 def _dimensions(tensor: Any) -> list[tuple[Any, Any, int]]:
     """Group, placement and number of ranks of each dimension of a DTensor's mesh."""
     mesh = tensor.device_mesh
-    return [(mesh.get_group(i), each, mesh.size(i)) for i, each in enumerate(tensor.placements)]
+    return [(mesh.get_group(i), placement, mesh.size(i)) for i, placement in enumerate(tensor.placements)]
 
 
 def _tokens(hidden: Tensor, shift: int) -> dict[Key, tuple[Any, bool]]:
     """The groups of the mesh of hidden states, and whether tokens are cut over each."""
     if not distributed(hidden):
         return {}
-    found = {}
+    placed = {}
     for group, placement, size in _dimensions(hidden):
         if size == 1:
             continue
@@ -107,8 +107,8 @@ def _tokens(hidden: Tensor, shift: int) -> dict[Key, tuple[Any, bool]]:
             refuse("hidden", "tokens replicated or sharded over a mesh, not Partial nor cut in width", placement)
         if sharded and shift and placement.dim % hidden.ndim == hidden.ndim - 2:
             refuse("shift", "0 where sequences are cut across ranks (shift targets before they are cut)", shift)
-        found[_key(group)] = (group, sharded)
-    return found
+        placed[_key(group)] = (group, sharded)
+    return placed
 
 
 def _classes(tensor: Any, placed: dict[Key, tuple[Any, bool]], group: Any, name: str) -> tuple[Tensor, Any]:
@@ -120,13 +120,13 @@ def _classes(tensor: Any, placed: dict[Key, tuple[Any, bool]], group: Any, name:
     asked, mean = group, 1
     wanted: list[Any] = []
     slopes: list[Any] = []
-    for each, placement, size in _dimensions(tensor):
-        here = placed.get(_key(each))
+    for of_ranks, placement, size in _dimensions(tensor):
+        here = placed.get(_key(of_ranks))
         by_class = placement.is_shard() and placement.dim == 0 and size > 1
-        if by_class and (here is not None if asked is None else _key(each) == _key(asked)):
-            if group is not None and _key(group) != _key(each):
+        if by_class and (here is not None if asked is None else _key(of_ranks) == _key(asked)):
+            if group is not None and _key(group) != _key(of_ranks):
                 refuse(name, "classes sharded over one dimension of the mesh of hidden", tensor.placements)
-            group = each
+            group = of_ranks
             wanted.append(Shard(0))
             slopes.append(Shard(0))
             continue

@@ -47,9 +47,11 @@ class VocabularyShard:
             ValueError: this rank is not of the group, or others hold another number of tokens.
         """
         told = tell(group, (own, -1 if tokens is None else tokens))
-        if len({each for _, each in told}) > 1:
+        if len({tokens_told for _, tokens_told in told}) > 1:
             refuse(
-                "hidden", "the same tokens on all ranks of process_group (or token_group=)", [each for _, each in told]
+                "hidden",
+                "the same tokens on all ranks of process_group (or token_group=)",
+                [tokens_told for _, tokens_told in told],
             )
         sizes = [size for size, _ in told]
         return cls(group, sum(sizes[: dist.get_rank(group)]), sum(sizes))
@@ -95,7 +97,7 @@ class SequenceShard(VocabularyShard):
 
     def counted(self, rows: int) -> SequenceShard:
         """With the counts of all ranks, asked for."""
-        return replace(self, counts=tuple(each for (each,) in tell(self.group, (rows,))))
+        return replace(self, counts=tuple(count for (count,) in tell(self.group, (rows,))))
 
     @property
     def place(self) -> slice:
@@ -110,21 +112,21 @@ class SequenceShard(VocabularyShard):
         dist.all_gather_into_tensor(full, _padded(own, most), group=self.group)
         if min(self.counts) == most:
             return full
-        return torch.cat([part[:count] for part, count in zip(full.split(most), self.counts)])
+        return torch.cat([of_rank[:count] for of_rank, count in zip(full.split(most), self.counts)])
 
     def join(self, partial: Tensor) -> Tensor:
         most = max(self.counts)
         if not most:
             return partial
         if min(self.counts) != most:
-            partial = torch.cat([_padded(part, most) for part in partial.split(self.counts)])
+            partial = torch.cat([_padded(of_rank, most) for of_rank in partial.split(self.counts)])
         own = partial.new_empty((most, *partial.shape[1:]))
         dist.reduce_scatter_tensor(own, partial, group=self.group)
         return own[: self.counts[dist.get_rank(self.group)]]
 
     def mine(self, values: Tensor) -> Tensor:
-        found: Tensor = _OwnRows.apply(values, self)
-        return found
+        own: Tensor = _OwnRows.apply(values, self)
+        return own
 
 
 class _OwnRows(torch.autograd.Function):
@@ -165,9 +167,9 @@ def tell(group: Any, numbers: Sequence[int]) -> list[list[int]]:
     cpu = "cpu" in str(dist.get_backend_config(group))
     device = torch.device("cpu") if cpu else torch.accelerator.current_accelerator(check_available=True)
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
-    found = own.new_empty(dist.get_world_size(group) * len(numbers))
-    dist.all_gather_into_tensor(found, own, group=group)
-    rows: list[list[int]] = found.reshape(-1, len(numbers)).tolist()
+    told = own.new_empty(dist.get_world_size(group) * len(numbers))
+    dist.all_gather_into_tensor(told, own, group=group)
+    rows: list[list[int]] = told.reshape(-1, len(numbers)).tolist()
     return rows
 
 

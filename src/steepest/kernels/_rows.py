@@ -36,8 +36,8 @@ class Rows:
 
     def total(self, like: Tensor) -> Tensor:
         """The sum of their weights, what a mean divides by; 1 where none counts."""
-        found = like.new_full((), len(self)) if self.factor is None else self.factor.to(like.dtype).sum()
-        return torch.where(found > 0, found, 1.0)
+        sum_of_factors = like.new_full((), len(self)) if self.factor is None else self.factor.to(like.dtype).sum()
+        return torch.where(sum_of_factors > 0, sum_of_factors, 1.0)
 
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """Values ``[n]`` in the shape of the targets."""
@@ -66,9 +66,9 @@ def select(
         check_tensor("target[1]", share, floating=True)
         check_tensor("target[0]", target, floating=False, shape=tuple(share.shape))
     check_tensor("target", target)
-    for each in (target, share, weight):
-        if each is not None and each.requires_grad and torch.is_grad_enabled():
-            refuse("target and token_weight", "tensors without a gradient, which they would not get", each)
+    for tensor in (target, share, weight):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            refuse("target and token_weight", "tensors without a gradient, which they would not get", tensor)
     lead = hidden.shape[:-1]
     soft = target.is_floating_point()
     if (target.shape[:-1] if soft or share is not None else target.shape) != lead:

@@ -137,8 +137,8 @@ class Slabs:
             return self.head.raw(slice(0, rows), room[:, :width], columns)
         z = room[: rows * width].view(rows, width)
         self.head.raw(slice(0, rows), z, columns)
-        for part, _ in pieces(slice(0, rows), z, self.piece):
-            self.head.shape(z[part])
+        for here, _ in pieces(slice(0, rows), z, self.piece):
+            self.head.shape(z[here])
         return z
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -151,10 +151,10 @@ class Slabs:
             if kernels is not None:
                 kernels.see_slab(z, seen, row, self.start + columns.start, *cap)
             scratch = torch.empty_like(z[:0])
-            for part, _ in pieces(slice(0, n), z, self.piece) if kernels is None else ():
-                if len(scratch) < part.stop - part.start:
-                    scratch = torch.empty_like(z[part])
-                seen.see(z[part], scratch[: part.stop - part.start], part, self.start + columns.start, row)
+            for here, _ in pieces(slice(0, n), z, self.piece) if kernels is None else ():
+                if len(scratch) < here.stop - here.start:
+                    scratch = torch.empty_like(z[here])
+                seen.see(z[here], scratch[: here.stop - here.start], here, self.start + columns.start, row)
             self.kept = z if self.keep else None
         if self.shard is not None:
             seen.exchange(self.shard.group, row.statistics is not None, row.smoothing > 0)
@@ -182,11 +182,11 @@ class Slabs:
         own, even, total = self._shares()
         mass = factor * (own + even * total + 2 * row.log_partition * lse)
         point = -(factor * own)
-        found = Gradients()
+        gradients = Gradients()
         if needs[1]:
-            found.weight = torch.empty_like(head.weight, memory_format=torch.contiguous_format)
+            gradients.weight = torch.empty_like(head.weight, memory_format=torch.contiguous_format)
         if needs[2]:
-            found.bias = head.weight.new_empty(len(head.weight), dtype=wide)
+            gradients.bias = head.weight.new_empty(len(head.weight), dtype=wide)
         hidden: Tensor | None = None
         room, kernels = self.room() if self.kept is None else None, self.kernels
         for columns in chunks(len(head.weight), self.columns):
@@ -196,29 +196,29 @@ class Slabs:
             first = self.start + columns.start
             if kernels is not None:
                 kernels.turn_slab(z, row, first, lse, mass, -point, factor, even, head.softcap, head.temperature)
-            for part, _ in pieces(slice(0, n), z, self.piece) if kernels is None else ():
-                piece = z[part]
-                g = torch.sub(piece, lse[part].unsqueeze(1)).exp_().mul_(mass[part].unsqueeze(1))
-                y, here = inside(row.target[part], first, piece.shape[1])
-                g.scatter_add_(1, y.unsqueeze(1), torch.where(here, point[part], 0.0).unsqueeze(1))
+            for rows_now, _ in pieces(slice(0, n), z, self.piece) if kernels is None else ():
+                piece = z[rows_now]
+                g = torch.sub(piece, lse[rows_now].unsqueeze(1)).exp_().mul_(mass[rows_now].unsqueeze(1))
+                y, here = inside(row.target[rows_now], first, piece.shape[1])
+                g.scatter_add_(1, y.unsqueeze(1), torch.where(here, point[rows_now], 0.0).unsqueeze(1))
                 if even:
                     c = row.class_weight
-                    share = factor[part].unsqueeze(1) * even
+                    share = factor[rows_now].unsqueeze(1) * even
                     g.sub_(share if c is None else share * c[first : first + piece.shape[1]])
                 head.chain(piece, g)
             narrow = z.to(head.weight.dtype)
             if needs[0]:
                 hidden = add_product(hidden, narrow, head.weight[columns], wide)
-            if found.weight is not None:
-                torch.mm(narrow.t(), head.hidden, out=found.weight[columns])
-            if found.bias is not None:
-                found.bias[columns] = z.sum(0, dtype=wide)
+            if gradients.weight is not None:
+                torch.mm(narrow.t(), head.hidden, out=gradients.weight[columns])
+            if gradients.bias is not None:
+                gradients.bias[columns] = z.sum(0, dtype=wide)
         if needs[0]:
             # of the same type on a rank whose part is empty
-            found.hidden = hidden if hidden is not None else torch.zeros_like(head.hidden, dtype=wide)
+            gradients.hidden = hidden if hidden is not None else torch.zeros_like(head.hidden, dtype=wide)
             if self.shard is not None:
-                found.hidden = self.shard.join(found.hidden)
-        return found
+                gradients.hidden = self.shard.join(gradients.hidden)
+        return gradients
 
 
 class SlabLosses(torch.autograd.Function):
@@ -243,8 +243,8 @@ class SlabLosses(torch.autograd.Function):
             return (*plain_gradients(ctx.plain, (hidden, weight, bias), ctx.needs_input_grad[:3], upstream), None, None)
         slabs = ctx.make(hidden, weight, bias)
         slabs.kept, ctx.kept = ctx.kept, None
-        found = slabs.backward(lse, upstream, ctx.needs_input_grad[:3])
-        return (*narrowed(found, hidden, weight, bias), None, None)
+        gradients = slabs.backward(lse, upstream, ctx.needs_input_grad[:3])
+        return (*narrowed(gradients, hidden, weight, bias), None, None)
 
 
 def as_rule(rule: RowRule) -> CrossEntropyRows | None:

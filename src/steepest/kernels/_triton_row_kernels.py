@@ -65,8 +65,8 @@ def _scan_block(
     if NOTE:
         moved = tl.where(top == -float("inf"), 0.0, top - safe)
         moment = (moment + moved * total) * shrink + tl.sum(e * tl.maximum(far, _LOWEST), 1)
-        found = tl.min(tl.where(z == own[:, None], at, _FAR), 1)
-        index = tl.where(own > top, found, index)
+        first_at = tl.min(tl.where(z == own[:, None], at, _FAR), 1)
+        index = tl.where(own > top, first_at, index)
     total = total * shrink + tl.sum(e, 1)
     return new, total, plain, moment, index
 
@@ -234,8 +234,8 @@ def see_kernel(
         tl.store(bests + i, tl.maximum(best, own))
     y = tl.load(target + i) - start
     here = (y >= 0) & (y < width)
-    found = _shaped(tl.load(row + y, mask=here, other=0.0).to(tl.float32), inner, outer, CAP)
-    tl.store(inners + i, tl.load(inners + i) + tl.where(here, found, 0.0))
+    shaped = _shaped(tl.load(row + y, mask=here, other=0.0).to(tl.float32), inner, outer, CAP)
+    tl.store(inners + i, tl.load(inners + i) + tl.where(here, shaped, 0.0))
     if SMOOTH:
         tl.store(plains + i, tl.load(plains + i) + plain)
 

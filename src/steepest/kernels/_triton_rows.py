@@ -65,7 +65,7 @@ def rows_in_place(
     if not len(z):
         return
     note, c, smooth, rate = rule.statistics, _dense(rule.class_weight), bool(rule.smoothing), rule.log_partition
-    noted = [None] * 3 if note is None else [each[rows] for each in (note.lse, note.entropy, note.argmax)]
+    noted = [None] * 3 if note is None else [column[rows] for column in (note.lse, note.entropy, note.argmax)]
     penalty = rate if isinstance(rate, Tensor) else losses.new_full((), rate) if rate else None
     inner, outer, over = _cap(softcap, temperature)
     with _on(z):

@@ -52,9 +52,9 @@ def _pow2(d):
 @triton.jit
 def _added(total, rest, value):
     """total + value, and rest with what that addition rounds away: the error of a sum does not grow with its length."""
-    found = total + value
-    part = found - total
-    return found, rest + ((total - (found - part)) + (value - part))
+    rounded = total + value
+    addend = rounded - total
+    return rounded, rest + ((total - (rounded - addend)) + (value - addend))
 
 
 @triton.jit
@@ -274,16 +274,16 @@ def backward(y: Tensor, dy: Tensor, log: bool, *, block: int | None = None, chun
 
 def sums(x: Tensor, *, block: int | None = None, chunks: int | None = None) -> Tensor:
     """``[rows, 3]`` M, N and shift: the sum of e^x is M 2^N e^shift."""
-    found = x.new_empty(len(x), 3)
+    of_rows = x.new_empty(len(x), 3)
     block, chunks, width = _plan(x, block, chunks)
     if chunks == 1:
-        _launch(_sums_rows, (len(x),), x, found, x.shape[1], BLOCK=block)
-        return found
+        _launch(_sums_rows, (len(x),), x, of_rows, x.shape[1], BLOCK=block)
+        return of_rows
     parts = x.new_empty(len(x), chunks, 2)
     _launch(_sum_chunks, (len(x), chunks), x, parts, x.shape[1], width, BLOCK=block)
     up = triton.next_power_of_2(chunks)
-    _launch(_merge_chunks, (len(x),), x, parts, found, chunks, x.shape[1], CHUNKS_UP=up, BLOCK=block)
-    return found
+    _launch(_merge_chunks, (len(x),), x, parts, of_rows, chunks, x.shape[1], CHUNKS_UP=up, BLOCK=block)
+    return of_rows
 
 
 def weights(x: Tensor, found: Tensor, factor: Tensor, *, block: int | None = None, chunks: int | None = None) -> Tensor:

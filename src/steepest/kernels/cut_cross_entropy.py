@@ -264,8 +264,8 @@ def indexed_dot(
     check_tensor("target", target, floating=False, shape=tuple(hidden.shape[:-1]))
     check_range("target", target, 0, weight.shape[0] - 1)
     y = target.long()
-    found = torch.linalg.vecdot(widen(hidden), widen(weight[y]))
-    return found if bias is None else found + bias[y]
+    logits = torch.linalg.vecdot(widen(hidden), widen(weight[y]))
+    return logits if bias is None else logits + bias[y]
 
 
 def log_partition_penalty(

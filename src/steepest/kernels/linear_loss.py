@@ -136,7 +136,7 @@ def linear_log_probability(
         >>> linear_log_probability(h, w, torch.tensor([2])).exp()
         tensor([0.6652])
     """
-    found = linear_cross_entropy(
+    losses = linear_cross_entropy(
         hidden,
         weight,
         target,
@@ -148,5 +148,5 @@ def linear_log_probability(
         memory=memory,
         reduction="none",
     )
-    assert isinstance(found, Tensor)
-    return -found
+    assert isinstance(losses, Tensor)
+    return -losses

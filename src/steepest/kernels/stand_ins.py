@@ -63,7 +63,7 @@ def torch_linear_cross_entropy(
         if theirs is None:
             refuse("linear_weight", "two dimensions, with this version of torch", linear_weight)
         more: dict[str, Any] = {} if ignore_index is None else {"ignore_index": ignore_index}
-        found: Tensor = theirs(
+        their_loss: Tensor = theirs(
             input,
             linear_weight,
             target,
@@ -74,7 +74,7 @@ def torch_linear_cross_entropy(
             options=options,
             **more,
         )
-        return found
+        return their_loss
     one = input.ndim == 1
     loss = linear_cross_entropy(
         input.unsqueeze(0) if one else input,
@@ -158,15 +158,15 @@ def cce_linear_cross_entropy(
         shard = VocabularyShard(group, int(vocab_parallel_options.start), int(total))
         options["process_group"], chosen = shard, None
     if not return_lse:
-        found = linear_cross_entropy(e, c, targets, reduction=reduction, filter=chosen, **options)
-        assert isinstance(found, Tensor)
-        return found
+        result = linear_cross_entropy(e, c, targets, reduction=reduction, filter=chosen, **options)
+        assert isinstance(result, Tensor)
+        return result
     classes = c.shape[0] if shard is None else shard.total
     rows = select(e, targets, classes=classes, ignore_index=ignore_index, shift=int(shift))
     lse, own = _log_partition(rows, c, bias, softcap, memory, shard)
     losses = lse - own
     if rows.factor is not None:  # tokens that don't count, where leaving them out would wait for the device
-        lse, losses = (torch.where(rows.factor > 0, each, 0.0) for each in (lse, losses))
+        lse, losses = (torch.where(rows.factor > 0, of_rows, 0.0) for of_rows in (lse, losses))
     loss = rows.spread(losses) if reduction == "none" else losses.sum()
     return loss / rows.total(losses) if reduction == "mean" else loss, rows.spread(lse)
 

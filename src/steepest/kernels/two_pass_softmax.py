@@ -129,8 +129,8 @@ def extexp_sum(x: F[Tensor, ...], dim: int = -1, *, keepdim: bool = False) -> Ex
     m, n, shift = _sums(widen(x), dim)
     by = _extexp(shift)
     zero = n == -math.inf
-    found = ExtFloat(torch.where(zero, m, m * by.mantissa), n + by.exponent)
-    return found if keepdim else ExtFloat(*(part.squeeze(dim) for part in found))
+    total = ExtFloat(torch.where(zero, m, m * by.mantissa), n + by.exponent)
+    return total if keepdim else ExtFloat(*(component.squeeze(dim) for component in total))
 
 
 def ext_logsumexp(x: F[Tensor, ...], dim: int = -1, *, keepdim: bool = False) -> Tensor:
@@ -154,9 +154,9 @@ def ext_logsumexp(x: F[Tensor, ...], dim: int = -1, *, keepdim: bool = False) ->
     """
     _check(x)
     m, n, shift = _sums(widen(x), dim)
-    found = ExtFloat(m.double(), n.double()).log() + shift
-    found = found.to(m.dtype)
-    return found if keepdim else found.squeeze(dim)
+    log_sum = ExtFloat(m.double(), n.double()).log() + shift
+    log_sum = log_sum.to(m.dtype)
+    return log_sum if keepdim else log_sum.squeeze(dim)
 
 
 def two_pass_softmax(x: F[Tensor, ...], dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -219,8 +219,8 @@ def _normalised(x: Tensor, dim: int, dtype: torch.dtype | None, log: bool) -> Te
     if backend is None:
         return _torch_form(wide, dim, log).to(x.dtype)
     rows, around = _rows(wide, dim)
-    found = _Normalise.apply(rows, backend, log) if _recorded(rows) else backend.forward(rows, log)
-    return found.view(around).movedim(-1, dim).to(x.dtype) if x.ndim else found.view(()).to(x.dtype)
+    normalised = _Normalise.apply(rows, backend, log) if _recorded(rows) else backend.forward(rows, log)
+    return normalised.view(around).movedim(-1, dim).to(x.dtype) if x.ndim else normalised.view(()).to(x.dtype)
 
 
 def _check(x: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -284,8 +284,8 @@ def _torch_form(x: Tensor, dim: int, log: bool) -> Tensor:
     if not log:
         return _torch_weights(x, n, shift) * (1.0 / m)
     exponent = n.double()
-    found = (((x - shift).double() - exponent * _LN2_HI) - exponent * _LN2_LO - torch.log(m.double())).to(x.dtype)
-    return found - found.detach().relu()  # rounding may leave a certain class just above 0; its gradient stays
+    log_p = (((x - shift).double() - exponent * _LN2_HI) - exponent * _LN2_LO - torch.log(m.double())).to(x.dtype)
+    return log_p - log_p.detach().relu()  # rounding may leave a certain class just above 0; its gradient stays
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -294,7 +294,7 @@ def _torch_form(x: Tensor, dim: int, log: bool) -> Tensor:
 def _sums(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """M, N and shift, the dimension kept: the sum of e^x is M 2^N e^shift."""
     if not x.ndim:
-        return tuple(part.squeeze(0) for part in _sums(x.unsqueeze(0), dim))  # type: ignore[return-value]
+        return tuple(component.squeeze(0) for component in _sums(x.unsqueeze(0), dim))  # type: ignore[return-value]
     if not x.shape[dim]:
         shape = [1 if axis == dim % x.ndim else size for axis, size in enumerate(x.shape)]
         zero = x.new_zeros(shape)
@@ -303,8 +303,8 @@ def _sums(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     if backend is None:
         return _torch_sums(x, dim)
     rows, around = _rows(x, dim)
-    found = _Sums.apply(rows, backend) if _recorded(rows) else backend.sums(rows).unbind(1)
-    return tuple(part.view(*around[:-1], 1).movedim(-1, dim) for part in found)  # type: ignore[return-value]
+    components = _Sums.apply(rows, backend) if _recorded(rows) else backend.sums(rows).unbind(1)
+    return tuple(component.view(*around[:-1], 1).movedim(-1, dim) for component in components)  # type: ignore[return-value]
 
 
 class _Normalise(torch.autograd.Function):
@@ -332,16 +332,16 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-        found = backend.sums(x)
-        ctx.save_for_backward(x, found)
+        of_rows = backend.sums(x)
+        ctx.save_for_backward(x, of_rows)
         ctx.backend = backend
-        m, n, shift = (part.clone() for part in found.unbind(1))
+        m, n, shift = (component.clone() for component in of_rows.unbind(1))
         ctx.mark_non_differentiable(n, shift)
         return m, n, shift
 
     @staticmethod
     def backward(ctx: Any, dm: Tensor, *rest: Tensor) -> tuple[Tensor, None]:
-        x, found = ctx.saved_tensors
+        x, of_rows = ctx.saved_tensors
         if by_hand(dm) and not torch.is_grad_enabled():
-            return ctx.backend.weights(x, found, dm.contiguous()), None
-        return dm.unsqueeze(1) * _torch_weights(x, found[:, 1:2], found[:, 2:3]), None
+            return ctx.backend.weights(x, of_rows, dm.contiguous()), None
+        return dm.unsqueeze(1) * _torch_weights(x, of_rows[:, 1:2], of_rows[:, 2:3]), None

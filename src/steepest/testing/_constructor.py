@@ -70,8 +70,8 @@ def check_numpy(cls: Member, make: Callable[[], object]) -> None:
         every = {name: p.default for name, p in parameters.items() if isinstance(p.default, (bool, int, float))} | given
         numbers, exact = as_numpy(every)
         member = built(cls, numbers)
-        kept = {name: value for name, value in vars(member).items() if _holds_numpy(value)}
-        assert not kept, f"kept as numpy's: {kept}"
+        of_numpy = {name: value for name, value in vars(member).items() if _holds_numpy(value)}
+        assert not of_numpy, f"kept as numpy's: {of_numpy}"
         _assert_alike(member, built(cls, exact))
 
 
@@ -84,7 +84,7 @@ def as_numpy(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def _as(value: Any, *floats: Callable[[Any], Any]) -> Any:
     """A float through the given types; a whole number and a bool are numpy's where the last of them is."""
     if type(value) in (list, tuple):
-        return type(value)(_as(part, *floats) for part in value)
+        return type(value)(_as(item, *floats) for item in value)
     numpy = floats[-1] is not float
     if isinstance(value, bool):
         return np.bool_(value) if numpy else value

@@ -59,19 +59,22 @@ def check_weights(cls: type[Objective]) -> None:
             refused("weight of a loss of the batch", value, objective, args, {**kwargs, "weight": weight})
             continue
         none = value(with_reduction(objective, "none"), args, kwargs)
-        found = value(objective, args, {**kwargs, "weight": weight})
-        each = weight.view(-1, *[1] * (none.ndim - 1)).expand_as(none)
+        weighted = value(objective, args, {**kwargs, "weight": weight})
+        factors = weight.view(-1, *[1] * (none.ndim - 1)).expand_as(none)
         close(
-            value(with_reduction(objective, "none"), args, {**kwargs, "weight": weight}), each * none, 1e-12, "weighted"
+            value(with_reduction(objective, "none"), args, {**kwargs, "weight": weight}),
+            factors * none,
+            1e-12,
+            "weighted",
         )
-        close(found, (each * none).sum() / each.sum(), 1e-12, "weighted mean")
+        close(weighted, (factors * none).sum() / factors.sum(), 1e-12, "weighted mean")
         close(
             value(with_reduction(objective, "sum"), args, {**kwargs, "weight": weight}),
-            (each * none).sum(),
+            (factors * none).sum(),
             1e-12,
             "weighted sum",
         )
-        close(value(objective, args, {**kwargs, "weight": 7.0 * weight}), found, 1e-12, "weights scale out")
+        close(value(objective, args, {**kwargs, "weight": 7.0 * weight}), weighted, 1e-12, "weights scale out")
 
 
 def check_gradient(cls: type[Objective]) -> None:
@@ -103,9 +106,9 @@ def check_precision(cls: type[Objective]) -> None:
                 k: t.to(dtype).double() if isinstance(t, Tensor) and t.is_floating_point() else t
                 for k, t in kwargs.items()
             }
-            found = value(narrow[0], *narrow[1])
-            assert found.dtype == torch.float32, f"{dtype} gives {found.dtype}"
-            close(found, value(objective, args, kwargs), HALF_ROUNDING, f"loss in {dtype}")
+            loss = value(narrow[0], *narrow[1])
+            assert loss.dtype == torch.float32, f"{dtype} gives {loss.dtype}"
+            close(loss, value(objective, args, kwargs), HALF_ROUNDING, f"loss in {dtype}")
             slope = gradient(narrow[0], *narrow[1])
             assert slope.dtype == dtype
             epsilon = torch.finfo(dtype).eps
@@ -135,8 +138,8 @@ def check_order(cls: type[Objective]) -> None:
         moved = {
             k: t[order] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()
         }
-        found = value(objective, tuple(t[order] for t in args), moved)
-        close(found, value(objective, args, kwargs), 1e-10, "permuted batch")
+        permuted = value(objective, tuple(t[order] for t in args), moved)
+        close(permuted, value(objective, args, kwargs), 1e-10, "permuted batch")
 
 
 def check_ignore_index(cls: type[Objective]) -> None:
@@ -149,10 +152,12 @@ def check_ignore_index(cls: type[Objective]) -> None:
         target = args[1].clone()
         target[::2] = objective.ignore_index  # type: ignore[assignment]
         rows = args[0].shape[0]
-        kept = {k: t[1::2] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
+        counted = {
+            k: t[1::2] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()
+        }
         close(
             value(objective, (args[0], target), kwargs),
-            value(objective, (args[0][1::2], target[1::2]), kept),
+            value(objective, (args[0][1::2], target[1::2]), counted),
             1e-12,
             "ignored",
         )
@@ -178,8 +183,8 @@ def check_nan(cls: type[Objective]) -> None:
 
 def check_seed(cls: type[Objective]) -> None:
     """Same seed, same bits."""
-    for (a, batch), (b, other) in zip(cases(cls, torch.float32), cases(cls, torch.float32)):
-        assert torch.equal(a(*batch[0], **batch[1]), b(*other[0], **other[1]))
+    for (a, batch), (b, again) in zip(cases(cls, torch.float32), cases(cls, torch.float32)):
+        assert torch.equal(a(*batch[0], **batch[1]), b(*again[0], **again[1]))
 
 
 def check_probabilities(cls: type[Objective]) -> None:
@@ -205,5 +210,5 @@ def check_cuda(cls: type[Objective]) -> None:
     """The same numbers on a GPU, where there is one."""
     if not torch.cuda.is_available():
         return
-    for (here, batch), (there, other) in zip(cases(cls), cases(cls, device="cuda")):
-        close(value(there, *other).cpu(), value(here, *batch), 1e-10, "CUDA")
+    for (here, batch), (there, there_batch) in zip(cases(cls), cases(cls, device="cuda")):
+        close(value(there, *there_batch).cpu(), value(here, *batch), 1e-10, "CUDA")

@@ -94,12 +94,12 @@ def check_vmap(cls: type[Objective]) -> None:
             torch.stack([t, 0.5 * t if t.is_floating_point() and i == 0 else t])
             for i, t in enumerate([*args, *(kwargs[n] for n in names)])
         ]
-        found = torch.func.vmap(run)(*two)
+        losses = torch.func.vmap(run)(*two)
         slopes = torch.func.vmap(torch.func.grad(run))(*two)
         for i in range(2):
             single = tuple(t[i] for t in two)
             rest = dict(zip(names, single[len(args) :]))
-            close(found[i], value(objective, single[: len(args)], rest), 1e-10, "vmap")
+            close(losses[i], value(objective, single[: len(args)], rest), 1e-10, "vmap")
             close(slopes[i], gradient(objective, single[: len(args)], rest), 1e-10, "vmap of grad")
 
 
@@ -116,8 +116,8 @@ def check_transforms(cls: type[Objective]) -> None:
 
         derivatives_agree(run, [args[0], *(kwargs[n] for n in names)])
         if cls.unit == "sample":
-            each = with_reduction(objective, "none")
-            jacobians_agree(functools.partial(run, o=each), args[0])
+            unreduced = with_reduction(objective, "none")
+            jacobians_agree(functools.partial(run, o=unreduced), args[0])
 
 
 def check_shapes(cls: type[Objective], first_only: bool = False) -> None:

@@ -98,6 +98,6 @@ def shapes_agree(
 def _same_shapes(call: Any, module: Any, given: Any, wanted: Sequence[Tensor], kind: str) -> None:
     loss, inputs = call(module, given)
     slopes = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
-    for found, real in zip((loss, *slopes), wanted, strict=True):
-        assert found.shape == real.shape, f"{kind} tensors give shape {tuple(found.shape)}"
-        assert found.dtype == real.dtype, f"{kind} tensors give {found.dtype}"
+    for shape_alone, real in zip((loss, *slopes), wanted, strict=True):
+        assert shape_alone.shape == real.shape, f"{kind} tensors give shape {tuple(shape_alone.shape)}"
+        assert shape_alone.dtype == real.dtype, f"{kind} tensors give {shape_alone.dtype}"

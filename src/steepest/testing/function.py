@@ -44,13 +44,13 @@ def function_cases(function: Function, cls: type[Objective], dtype: torch.dtype 
     if list(parameters)[1:2] != ["target"]:
         return []
     further = {name: p for name, p in list(parameters.items())[2:] if name not in REDUCED}
-    found: list[Case] = []
+    of_function: list[Case] = []
     for objective, (args, kwargs) in cases(cls, dtype):
         have = {name: getattr(objective, name) for name in further if hasattr(objective, name)} | kwargs
         named = {name: have[name] for name in further if name in have}
         if all(name in named or p.default is not p.empty for name, p in further.items()):
-            found.append((objective, (args, named)))
-    return found
+            of_function.append((objective, (args, named)))
+    return of_function
 
 
 def check_value(function: Function, cls: type[Objective]) -> None:
@@ -66,8 +66,8 @@ def check_value(function: Function, cls: type[Objective]) -> None:
         for reduction in reductions:
             for extra in weighted if "weight" in keywords(function) else weighted[:1]:
                 wanted = value(with_reduction(objective, reduction), args, {**own, **extra})
-                found = function(*args, **named, **extra, reduction=reduction)
-                close(found, wanted, 1e-12, f"{reduction}, weights {bool(extra)}")
+                loss = function(*args, **named, **extra, reduction=reduction)
+                close(loss, wanted, 1e-12, f"{reduction}, weights {bool(extra)}")
 
 
 def check_bad_input(function: Function, cls: type[Objective]) -> None:

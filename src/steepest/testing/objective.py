@@ -80,17 +80,17 @@ def _trace(objective: Objective, args: Any, kwargs: Any) -> list[Any]:
     seed_torch(0)
     classes = args[0].shape[1] if args[0].ndim == 2 else 2
     head = objective.head(6, TaskInfo("multiclass", 21, classes, tuple([5] * classes), feature_dim=6))
-    found = [head(torch.ones(1, 6)).tolist()]
+    trace = [head(torch.ones(1, 6)).tolist()]
     try:
         for epoch in range(1, 5):
             objective.start_epoch(epoch, 4)
             for _ in range(2):
-                found.append(objective(*args, **kwargs).item())
+                trace.append(objective(*args, **kwargs).item())
                 objective.after_step()
     except ValueError as refusal:  # outputs of the width that another value of the parameter asks for
-        return [*found, str(refusal)]
+        return [*trace, str(refusal)]
     p = objective.probabilities(args[0])
-    return found if p is None else [*found, p.tolist()]
+    return trace if p is None else [*trace, p.tolist()]
 
 
 def check_bad_input(cls: type[Objective]) -> None:

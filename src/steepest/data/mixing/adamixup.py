@@ -255,8 +255,8 @@ class AdaMixUp(Method):
             [convex_weight(lam, own), convex_weight(1 - lam, None if own is None else own[partner]),
              convex_weight(torch.ones_like(lam), own)]
         )  # fmt: skip
-        each = losses(torch.cat([logits[:half], logits]), torch.cat([y, y[partner], y]))
-        cls = (share * each).sum() / share.detach().sum()
+        row_losses = losses(torch.cat([logits[:half], logits]), torch.cat([y, y[partner], y]))
+        cls = (share * row_losses).sum() / share.detach().sum()
         if self.intrusion_weight:
             intrusion = self.discriminator.loss(features[half:], features[:half])
             total = cls + self.intrusion_weight * intrusion
@@ -271,8 +271,8 @@ class AdaMixUp(Method):
 
     def _interval(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
         if self.interval is None:
-            found: Tensor = self.region(first, second, generator)[:, :2]
-            return found
+            bounds: Tensor = self.region(first, second, generator)[:, :2]
+            return bounds
         return widen(first.new_tensor(self.interval)).expand(len(first), 2)
 
     def _classes(self, target: Tensor, rows: int) -> Tensor:

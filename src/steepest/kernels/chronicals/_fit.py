@@ -67,8 +67,8 @@ def fill_bins(sizes: np.ndarray, capacity: int) -> list[list[int]]:
         end = at + count
         while at < end:
             space = spaces.least(size)
-            each = min((capacity if space < 0 else space) // size, end - at)
-            number = (end - at) // each  # of bins that take so many
+            fitting = min((capacity if space < 0 else space) // size, end - at)
+            number = (end - at) // fitting  # of bins that take so many
             if space < 0:
                 space, homes = capacity, list(range(len(bins), len(bins) + number))
                 bins.extend([] for _ in homes)
@@ -79,9 +79,9 @@ def fill_bins(sizes: np.ndarray, capacity: int) -> list[list[int]]:
                 if not free:
                     spaces.discard(space)
             for home in homes:
-                bins[home] += order[at : at + each]
-                at += each
-            left = space - each * size
+                bins[home] += order[at : at + fitting]
+                at += fitting
+            left = space - fitting * size
             with_space.setdefault(left, []).extend(homes)
             spaces.add(left)
     return bins

@@ -45,9 +45,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 @cache
 def _function(name: str, dtype: torch.dtype) -> Any:
-    found = getattr(_library(), f"{name}_{_NAMES[dtype]}")
-    found.argtypes, found.restype = _TYPES[name], None
-    return found
+    function = getattr(_library(), f"{name}_{_NAMES[dtype]}")
+    function.argtypes, function.restype = _TYPES[name], None
+    return function
 
 
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -51,12 +51,12 @@ def lora_plus_groups(
     if lr_embedding is not None:
         check_number("lr_embedding", lr_embedding, low=0.0)
     rates = {"lora_A": lr, "lora_embedding": lr if lr_embedding is None else lr_embedding, "lora_B": lr * ratio}
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in (*rates, "other")}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in (*rates, "other")}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found[_kind(name)].append(parameter)
-    if not any(found[name] for name in rates):
-        refuse("model", "trained parameters named lora_A and lora_B", f"{len(found['other'])} trained, none so named")
+            members[_kind(name)].append(parameter)
+    if not any(members[name] for name in rates):
+        refuse("model", "trained parameters named lora_A and lora_B", f"{len(members['other'])} trained, none so named")
     return [
         {
             "name": name,
@@ -64,7 +64,7 @@ def lora_plus_groups(
             "lr": rates.get(name, lr),
             "weight_decay": weight_decay if name == "other" else 0.0,
         }
-        for name, parameters in found.items()
+        for name, parameters in members.items()
         if parameters
     ]
 

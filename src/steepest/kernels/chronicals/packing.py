@@ -183,13 +183,13 @@ def pack_sequences(
 
 
 def _tokens(name: str, seqs: Sequence[Any]) -> list[Tensor]:
-    found = [torch.as_tensor(s) for s in seqs]
-    for index, one in enumerate(found):
+    tensors = [torch.as_tensor(s) for s in seqs]
+    for index, one in enumerate(tensors):
         if one.ndim != 1:
             refuse(f"{name}[{index}]", "1 dimension", one)
         if one.numel() and (one.is_floating_point() or one.is_complex() or one.dtype == torch.bool):
             refuse_type(f"{name}[{index}]", "whole numbers", one)
-    return [one.to(torch.int64) for one in found]
+    return [one.to(torch.int64) for one in tensors]
 
 
 def _lay(tokens: list[Tensor], targets: list[Tensor], sizes: np.ndarray, capacity: int, pad_id: int) -> PackedSequences:

@@ -87,8 +87,8 @@ class _RMSNorm(torch.autograd.Function):
         x, w, r = ctx.saved_tensors
         need_x, need_w = ctx.needs_input_grad[:2]
         if not by_hand(dy):
-            found = plain_gradients(lambda x, w: _plain(x, w, ctx.eps), (x, w), (need_x, need_w), dy)
-            return found[0], found[1], None
+            gradients = plain_gradients(lambda x, w: _plain(x, w, ctx.eps), (x, w), (need_x, need_w), dy)
+            return gradients[0], gradients[1], None
         dx: Tensor | None
         if _in_one_program(x, w):
             from . import _triton
@@ -109,13 +109,13 @@ def _forward(x: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     y, w = x.new_empty(rows, width), w.to(wide)
     r = torch.empty(rows, 1, dtype=wide, device=x.device)
     buffer = None if x.dtype == wide else piece_buffer(rows, width, x, wide)
-    for part in pieces(rows, width, x.device):
-        scale = torch.linalg.vector_norm(x[part], dim=1, keepdim=True, dtype=wide)  # no square is written out
-        torch.rsqrt(scale.square_().div_(width).add_(eps), out=r[part])
+    for here in pieces(rows, width, x.device):
+        scale = torch.linalg.vector_norm(x[here], dim=1, keepdim=True, dtype=wide)  # no square is written out
+        torch.rsqrt(scale.square_().div_(width).add_(eps), out=r[here])
         if buffer is None:
-            torch.mul(x[part], r[part], out=y[part]).mul_(w)
+            torch.mul(x[here], r[here], out=y[here]).mul_(w)
         else:
-            y[part].copy_(widened(x[part], buffer).mul_(r[part]).mul_(w))
+            y[here].copy_(widened(x[here], buffer).mul_(r[here]).mul_(w))
     return y, r
 
 
@@ -126,16 +126,16 @@ def _backward(x: Tensor, w: Tensor, r: Tensor, dy: Tensor, need_x: bool, need_w:
     dx = x.new_empty(rows, width) if need_x else None
     dw = torch.zeros(width, dtype=wide, device=x.device)
     product, xs, gs = (piece_buffer(rows, width, x, wide) for _ in range(3))
-    for part in pieces(rows, width, x.device):
-        v, g, inverse = widened(x[part], xs), widened(dy[part], gs), r[part]
+    for here in pieces(rows, width, x.device):
+        v, g, inverse = widened(x[here], xs), widened(dy[here], gs), r[here]
         both = torch.mul(v, g, out=product[: len(v)])
         if need_w:
             dw.addmv_(both.T, inverse[:, 0])
         if dx is None:
             continue
         pull = torch.mv(both, scale).div_(width).neg_().unsqueeze(1).mul_(inverse).mul_(inverse)
-        out = dx[part] if dx.dtype == wide else both
+        out = dx[here] if dx.dtype == wide else both
         torch.mul(g, scale, out=out).addcmul_(v, pull).mul_(inverse)
         if dx.dtype != wide:
-            dx[part].copy_(out)
+            dx[here].copy_(out)
     return dx, dw.to(w.dtype)

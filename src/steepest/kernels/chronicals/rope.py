@@ -184,14 +184,14 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     out = torch.empty_like(x)
     batch, heads, time, width = x.shape
     half = width // 2
-    for part in pieces(time, batch * heads * width, x.device):
-        v = x[:, :, part].to(cos.dtype)
-        s = sin[:, None, part]
+    for here in pieces(time, batch * heads * width, x.device):
+        v = x[:, :, here].to(cos.dtype)
+        s = sin[:, None, here]
         # one long product with the doubled table, then the halves: short inner loops are slow
         narrow = out.dtype != cos.dtype
-        turned = v * cos[:, None, part] if narrow else torch.mul(v, cos[:, None, part], out=out[:, :, part])
+        turned = v * cos[:, None, here] if narrow else torch.mul(v, cos[:, None, here], out=out[:, :, here])
         turned[..., :half].addcmul_(v[..., half:], s, value=-sign)
         turned[..., half:].addcmul_(v[..., :half], s, value=sign)
         if narrow:
-            out[:, :, part].copy_(turned)
+            out[:, :, here].copy_(turned)
     return out

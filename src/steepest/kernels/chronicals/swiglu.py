@@ -91,11 +91,11 @@ def _forward(gate: Tensor, up: Tensor) -> Tensor:
     rows, width = gate.shape
     y = gate.new_empty(rows, width)
     buffer = None if gate.dtype == wide else piece_buffer(rows, width, gate, wide)
-    for part in pieces(rows, width, gate.device):
+    for here in pieces(rows, width, gate.device):
         if buffer is None:
-            torch.ops.aten.silu.out(gate[part], out=y[part]).mul_(up[part])
+            torch.ops.aten.silu.out(gate[here], out=y[here]).mul_(up[here])
         else:
-            y[part].copy_(functional.silu(widened(gate[part], buffer), inplace=True).mul_(up[part]))
+            y[here].copy_(functional.silu(widened(gate[here], buffer), inplace=True).mul_(up[here]))
     return y
 
 
@@ -105,13 +105,13 @@ def _backward(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     dg, du = gate.new_empty(rows, width), gate.new_empty(rows, width)
     narrow = gate.dtype != wide
     first, second = (piece_buffer(rows if narrow else 0, width, gate, wide) for _ in range(2))
-    for part in pieces(rows, width, gate.device):
-        g = widened(gate[part], first)
-        slope = second[: len(g)] if narrow else dg[part]
-        slope.copy_(dy[part]).mul_(up[part]) if narrow else torch.mul(dy[part], up[part], out=slope)
+    for here in pieces(rows, width, gate.device):
+        g = widened(gate[here], first)
+        slope = second[: len(g)] if narrow else dg[here]
+        slope.copy_(dy[here]).mul_(up[here]) if narrow else torch.mul(dy[here], up[here], out=slope)
         torch.ops.aten.silu_backward.grad_input(slope, g, grad_input=slope)
-        flow = torch.ops.aten.silu.out(g, out=g if narrow else du[part]).mul_(dy[part])
+        flow = torch.ops.aten.silu.out(g, out=g if narrow else du[here]).mul_(dy[here])
         if narrow:
-            dg[part].copy_(slope)
-            du[part].copy_(flow)
+            dg[here].copy_(slope)
+            du[here].copy_(flow)
     return dg, du

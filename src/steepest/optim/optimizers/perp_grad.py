@@ -68,18 +68,18 @@ def perpendicular_gradient(
         check_tensor("g", slope, shape=tuple(one.shape))
         if slope.is_sparse:
             refuse_type("g", "dense gradients", slope)
-    found = list(gs)
+    projected = list(gs)
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for number, slope in enumerate(gs):
         if slope.numel() > 1:
             groups.setdefault((slope.device, slope.dtype), []).append(number)
         else:
-            found[number] = torch.zeros_like(widen(slope))
+            projected[number] = torch.zeros_like(widen(slope))
     for members in groups.values():
         parts = _across([_real(ws[i]) for i in members], [_real(gs[i]) for i in members], rescale)
-        for i, part in zip(members, parts):
-            found[i] = torch.view_as_complex(part) if gs[i].is_complex() else part
-    return found
+        for i, across in zip(members, parts):
+            projected[i] = torch.view_as_complex(across) if gs[i].is_complex() else across
+    return projected
 
 
 def _real(value: Tensor) -> Tensor:

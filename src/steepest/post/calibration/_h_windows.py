@@ -62,14 +62,14 @@ def error_and_slope(
             weight = _weights(values.index_select(0, rows), weighting, window)
         else:
             counts = groups.diff()
-            each = 1 / (counts.clamp_min(1) * (counts > 0).sum()).to(p)
-            weight = torch.repeat_interleave(each, counts, output_size=len(rows))
+            share = 1 / (counts.clamp_min(1) * (counts > 0).sum()).to(p)
+            weight = torch.repeat_interleave(share, counts, output_size=len(rows))
         total += error @ weight
         # a window's sum goes back to each of its members
         pull = means.sign_().mul_(error.sign_()).mul_(weight)
         slope.index_add_(0, rows, window_sums(pull, window))
-    found = torch.empty_like(slope).index_copy_(0, order, slope)
-    return total / len(passes), (found / ((window + 1) * len(passes))).view_as(p)
+    slopes = torch.empty_like(slope).index_copy_(0, order, slope)
+    return total / len(passes), (slopes / ((window + 1) * len(passes))).view_as(p)
 
 
 windowed_error = torch.library.custom_op("steepest::windowed_error", error_and_slope, mutates_args=())
@@ -87,8 +87,8 @@ def _(
 def _(info: Any, in_dims: tuple[Any, ...], p: Tensor, target: Tensor, *rest: Any) -> tuple[Any, Any]:
     ps = p.movedim(in_dims[0], 0) if in_dims[0] is not None else p.expand(info.batch_size, *p.shape)
     targets = target.movedim(in_dims[1], 0) if in_dims[1] is not None else target.expand(info.batch_size, -1)
-    found = [windowed_error(a, b, *rest) for a, b in zip(ps.contiguous(), targets.contiguous())]
-    return (torch.stack([value for value, _ in found]), torch.stack([slope for _, slope in found])), (0, 0)
+    of_models = [windowed_error(a, b, *rest) for a, b in zip(ps.contiguous(), targets.contiguous())]
+    return (torch.stack([value for value, _ in of_models]), torch.stack([slope for _, slope in of_models])), (0, 0)
 
 
 def prefix(values: Tensor) -> Tensor:
@@ -139,13 +139,13 @@ class _ByClass:
 
     def ends(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last value of each pass, ``[E, 1]``."""
-        found = []
+        ends = []
         for end in (0, -1):
             # it is in every pass but that of its own class
             others = (self.owner != self.owner[end]).nonzero().squeeze(1)
             inside = values[others[end]] if len(others) else values[end]
-            found.append(torch.where(self.passes == self.owner[end], inside, values[end]))
-        return found[0], found[1]
+            ends.append(torch.where(self.passes == self.owner[end], inside, values[end]))
+        return ends[0], ends[1]
 
     def left_out(self, places: Tensor) -> Tensor:
         """Where the places ``[E, K]`` of the list come in the order by class, among those of the pass's own class."""

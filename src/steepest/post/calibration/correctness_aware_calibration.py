@@ -224,8 +224,8 @@ class TransformTemperatureCalibrator(Calibrator):
         order = logits.topk(self.k, dim=1).indices
         seen = widen(views).softmax(2).gather(2, order.expand(self.views, *order.shape))
         features = seen.transpose(0, 1).flatten(1).to(self.net[0].weight)
-        found: Tensor = self.net(features).squeeze(1).clamp(self.low, self.high)
-        return found
+        temperatures: Tensor = self.net(features).squeeze(1).clamp(self.low, self.high)
+        return temperatures
 
     def scaled(self, logits: Tensor, views: Tensor | None = None) -> Tensor:
         """Logits over their temperatures, ``[N, C]``, differentiable in the network."""
@@ -268,15 +268,15 @@ class TransformTemperatureCalibrator(Calibrator):
 def _frozen(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """No gradients, and evaluation mode where the classifier knows modes."""
     module = model if isinstance(model, nn.Module) else None
-    modes = [] if module is None else [(each, each.training) for each in module.modules()]
+    modes = [] if module is None else [(layer, layer.training) for layer in module.modules()]
     if module is not None:
         module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for layer, training in modes:
+            layer.training = training
 
 
 def rotate(images: F[Tensor, "batch channels height width"], degrees: float) -> Tensor:

@@ -166,12 +166,12 @@ class HCalibrationLoss(Loss):
         """The weightings whose gradient is exact, with small windows; two classes."""
         p = torch.randn(8, 3, generator=generator).softmax(1).to(dtype).to(device)
         y = torch.randint(3, (8,), generator=generator).to(device)
-        found = [
+        cases = [
             (cls(4, 0.01, 3, weighting=kind, scale=1.0, leave_one_out=kind != "width"), ((p, y), {}))
             for kind in ("cluster", "mean", "width")
         ]
         two = p[:, :2].float()
-        return [*found, (cls(window=2), (((two / two.sum(1, keepdim=True)).to(dtype), y % 2), {}))]
+        return [*cases, (cls(window=2), (((two / two.sum(1, keepdim=True)).to(dtype), y % 2), {}))]
 
 
 class _Training(TypedDict, total=False):
@@ -229,8 +229,8 @@ class _TrainedMap(Calibrator):
             schedule.step(value)
         optimizer.zero_grad()
         with torch.no_grad():
-            for parameter, kept in zip(parameters, best):
-                parameter.copy_(kept)
+            for parameter, best_value in zip(parameters, best):
+                parameter.copy_(best_value)
 
     def _transform(self, logits: Tensor) -> Tensor:
         return self.probabilities(logits)
@@ -281,8 +281,8 @@ class TemperatureEnsembleCalibrator(_TrainedMap):
         """Probabilities ``[N, C]`` of logits ``[N, C]``, differentiable in the parameters."""
         wide = widen(logits)
         inverse, weight = self.inverse.abs().to(wide), self.weight.abs().to(wide)
-        each = (wide.log_softmax(1)[..., None] * inverse).softmax(1)
-        return each @ (weight / weight.sum())
+        of_members = (wide.log_softmax(1)[..., None] * inverse).softmax(1)
+        return of_members @ (weight / weight.sum())
 
     @classmethod
     def instances(cls) -> list[Self]:

@@ -158,8 +158,8 @@ def mahalanobis_score(
     check_tensor("features", features, floating=True, shape=(None, d))
     check_tensor("covariance", covariance, floating=True, shape=(d, d))
     check_number("shrinkage", shrinkage, low=0.0)
-    found = _by_class(features, means.double(), _factor(covariance.double(), shrinkage))
-    return found.max(1).values if reduce else found
+    of_classes = _by_class(features, means.double(), _factor(covariance.double(), shrinkage))
+    return of_classes.max(1).values if reduce else of_classes
 
 
 def mahalanobis_outlier_score(
@@ -227,12 +227,12 @@ class MahalanobisDetector:
         moments = [_Moments() for _ in self.feature_fns]
         with torch.no_grad():
             for inputs, target in loader:
-                for layer, each in enumerate(moments):
-                    each.add(self._features(layer, inputs), target)
+                for layer, of_layer in enumerate(moments):
+                    of_layer.add(self._features(layer, inputs), target)
         if not moments[0].counts.numel():
             refuse("loader", "at least one batch", loader)
-        self.gaussians = [each.result() for each in moments]
-        self._factors = [_factor(each.covariance, self.shrinkage) for each in self.gaussians]
+        self.gaussians = [of_layer.result() for of_layer in moments]
+        self._factors = [_factor(of_layer.covariance, self.shrinkage) for of_layer in self.gaussians]
         return self
 
     def score(self, inputs: Tensor) -> Tensor:
@@ -244,11 +244,11 @@ class MahalanobisDetector:
         if not self.gaussians:
             raise RuntimeError("MahalanobisDetector: call fit(loader) before score(inputs)")
         with torch.no_grad():
-            found = [
+            of_layers = [
                 self._at(layer, self.stepped(inputs, layer) if eps else inputs).max(1).values
                 for layer, eps in enumerate(self.eps)
             ]
-        return torch.stack(found, 1)
+        return torch.stack(of_layers, 1)
 
     def outlier_score(self, inputs: Tensor) -> Tensor:
         """``[B, L]``, higher = outlier: minus :meth:`score`."""
@@ -378,8 +378,8 @@ class GDAIncrementalClassifier:
     def decision_function(self, features: F[Tensor, "batch features"]) -> Tensor:
         """Log-posteriors up to a constant of the row, ``[B, C]``, float64."""
         means, covariance, counts = self._fitted()
-        found = 0.5 * mahalanobis_score(features, means, covariance, shrinkage=self.shrinkage, reduce=False)
-        return found if self.prior == "equal" else found + (counts / counts.sum()).log()
+        scores = 0.5 * mahalanobis_score(features, means, covariance, shrinkage=self.shrinkage, reduce=False)
+        return scores if self.prior == "equal" else scores + (counts / counts.sum()).log()
 
     def predict(self, features: F[Tensor, "batch features"]) -> Tensor:
         """Classes ``[B]``."""

@@ -157,17 +157,17 @@ def calibration_report(
     for count in bins:
         check_number("bins", count, low=1, integer=True)
     z = widen(logits.detach()).double()
-    found = _measured(z, target, bins)
+    report = _measured(z, target, bins)
     if held_out is not None:
-        found["temperature"] = temperature_scale(*held_out)
-        scaled = _measured(z / found["temperature"], target, bins)
-        found |= {f"{name} scaled": value for name, value in scaled.items() if name != "accuracy"}
-    for name, other in (ood_logits or {}).items():
-        check_logits(other, argument=f"ood_logits[{name!r}]")
-        sure = torch.cat([z.softmax(1).max(1).values, other.detach().double().softmax(1).max(1).values])
+        report["temperature"] = temperature_scale(*held_out)
+        scaled = _measured(z / report["temperature"], target, bins)
+        report |= {f"{name} scaled": value for name, value in scaled.items() if name != "accuracy"}
+    for name, ood in (ood_logits or {}).items():
+        check_logits(ood, argument=f"ood_logits[{name!r}]")
+        sure = torch.cat([z.softmax(1).max(1).values, ood.detach().double().softmax(1).max(1).values])
         inside = torch.arange(len(sure)) < len(z)
-        found[f"auroc {name}"] = float(roc_auc_score(inside.numpy(), sure.cpu().numpy()))
-    return found
+        report[f"auroc {name}"] = float(roc_auc_score(inside.numpy(), sure.cpu().numpy()))
+    return report
 
 
 def _measured(logits: Tensor, target: Tensor, bins: Sequence[int]) -> dict[str, float]:
@@ -218,7 +218,7 @@ def calibration_study(
     check_number("top", top, low=0.0, high=1.0)
     if set(models) != set(datasets) or not models:
         refuse("datasets", f"the data sets of models, {sorted(models)}", sorted(datasets))
-    counts = {len(each) for each in models.values()}
+    counts = {len(of_model) for of_model in models.values()}
     if len(counts) != 1 or min(counts) < 2:
         refuse("models", "equally many classifiers for each data set, at least 2", sorted(counts))
     numbers = sorted({*bins, 15})
