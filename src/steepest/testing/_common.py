@@ -29,9 +29,9 @@ def private(member: Any) -> Any:
 def cases(cls: type[Objective], dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu") -> list[Case]:
     """Fresh instances with the inputs that the member itself supplies; the same for the same seed."""
     seed_torch(seed)
-    found: list[Case] = list(cls.samples(torch.Generator().manual_seed(seed), dtype, device))
-    assert found, f"{cls.__name__}.samples() gave nothing"
-    return found
+    samples: list[Case] = list(cls.samples(torch.Generator().manual_seed(seed), dtype, device))
+    assert samples, f"{cls.__name__}.samples() gave nothing"
+    return samples
 
 
 def value(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
@@ -43,8 +43,8 @@ def value(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
 def gradient(objective: Objective, args: Args, kwargs: dict[str, Any]) -> Tensor:
     """The gradient of the (summed) loss in the outputs, on a private copy."""
     outputs = args[0].detach().clone().requires_grad_()
-    (found,) = torch.autograd.grad(value(objective, (outputs, *args[1:]), kwargs).sum(), outputs)
-    return found
+    (slope,) = torch.autograd.grad(value(objective, (outputs, *args[1:]), kwargs).sum(), outputs)
+    return slope
 
 
 def with_reduction(objective: Objective, reduction: str) -> Objective:
@@ -60,10 +60,10 @@ def gradients_hold(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], **tol
     assert torch.autograd.gradcheck(run, inputs, fast_mode=many, **tolerances), "gradcheck"
 
 
-def close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+def close(result: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
     """Assert agreement relative to the size of what was wanted."""
-    found, wanted = found.detach().double(), wanted.detach().double()
-    error = (found - wanted).abs().max().item() if found.numel() else 0.0
+    result, wanted = result.detach().double(), wanted.detach().double()
+    error = (result - wanted).abs().max().item() if result.numel() else 0.0
     size = max(1.0, wanted.abs().max().item() if wanted.numel() else 0.0)
     assert error <= tolerance * size, f"{what}: differs by {error:.3g} where {size:.3g} is the size"
 
@@ -73,10 +73,10 @@ def keeps_nan(run: Callable[[Tensor], Tensor], values: Tensor, slope: Tensor) ->
     changed = values.detach().clone()
     changed.view(-1)[slope.abs().argmax()] = math.nan
     try:
-        found = run(changed)
+        result = run(changed)
     except (ValueError, RuntimeError):  # a LinAlgError is a RuntimeError
         return
-    assert found.isnan().any(), f"NaN gives {found.detach()}"
+    assert result.isnan().any(), f"NaN gives {result.detach()}"
 
 
 def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
@@ -101,7 +101,7 @@ def refused(what: str, call: Callable[..., object], *args: Any, **kwargs: Any) -
 def wrong_arguments(cls: type[Objective], args: Args) -> list[tuple[str, tuple[Any, ...]]]:
     """Outputs and targets that no loss may take, made from a valid pair."""
     outputs, target = args[0], args[1]
-    found: list[tuple[str, tuple[Any, ...]]] = [
+    wrong: list[tuple[str, tuple[Any, ...]]] = [
         ("a list for outputs", (outputs.tolist(), target)),
         ("a list for target", (outputs, target.tolist())),
         ("integer outputs", (outputs.long(), target)),
@@ -111,12 +111,12 @@ def wrong_arguments(cls: type[Objective], args: Args) -> list[tuple[str, tuple[A
     if "index" in cls.targets and not target.is_floating_point() and outputs.device.type == "cpu":
         out_of_range = target.clone()
         out_of_range[0] = 99
-        found.append(("a label out of range", (outputs, out_of_range)))
+        wrong.append(("a label out of range", (outputs, out_of_range)))
         if outputs.ndim == 2:
-            found.append(("one class", (outputs[:, :1], torch.zeros_like(target))))
+            wrong.append(("one class", (outputs[:, :1], torch.zeros_like(target))))
     if cls.domain in ("probabilities", "log_probabilities"):
-        found.append(("outputs outside their domain", (outputs.abs() + 2, target)))
-    return found
+        wrong.append(("outputs outside their domain", (outputs.abs() + 2, target)))
+    return wrong
 
 
 def wrong_weights(rows: int) -> list[tuple[str, Any]]:

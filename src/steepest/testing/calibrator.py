@@ -29,8 +29,8 @@ def logits_of(
 @functools.cache
 def _fitted(cls: type[Calibrator]) -> list[Calibrator]:
     instances = cls.instances()
-    for each in instances:
-        assert each.fit(*logits_of()) is each, "fit returns self"
+    for calibrator in instances:
+        assert calibrator.fit(*logits_of()) is calibrator, "fit returns self"
     return instances
 
 
@@ -49,49 +49,51 @@ def check_declaration(cls: type[Calibrator]) -> None:
 def check_probabilities(cls: type[Calibrator]) -> None:
     """Rows are probabilities, in the width of the logits; half logits give float32; each row stands for itself."""
     logits, _ = logits_of()
-    for each in fitted(cls):
-        found = each.transform(logits)
-        assert found.shape == logits.shape and not found.requires_grad
-        assert bool((found >= 0).all()), "negative"
-        close(found.sum(1), torch.ones(len(logits)), 1e-5, "rows sum to 1")
-        assert each.transform(logits.bfloat16()).dtype == torch.float32, "half logits"
-        close(each.transform(logits[5:6]), found[5:6], 1e-6, "a row alone")
+    for calibrator in fitted(cls):
+        p = calibrator.transform(logits)
+        assert p.shape == logits.shape and not p.requires_grad
+        assert bool((p >= 0).all()), "negative"
+        close(p.sum(1), torch.ones(len(logits)), 1e-5, "rows sum to 1")
+        assert calibrator.transform(logits.bfloat16()).dtype == torch.float32, "half logits"
+        close(calibrator.transform(logits[5:6]), p[5:6], 1e-6, "a row alone")
 
 
 def check_call(cls: type[Calibrator]) -> None:
     """A calibrator is called as it transforms."""
     assert cls.forward is Calibrator.forward, "forward is transform; what differs has a name of its own"
     logits, _ = logits_of()
-    for each in fitted(cls):
-        assert torch.equal(each(logits), each.transform(logits)), "a call gives something else than transform"
+    for calibrator in fitted(cls):
+        assert torch.equal(calibrator(logits), calibrator.transform(logits)), (
+            "a call gives something else than transform"
+        )
 
 
 def check_decision(cls: type[Calibrator]) -> None:
     """Where it is declared, the most probable class is that of the largest logit."""
     if cls.keeps_decision:
         logits, _ = logits_of()
-        for each in fitted(cls):
-            found = each.transform(logits)
-            best = found.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
-            assert bool((best >= found.max(1).values - 1e-9).all()), "another class became the most probable"
+        for calibrator in fitted(cls):
+            p = calibrator.transform(logits)
+            best = p.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
+            assert bool((best >= p.max(1).values - 1e-9).all()), "another class became the most probable"
 
 
 def check_extremes(cls: type[Calibrator]) -> None:
     """Logits of ±1e4 give finite probabilities."""
-    for each in fitted(cls):
+    for calibrator in fitted(cls):
         wild = torch.tensor([[1e4, -1e4, 0.0, 0.0], [-1e4] * 4, [0.0] * 4], dtype=torch.float64)
-        found = each.transform(wild)
-        assert bool(torch.isfinite(found).all()), "not finite"
+        p = calibrator.transform(wild)
+        assert bool(torch.isfinite(p).all()), "not finite"
 
 
 def check_helps(cls: type[Calibrator]) -> None:
     """On logits that are four times too large, fresh rows get a lower negative log-likelihood."""
     logits, target = logits_of(480)
     half = len(logits) // 2
-    for each in cls.instances():
-        found = each.fit(logits[:half], target[:half]).transform(logits[half:])
+    for calibrator in cls.instances():
+        p = calibrator.fit(logits[:half], target[:half]).transform(logits[half:])
         rows = torch.arange(half)
-        own = -found[rows, target[half:]].clamp_min(1e-30).log().mean()
+        own = -p[rows, target[half:]].clamp_min(1e-30).log().mean()
         raw = torch.nn.functional.cross_entropy(logits[half:], target[half:])
         assert own < raw, f"negative log-likelihood {own:.3g}, uncalibrated {raw:.3g}"
 
@@ -112,19 +114,19 @@ def check_state_dict(cls: type[Calibrator]) -> None:
 def check_bad_input(cls: type[Calibrator]) -> None:
     """Wrong input is refused; transforming before fitting too."""
     logits, target = logits_of()
-    for each in cls.instances():
+    for calibrator in cls.instances():
         try:
-            each.transform(logits)
+            calibrator.transform(logits)
         except RuntimeError as error:
             assert "fit" in str(error)
         else:
             raise AssertionError("transform before fit was not refused")
-        refused("a list", each.fit, logits.tolist(), target)
-        refused("integer logits", each.fit, logits.long(), target)
-        refused("a target too short", each.fit, logits, target[:-1])
-        refused("a label out of range", each.fit, logits, target + 9)
-        refused("no rows", each.fit, logits[:0], target[:0])
-        refused("NaN", each.fit, logits * float("nan"), target)
+        refused("a list", calibrator.fit, logits.tolist(), target)
+        refused("integer logits", calibrator.fit, logits.long(), target)
+        refused("a target too short", calibrator.fit, logits, target[:-1])
+        refused("a label out of range", calibrator.fit, logits, target + 9)
+        refused("no rows", calibrator.fit, logits[:0], target[:0])
+        refused("NaN", calibrator.fit, logits * float("nan"), target)
 
 
 CHECKS: tuple[Callable[[type[Calibrator]], None], ...] = (

@@ -26,16 +26,16 @@ from ._transforms import derivatives_agree, shapes_agree, torch_lacks
 def loss_cases(cls: type[Loss], dtype: torch.dtype = torch.float64) -> list[tuple[Loss, Sample]]:
     """Fresh instances with the inputs that the member itself supplies; the same each time."""
     seed_torch(0)
-    found: list[tuple[Loss, Sample]] = list(cls.samples(torch.Generator().manual_seed(0), dtype, "cpu"))
-    assert found, f"{cls.__name__}.samples() gave nothing"
-    return found
+    samples: list[tuple[Loss, Sample]] = list(cls.samples(torch.Generator().manual_seed(0), dtype, "cpu"))
+    assert samples, f"{cls.__name__}.samples() gave nothing"
+    return samples
 
 
 def of_copy(loss: Loss, args: Any, kwargs: Any) -> Tensor:
     """The value on a private copy, with torch's generator at one place, so that nothing moves."""
     seed_torch(1)
-    found: Tensor = private(loss)(*args, **kwargs)
-    return found
+    result: Tensor = private(loss)(*args, **kwargs)
+    return result
 
 
 def check_declaration(cls: type[Loss]) -> None:
@@ -50,9 +50,9 @@ def check_output(cls: type[Loss]) -> None:
     for dtype in (torch.float32, torch.float64):
         for loss, (args, kwargs) in loss_cases(cls, dtype):
             before = copy.deepcopy((args, kwargs))
-            found = loss(*args, **kwargs)
-            assert found.shape == () and found.dtype == dtype, f"{tuple(found.shape)} {found.dtype}"
-            assert math.isfinite(found.item()), "not finite"
+            result = loss(*args, **kwargs)
+            assert result.shape == () and result.dtype == dtype, f"{tuple(result.shape)} {result.dtype}"
+            assert math.isfinite(result.item()), "not finite"
             assert all(not t.requires_grad for t in loss.terms.values()), "terms must be detached"
             leaves = zip(tree_flatten(before)[0], tree_flatten((args, kwargs))[0])
             assert all(same(a, b) for a, b in leaves if isinstance(a, Tensor)), "an input was changed"
@@ -124,8 +124,8 @@ def check_nan(cls: type[Loss]) -> None:
     """NaN where a differentiable argument counts gives NaN, or is refused: never a number."""
     for loss, (args, kwargs) in loss_cases(cls):
         run, leaves = differentiable(loss, args, kwargs)
-        found = run(*[leaf.requires_grad_() for leaf in leaves])
-        slopes = torch.autograd.grad(found, leaves, allow_unused=True) if found.requires_grad else []
+        result = run(*[leaf.requires_grad_() for leaf in leaves])
+        slopes = torch.autograd.grad(result, leaves, allow_unused=True) if result.requires_grad else []
         for place, slope in enumerate(slopes):
             if slope is not None and slope.any():
                 keeps_nan(lambda t, i=place, r=run, v=leaves: r(*v[:i], t, *v[i + 1 :]), leaves[place], slope)
@@ -138,9 +138,9 @@ def check_precision(cls: type[Loss]) -> None:
             wide = tree_map(
                 lambda t: t.float() if isinstance(t, Tensor) and t.is_floating_point() else t, (args, kwargs)
             )
-            found = of_copy(loss, args, kwargs)
-            assert found.dtype == torch.float32, f"half inputs give {found.dtype}"
-            close(found, of_copy(loss, *wide), 10 * HALF_ROUNDING, "half inputs")
+            result = of_copy(loss, args, kwargs)
+            assert result.dtype == torch.float32, f"half inputs give {result.dtype}"
+            close(result, of_copy(loss, *wide), 10 * HALF_ROUNDING, "half inputs")
 
 
 def check_seed(cls: type[Loss]) -> None:
