@@ -2,7 +2,7 @@
 PYTHON ?= python3
 WORKERS = 2
 DATA = wine
-BUDGET = 10
+BUDGET = 10m
 
 export OMP_NUM_THREADS = 1
 # each worker, and each process that a test starts, would compile all modules again

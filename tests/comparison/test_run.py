@@ -119,7 +119,7 @@ def test_weights_refuse_a_loss_of_the_batch(blobs: Callable, own: str, tmp_path:
 
 def test_over_budget_trains_nothing(blobs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "time_job", lambda context, job: 1e5)
-    with pytest.raises(OverBudget, match="over the budget of 1 minutes") as caught:
+    with pytest.raises(OverBudget, match="over the budget of 1m") as caught:
         steepest.compare(*blobs(60, 2), objectives="comp_sum", budget=1, out=tmp_path, **FAST)
     assert caught.value.commands
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .budget import words_of
 from .design.context import Context
 from .design.plan import Plan, cut_text, cuts, fitting_commands
 from .design.resolve import resolve
@@ -79,7 +80,7 @@ def execute(
 
 def _fitting(request: Request, context: Context, workers: int, screen: Terminal) -> tuple[Run, Plan | None, str]:
     """The run whose design fits the budget, its plan, and what was cut."""
-    settings, budget, out = context.settings, request.budget * 60, Path(request.out)
+    settings, budget, out = context.settings, request.budget_seconds, Path(request.out)
     contexts = [context]
     if request.cut:
         contexts += [Context(context.table, less, context.test) for less in cuts(settings)]
@@ -91,7 +92,7 @@ def _fitting(request: Request, context: Context, workers: int, screen: Terminal)
         for line in plan_lines(plan, run.context.settings, len(run.context.folds), len(run.jobs)):
             screen.line(line)
         if plan.expected > budget:
-            over = f"{about(plan)}, over the budget of {request.budget:g} minutes"
+            over = f"{about(plan)}, over the budget of {words_of(budget)}"
             if not request.cut:
                 words = request.command or ("steepest.compare", context.table.name)
                 offers = fitting_commands(plan, run.context, budget, words)
@@ -106,7 +107,7 @@ def compare(
     data: Any,
     y: Any = None,
     *,
-    budget: float = 30.0,
+    budget: float | str = 30.0,
     cut: bool = False,
     workers: int | None = None,
     out: str | Path = RUNS,
@@ -120,7 +121,8 @@ def compare(
         data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
             last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
         y: the target ``[rows]``.
-        budget: minutes that the plan may take, early stopping counted in; beyond it the comparison is refused.
+        budget: time that the plan may take, early stopping counted in: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of
+            minutes; beyond it the comparison is refused.
         cut: beyond the budget make the design smaller instead: fewer repeats, then trials, objectives, epochs.
         workers: processes; default one a core.
         out: where run folders live; the same call goes on where it stopped.

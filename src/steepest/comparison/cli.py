@@ -148,9 +148,13 @@ def compare_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel="Design")] = 0,
     budget: Annotated[
-        float,
-        typer.Option(help="Minutes that the plan may take; a longer one is refused.", rich_help_panel="Running"),
-    ] = 30.0,
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Time that the plan may take: 90s, 10m, 2h, 1h30m; a plain number is minutes. A longer one is refused.",
+            rich_help_panel="Running",
+        ),
+    ] = "30m",
     cut: Annotated[
         bool,
         typer.Option(
@@ -202,7 +206,7 @@ def compare_command(
 
     steepest compare wine.csv --target quality --task regression
 
-    steepest compare clinic.csv --group patient --metric balanced_accuracy --objectives all --budget 120
+    steepest compare clinic.csv --group patient --metric balanced_accuracy --objectives all --budget 2h
 
     steepest compare a.csv b.csv c.csv d.csv e.csv f.csv
 

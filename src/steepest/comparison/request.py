@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.scalars import is_number
+from .budget import seconds_of
 from .errors import InputError
 
 RUNS = Path("steepest-runs")
@@ -47,10 +48,9 @@ def check_numbers(*, noise: float = 0.0, **counts: int | None) -> None:
         raise InputError(f"--noise: expected a share in [0, 1), got {noise!r}")
 
 
-def check_effort(budget: float, workers: int | None) -> None:
+def check_effort(budget: float | str, workers: int | None) -> None:
     """Refuse a budget that is no time and a number of processes that is none; None is a default."""
-    if not is_number(budget) or not budget > 0:
-        raise InputError(f"--budget: expected minutes above 0, got {budget!r}")
+    seconds_of(budget)
     if workers is not None and (not is_number(workers, integer=True) or not 1 <= workers <= 256):
         raise InputError(f"--workers: expected an integer in 1..256, got {workers!r}")
 
@@ -113,8 +113,8 @@ class Request:
     device: str = "cpu"
     augment: bool = True
 
-    budget: float = 30.0
-    """Minutes that the plan may take."""
+    budget: float | str = 30.0
+    """The time that the plan may take: words (``"90s"``, ``"1h30m"``), or a number of minutes."""
     cut: bool = False
     """Whether, over the budget, the largest smaller design that fits is taken, or the smallest there is."""
     workers: int | None = None
@@ -131,6 +131,11 @@ class Request:
         check_effort(self.budget, self.workers)
         if self.winner not in SERVED:
             raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {self.winner!r:.80}")
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds."""
+        return seconds_of(self.budget)
 
     @property
     def source(self) -> str | None:
