@@ -35,7 +35,7 @@ def test_what_is_no_time_is_one_line(budget: object) -> None:
     with pytest.raises(InputError) as caught:
         Request("wine", budget=budget)  # type: ignore[arg-type]
     said = str(caught.value)
-    assert said.startswith("--budget: expected a time above 0 (90s, 10m, 2h, 1h30m; minutes if plain), got ")
+    assert said.startswith("--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got ")
     assert len(said) < 180
     assert "\n" not in said
 

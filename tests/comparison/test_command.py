@@ -278,7 +278,7 @@ def plan_seconds(text: str) -> float:
         (("--model", "own_parts:smal"), "did you mean 'small'?"),
         (("--metric", "nonsense"), "unknown metric 'nonsense'"),
         (("--metric", "rmse"), "is for regression, not for binary"),
-        (("--budget", "soon"), "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m; minutes if plain), got 'soon'"),
+        (("--budget", "soon"), "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'"),
         (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),
         (("--task", "poetry"), "task"),
         (("--drop", "size"), "size"),

@@ -121,8 +121,8 @@ def compare(
         data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
             last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
         y: the target ``[rows]``.
-        budget: time that the plan may take, early stopping counted in: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of
-            minutes; beyond it the comparison is refused.
+        budget: time that the plan may take, early stopping counted in: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number
+            of minutes; beyond it the comparison is refused.
         cut: beyond the budget make the design smaller instead: fewer repeats, then trials, objectives, epochs.
         workers: processes; default one a core.
         out: where run folders live; the same call goes on where it stopped.

@@ -25,7 +25,7 @@ def seconds_of(budget: Any) -> float:
     [90.0, 600.0, 5400.0, 120.0, 30.0]
     >>> seconds_of("soon")
     Traceback (most recent call last):
-    steepest.core.errors.InputError: --budget: expected a time above 0 (90s, 10m, 2h, 1h30m; minutes if plain), got 'soon'
+    steepest.core.errors.InputError: --budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'
     """
     seconds = 0.0
     if is_number(budget) and budget < 1e300:  # a larger integer is no float
@@ -37,9 +37,7 @@ def seconds_of(budget: Any) -> float:
         elif words := _WORDS.fullmatch(text):
             seconds = sum(float(count) * unit for count, unit in zip(words.groups(), _UNITS) if count)
     if not 0 < seconds < math.inf:
-        raise InputError(
-            f"--budget: expected a time above 0 (90s, 10m, 2h, 1h30m; minutes if plain), got {budget!r:.80}"
-        )
+        raise InputError(f"--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got {budget!r:.80}")
     return seconds
 
 

@@ -151,7 +151,7 @@ def compare_command(
         str,
         typer.Option(
             metavar="TIME",
-            help="Time that the plan may take: 90s, 10m, 2h, 1h30m; a plain number is minutes. A longer one is refused.",
+            help="Time for the plan: 90s, 10m, 2h, 1h30m; plain numbers are minutes. A longer one is refused.",
             rich_help_panel="Running",
         ),
     ] = "30m",

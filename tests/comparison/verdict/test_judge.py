@@ -15,8 +15,12 @@ from sklearn.metrics import confusion_matrix
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.read import table_from_arrays
+from steepest.comparison.report.html import report_html
 from steepest.comparison.report.stored import check_results
+from steepest.comparison.report.tables import leaderboard_markdown
+from steepest.comparison.report.terminal import summary
 from steepest.comparison.scores.outcome import Outcome
+from steepest.comparison.statistics import next_look
 from steepest.comparison.verdict.judge import Judge
 from steepest.comparison.verdict.results import assemble
 from steepest.comparison.work.cells import CellResult
@@ -74,6 +78,42 @@ def corrected(differences: np.ndarray, ratio: float) -> tuple[float, float, floa
 BASE = np.array([0.80, 0.82, 0.81, 0.79, 0.83, 0.80])
 GOOD = BASE + np.array([0.10, 0.11, 0.10, 0.12, 0.11, 0.10])
 EVEN = BASE + np.array([0.01, -0.02, 0.00, 0.02, -0.01, 0.08])
+
+
+def test_a_look_tests_and_takes_its_intervals_at_its_own_level(blobs: Callable, tmp_path: Path) -> None:
+    context = classification(blobs)
+    near = BASE + np.array([0.022, 0.033, 0.045, 0.045, 0.057, 0.068])
+    scores = {"cross_entropy": BASE.tolist(), "comp_sum": GOOD.tolist(), "focal": near.tolist()}
+    inner = {"cross_entropy": [0.8] * 6, "comp_sum": [0.7] * 6, "focal": [0.9] * 6}
+    store = fill(context, tmp_path, scores, inner)
+    look = next_look({"number": 1, "cells": 9}, 18)
+    store.set_fact("looks", {"number": look.number, "cells": look.cells})
+    assert next_look(store.fact("looks"), 18) == look
+    end = {"usage": "", "winner": {"objective": "focal", "settings": ""}}
+    alone, second = (assemble(context, store, command="c", version="0", look=of) | end for of in (None, look))
+    check_results(alone)
+    check_results(second)
+    assert [results["headline"]["verdict"] for results in (alone, second)] == ["better", "not told apart"]
+    tiers = [{row["name"]: row["tier"] for row in results["rows"]}["focal"] for results in (alone, second)]
+    assert tiers == ["better", "not told apart"]
+    assert 0.0125 < second["headline"]["p"] == alone["headline"]["p"] < 0.05
+    differences = near - BASE
+    error = np.sqrt((1 / 6 + 0.5) * np.var(differences, ddof=1))
+    half = stats.t.ppf(1 - 0.0125 / 2, 5) * error
+    head = second["headline"]
+    assert (head["low"], head["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
+    assert head["detectable"] == pytest.approx(half + stats.t.ppf(0.8, 5) * error)
+    assert head["test"] == "corrected resampled t test, 6 differences; look 2: tested at 1.25%"
+    assert alone["headline"]["test"] == "corrected resampled t test, 6 differences"
+    wider = stats.t.ppf(1 - 0.0125 / 2, 5) / stats.t.ppf(0.975, 5)
+    for first, own in zip(alone["rows"], second["rows"], strict=True):
+        spans = [row["metrics"]["accuracy"] for row in (first, own)]
+        assert spans[1]["mean"] - spans[1]["low"] == pytest.approx(wider * (spans[0]["mean"] - spans[0]["low"]))
+    for said in (second["sentence"], report_html(second), leaderboard_markdown(second)):
+        assert "98.75% interval" in said
+        assert "95%" not in said
+    assert "Why the level is 1.25%" in report_html(second)
+    assert "98.75% interval" in summary(second).head
 
 
 def test_the_declared_question_tiers_holm_and_intervals(blobs: Callable, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ TONES = {"better": "better", "not told apart": "neutral", "worse": "worse"}
 
 
 def headline(
-    head: dict[str, Any], greater: bool, places: int, width: int, ident: str, level: str = "95%"
+    head: dict[str, Any], greater: bool, places: int, width: int, ident: str, confidence: str
 ) -> Markup | None:
     """The difference between the whole procedure and the baseline with its interval; None without a difference.
 
@@ -33,7 +33,7 @@ def headline(
         places: decimals of the printed numbers.
         width: of the drawing, in CSS pixels.
         ident: prefix of ids, unique on the page.
-        level: of the interval, as printed.
+        confidence: of the interval, as printed.
     """
     difference, low, high = head["difference"], head["low"], head["high"]
     if difference is None or low is None or high is None:
@@ -63,7 +63,7 @@ def headline(
         figure.text(0.98, 0.02, sides[1], ha="right", va="bottom", color=LIGHT["muted"])
         text = (
             f"Difference of the procedure to {head['baseline']}: {number(difference, places, True)}, "
-            f"{level} interval {interval(low, high, places, True)}. The line at zero means no difference."
+            f"{confidence} interval {interval(low, high, places, True)}. The line at zero means no difference."
         )
         return inline(figure, ident, "Difference between choosing and the baseline", text, css_class(width))
 

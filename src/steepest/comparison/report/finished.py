@@ -53,7 +53,7 @@ class Comparison:
     def leaderboard(self) -> pd.DataFrame:
         """One row for each objective, classical learner and the procedure that picks, best mean first.
 
-        Columns: ``name, title, kind, tier`` (text); ``difference, low, high`` to the baseline with its 95% interval,
+        Columns: ``name, title, kind, tier`` (text); ``difference, low, high`` to the baseline with its interval,
         ``p, p_holm, detectable`` (float64); the mean over folds of each metric under its name (float64), the metric
         of the comparison first; ``seconds`` (of all its training), ``seconds_per_epoch, peak_memory_mb`` (float64);
         ``diverged`` (int64); ``settings`` that won most folds (text). NaN where there is no value.

@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..statistics.looks import percent
 from . import cost, figures, multiples, palette, views
 from .advice import advice, expected, is_classical
 from .numbers import compact, duration, inline, interval, number, probability
 from .paired import paired
 from .sources import cited
-from .tables import difference_places, prepare, results_json, score, spread_places
+from .tables import confidence_of, difference_places, prepare, results_json, score, spread_places
 
 HERE = Path(__file__).parent
 TIERS = ("better", "not told apart", "worse")
@@ -33,7 +34,10 @@ def report_html(results: dict[str, Any]) -> str:
     metric["label"] = inline(metric["label"])
     greater, places = metric["greater_is_better"], difference_places(results)
     head_places = max(places, difference_places(results | {"rows": []}))
-    headline = [figures.headline(head, greater, head_places, width, f"h{width}") for width in (figures.NARROW, 640)]
+    sure = confidence_of(results)
+    headline = [
+        figures.headline(head, greater, head_places, width, f"h{width}", sure) for width in (figures.NARROW, 640)
+    ]
     return environment().get_template("report.html").render(
         r=results,
         head=head,
@@ -42,6 +46,8 @@ def report_html(results: dict[str, Any]) -> str:
         served="a classical learner" if is_classical(results) else "a network",
         data=results["data"],
         metric=metric,
+        confidence=sure,
+        level=percent(results["alpha"]),
         places=head_places,
         score_places=max(head_places, spread_places(results, metric["name"])),
         page=page_parts(),

@@ -22,6 +22,7 @@ from ...core.stored import (
     refuse_stored,
 )
 from ..errors import InputError
+from ..work.facts import LOOK
 
 if TYPE_CHECKING:
     from ..work.store import Store
@@ -131,6 +132,8 @@ RESULTS = Record(
     },
     {
         "advice": Text(),
+        "alpha": Number(0.0, 1.0, positive=True),
+        "look": Maybe(LOOK),
         "reliability": Maybe(Named(_BINS, _DRAWN)),
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
         "expected": _EXPECTED,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..statistics.looks import ALPHA, confidence
 from .advice import advice
 from .numbers import MISSING, clean, compact, decimals, interval, number, probability
 
@@ -21,15 +22,20 @@ def prepare(results: dict[str, Any]) -> dict[str, Any]:
     """A clean copy with its rows complete and in order.
 
     Order is from best to worst mean of the metric of the comparison; rows without one come last. A key that a row lacks
-    is None.
+    is None; so is the look, and the level is the whole one, in results that were kept without them.
     """
-    results = clean(results)
+    results = {"alpha": ALPHA, "look": None} | clean(results)
     metric, sign = results["metric"]["name"], 1 if results["metric"]["greater_is_better"] else -1
     rows = [dict.fromkeys((*FIELDS, *LAST)) | row | {"metrics": row.get("metrics") or {}} for row in results["rows"]]
     scored = [row for row in rows if score(row, metric) is not None]
     missing = [row for row in rows if score(row, metric) is None]
     results["rows"] = sorted(scored, key=lambda row: -sign * row["metrics"][metric]["mean"]) + missing
     return results
+
+
+def confidence_of(results: dict[str, Any]) -> str:
+    """The confidence of all intervals of these results, in percent."""
+    return confidence(results.get("alpha", ALPHA))
 
 
 def score(row: dict[str, Any], metric: str) -> float | None:
@@ -73,7 +79,8 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
     places = spread_places(results, metric["name"])
     steps = difference_places(results)
     baseline = results["headline"]["baseline"]
-    titles = ["", "tier", metric["label"], "95% interval", f"difference to {baseline}", "95% interval", "p (Holm)",
+    span = f"{confidence_of(results)} interval"
+    titles = ["", "tier", metric["label"], span, f"difference to {baseline}", span, "p (Holm)",
               "s per epoch"]  # fmt: skip
     body = []
     for row in results["rows"]:

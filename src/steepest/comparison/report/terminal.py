@@ -21,6 +21,7 @@ from ..design.settings import Settings
 from ..verdict.judge import Judge
 from ..work.cells import CellResult
 from ..work.store import Store
+from .tables import confidence_of
 
 
 @dataclass(frozen=True)
@@ -209,5 +210,12 @@ def summary(results: dict[str, Any]) -> Table:
             )
         )
         styles.append(STYLES.get(row["tier"], "" if row["tier"] else "dim"))
-    titles = ("objective", metric["label"], f"to {head['baseline']}", "95% interval", "p (Holm)", "")
+    titles = (
+        "objective",
+        metric["label"],
+        f"to {head['baseline']}",
+        f"{confidence_of(results)} interval",
+        "p (Holm)",
+        "",
+    )
     return Table(titles, rows, styles, right=(1, 2, 3, 4))

@@ -19,6 +19,7 @@ from .five_by_two import (
 )
 from .fixed_test_set import bootstrap_difference, bootstrap_metric_difference
 from .holdout import holdout_interval, proportions_test
+from .looks import ALPHA, LEAST_FOR_INTERVAL, LEAST_FOR_TEST, Look, next_look
 from .multiplicity import BETTER, SAME, WORSE, holm, tiers
 from .resampled import corrected_resampled_ttest
 from .results import BootstrapError, BootstrapResult, PairedResult, TestResult
@@ -26,12 +27,16 @@ from .same_rows import cochran_q, mcnemar_test
 from .selection import NestedResult, nested_cv, one_standard_error_rule
 
 __all__ = [
+    "ALPHA",
     "BETTER",
+    "LEAST_FOR_INTERVAL",
+    "LEAST_FOR_TEST",
     "SAME",
     "WORSE",
     "BootstrapError",
     "BootstrapResult",
     "FriedmanResult",
+    "Look",
     "NestedResult",
     "PairedResult",
     "TestResult",
@@ -51,6 +56,7 @@ __all__ = [
     "holm",
     "mcnemar_test",
     "nested_cv",
+    "next_look",
     "no_information_error",
     "one_standard_error_rule",
     "paired_t_5x2",

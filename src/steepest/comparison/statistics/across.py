@@ -9,6 +9,7 @@ from scipy import stats
 
 from ...core.arrays import numbers
 from ...core.checks import check_number, refuse
+from .looks import ALPHA
 from .multiplicity import holm
 
 
@@ -63,12 +64,12 @@ def power_message(datasets: int, tests: int = 1) -> str:
     check_number("datasets", datasets, low=1, integer=True)
     check_number("tests", tests, low=1, integer=True)
     smallest = min(1.0, 2.0 ** (1 - datasets))
-    if smallest > 0.05:
+    if smallest > ALPHA:
         return (
             f"the Wilcoxon signed-rank test has no power: with {datasets} data sets (6 needed) its p-value is at "
             f"least {smallest:.3g}"
         )
-    if smallest * tests > 0.05:
+    if smallest * tests > ALPHA:
         return (
             f"the Wilcoxon signed-rank test has little power: with {datasets} data sets and {tests} methods the "
             f"smallest p-value after Holm is at least {smallest * tests:.3g}"

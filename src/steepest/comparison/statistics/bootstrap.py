@@ -168,5 +168,5 @@ def _rounds(
         predicted = predictions(fit(X[drawn], y[drawn], derived_seed(seed, split, 1)), X)
         losses = numbers("loss", loss(y, predicted), y.shape)
         rounds.append(estimate(float(losses.mean()), float(losses[left].mean()), y, predicted))
-    low, high = np.quantile(rounds, [0.025, 0.975])
+    low, high = np.quantile(rounds, [ALPHA / 2, 1 - ALPHA / 2])
     return BootstrapError(float(np.mean(rounds)), float(low), float(high), tuple(rounds))

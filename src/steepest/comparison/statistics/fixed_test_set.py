@@ -9,11 +9,12 @@ import numpy as np
 
 from ...core.arrays import array, labels, numbers, row_weights
 from ...core.checks import check_number, refuse
+from .looks import ALPHA
 from .results import BootstrapResult
 
 
 def bootstrap_difference(
-    a: np.ndarray, b: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 0.95
+    a: np.ndarray, b: np.ndarray, seed: int = 0, n: int = 2000, confidence: float = 1 - ALPHA
 ) -> BootstrapResult:
     """Mean difference of two models' per-row values on the same rows, with a paired bootstrap interval.
 
@@ -59,7 +60,7 @@ def bootstrap_metric_difference(
     outcome_b: Any,
     seed: int = 0,
     n: int = 2000,
-    confidence: float = 0.95,
+    confidence: float = 1 - ALPHA,
     weights: np.ndarray | None = None,
 ) -> BootstrapResult:
     """Difference of any metric between two models on the same rows, with a paired bootstrap interval.

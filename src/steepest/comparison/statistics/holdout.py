@@ -7,10 +7,11 @@ import math
 from scipy import stats
 
 from ...core.checks import check_number
+from .looks import ALPHA
 from .results import TestResult
 
 
-def holdout_interval(accuracy: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def holdout_interval(accuracy: float, n: int, confidence: float = 1 - ALPHA) -> tuple[float, float]:
     """Normal-approximation interval of an accuracy measured on held-out rows.
 
         acc ± z sqrt(acc (1 - acc) / n)

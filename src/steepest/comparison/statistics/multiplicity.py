@@ -8,6 +8,7 @@ import numpy as np
 
 from ...core.arrays import numbers
 from ...core.checks import check_number
+from .looks import ALPHA
 from .results import PairedResult
 
 BETTER, SAME, WORSE = "better", "not told apart", "worse"
@@ -44,7 +45,7 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 def tiers(
     results: Sequence[PairedResult],
     holm_p: Sequence[float],
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     greater_is_better: bool = True,
 ) -> list[str]:
     """Each method's verdict against the baseline.

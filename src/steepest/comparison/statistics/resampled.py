@@ -7,7 +7,11 @@ from scipy import stats
 
 from ...core.arrays import numbers
 from ...core.checks import check_number, refuse
+from .looks import ALPHA
 from .results import PairedResult
+
+POWER = 0.8
+"""The chance with which a design finds the difference that is called detectable."""
 
 
 def corrected_resampled_ttest(
@@ -16,18 +20,18 @@ def corrected_resampled_ttest(
     test_fraction: float | None = None,
     n_train: int | None = None,
     n_test: int | None = None,
-    confidence: float = 0.95,
+    confidence: float = 1 - ALPHA,
 ) -> PairedResult:
     """Paired t-test over J train/test splits, corrected for the overlap of their training sets.
 
         var(mean) = (1/J + n_test / n_train) * s^2,  s^2 the sample variance (ddof 1),  J - 1 degrees of freedom
-        detectable = (t_{.975} + t_{.8}) sqrt(var(mean))
+        detectable = (t_{(1 + confidence) / 2} + t_{.8}) sqrt(var(mean))
 
     Args:
         differences: [J] paired score differences, J at least 2; finite.
         test_fraction: share of the rows in each test part, in (0, 1); or give ``n_train`` and ``n_test``.
         n_train, n_test: rows in each training and test part.
-        confidence: of the interval, in (0, 1).
+        confidence: of the interval, in (0, 1); ``detectable`` is for a test at the level 1 - confidence.
 
     Returns:
         All differences 0: mean 0, p 1. All equal and not 0: s is 0 and t has no value, but discrete scores on few
@@ -55,9 +59,10 @@ def corrected_resampled_ttest(
         pvalue = 2.0 ** (1 - splits) if mean else 1.0
         return PairedResult(mean, mean, mean, pvalue, df, 0.0, 0.0, degenerate=True)
     error = float(np.sqrt((1 / splits + ratio) * values.var(ddof=1)))
-    half = float(stats.t.ppf((1 + confidence) / 2, df)) * error
+    quantile = float(stats.t.ppf((1 + confidence) / 2, df))
+    half = quantile * error
     pvalue = float(2 * stats.t.sf(abs(mean) / error, df))
-    detectable = float(stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)) * error
+    detectable = (quantile + float(stats.t.ppf(POWER, df))) * error
     return PairedResult(mean, mean - half, mean + half, pvalue, df, error, detectable)
 
 

@@ -34,8 +34,8 @@ class PairedResult:
         pvalue: two-sided p-value of "no difference", in [0, 1].
         df: degrees of freedom of the t distribution.
         standard_error: of the mean, corrected for overlapping training sets.
-        detectable: the smallest true difference that this design would have found with 80% power at the two-sided 5%
-            level.
+        detectable: the smallest true difference that this design would have found with 80% power by a two-sided test
+            at the level of the interval.
         degenerate: the differences had no spread, so interval and ``detectable`` have width zero and mean nothing.
     """
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import friedman, single_ranks, wilcoxon_holm
+from ..statistics import ALPHA, friedman, single_ranks, wilcoxon_holm
 
 
 def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         lines.append(f"  {order[index]} against {baseline}: Wilcoxon p = {p:.3g} (Holm)")
     if pairs.message:
         lines.append(f"  {pairs.message}")
-    apart = [order[i] for i, p in zip(pairs.methods, pairs.adjusted) if p < 0.05]
+    apart = [order[i] for i, p in zip(pairs.methods, pairs.adjusted) if p < ALPHA]
     found |= {"wilcoxon_holm": dict(zip([order[i] for i in pairs.methods], pairs.adjusted)), "message": pairs.message}
     return {"lines": lines, "sentence": _sentence(found, apart, greater), **found}
 

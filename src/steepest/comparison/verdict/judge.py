@@ -7,13 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from ..design.context import Context
 from ..design.jobs import Pair
 from ..design.trials import seed_of
 from ..errors import InputError
 from ..scores.outcome import Outcome
-from ..statistics import PairedResult, bootstrap_metric_difference, combined_f_5x2, corrected_resampled_ttest, tiers
+from ..statistics import (
+    ALPHA,
+    Look,
+    PairedResult,
+    bootstrap_metric_difference,
+    combined_f_5x2,
+    corrected_resampled_ttest,
+    tiers,
+)
+from ..statistics.resampled import POWER
 from ..work.cells import best_trial
 from ..work.store import Store
 
@@ -37,10 +47,14 @@ class Seeds:
 
 
 class Judge:
-    """Scores and tests of a run's finished cells, under the design that was declared beforehand."""
+    """Scores and tests of a run's finished cells, under the design that was declared beforehand.
 
-    def __init__(self, context: Context, store: Store) -> None:
-        self.context, self.store = context, store
+    Tests, tiers and intervals are at the level of ``look``; at the whole level where the design allows one look only.
+    """
+
+    def __init__(self, context: Context, store: Store, look: Look | None = None) -> None:
+        self.context, self.store, self.look = context, store, look
+        self.alpha = ALPHA if look is None else look.alpha
         self.cells: Cells = store.cells()
         self.settings, self.metric = context.settings, context.metric
         self.pairs: list[Pair] = list(context.folds)
@@ -107,21 +121,27 @@ class Judge:
         """The test of this design, in words."""
         if self.settings.test:
             seeds = len(self.pairs)
-            return "paired bootstrap on the fixed test set" + (f", {seeds} seeds" if seeds > 1 else "")
-        if self.settings.repeats == 5 and self.settings.folds == 2:
-            return "combined 5x2cv F test"
-        return f"corrected resampled t test, {len(self.pairs)} differences"
+            words = "paired bootstrap on the fixed test set" + (f", {seeds} seeds" if seeds > 1 else "")
+        elif self.settings.repeats == 5 and self.settings.folds == 2:
+            words = "combined 5x2cv F test"
+        else:
+            words = f"corrected resampled t test, {len(self.pairs)} differences"
+        return words if self.look is None else f"{words}; {self.look.words}"
 
     def compare(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
         """The test of procedure ``a`` minus procedure ``b``, each a name for every fold."""
         if self.settings.test:
             return self._bootstrap(a, b)
         differences = self.picked_scores(a) - self.picked_scores(b)
-        found = corrected_resampled_ttest(differences, test_fraction=self.ratio / (1 + self.ratio))
+        found = self.resampled(differences)
         five_by_two = self.settings.repeats == 5 and self.settings.folds == 2
         if five_by_two and np.ptp(differences.reshape(5, 2), axis=1).any():  # F has no value without spread in a round
             found = replace(found, pvalue=combined_f_5x2(differences.reshape(5, 2)).pvalue)
         return found
+
+    def resampled(self, values: np.ndarray) -> PairedResult:
+        """The corrected resampled t test of values by fold, at this level."""
+        return corrected_resampled_ttest(values, test_fraction=self.ratio / (1 + self.ratio), confidence=1 - self.alpha)
 
     def _bootstrap(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
         test = self.context.test
@@ -142,11 +162,19 @@ class Judge:
             first,
             second,
             seed=seed_of(self.settings.seed, 0, 0, "bootstrap") % 2**31,
-            n=int(np.clip(4_000_000 // (len(test.target) * len(self.pairs)), 400, 2000)),
+            n=self._resamples(len(test.target) * len(self.pairs)),
+            confidence=1 - self.alpha,
             weights=test.weights,
         )
-        error = (found.high - found.low) / (2 * 1.96)
-        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, 2.8 * error)
+        quantile = float(stats.norm.ppf(1 - self.alpha / 2))
+        error = (found.high - found.low) / (2 * quantile)
+        detectable = (quantile + float(stats.norm.ppf(POWER))) * error
+        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, detectable)
+
+    def _resamples(self, rows: int) -> int:
+        """Bootstrap resamples: as many as cost little, but enough that ten at least lie beyond each end."""
+        least = round(20 / self.alpha)
+        return int(np.clip(4_000_000 // rows, least, 5 * least))
 
     def outcome(self, name: str, pair: Pair) -> Outcome:
         """What a cell said about the rows of its test part.
@@ -164,4 +192,4 @@ class Judge:
 
     def tier(self, result: PairedResult, p: float) -> str:
         """better, not told apart, or worse."""
-        return str(tiers([result], [p], greater_is_better=self.metric.greater_is_better)[0])
+        return str(tiers([result], [p], self.alpha, self.metric.greater_is_better)[0])

@@ -22,7 +22,8 @@ from ..own_parts import Trust
 from ..read.images import Images
 from ..read.inputs import class_counts, shape_text
 from ..scores.operating_point import apply_temperature, reliability_bins
-from ..statistics import BETTER, SAME, WORSE, PairedResult, corrected_resampled_ttest, holm
+from ..statistics import BETTER, LEAST_FOR_INTERVAL, SAME, WORSE, Look, PairedResult, holm
+from ..statistics.looks import confidence
 from ..work.store import Store
 from .judge import Judge
 
@@ -31,9 +32,9 @@ MOST_CONFUSED = 50
 """With more classes than these no confusion matrix is kept."""
 
 
-def assemble(context: Context, store: Store, *, command: str, version: str) -> dict[str, Any]:
-    """The results of a finished run, as the report takes them."""
-    judge = Judge(context, store)
+def assemble(context: Context, store: Store, *, command: str, version: str, look: Look | None = None) -> dict[str, Any]:
+    """The results of a finished run, as the report takes them; tests and intervals at the level of ``look``."""
+    judge = Judge(context, store, look)
     settings, metric, table = context.settings, context.metric, context.table
     names = judge.names("objective")
     baseline = settings.baseline
@@ -69,7 +70,7 @@ def assemble(context: Context, store: Store, *, command: str, version: str) -> d
         **_numbers(head),
         "p": head.pvalue,
         "p_holm": None,
-        "metrics": {metric.name: _interval(means[0], judge.ratio, metric.bounds)},
+        "metrics": {metric.name: _interval(means[0], judge, metric.bounds)},
         "seconds": sum(c["seconds"] for n in names for c in judge.cells[n].values()),
         "seconds_per_epoch": None,
         "peak_memory_mb": None,
@@ -109,10 +110,12 @@ def assemble(context: Context, store: Store, *, command: str, version: str) -> d
         "protocol": protocol(context),
         "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
         "question": QUESTION,
+        "alpha": judge.alpha,
+        "look": None if look is None else {"number": look.number, "cells": look.cells},
         "headline": headline,
         "classical": classical,
         "rows": [procedure_row, *rows],
-        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge.ratio, metric.bounds)},
+        "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge, metric.bounds)},
         "folds": [list(pair) for pair in judge.pairs],
         "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
@@ -137,7 +140,7 @@ def sentence(results: dict[str, Any]) -> str:
     """The sentence on top: the classical learners first where they win, then the declared question."""
     head, metric = results["headline"], results["metric"]
     label = _inline(metric["label"])
-    gap = _gap(head["difference"], head["low"], head["high"], head["p"])
+    gap = _gap(head["difference"], head["low"], head["high"], head["p"], results["alpha"])
     pair = (
         f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for tuned {head['baseline']} ({gap})"
     )
@@ -154,8 +157,8 @@ def sentence(results: dict[str, Any]) -> str:
     return text
 
 
-def _gap(difference: float, low: float, high: float, p: float) -> str:
-    return f"difference {difference:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
+def _gap(difference: float, low: float, high: float, p: float, alpha: float) -> str:
+    return f"difference {difference:+.4f}, {confidence(alpha)} interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
 
 
 def _inline(label: str) -> str:
@@ -177,7 +180,7 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
         if len(counts) == 1
         else f"the classical learner that inner validation picks (mostly {counts[0][0]})"
     )
-    gap = _gap(found.mean, found.low, found.high, found.pvalue)
+    gap = _gap(found.mean, found.low, found.high, found.pvalue, judge.alpha)
     label = _inline(judge.metric.label)
     numbers = f"{label} {own:.4f} against {ours:.4f} for the selected network ({gap})"
     start = {BETTER: "reaches", SAME: "is not told apart from the networks:", WORSE: "does worse than the networks:"}
@@ -196,9 +199,9 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
     cells = [judge.cells[name][p] for p in judge.pairs]
     known = metrics_of(judge.context.table)
     keys = [*known, *(k for k in cells[0]["metrics"] if k not in known)]
-    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge.ratio, _bounds(known, k)) for k in keys}
+    metrics = {k: _interval([c["metrics"].get(k) for c in cells], judge, _bounds(known, k)) for k in keys}
     if judge.metric.name not in metrics or any(c["score"] is None for c in cells):  # a diverged fold counts, as worst
-        metrics[judge.metric.name] = _interval(judge.scores(name), judge.ratio, judge.metric.bounds)
+        metrics[judge.metric.name] = _interval(judge.scores(name), judge, judge.metric.bounds)
     tier = ""
     if kind == "objective":
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
@@ -256,22 +259,22 @@ def _bounds(known: Mapping[str, Metric], name: str) -> tuple[float, float]:
 
 
 def _interval(
-    values: Sequence[float | None] | np.ndarray, ratio: float, bounds: tuple[float, float]
+    values: Sequence[float | None] | np.ndarray, judge: Judge, bounds: tuple[float, float]
 ) -> dict[str, float | None]:
-    """Mean over folds with its 95% interval, cut at the metric's bounds.
+    """Mean over folds with its interval at the judge's level, cut at the metric's bounds.
 
     Args:
         values: the metric in each fold.
-        ratio: test rows over training rows, for the overlap correction.
+        judge: knows the overlap of training parts, and the level.
         bounds: of the metric.
     """
     kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
     if not len(kept):
         return {"mean": None, "low": None, "high": None}
     mean = float(kept.mean())
-    if len(kept) < 2 or ratio <= 0:
+    if len(kept) < LEAST_FOR_INTERVAL or judge.ratio <= 0:
         return {"mean": mean, "low": None, "high": None}
-    found = corrected_resampled_ttest(kept, test_fraction=ratio / (1 + ratio))
+    found = judge.resampled(kept)
     return {"mean": mean, "low": max(found.low, bounds[0]), "high": min(found.high, bounds[1])}
 
 

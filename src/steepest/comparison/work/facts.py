@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.stored import Anything, Listed, Named, Number, Row, Shape, Text, Whole, Word, parse_json
+from ...core.stored import Anything, Listed, Named, Number, Record, Row, Shape, Text, Whole, Word, parse_json
 
 KINDS = ("objective", "classical")
 _PAIR = Row((Whole(), Whole()))
+LOOK = Record({"number": Whole(low=1), "cells": Whole()})
+"""The last look at a run: which it was, and the finished cells that it rested on."""
 FACTS: dict[str, Shape] = {
     "plan": Listed(Row((Word(KINDS), Text(), Listed(_PAIR, least=1)))),
     "settings": Named(Anything()),
@@ -16,6 +18,7 @@ FACTS: dict[str, Shape] = {
     "command": Text(),
     "seconds": Number(low=0.0),
     "sentence": Text(),
+    "looks": LOOK,
 }
 """Facts by key; others are any JSON."""
 
