@@ -209,7 +209,14 @@ def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **
     names = {"objective": context.settings.objectives, "classical": context.settings.classical}
     store.add(
         [
-            CellResult(known, one, *pair, {"inner": [best * ((known, one) == (kind, name))]}, Outcome(np.zeros(1)))
+            CellResult(
+                known,
+                one,
+                *pair,
+                {"inner": [best * ((known, one) == (kind, name))]},
+                Outcome(np.zeros(1)),
+                context.level.of(known),
+            )
             for known in names
             for one in names[known]
             for pair in context.folds

@@ -15,7 +15,6 @@ import pytest
 
 import steepest
 from steepest.comparison import Winner
-from steepest.comparison.design import jobs
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
 from steepest.comparison.work import timing
@@ -70,7 +69,7 @@ def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tm
     def computed(*_: Any, **__: Any) -> None:
         raise AssertionError("something is computed again")
 
-    for name in ("api.assemble", "work.run.compute", "report.publish.fit_winner"):
+    for name in ("api.assemble", "work.run.Schedule", "report.publish.fit_winner"):
         monkeypatch.setattr(f"steepest.comparison.{name}", computed)
     code, out, _ = command("compare", csv, *FAST)
     assert code == 0
@@ -157,7 +156,7 @@ def test_over_budget_offers_commands_that_fit(
     monkeypatch.setattr(timing, "time_job", cost)
     words = ["compare", csv, *FAST, "--epochs", 30, "--patience", 30, "--trials", 8, "--repeats", 4]
     need = plan_seconds(command("compare", *words[1:], "--dry-run")[1])
-    code, out, err = command(*words, "--budget", need * 0.6 / 60)
+    code, out, err = command(*words, "--strict", "--budget", need * 0.6 / 60)
     assert code == 2
     assert "plan:" in out
     first, *offers = err.splitlines()
@@ -185,60 +184,67 @@ def test_the_gate_goes_by_what_early_stopping_leaves(
 ) -> None:
     """At full length far over the budget; the first job, run and kept, tells that trainings stop at once."""
     slow_clock(monkeypatch, 0.1)
-    monkeypatch.setattr(jobs, "STACK_WORK", 1.0)  # a job a cell
     computed: list[Job] = []
 
-    def counting(context: Context, job: Job) -> list[CellResult]:
+    def counting(context: Context, job: Job, *more: Any) -> list[CellResult]:
         computed.append(job)
-        return run_job(context, job)
+        return run_job(context, job, *more)
 
     for module in ("work.run", "work.executor"):
         monkeypatch.setattr(f"steepest.comparison.{module}.run_job", counting)
     words = (*FAST, "--epochs", 100, "--patience", 1)  # 4 cells of 20 s: 80 s, or 0.8 s
-    code, out, err = command("compare", csv, *words, "--budget", 0.5)
+    code, out, err = command("compare", csv, *words, "--strict", "--budget", 0.5)
     assert (code, err) == (0, "")
     assert "; about " in out
     (folder,) = folders(tmp_path)
     assert Store(folder).counters() == [1, 1, 1, 1]
-    assert len(computed) == len(set(computed)) == 4
+    assert len(computed) == len({(job.name, job.cells) for job in computed}) == 4
 
 
-def test_a_cut_comparison_ends_with_a_report_however_slow_the_machine(
+def test_a_comparison_ends_with_a_report_however_slow_the_machine(
     command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_clock(monkeypatch, 1e6)
-    words = ("--objectives", "comp_sum,focal,ldr", "--folds", 2, "--workers", 1, "--metric", "accuracy")
-    code, out, err = command("compare", csv, *words, "--budget", 1)
+    words = ("--objectives", "comp_sum,focal,ldr", "--folds", 3, "--repeats", 1, "--workers", 1, "--metric", "accuracy")
+    words = (*words, "--no-classical")
+    code, _, err = command("compare", csv, *words, "--budget", 1, "--strict")
     assert code == 2
     assert "over the budget of 1m" in err
     assert folders(tmp_path) == []
-    code, out, err = command("compare", csv, *words, "--budget", 1, "--cut")
+    code, _, err = command("compare", csv, *words, "--budget", "0.01s")
     assert (code, err) == (0, "")
-    said = (
-        "cut to fit the budget: repeats from 3 to 1, trials from 8 to 1, objectives from 4 to 3, epochs from 60 to 8, "
-        "no classical learners"
-    )
-    assert said in out
-    assert "nothing smaller is left to cut" in out
     (folder,) = folders(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    said = "1 trial instead of 8, 8 epochs instead of 60, 1 of 4 objectives, 1 of 3 folds"
+    assert results["sentence"].startswith(
+        "Too little time to compare objectives: in the first fold cross_entropy reaches"
+    )
+    assert f"(untuned, {said})" in results["sentence"]
+    assert "a constant prediction 0." in results["sentence"]
+    assert results["data"]["warnings"][-1].startswith(f"cut to fit the budget: {said}; --budget ")
     assert said in (folder / "report.html").read_text()
-    assert json.loads((folder / "results.json").read_text())["data"]["warnings"][-1] == said
-    slow_clock(monkeypatch, 1e-6)  # a run that was begun goes on, whatever would fit by now
-    assert said in command("compare", csv, *words, "--budget", 1, "--cut")[1]
+    basis = results["basis"]
+    assert (basis["trials"], basis["epochs"], basis["rows"], basis["folds"], basis["whole"]) == (1, 8, 48, 1, False)
+    assert (results["headline"]["p"], results["headline"]["low"]) == (None, None)
+    assert "nothing is computed" in command("compare", csv, *words, "--budget", "0.01s")[1]
+    slow_clock(monkeypatch, 1e-6)  # a larger budget goes on with the run, at a higher level where that fits
+    code, _, err = command("compare", csv, *words, "--budget", 20)
+    assert (code, err) == (0, "")
     assert folders(tmp_path) == [folder]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["basis"]["cut"] == []
+    assert results["sentence"].startswith("Choosing the objective")
+    assert len(results["folds"]) == 3
+    assert Store(folder).done == 12
 
 
 def test_what_fits_is_not_cut(command: Command, csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_clock(monkeypatch, 1e-6)
-    code, out, _ = command("compare", csv, *FAST, "--cut", "--dry-run")
+    code, out, _ = command("compare", csv, *FAST, "--dry-run")
     assert code == 0
-    assert "cut to fit" not in out
-    slow_clock(monkeypatch, 1.0)  # two cells a fold pair of 4 s: one repeat of the three fits
-    code, out, _ = command(
-        "compare", csv, *FAST, "--patience", 2, "--repeats", 3, "--cut", "--dry-run", "--budget", 0.5
-    )
-    assert code == 0
-    assert "cut to fit the budget: repeats from 3 to 1\n" in out
+    assert "over the budget" not in out
+    slow_clock(monkeypatch, 1e3)
+    assert "over the budget of 10m: less is computed, as much as fits" in command("compare", csv, *FAST, "--dry-run")[1]
 
 
 def plan_seconds(text: str) -> float:
@@ -279,6 +285,7 @@ def plan_seconds(text: str) -> float:
         (("--metric", "nonsense"), "unknown metric 'nonsense'"),
         (("--metric", "rmse"), "is for regression, not for binary"),
         (("--budget", "soon"), "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'"),
+        (("--cut",), "--cut: what does not fit the budget is always cut by now; --strict refuses it instead"),
         (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),
         (("--task", "poetry"), "task"),
         (("--drop", "size"), "size"),
@@ -324,7 +331,6 @@ def test_an_output_folder_that_cannot_be_is_one_line(command: Command, csv: Path
 def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "STACK_WORK", 1.0)  # a job a cell
     real, calls = Store.add, []
 
     def add(self: Store, results: list) -> None:

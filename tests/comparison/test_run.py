@@ -19,6 +19,7 @@ import torch
 
 import steepest
 from steepest.comparison import InputError, OverBudget
+from steepest.comparison.design.levels import Level
 from steepest.comparison.metrics.tables import MULTICLASS
 from steepest.comparison.work import timing
 from steepest.comparison.work.store import Store
@@ -120,7 +121,7 @@ def test_weights_refuse_a_loss_of_the_batch(blobs: Callable, own: str, tmp_path:
 def test_over_budget_trains_nothing(blobs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "time_job", lambda context, job: 1e5)
     with pytest.raises(OverBudget, match="over the budget of 1m") as caught:
-        steepest.compare(*blobs(60, 2), objectives="comp_sum", budget=1, out=tmp_path, **FAST)
+        steepest.compare(*blobs(60, 2), objectives="comp_sum", budget=1, strict=True, out=tmp_path, **FAST)
     assert caught.value.commands
     assert list(tmp_path.iterdir()) == []
 
@@ -135,7 +136,7 @@ def test_what_has_no_name_in_a_module_is_refused(blobs: Callable, tmp_path: Path
 
 WORDS = [
     "compare", "wine", "--objectives", "comp_sum", "--no-classical", "--repeats", "2", "--folds", "4",
-    "--trials", "3", "--workers", "2", "--quiet", "--batch", "8",
+    "--trials", "3", "--workers", "2", "--quiet", "--batch", "8", "--budget", "2h",
 ]  # fmt: skip
 
 
@@ -189,12 +190,12 @@ def scores_of(folder: Path) -> dict:
     store = Store(run)
     costs = ("seconds", "seconds_per_epoch", "peak_memory_mb")
     cells = {n: {p: {k: v for k, v in c.items() if k not in costs} for p, c in own.items()}
-             for n, own in store.cells().items()}  # fmt: skip
+             for n, own in store.cells(Level.of_text(store.fact("levels")[0])).items()}  # fmt: skip
     results = json.loads((run / "results.json").read_text())
     keep = ("sentence", "headline", "fold_scores", "curves", "winner", "id")
     return {
         "cells": cells,
-        "counters": store.counters(),
+        "counters": set(store.counters()),
         "results": {k: results[k] for k in keep},
         "weights": (run / "winner" / "winner.safetensors").read_bytes(),
     }
@@ -233,41 +234,22 @@ def check_kills(tmp_path: Path, kills: int, *more: str) -> None:
     finish(hurt, *more)
     finish(whole, *more, "--workers", "1")  # nor do the workers matter
     found, expected = scores_of(hurt), scores_of(whole)
-    assert set(found["counters"]) == {1}
+    assert found["counters"] == {1}
     assert found == expected
-    assert 0 < cells < len(found["counters"])
+    assert 0 < cells < sum(map(len, found["cells"].values()))
 
 
-@pytest.fixture
-def a_job_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of one cell each, in the subprocess too."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.abc, sys\n"
-        "class Find(importlib.abc.MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        "        if name != 'steepest.comparison.api':\n"
-        "            return None\n"
-        "        sys.meta_path.remove(self)\n"
-        "        import steepest.comparison.design.jobs\n"
-        "        steepest.comparison.design.jobs.STACK_WORK = 1.0\n"
-        "        return None\n"
-        "sys.meta_path.insert(0, Find())\n"
-    )
-    known = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *([known] if known else [])]))
-
-
-def test_three_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None:
+def test_three_kills_change_nothing(tmp_path: Path) -> None:
     check_kills(tmp_path, 3, "--epochs", "6", "--folds", "3", "--repeats", "1")
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_nothing(tmp_path: Path, a_job_a_cell: None) -> None:
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     check_kills(tmp_path, 20, "--epochs", "12", "--folds", "6", "--repeats", "3")
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path, a_job_a_cell: None) -> None:
+def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path) -> None:
     options = ("--epochs", "40", "--patience", "40", "--folds", "4", "--repeats", "2")
     process = start(tmp_path, *options)
     while process.poll() is None and finished(tmp_path) == 0:
@@ -281,7 +263,7 @@ def test_ctrl_c_is_130_one_line_and_goes_on(tmp_path: Path, a_job_a_cell: None) 
     kept = finished(tmp_path)
     assert kept > 0
     finish(tmp_path, *options)
-    assert set(scores_of(tmp_path)["counters"]) == {1}
+    assert scores_of(tmp_path)["counters"] == {1}
 
 
 def test_a_script_without_a_main_guard(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from .. import __version__
 from .budget import words_of
 from .design.context import Context
-from .design.plan import Plan, cut_text, cuts, fitting_commands
+from .design.plan import fitting_commands
 from .design.resolve import resolve
 from .errors import InputError, nearest
 from .read.given import read_data
@@ -18,10 +20,13 @@ from .report.finished import Comparison
 from .report.publish import publish
 from .report.stored import kept_results
 from .report.terminal import Terminal, about, plan_lines
-from .request import OPTIONS, RUNS, SERVED, Request
+from .request import BUDGET, OPTIONS, RUNS, SERVED, Request
+from .statistics.looks import next_look
+from .verdict.basis import find_basis
 from .verdict.results import assemble
 from .work.executor import one_thread
-from .work.run import Run, choose_run, default_workers
+from .work.run import Run, default_workers
+from .work.store import Store
 
 
 class OverBudget(InputError):
@@ -42,23 +47,29 @@ def prepare(request: Request) -> tuple[Context, list[str]]:
 
 
 def execute(
-    request: Request, context: Context, notes: Sequence[str] = (), screen: Terminal | None = None
+    request: Request,
+    context: Context,
+    notes: Sequence[str] = (),
+    screen: Terminal | None = None,
+    began: float | None = None,
 ) -> Comparison | None:
-    """Plan, work, judge, report.
+    """Work until the deadline, judge, report.
 
     Args:
         request: what the user asked for.
         context, notes: from :func:`prepare`.
         screen: where lines go.
+        began: when the budget began to run, by the system's clock; None is now.
 
     Returns:
         The comparison, or None for a dry run.
 
     Raises:
-        OverBudget: the plan takes longer than the budget, and nothing may be cut.
+        OverBudget: the whole design takes longer than the budget, and ``strict`` allows nothing less.
         InputError: the run folder cannot be used.
     """
     screen = Terminal(quiet=True) if screen is None else screen
+    began = time.time() if began is None else began
     command = shlex.join(request.command or ("steepest.compare", context.table.name))
     workers = default_workers(context.settings) if request.workers is None else request.workers
     for text in (*context.table.decisions, *notes):
@@ -66,49 +77,56 @@ def execute(
     for text in context.table.warnings:
         screen.line(f"warning: {text}", "yellow")
     with one_thread():
-        run, plan, was_cut = _fitting(request, context, workers, screen)
+        run = Run(context, Path(request.out), request.typed)
+        if request.strict or request.dry_run:
+            _plan(request, run, workers, screen)
         if request.dry_run:
             return None
+        budget = math.inf if request.strict else request.budget_seconds
         with run.opened() as store:
-            computed = run.work(store, command, workers, 0.0 if plan is None else plan.expected, screen)
+            computed = run.work(store, command, workers, budget, began, screen)
             results = None if computed else kept_results(store)
             if results is None:
-                results = assemble(run.context, store, command=command, version=__version__)
-                results["data"]["warnings"] += [was_cut] if was_cut else []
-            return publish(request, run, store, results, computed=computed, screen=screen)
+                results = _judged(run, store, command)
+            return publish(request, run, store, results, computed=computed, screen=screen, budget=budget)
 
 
-def _fitting(request: Request, context: Context, workers: int, screen: Terminal) -> tuple[Run, Plan | None, str]:
-    """The run whose design fits the budget, its plan, and what was cut."""
-    settings, budget, out = context.settings, request.budget_seconds, Path(request.out)
-    contexts = [context]
-    if request.cut:
-        contexts += [Context(context.table, less, context.test) for less in cuts(settings)]
-    run, plan = choose_run([Run(design, out) for design in contexts], workers, budget)
-    was_cut = cut_text(settings, run.context.settings)
-    if was_cut:
-        screen.line(was_cut, "yellow")
-    if plan is not None:
-        for line in plan_lines(plan, run.context.settings, len(run.context.folds), len(run.jobs)):
-            screen.line(line)
-        if plan.expected > budget:
-            over = f"{about(plan)}, over the budget of {words_of(budget)}"
-            if not request.cut:
-                words = request.command or ("steepest.compare", context.table.name)
-                offers = fitting_commands(plan, run.context, budget, words)
-                raise OverBudget(f"the plan takes {over}; these would fit:", offers)
-            screen.line(f"nothing smaller is left to cut: {over}", "yellow")
-    elif request.dry_run:
+def _judged(run: Run, store: Store, command: str) -> dict[str, Any]:
+    """The verdict on what is finished: a look at it, unless the whole design was computed at once."""
+    course, last = store.fact("course"), store.fact("looks")
+    basis = find_basis(run.context, store, run.designs, course["last"] if course else ())
+    look = next_look(last, len(store.finished())) if last is not None or run.missing(store) else None
+    results = assemble(run.context, store, command=command, version=__version__, look=look, basis=basis)
+    if look is not None:
+        store.set_fact("looks", {"number": look.number, "cells": look.cells})
+    return results
+
+
+def _plan(request: Request, run: Run, workers: int, screen: Terminal) -> None:
+    """Say what the whole design costs; with ``--strict`` refuse it where it takes longer than the budget."""
+    budget = request.budget_seconds
+    plan = run.plan(workers, budget)
+    if plan is None:
         screen.line("finished: nothing is left to compute")
-    return run, plan, was_cut
+        return
+    for line in plan_lines(plan, run.context.settings, len(run.context.folds), len(run.jobs)):
+        screen.line(line)
+    if plan.expected <= budget:
+        return
+    over = f"{about(plan)}, over the budget of {words_of(budget)}"
+    if request.strict:
+        words = request.command or ("steepest.compare", run.context.table.name)
+        offers = fitting_commands(plan, run.context, budget, words)
+        raise OverBudget(f"the plan takes {over}; these would fit:", offers)
+    screen.line(f"that is {over}: less is computed, as much as fits", "yellow")
 
 
 def compare(
     data: Any,
     y: Any = None,
     *,
-    budget: float | str = 30.0,
-    cut: bool = False,
+    budget: float | str = BUDGET,
+    strict: bool = False,
     workers: int | None = None,
     out: str | Path = RUNS,
     quiet: bool = False,
@@ -121,9 +139,9 @@ def compare(
         data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
             last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
         y: the target ``[rows]``.
-        budget: time that the plan may take, early stopping counted in: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number
-            of minutes; beyond it the comparison is refused.
-        cut: beyond the budget make the design smaller instead: fewer repeats, then trials, objectives, epochs.
+        budget: the time that it may take: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of minutes. What does not
+            fit is cut: repeats, trials, objectives, epochs, training rows, what was asked for by name last.
+        strict: compute the whole design, or refuse it where it takes longer than ``budget``.
         workers: processes; default one a core.
         out: where run folders live; the same call goes on where it stopped.
         quiet: print nothing.
@@ -139,12 +157,13 @@ def compare(
 
     Raises:
         InputError: for whatever cannot be used, in one line.
-        OverBudget: the plan takes longer than ``budget``, and ``cut`` is false.
+        OverBudget: the whole design takes longer than ``budget``, and ``strict`` is true.
     """
     for option in options:
         if option not in OPTIONS:
             raise InputError(f"compare: no option {option!r}{nearest(option, OPTIONS)}")
-    request = Request(data, y, budget=budget, cut=cut, workers=workers, out=out, winner=winner, **options)
-    comparison = execute(request, *prepare(request), Terminal(quiet=quiet))
+    began = time.time()
+    request = Request(data, y, budget=budget, strict=strict, workers=workers, out=out, winner=winner, **options)
+    comparison = execute(request, *prepare(request), Terminal(quiet=quiet), began)
     assert comparison is not None
     return comparison

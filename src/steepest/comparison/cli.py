@@ -20,6 +20,7 @@ from .completion import (
     complete_objectives,
     complete_task,
 )
+from .request import BUDGET, Request
 
 
 def compare_command(
@@ -151,18 +152,20 @@ def compare_command(
         str,
         typer.Option(
             metavar="TIME",
-            help="Time for the plan: 90s, 10m, 2h, 1h30m; plain numbers are minutes. A longer one is refused.",
+            help="Time that it may take: 90s, 10m, 2h, 1h30m; a plain number is minutes. What does not fit is cut, "
+            "what was asked for by name last, and the report says so. More budget later goes on from there.",
             rich_help_panel="Running",
         ),
-    ] = "30m",
-    cut: Annotated[
+    ] = BUDGET,
+    strict: Annotated[
         bool,
         typer.Option(
-            "--cut",
-            help="Over the budget, make the design smaller instead: repeats, trials, objectives, epochs.",
+            "--strict",
+            help="Compute the whole design, or refuse it where it takes longer than the budget.",
             rich_help_panel="Running",
         ),
     ] = False,
+    cut: Annotated[bool, typer.Option("--cut", hidden=True)] = False,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes, each with a job at a time. Default: one a core.", rich_help_panel="Running"),
@@ -192,13 +195,15 @@ def compare_command(
 ) -> None:
     """Which objective to use on your data: all tuned alike, tested in the same nested folds.
 
+    It answers within its budget: a full round of folds at the largest size that fits comes first, more with the time
+    that is left.
+
     One question is declared beforehand and tested alone: does choosing the objective help? The answer is one sentence
     with its interval; below it each objective against cross-entropy (squared error for numbers) in three tiers. The
-    same command goes on where it stopped.
+    same command goes on where it stopped, and a larger budget buys the difference.
 
-    Its plan counts in three units. Training: one network fitted once, a trial on an inner split or a refit on a whole
-    training part. Cell: one objective or classical learner in one outer fold, with all its trainings. Job: cells of one
-    objective or learner that a process computes together; a finished job is kept.
+    Training: one network fitted once, a trial on an inner split or a refit on a whole training part. Cell: one
+    objective or classical learner in one outer fold at one size, with all its trainings; a finished cell is kept.
 
     Examples:
 
@@ -224,9 +229,13 @@ def compare_command(
     """
     import sqlite3
     from concurrent.futures import BrokenExecutor
+    from time import time as clock
 
     from .asked import check_asked, check_folder, expand, what_is_read
-    from .request import Request
+    from .errors import InputError
+
+    if cut:
+        raise InputError("--cut: what does not fit the budget is always cut by now; --strict refuses it instead")
 
     requests = [
         Request(
@@ -263,7 +272,7 @@ def compare_command(
             seed=seed,
             device=device,
             budget=budget,
-            cut=cut,
+            strict=strict,
             workers=workers,
             out=out,
             dry_run=dry_run,
@@ -284,6 +293,8 @@ def compare_command(
     from .api import OverBudget, execute, prepare
     from .report.terminal import Terminal
 
+    began = clock()
+
     prepared = [prepare(request) for request in requests]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
     found = []
@@ -293,7 +304,7 @@ def compare_command(
         if len(requests) > 1:
             terminal.line(f"== {request.data}", "bold")
         try:
-            done = execute(replace(request, command=command), context, notes, terminal)
+            done = execute(replace(request, command=command), context, notes, terminal, began)
         except OverBudget as error:
             typer.echo(f"steepest: error: {error}", err=True)
             for line in error.commands:
@@ -305,6 +316,7 @@ def compare_command(
         except (OSError, sqlite3.Error, BrokenExecutor) as error:
             typer.echo(f"steepest: failed: {' '.join(str(error).split())}; the same command goes on", err=True)
             raise typer.Exit(1) from None
+        began = clock()
         if done is not None:
             found.append(done)
     across = None

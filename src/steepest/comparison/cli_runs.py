@@ -44,7 +44,7 @@ def _progress(folder: Path) -> tuple[str, str, str]:
 
     store = Store(folder)
     try:
-        done, total = len(store.finished()), store.fact("cells")
+        done, total = store.done, store.fact("cells")
         if total is None:
             return "", "", "nothing was computed yet"
         state = store.fact("sentence") or f"goes on with: {store.fact('command')}"
@@ -83,7 +83,7 @@ def report_command(
         store = Store(folder)
         kept, done, total, command = (
             kept_results(store),
-            len(store.finished()),
+            store.done,
             store.fact("cells"),
             store.fact("command"),
         )

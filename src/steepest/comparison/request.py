@@ -14,6 +14,9 @@ from .errors import InputError
 RUNS = Path("steepest-runs")
 """Where run folders live by default."""
 
+BUDGET = "10m"
+"""The time that a comparison may take by default."""
+
 SERVED = ("best", "network")
 """Which winner a comparison saves."""
 
@@ -113,10 +116,10 @@ class Request:
     device: str = "cpu"
     augment: bool = True
 
-    budget: float | str = 30.0
-    """The time that the plan may take: words (``"90s"``, ``"1h30m"``), or a number of minutes."""
-    cut: bool = False
-    """Whether, over the budget, the largest smaller design that fits is taken, or the smallest there is."""
+    budget: float | str = BUDGET
+    """The time that the comparison may take: words (``"90s"``, ``"1h30m"``), or a number of minutes."""
+    strict: bool = False
+    """Whether the whole design is computed, or refused where it takes longer than the budget."""
     workers: int | None = None
     out: str | Path = RUNS
     dry_run: bool = False
@@ -136,6 +139,13 @@ class Request:
     def budget_seconds(self) -> float:
         """The budget in seconds."""
         return seconds_of(self.budget)
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """What of the design was asked for by name: it is cut last."""
+        counts = [name for name in ("repeats", "trials", "epochs") if getattr(self, name) is not None]
+        groups = isinstance(self.objectives, str) and self.objectives in ("default", "all")
+        return (*counts, *(() if groups else ("objectives",)))
 
     @property
     def source(self) -> str | None:

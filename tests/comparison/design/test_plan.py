@@ -8,10 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from steepest.comparison.design import jobs as jobs_module
 from steepest.comparison.design.context import Context
-from steepest.comparison.design.jobs import Job, from_json, make_jobs, to_json
-from steepest.comparison.design.plan import Plan, cuts, fitting_commands, make_plan
+from steepest.comparison.design.jobs import Job, make_jobs
+from steepest.comparison.design.plan import Plan, fitting_commands, make_plan
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.read import table_from_arrays
 from steepest.comparison.work import timing
@@ -25,25 +24,14 @@ def context_of(blobs: Callable, **changed: object) -> Context:
     return Context(table_from_arrays(*blobs(60, 2)), Settings(**{**values, **changed}))
 
 
-@pytest.mark.parametrize("work", [1.0, 3e9, 1e15])
-def test_jobs_cover_every_cell_once(blobs: Callable, monkeypatch: pytest.MonkeyPatch, work: float) -> None:
-    monkeypatch.setattr(jobs_module, "STACK_WORK", work)
+def test_jobs_cover_every_cell_once_and_the_first_fold_of_everything_comes_first(blobs: Callable) -> None:
     context = context_of(blobs)
     jobs = make_jobs(context)
-    cells = [(job.kind, job.name, pair) for job in jobs for pair in job.cells]
+    cells = [(job.kind, job.name, *job.cells) for job in jobs]
     expected = {("objective", n, p) for n in context.settings.objectives for p in context.folds}
     expected |= {("classical", "constant", p) for p in context.folds}
     assert len(cells) == len(set(cells))
     assert set(cells) == expected
-    assert jobs == make_jobs(context_of(blobs))
-    assert from_json(to_json(jobs)) == jobs
-    sizes = {len(job.cells) for job in jobs if job.kind == "objective"}
-    assert sizes == ({1} if work == 1.0 else {6} if work == 1e15 else sizes)
-
-
-def test_the_first_fold_of_all_objectives_comes_first(blobs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "STACK_WORK", 1.0)
-    jobs = make_jobs(context_of(blobs))
     assert [job.name for job in jobs[:4]] == ["cross_entropy", "comp_sum", "focal", "constant"]
     assert {job.cells[0] for job in jobs[:4]} == {(0, 0)}
 
@@ -74,7 +62,6 @@ def test_expected_seconds_count_early_stopping_learners_and_the_winner(
     blobs: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, 10.0, learner=1.0)
-    monkeypatch.setattr(jobs_module, "STACK_WORK", 1.0)
     context = context_of(blobs, epochs=60, patience=15)
     plan = make_plan(context, 2, timing.measure)
     # six cells of three objectives and of one learner on two processes; the winner: one setting of three on all rows
@@ -95,7 +82,6 @@ def test_expected_seconds_count_early_stopping_learners_and_the_winner(
 
 def test_finished_cells_are_measured_where_a_run_goes_on(blobs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed(monkeypatch, 10.0, learner=100.0)
-    monkeypatch.setattr(jobs_module, "STACK_WORK", 1.0)
     context = context_of(blobs, epochs=60)
     jobs = make_jobs(context)
     known = {"cross_entropy": 3.0, "constant": 1.0}
@@ -108,33 +94,6 @@ def test_finished_cells_are_measured_where_a_run_goes_on(blobs: Callable, monkey
     assert asked == []
     assert everything.seconds == pytest.approx({"comp_sum": 12.0, "focal": 30.0, "constant": 6.0})
     assert everything.least == everything.expected == everything.most
-
-
-def test_a_like_plan_tells_what_two_designs_have_in_common(blobs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = timed(monkeypatch, 10.0, learner=3.0)
-    monkeypatch.setattr(jobs_module, "STACK_WORK", 1.0)
-    context = context_of(blobs, epochs=60)
-    whole = make_plan(context, 1, timing.measure)
-    whole = whole.after(whole.jobs[0], 4.0)
-    asked.clear()
-    learners: list[str] = []
-    monkeypatch.setattr(timing, "time_learner", lambda context, job: learners.append(job.name))
-
-    def less(**changed: object) -> Plan:
-        return make_plan(
-            context_of(blobs, **{"epochs": 60, **changed}), 1, timing.measure, like=(context.settings, whole)
-        )
-
-    once = less(repeats=1)
-    assert (asked, learners) == ([], [])
-    assert once.share == pytest.approx(0.4)
-    assert once.seconds == pytest.approx({"cross_entropy": 12.0, "comp_sum": 12.0, "focal": 12.0, "constant": 9.0})
-    halved = less(epochs=30)
-    assert asked == []
-    assert halved.share is None  # it stops as early, which is a larger share of fewer epochs
-    assert halved.longest == pytest.approx(dict.fromkeys(context.settings.objectives, 5.0))
-    assert less(trials=1).share == pytest.approx(0.4)
-    assert asked == list(context.settings.objectives)  # fewer models in a stack: not in proportion
 
 
 def test_the_share_stays_within_what_can_be(blobs: Callable) -> None:
@@ -192,15 +151,3 @@ def test_dear_classical_learners_are_offered_to_be_left_out(blobs: Callable) -> 
 
 def test_too_little_for_anything_offers_a_larger_budget_only(blobs: Callable) -> None:
     assert [shlex.split(line)[-2] for line in offered(blobs, 1.0)] == ["--budget"]
-
-
-def test_cuts_grow_smaller_one_thing_at_a_time() -> None:
-    names = ("cross_entropy", "a", "b", "c", "d")
-    whole = Settings(names, "cross_entropy", "accuracy", repeats=3, trials=8, epochs=60, classical=("knn",))
-    found = list(cuts(whole))
-    assert [(s.repeats, s.trials, len(s.objectives), s.epochs, len(s.classical)) for s in found] == [
-        (1, 8, 5, 60, 1), (1, 4, 5, 60, 1), (1, 4, 3, 60, 1), (1, 4, 3, 30, 1), (1, 4, 3, 15, 1), (1, 4, 3, 8, 1),
-        (1, 3, 3, 8, 1), (1, 1, 3, 8, 1), (1, 1, 3, 8, 0),
-    ]  # fmt: skip
-    assert all(s.baseline in s.objectives for s in found)
-    assert list(cuts(found[-1])) == []

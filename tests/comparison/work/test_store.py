@@ -12,15 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steepest.comparison.design.levels import Level
 from steepest.comparison.errors import InputError
 from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.work.cells import CellResult
 from steepest.comparison.work.store import Store, find_run, runs
 
+LEVEL = Level(900, 60, 8)
+TRIAL = {"scores": [0.25, None], "epochs": [3, 0], "curves": [[1 / 3], [None]], "seconds": 0.5}
+
 
 def cell(fold: int, name: str = "cross_entropy", score: float = 0.5) -> CellResult:
     outcome = Outcome(np.array([0, 1, 1]), np.full((3, 2), 0.5), np.array([0.1, -0.2, 0.3]))
-    return CellResult("objective", name, 0, fold, {"score": score, "inner": [0.1, None]}, outcome)
+    values = {"score": score, "inner": [0.1, None]}
+    return CellResult("objective", name, 0, fold, values, outcome, LEVEL.text, {1: TRIAL})
 
 
 def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
@@ -28,12 +33,39 @@ def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
     store.add([cell(0), cell(1, score=1 / 3)])
     store.close()
     again = Store(tmp_path / "run")
-    assert again.finished() == {("cross_entropy", 0, 0), ("cross_entropy", 0, 1)}
-    assert again.cells()["cross_entropy"][0, 1] == {"score": 1 / 3, "inner": [0.1, None], "kind": "objective"}
-    assert again.outcome("cross_entropy", 0, 0).predicted.tolist() == [0, 1, 1]
-    assert again.outcome("cross_entropy", 0, 0).decision == pytest.approx([0.1, -0.2, 0.3])
+    assert again.finished() == {("cross_entropy", 0, 0, LEVEL.text), ("cross_entropy", 0, 1, LEVEL.text)}
+    assert again.cells(LEVEL)["cross_entropy"][0, 1] == {"score": 1 / 3, "inner": [0.1, None], "kind": "objective"}
+    assert again.outcome("cross_entropy", 0, 0, LEVEL).predicted.tolist() == [0, 1, 1]
+    assert again.outcome("cross_entropy", 0, 0, LEVEL).decision == pytest.approx([0.1, -0.2, 0.3])
     with pytest.raises(KeyError):
-        again.outcome("cross_entropy", 0, 7)
+        again.outcome("cross_entropy", 0, 7, LEVEL)
+
+
+def test_cells_and_trials_are_those_of_a_level(tmp_path: Path) -> None:
+    """Trials are shared by the levels of their rows and epochs; learners by those of their rows."""
+    store = Store(tmp_path)
+    learner = cell(0, "knn")
+    learner.kind, learner.level, learner.trials = "classical", LEVEL.of("classical"), {}
+    store.add([cell(0), learner])
+    fewer, shorter, smaller = Level(900, 60, 4), Level(900, 30, 8), Level(450, 60, 8)
+    assert [set(store.cells(level)) for level in (LEVEL, fewer, shorter, smaller)] == [
+        {"cross_entropy", "knn"}, {"knn"}, {"knn"}, set(),
+    ]  # fmt: skip
+    assert [store.trials("cross_entropy", (0, 0), level) for level in (LEVEL, fewer, shorter, smaller)] == [
+        {1: TRIAL}, {1: TRIAL}, {}, {},
+    ]  # fmt: skip
+    assert store.trials("cross_entropy", (0, 1), LEVEL) == {}
+    with pytest.raises(KeyError):
+        store.outcome("cross_entropy", 0, 0, fewer)
+    assert store.done == 2
+
+
+def test_a_run_of_another_format_is_one_line(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "run.sqlite")
+    connection.execute("create table cells (name text)")
+    connection.close()
+    with pytest.raises(InputError, match="was kept by another version of steepest; move its folder away"):
+        Store(tmp_path)
 
 
 def test_a_cell_that_is_computed_again_is_counted(tmp_path: Path) -> None:
@@ -42,7 +74,7 @@ def test_a_cell_that_is_computed_again_is_counted(tmp_path: Path) -> None:
     assert store.counters() == [1, 1]
     store.add([cell(1, score=0.9)])
     assert sorted(store.counters()) == [1, 2]
-    assert store.cells()["cross_entropy"][0, 1]["score"] == 0.9
+    assert store.cells(LEVEL)["cross_entropy"][0, 1]["score"] == 0.9
 
 
 def test_facts_are_json_and_all_or_none(tmp_path: Path) -> None:
@@ -61,7 +93,7 @@ def test_nothing_of_a_job_is_written_when_a_part_fails(tmp_path: Path) -> None:
     bad.name = None  # type: ignore[assignment]  # violates "not null" after the first row is in
     with pytest.raises(sqlite3.IntegrityError):
         store.add([cell(1), bad])
-    assert store.finished() == {("cross_entropy", 0, 0)}
+    assert store.finished() == {("cross_entropy", 0, 0, LEVEL.text)}
     store.add([cell(1)])
     assert store.counters() == [1, 1]
 
@@ -77,7 +109,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         store.add([big])
     store.close()
     again = Store(tmp_path)
-    assert again.finished() == {("cross_entropy", 0, 0)}
+    assert again.finished() == {("cross_entropy", 0, 0, LEVEL.text)}
     assert again.connection.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
@@ -90,9 +122,9 @@ from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.work.store import Store
 store = Store(Path(sys.argv[1]))
 for fold in range(5):
-    store.add([CellResult("objective", "a", 0, fold, {"score": 0.5}, Outcome(np.zeros(3)))])
+    store.add([CellResult("objective", "a", 0, fold, {"score": 0.5}, Outcome(np.zeros(3)), "9/9/9")])
 store.connection.execute("begin immediate")
-store.connection.execute("insert into cells values ('objective', 'b', 0, 0, 1, '{}', x'00')")
+store.connection.execute("insert into cells values ('objective', 'b', 0, 0, '9/9/9', 1, '{}', x'00')")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -101,7 +133,7 @@ def test_a_killed_writer_loses_nothing_that_it_had_finished(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == -signal.SIGKILL
     store = Store(tmp_path)
-    assert store.finished() == {("a", 0, fold) for fold in range(5)}
+    assert store.finished() == {("a", 0, fold, "9/9/9") for fold in range(5)}
     assert store.counters() == [1] * 5
 
 

@@ -22,17 +22,20 @@ import steepest
 from steepest.comparison import InputError
 from steepest.comparison.api import prepare
 from steepest.comparison.design.context import Context
-from steepest.comparison.design.jobs import from_json, make_jobs, to_json
+from steepest.comparison.design.jobs import make_jobs
 from steepest.comparison.request import Request
 from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.work.cells import CellResult
 from steepest.comparison.work.store import Store
-from steepest.comparison.work.stored import check_cells, check_plan, read_outcome
+from steepest.comparison.work.stored import check_cells, read_outcome
 
 Command = Callable[..., tuple[int, str, str]]
 Change = Callable[..., None]
 CANARY = "steepest_canary"
 OPTIONS = {"objectives": "comp_sum", "repeats": 1, "folds": 2, "trials": 2, "epochs": 1, "classical": False}
+TRIAL = {
+    "scores": [0.1], "epochs": [1], "curves": [[0.5]], "seconds": 0.1, "point": {"threshold": 0.0, "temperature": 1.0},
+}  # fmt: skip
 PACKED = Outcome(np.array([0, 1, 1]), np.full((3, 2), 0.5), np.array([0.1, -0.2, 0.3]))
 
 
@@ -60,24 +63,29 @@ def run(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose cells are made up."""
     store = Store(tmp_path_factory.mktemp("stored") / "run")
     jobs = make_jobs(context)
-    store.set_facts({"plan": to_json(jobs), "command": "steepest compare x.csv", "cells": 4, "seconds": 1.5})
+    course = {"level": context.level.text, "objectives": ["comp_sum"], "repeats": 1, "last": [], "learners": []}
+    store.set_facts({"course": course, "command": "steepest compare x.csv", "cells": 4, "seconds": 1.5})
     store.add(
-        [CellResult(job.kind, job.name, *pair, values(context, job.name), PACKED) for job in jobs for pair in job.cells]
+        [
+            CellResult(job.kind, job.name, *pair, values(context, job.name), PACKED, context.level.text, {0: TRIAL})
+            for job in jobs
+            for pair in job.cells
+        ]
     )
     store.close()
     return store.folder
 
 
-def read_all(folder: Path, context: Context) -> tuple[Any, Any, Any]:
+def read_all(folder: Path, context: Context) -> tuple[Any, Any]:
     """What a command that goes on reads before it computes."""
     store = Store(folder)
     try:
-        plan = from_json(store.fact("plan"))
-        check_plan(plan, context, "run")
-        cells = store.cells()
+        cells = store.cells(context.level)
+        trials = [store.trials(name, pair, context.level) for name in cells for pair in cells[name]]
         check_cells(cells, context, "run")
-        facts = [store.fact(key) for key in ("command", "cells", "seconds", "sentence")]
-        return plan, cells, (facts, [store.outcome(name, *pair) for name in cells for pair in cells[name]])
+        facts = [store.fact(key) for key in ("course", "command", "cells", "seconds", "sentence")]
+        outcomes = [store.outcome(name, *pair, context.level) for name in cells for pair in cells[name]]
+        return cells, (facts, trials, outcomes)
     finally:
         store.close()
 
@@ -103,8 +111,9 @@ def change_run(folder: Path, rng: random.Random, change: Change) -> None:
         key, text = rng.choice(connection.execute("select key, value from facts").fetchall())
         connection.execute("update facts set value = ? where key = ?", (changed(text), key))
     elif kind in (2, 3):
-        row, text = rng.choice(connection.execute("select rowid, content from cells").fetchall())
-        connection.execute("update cells set content = ? where rowid = ?", (changed(text), row))
+        table = ("cells", "trials")[kind - 2]
+        row, text = rng.choice(connection.execute(f"select rowid, content from {table}").fetchall())
+        connection.execute(f"update {table} set content = ? where rowid = ?", (changed(text), row))
     elif kind == 4:
         column = rng.choice(["kind", "name", "repeat", "fold", "content"])
         value = rng.choice([b"\xff", "x", 3, -1, 1.5, f"{CANARY}:Loss", "9" * 30])
@@ -146,10 +155,9 @@ def outcomes(run: Path, context: Context, numbers: range, folder: Path, change: 
         if found is None:
             counts["refused"] += 1
             continue
-        plan, cells, rest = found
-        assert plan == whole[0], number
-        assert {name: set(own) for name, own in cells.items()} == {name: set(own) for name, own in whole[1].items()}
-        counts["same" if repr((cells, rest)) == repr(whole[1:]) else "changed"] += 1
+        names = context.settings.objectives
+        assert all(name in names and set(own) <= set(context.folds) for name, own in found[0].items()), number
+        counts["same" if repr(found) == repr(whole) else "changed"] += 1
     assert CANARY not in sys.modules
     return counts
 
@@ -167,20 +175,15 @@ def test_two_thousand_changed_runs(run: Path, context: Context, tmp_path: Path, 
     print(f"\n2,000 changed runs: {counts}")
 
 
-def test_a_plan_names_no_code(run: Path, context: Context, tmp_path: Path) -> None:
-    """``steepest compare`` goes on with the plan of a folder: what stands there is not imported."""
+def test_what_was_decided_names_no_code(tmp_path: Path) -> None:
+    """``steepest compare`` goes on with what stands in a folder: names in it are not imported, cells are checked."""
     out = tmp_path / "runs"
     found = steepest.compare(frame(), out=out, workers=1, quiet=True, **OPTIONS)
     store = Store(found.folder)
-    plan = store.fact("plan")
-    for name in (f"{CANARY}:Loss", "os:system", "focal"):
-        store.set_fact("plan", [[plan[0][0], name, plan[0][2]], *plan[1:]])
-        with pytest.raises(InputError, match="its plan is not that of these settings"):
-            steepest.compare(frame(), out=out, workers=1, quiet=True, **OPTIONS)
-    store.set_fact("plan", [*plan, [plan[0][0], f"{CANARY}:Loss", plan[0][2]]])
-    with pytest.raises(InputError, match="its plan is not that of these settings"):
-        steepest.compare(frame(), out=out, workers=1, quiet=True, **OPTIONS)
-    store.set_fact("plan", plan)
+    course = store.fact("course")
+    names = [f"{CANARY}:Loss", "os:system", "focal"]
+    store.set_fact("course", {**course, "objectives": names, "last": names})
+    store.connection.execute("delete from cells where fold = 0 and name = 'comp_sum'")
     assert steepest.compare(frame(), out=out, workers=1, quiet=True, **OPTIONS).sentence == found.sentence
     store.connection.execute("update cells set content = json_remove(content, '$.curve') where fold = 0")
     with pytest.raises(InputError, match="'curve' is missing; move the folder away"):

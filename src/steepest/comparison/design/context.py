@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..parts import Part
 from ..read.images import Images
 from ..read.inputs import Data, fit_inputs, transform
 from .folds import CLASSES, Fold, inner_splits, outer_folds
+from .levels import Level, prefix
 from .settings import Settings
 from .several import counts_of, objective_for, target_scale
 from .trials import seed_of
@@ -50,6 +52,43 @@ class Context:
         self.metric = metric_of(settings.metric, table)
         self.classes = len(table.classes)
         self._split = lru_cache(maxsize=3 if isinstance(table, Images) else 48)(self._make_split)
+        self._whole: Context = self
+        self._of_rows: dict[int, Context] = {}
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest training part."""
+        return max(len(fold.train) for fold in self.folds.values())
+
+    @property
+    def level(self) -> Level:
+        """The level of its cells."""
+        return Level(self.most_rows, self.settings.epochs, self.settings.trials)
+
+    @property
+    def capped(self) -> bool:
+        """Whether a training part has fewer rows than that of the whole comparison."""
+        return self.most_rows < self._whole.most_rows
+
+    def at(self, level: Level) -> Context:
+        """The same comparison at a level: fewer training rows, epochs or trials; splits of equal rows are shared."""
+        whole = self._whole
+        found = copy.copy(whole if level.rows >= whole.most_rows else whole._capped(level.rows))
+        found.settings = replace(whole.settings, epochs=level.epochs, trials=level.trials)
+        return found
+
+    def _capped(self, rows: int) -> Context:
+        """The same with at most ``rows`` rows in a training part."""
+        if rows not in self._of_rows:
+            found = Context(self.table, self.settings, self.test)
+            found._whole = self
+            seed, target = self.settings.seed, self.table.target
+            found._folds = {
+                pair: replace(fold, train=prefix(fold.train, target, rows, seed_of(seed, *pair, "prefix")))
+                for pair, fold in self.folds.items()
+            }
+            self._of_rows[rows] = found
+        return self._of_rows[rows]
 
     @property
     def folds(self) -> dict[Pair, Fold]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .context import Context
 from .jobs import Job, make_jobs
-from .settings import Settings
 
 MARGIN = 0.7
 """The part of a budget that offered commands fill: a second measurement of the same steps differs."""
@@ -30,7 +29,6 @@ class Plan:
         measured: seconds that a finished cell of a name took; of classical learners, what one fit tells.
         floor: the least share of its epochs that a training runs.
         winner: cells that the fit of the winner amounts to.
-        assumed: the share where nothing is finished yet, from a like plan; None: not known.
     """
 
     jobs: tuple[Job, ...]
@@ -40,14 +38,13 @@ class Plan:
     measured: dict[str, float]
     floor: float
     winner: float
-    assumed: float | None = None
 
     @property
     def share(self) -> float | None:
         """The share of its longest time that a cell takes, None while that is unknown."""
         known = [name for name in self.longest if name in self.measured]
         if not known:
-            return self.assumed
+            return None
         found = sum(self.measured[name] for name in known) / sum(self.longest[name] for name in known)
         return min(1.0, max(self.floor, found))
 
@@ -108,7 +105,6 @@ def make_plan(
     measure: Measure,
     jobs: Sequence[Job] | None = None,
     measured: Mapping[str, float] | None = None,
-    like: tuple[Settings, Plan] | None = None,
 ) -> Plan:
     """The plan of a comparison. What no finished cell tells is timed: one short stack of each objective, one fit of
     each learner.
@@ -119,19 +115,11 @@ def make_plan(
         measure: times what is not known, a job at a time.
         jobs: those to do; None is all.
         measured: seconds that a finished cell of a name took, where a run goes on.
-        like: the plan of other settings on the same data, which tells what the two have in common.
     """
     settings = context.settings
     found = tuple(make_jobs(context) if jobs is None else jobs)
     known = dict(measured or {})
     longest: dict[str, float] = {}
-    assumed = None
-    if like is not None:
-        other, plan = like
-        known |= {name: plan.measured[name] for name in settings.classical if name in plan.measured}
-        if other.trials == settings.trials:
-            longest = {name: seconds * settings.epochs / other.epochs for name, seconds in plan.longest.items()}
-        assumed = plan.share if other.epochs == settings.epochs else None
     first: dict[str, Job] = {}
     trainings = 0
     refits = 0 if settings.one_cycle else 1
@@ -160,7 +148,6 @@ def make_plan(
         known,
         floor=1.0 if settings.one_cycle else min(1.0, settings.patience / settings.epochs),
         winner=rows * (inner + 1) / (settings.trials * inner + refits),
-        assumed=assumed,
     )
 
 
@@ -188,42 +175,6 @@ def fitting_commands(plan: Plan, context: Context, budget: float, command: Seque
         lines.append(_with([word for word in command if word != "--classical"], "--no-classical"))
     lines.append(_with(command, "--budget", math.ceil(total / 60 / MARGIN)))
     return lines
-
-
-def cuts(settings: Settings) -> Iterator[Settings]:
-    """Smaller designs, each smaller than the one before, in the order in which a comparison loses least.
-
-    Repeats go first, then trials down to 4, objectives down to 3, epochs by halves down to 8, trials down to 1, the
-    classical learners last.
-    """
-    steps: list[dict[str, Any]] = [{"repeats": 1}, {"trials": 4}, {"objectives": settings.objectives[:3]}]
-    epochs = settings.epochs
-    while epochs > 8:
-        epochs = max(8, epochs // 2)
-        steps.append({"epochs": epochs})
-    for step in (*steps, {"trials": 3}, {"trials": 1}, {"classical": ()}):
-        ((key, value),) = step.items()
-        old = getattr(settings, key)
-        if value != old and (not isinstance(value, int) or value < old):
-            settings = replace(settings, **step)
-            yield settings
-
-
-def cut_text(before: Settings, after: Settings) -> str:
-    """What was cut, for people; empty where nothing was.
-
-    >>> whole = Settings(("a", "b"), "a", "accuracy", classical=("knn",))
-    >>> cut_text(whole, replace(whole, repeats=1, trials=4, classical=()))
-    'cut to fit the budget: repeats from 3 to 1, trials from 8 to 4, no classical learners'
-    """
-    parts = []
-    for key in ("repeats", "trials", "objectives", "epochs"):
-        old, new = (value if isinstance(value, int) else len(value) for value in (vars(before)[key], vars(after)[key]))
-        if new != old:
-            parts.append(f"{key} from {old} to {new}")
-    if before.classical and not after.classical:
-        parts.append("no classical learners")
-    return f"cut to fit the budget: {', '.join(parts)}" if parts else ""
 
 
 def _with(command: Sequence[str], option: str, value: Any = None) -> str:

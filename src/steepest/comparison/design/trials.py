@@ -31,6 +31,7 @@ ROLES = (
     "bootstrap",
     "classical",
     "twins",
+    "prefix",
 )
 
 

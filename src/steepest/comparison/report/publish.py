@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..design.levels import Level
 from ..read.images import Images
 from ..request import SERVED, Request
-from ..work.run import Run
+from ..work.run import ANSWERED, Run
 from ..work.store import Store
 from .advice import advice
 from .finished import Comparison
@@ -19,7 +20,14 @@ from .writing import write_report
 
 
 def publish(
-    request: Request, run: Run, store: Store, results: dict[str, Any], *, computed: bool, screen: Terminal
+    request: Request,
+    run: Run,
+    store: Store,
+    results: dict[str, Any],
+    *,
+    computed: bool,
+    screen: Terminal,
+    budget: float,
 ) -> Comparison:
     """Fit and save the winner, write the report, and say what was found.
 
@@ -30,6 +38,7 @@ def publish(
         results: the verdict; or what was kept of an earlier one, its winner in it.
         computed: whether a cell was computed now, so that a saved winner is none.
         screen: where lines go.
+        budget: seconds that this answer is for.
     """
     context, folder = run.context, run.folder
     classical = results["classical"]
@@ -39,7 +48,10 @@ def publish(
     said = results.get("winner", {})
     finished = winner is not None and (said.get("kind"), said.get("objective")) == (kind, winner.name)
     if winner is None:
-        winner = fit_winner(context, store, kind)
+        basis = results["basis"]
+        level = Level(basis["rows"], basis["epochs"], basis["trials"])
+        pairs = [(repeat, fold) for repeat, fold in results["folds"]]
+        winner = fit_winner(context.at(level), store, kind, pairs)
         winner.save(winner_folder)
     seconds = run.seconds
     if not finished:
@@ -57,10 +69,13 @@ def publish(
         results["advice"] = advice(results)
         results = clean(results)
         store.set_facts({"seconds": seconds, "sentence": results["sentence"], "results": results})
+    store.set_fact("answered", max(min(budget, ANSWERED), store.fact("answered") or 0.0))
     written = write_report(results, folder, missing=finished)
     if finished:
         again = f"; written again: {', '.join(path.name for path in written)}" if written else ""
         screen.line(f"finished on {results['created']}: nothing is computed{again}")
+    if computed:
+        store.set_fact("seconds", run.seconds)  # the fit and the report are of the budget too
     comparison = Comparison(results, folder, trust=context.settings.own_parts)
     screen.table(summary(results))
     screen.line("")
@@ -69,7 +84,9 @@ def publish(
         screen.line(f"So do this: {results['advice']}", "bold")
     if classical is not None and not classical["wins"]:
         screen.line(f"Beside the networks: {classical['sentence']}")
+    basis = results.get("basis")
+    rows = f"{basis['rows']:,} rows" if basis and any("training rows" in text for text in basis["cut"]) else "all rows"
     what = "the classical learner" if kind == KINDS[1] else "a network trained with"
-    screen.line(f"winner: {what} {winner.name}, fitted on all rows; new rows: {results['winner']['command']}")
-    screen.line(f"report: {comparison.report}   ({clock(seconds)})")
+    screen.line(f"winner: {what} {winner.name}, fitted on {rows}; new rows: {results['winner']['command']}")
+    screen.line(f"report: {comparison.report}   ({clock(run.seconds)})")
     return comparison

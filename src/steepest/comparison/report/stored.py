@@ -104,6 +104,15 @@ _HEADLINE = Record(
         "baseline_mean": _VALUE,
     }
 )
+_BASIS = Record(
+    {
+        **dict.fromkeys(("rows", "epochs", "trials", "folds", "planned_folds"), _COUNT),
+        "whole": Flag(),
+        "cut": Listed(Text()),
+        "late": Named(Text()),
+        "undo": Text(),
+    }
+)
 _CLASSICAL = Record(
     {"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT}
 )
@@ -136,6 +145,7 @@ RESULTS = Record(
         "look": Maybe(LOOK),
         "reliability": Maybe(Named(_BINS, _DRAWN)),
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
+        "basis": _BASIS,
         "expected": _EXPECTED,
         "folds": Listed(Row((Whole(), Whole()))),
         "confusion": Maybe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ...core.terminal import table_lines, wrapped
 from ..design.context import Context
+from ..design.deadline import Deadline
 from ..design.jobs import Job
+from ..design.levels import Level
 from ..design.plan import Plan
 from ..design.settings import Settings
 from ..verdict.judge import Judge
@@ -69,39 +71,45 @@ class Terminal:
         """The columns of the terminal; a file or a pipe has none, and rows stay whole there."""
         return self.console.width if self.console.is_terminal else None
 
-    def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
-        """Begin to show ``jobs``; ``expected`` seconds is the plan's estimate."""
-        planned = len(store.fact("plan"))
-        if len(jobs) < planned:
-            self.line(f"going on with run {store.folder.name}: {planned - len(jobs)} of {planned} jobs are done")
-        self.context, self.store = context, store
-        self.left = {id(job): 1.0 for job in jobs}
-        self.total, self.done = len(jobs), 0
-        self.began = self.last = time.monotonic()
-        self.expected, self.workers = expected, workers
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+    def start(self, context: Context, store: Store, deadline: Deadline, workers: int) -> None:
+        """Begin to show what a run computes; ``context`` is the whole design."""
+        self.store, self.last = store, time.monotonic()
+        settings, ends = context.settings, ""
+        if not math.isinf(deadline.seconds):
+            spent = f", of which {clock(deadline.spent)} are spent" if deadline.spent else ""
+            ends = f"; what fits {clock(deadline.seconds)}{spent}"
+        self.line(
+            f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+            f"{len(context.folds)} outer folds{ends}, on {workers} {'process' if workers == 1 else 'processes'}"
         )
-        self.task = self.progress.add_task("jobs", total=self.total, left=f"planned: {clock(expected)}")
-        if self.console.is_terminal and not self.console.quiet:
+        done = store.done
+        if done:
+            self.line(f"going on with run {store.folder.name}: {done} of {store.fact('cells')} cells are done")
+
+    def level(self, context: Context, level: Level, objectives: Sequence[str], deadline: Deadline) -> None:
+        """Show what is computed now: ``context`` at this level, these objectives of it, until the deadline."""
+        self.context, self.objectives, self.deadline = context, tuple(objectives), deadline
+        self.at = (
+            f"{level.trials} {'trial' if level.trials == 1 else 'trials'}, {level.epochs} epochs, {level.rows:,} rows"
+        )
+        if self.live is None and self.console.is_terminal and not self.console.quiet:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
     def finished(self, job: Job, results: Sequence[CellResult]) -> None:
         """A job's cells are stored."""
-        self.done += 1
         now = time.monotonic()
-        left = (now - self.began) / self.done * (self.total - self.done)
-        self.progress.update(self.task, completed=self.done, left=f"about {clock(left)} left")
         if self.live is not None:
             self.live.update(self._view())
-        elif now - self.last >= 15 or self.done == self.total:
+        elif now - self.last >= 10:
             self.last = now
-            self.line(f"{self.done} of {self.total} jobs, {clock(now - self.began)}, about {clock(left)} left")
+            cells = self.store.cells(self.context.level)
+            done = sum(len(cells.get(name, {})) for name in self.objectives)
+            self.line(f"{done} of {len(self.objectives) * len(self.context.folds)} cells at {self.at}; {self._left()}")
+
+    def _left(self) -> str:
+        """The time left, in words."""
+        return "" if math.isinf(self.deadline.seconds) else f"{clock(self.deadline.left)} left"
 
     def stop(self) -> None:
         """Take the live view away."""
@@ -113,7 +121,7 @@ class Terminal:
         judge = Judge(self.context, self.store)
         base = judge.cells.get(judge.settings.baseline, {})
         rows, styles = [], []
-        for name in judge.settings.objectives:
+        for name in self.objectives:
             own = judge.cells.get(name, {})
             scores = [c["score"] for c in own.values() if c["score"] is not None]
             shared = [p for p in own if p in base and own[p]["score"] is not None and base[p]["score"] is not None]
@@ -130,7 +138,7 @@ class Terminal:
             )
             styles.append(STYLES.get(tier, ""))
         head = ("objective", "folds", judge.metric.label, "to baseline", "")
-        return Group(self._table(Table(head, rows, styles, right=(1, 2, 3))), self.progress)
+        return Group(self._table(Table(head, rows, styles, right=(1, 2, 3))), Text(f"{self.at}; {self._left()}"))
 
     def _tier(self, judge: Judge, name: str) -> str:
         baseline = judge.settings.baseline
@@ -204,7 +212,7 @@ def summary(results: dict[str, Any]) -> Table:
                 row["name"],
                 "-" if value is None else f"{value:.4f}",
                 f"{row['difference']:+.4f}" if compared else "",
-                f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared else "",
+                f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared and row["low"] is not None else "",
                 f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
                 tier,
             )

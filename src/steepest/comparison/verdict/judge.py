@@ -16,6 +16,9 @@ from ..errors import InputError
 from ..scores.outcome import Outcome
 from ..statistics import (
     ALPHA,
+    LEAST_FOR_INTERVAL,
+    LEAST_FOR_TEST,
+    SAME,
     Look,
     PairedResult,
     bootstrap_metric_difference,
@@ -47,28 +50,36 @@ class Seeds:
 
 
 class Judge:
-    """Scores and tests of a run's finished cells, under the design that was declared beforehand.
+    """Scores and tests of a run's finished cells at one level, under the design that was declared beforehand.
 
-    Tests, tiers and intervals are at the level of ``look``; at the whole level where the design allows one look only.
+    Args:
+        context: of the comparison, at the level of the cells.
+        store: of its finished cells.
+        look: tests, tiers and intervals are at its level; None is the whole level, where there is one look only.
+        pairs: the folds that count; None is all.
     """
 
-    def __init__(self, context: Context, store: Store, look: Look | None = None) -> None:
+    def __init__(
+        self, context: Context, store: Store, look: Look | None = None, pairs: Sequence[Pair] | None = None
+    ) -> None:
         self.context, self.store, self.look = context, store, look
         self.alpha = ALPHA if look is None else look.alpha
-        self.cells: Cells = store.cells()
+        self.cells: Cells = store.cells(context.level)
         self.settings, self.metric = context.settings, context.metric
-        self.pairs: list[Pair] = list(context.folds)
+        self.pairs: list[Pair] = list(context.folds if pairs is None else pairs)
 
     @property
     def ratio(self) -> float:
         """Test rows over training rows, on average over the folds; 0 with a fixed test set."""
-        sizes = [(len(fold.train), len(fold.test)) for fold in self.context.folds.values()]
+        folds = self.context.folds
+        sizes = [(len(folds[pair].train), len(folds[pair].test)) for pair in self.pairs]
         train, test = (float(np.mean(part)) for part in zip(*sizes))
         return test / train
 
     def complete(self, name: str) -> bool:
         """Whether every fold of ``name`` is finished."""
-        return len(self.cells.get(name, {})) == len(self.pairs)
+        own = self.cells.get(name, {})
+        return all(pair in own for pair in self.pairs)
 
     def names(self, kind: str) -> list[str]:
         """Objectives or classical learners that are complete, in the settings' order."""
@@ -81,11 +92,11 @@ class Judge:
         if value is not None:
             return float(value)
         finite = [own[pair]["score"] for own in self.cells.values() if own.get(pair, {}).get("score") is not None]
-        blind = self._blind(pair)
+        blind = self.blind(pair)
         known = [*finite, blind] if np.isfinite(blind) else finite
         return float((min if self.metric.greater_is_better else max)(known, default=0.0))
 
-    def _blind(self, pair: Pair) -> float:
+    def blind(self, pair: Pair) -> float:
         """The metric of a model that knows the training target and nothing of the rows; NaN for several targets."""
         if self.context.parts:
             return float("nan")
@@ -122,19 +133,30 @@ class Judge:
         if self.settings.test:
             seeds = len(self.pairs)
             words = "paired bootstrap on the fixed test set" + (f", {seeds} seeds" if seeds > 1 else "")
-        elif self.settings.repeats == 5 and self.settings.folds == 2:
+        elif len(self.pairs) < LEAST_FOR_TEST:
+            return "none with one fold" if len(self.pairs) == 1 else f"none with {len(self.pairs)} folds"
+        elif self._five_by_two:
             words = "combined 5x2cv F test"
         else:
             words = f"corrected resampled t test, {len(self.pairs)} differences"
         return words if self.look is None else f"{words}; {self.look.words}"
+
+    @property
+    def _five_by_two(self) -> bool:
+        return (self.settings.repeats, self.settings.folds, len(self.pairs)) == (5, 2, 10)
 
     def compare(self, a: Sequence[str], b: Sequence[str]) -> PairedResult:
         """The test of procedure ``a`` minus procedure ``b``, each a name for every fold."""
         if self.settings.test:
             return self._bootstrap(a, b)
         differences = self.picked_scores(a) - self.picked_scores(b)
+        if len(differences) < LEAST_FOR_INTERVAL:
+            nan = float("nan")
+            return PairedResult(float(differences[0]), nan, nan, nan, 0, nan, nan)
         found = self.resampled(differences)
-        five_by_two = self.settings.repeats == 5 and self.settings.folds == 2
+        if len(differences) < LEAST_FOR_TEST:
+            return replace(found, pvalue=float("nan"), detectable=float("nan"))
+        five_by_two = self._five_by_two
         if five_by_two and np.ptp(differences.reshape(5, 2), axis=1).any():  # F has no value without spread in a round
             found = replace(found, pvalue=combined_f_5x2(differences.reshape(5, 2)).pvalue)
         return found
@@ -182,7 +204,10 @@ class Judge:
         Raises:
             InputError: the stored outcome is not of these rows.
         """
-        outcome, rows = self.store.outcome(name, *pair), len(self.context.split(pair, -1).other_target)
+        outcome, rows = (
+            self.store.outcome(name, *pair, self.context.level),
+            len(self.context.split(pair, -1).other_target),
+        )
         if len(outcome.predicted) != rows:
             raise InputError(f"{name}, repeat {pair[0]}, fold {pair[1]}: the stored outcome has other rows than {rows}")
         return outcome
@@ -191,5 +216,7 @@ class Judge:
         return Seeds([self.outcome(name, pair) for name, pair in zip(names, self.pairs)])
 
     def tier(self, result: PairedResult, p: float) -> str:
-        """better, not told apart, or worse."""
+        """better, not told apart, or worse; not told apart where there is no test."""
+        if np.isnan(p):
+            return SAME
         return str(tiers([result], [p], self.alpha, self.metric.greater_is_better)[0])

@@ -25,6 +25,7 @@ from ..scores.operating_point import apply_temperature, reliability_bins
 from ..statistics import BETTER, LEAST_FOR_INTERVAL, SAME, WORSE, Look, PairedResult, holm
 from ..statistics.looks import confidence
 from ..work.store import Store
+from .basis import Basis, basis_facts
 from .judge import Judge
 
 QUESTION = "Does choosing the objective help?"
@@ -32,11 +33,31 @@ MOST_CONFUSED = 50
 """With more classes than these no confusion matrix is kept."""
 
 
-def assemble(context: Context, store: Store, *, command: str, version: str, look: Look | None = None) -> dict[str, Any]:
-    """The results of a finished run, as the report takes them; tests and intervals at the level of ``look``."""
-    judge = Judge(context, store, look)
+def assemble(
+    context: Context,
+    store: Store,
+    *,
+    command: str,
+    version: str,
+    look: Look | None = None,
+    basis: Basis | None = None,
+) -> dict[str, Any]:
+    """The results of a run, as the report takes them.
+
+    Args:
+        context: of the comparison, at the level that was asked for.
+        store: of its cells.
+        command: the command line.
+        version: of this package.
+        look: tests and intervals are at its level; None is the whole level.
+        basis: what the report rests on; None is all folds, of the level that was asked for.
+    """
+    asked = context
+    if basis is not None:
+        context = context.at(basis.level)
+    judge = Judge(context, store, look, None if basis is None else basis.pairs)
     settings, metric, table = context.settings, context.metric, context.table
-    names = judge.names("objective")
+    names = judge.names("objective") if basis is None else list(basis.names)
     baseline = settings.baseline
     picked = judge.procedure(names)
     plain = [baseline] * len(picked)
@@ -44,7 +65,8 @@ def assemble(context: Context, store: Store, *, command: str, version: str, look
     verdict = judge.tier(head, head.pvalue)
     others = [n for n in names if n != baseline]
     tested = {n: judge.compare([n] * len(picked), plain) for n in others}
-    adjusted = dict(zip(others, holm([tested[n].pvalue for n in others])))
+    testable = all(_p(found) is not None for found in tested.values())
+    adjusted = dict(zip(others, holm([tested[n].pvalue for n in others]))) if testable else {}
     rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n)) for n in names]
     classical_names = judge.names("classical")
     rows += [_row(judge, n, "classical", None, None) for n in classical_names]
@@ -52,7 +74,7 @@ def assemble(context: Context, store: Store, *, command: str, version: str, look
     headline = {
         "verdict": verdict,
         **_numbers(head),
-        "p": head.pvalue,
+        "p": _p(head),
         "test": judge.test_name(),
         "baseline": baseline,
         "selected": dict(Counter(picked).most_common()),
@@ -68,7 +90,7 @@ def assemble(context: Context, store: Store, *, command: str, version: str, look
         "kind": "procedure",
         "tier": "",
         **_numbers(head),
-        "p": head.pvalue,
+        "p": _p(head),
         "p_holm": None,
         "metrics": {metric.name: _interval(means[0], judge, metric.bounds)},
         "seconds": sum(c["seconds"] for n in names for c in judge.cells[n].values()),
@@ -120,7 +142,12 @@ def assemble(context: Context, store: Store, *, command: str, version: str, look
         "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
     }
+    if basis is not None:
+        results["basis"] = basis_facts(asked, store, basis)
+        results["data"]["warnings"] += _warnings(judge, results["basis"], names)
     results["sentence"] = sentence(results)
+    if names == [baseline] and len(settings.objectives) > 1:
+        results["sentence"] = _too_little(judge, results)
     if table.task in CLASSES:
         results["reliability"] = {n: r for n in names if (r := _reliability(judge, n)) is not None}
         results["recall"] = {
@@ -136,6 +163,42 @@ def assemble(context: Context, store: Store, *, command: str, version: str, look
     return results
 
 
+def _warnings(judge: Judge, facts: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """What was cut and what would undo it, what came too late, and what raised."""
+    found = []
+    if facts["cut"]:
+        undo = f"; {facts['undo']} would undo that" if facts["undo"] else ""
+        found.append(f"cut to fit the budget: {', '.join(facts['cut'])}{undo}")
+    found += [f"{name} was put last and left out: it needs {time} more" for name, time in facts["late"].items()]
+    for name in names:
+        failed = [text for pair in judge.pairs if (text := judge.cells[name][pair].get("failed"))]
+        if failed:
+            found.append(f"{name} failed in {len(failed)} of {len(judge.pairs)} folds: {failed[0]}")
+    return found
+
+
+def _too_little(judge: Judge, results: dict[str, Any]) -> str:
+    """The sentence where the time was enough for the baseline alone."""
+    pair, baseline = judge.pairs[0], judge.settings.baseline
+    label, undo = _inline(judge.metric.label), results["basis"]["undo"]
+    blind = judge.blind(pair)
+    beside = f", a constant prediction {blind:.4f}" if np.isfinite(blind) else ""
+    more = f" {undo} would be enough for all of it." if undo else ""
+    return (
+        f"Too little time to compare objectives: in the first fold {baseline} reaches {label} "
+        f"{judge.score(baseline, pair):.4f}{beside}{_resting(results)}.{more}"
+    )
+
+
+def _resting(results: dict[str, Any]) -> str:
+    """What a sentence adds where it rests on less than was asked for."""
+    facts = results.get("basis")
+    if not facts or not facts["cut"]:
+        return ""
+    untuned = "untuned, " if facts["trials"] == 1 and any("trial" in text for text in facts["cut"]) else ""
+    return f" ({untuned}{', '.join(facts['cut'])})"
+
+
 def sentence(results: dict[str, Any]) -> str:
     """The sentence on top: the classical learners first where they win, then the declared question."""
     head, metric = results["headline"], results["metric"]
@@ -145,20 +208,25 @@ def sentence(results: dict[str, Any]) -> str:
         f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for tuned {head['baseline']} ({gap})"
     )
     if head["verdict"] == BETTER:
-        text = f"Choosing the objective helps: {pair}."
+        text = f"Choosing the objective helps{_resting(results)}: {pair}."
     elif head["verdict"] == WORSE:
-        text = f"Choosing the objective hurts here: {pair}."
+        text = f"Choosing the objective hurts here{_resting(results)}: {pair}."
+    elif head["p"] is None:
+        folds = len(results["folds"])
+        what = "one fold" if folds == 1 else f"{folds} folds"
+        text = f"Choosing the objective was not tested{_resting(results)}, for {what} cannot: {pair}."
     else:
         found = f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
-        text = f"Choosing the objective was not shown to help: {pair}{found}."
+        text = f"Choosing the objective was not shown to help{_resting(results)}: {pair}{found}."
     classical = results["classical"]
     if classical is not None and classical["wins"]:
         return f"A classical learner wins: {classical['sentence']} {text}"
     return text
 
 
-def _gap(difference: float, low: float, high: float, p: float, alpha: float) -> str:
-    return f"difference {difference:+.4f}, {confidence(alpha)} interval {low:+.4f} to {high:+.4f}, p = {p:.3g}"
+def _gap(difference: float, low: float | None, high: float | None, p: float | None, alpha: float) -> str:
+    spread = "" if low is None or high is None else f", {confidence(alpha)} interval {low:+.4f} to {high:+.4f}"
+    return f"difference {difference:+.4f}{spread}" + ("" if p is None else f", p = {p:.3g}")
 
 
 def _inline(label: str) -> str:
@@ -180,7 +248,7 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
         if len(counts) == 1
         else f"the classical learner that inner validation picks (mostly {counts[0][0]})"
     )
-    gap = _gap(found.mean, found.low, found.high, found.pvalue, judge.alpha)
+    gap = _gap(found.mean, _known(found.low), _known(found.high), _p(found), judge.alpha)
     label = _inline(judge.metric.label)
     numbers = f"{label} {own:.4f} against {ours:.4f} for the selected network ({gap})"
     start = {BETTER: "reaches", SAME: "is not told apart from the networks:", WORSE: "does worse than the networks:"}
@@ -191,7 +259,7 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
         "wins": tier == BETTER,
         "mean": own,
         **_numbers(found),
-        "p": found.pvalue,
+        "p": _p(found),
     }
 
 
@@ -215,7 +283,7 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
         "kind": kind,
         "tier": tier,
         **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
-        "p": None if result is None else result.pvalue,
+        "p": None if result is None else _p(result),
         "p_holm": None if p_holm is None else float(p_holm),
         "metrics": metrics,
         "seconds": sum(c["seconds"] for c in cells),
@@ -238,10 +306,19 @@ def _origin(name: str, trust: Trust) -> tuple[str, str]:
 def _numbers(result: PairedResult) -> dict[str, float | None]:
     return {
         "difference": result.mean,
-        "low": result.low,
-        "high": result.high,
-        "detectable": result.detectable or None,
+        "low": _known(result.low),
+        "high": _known(result.high),
+        "detectable": _known(result.detectable or float("nan")),
     }
+
+
+def _p(result: PairedResult) -> float | None:
+    """The p value; None where there are too few folds for a test."""
+    return _known(result.pvalue)
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _mean(values: np.ndarray) -> float:

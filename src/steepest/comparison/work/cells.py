@@ -1,6 +1,7 @@
 """One cell of a comparison: an objective (or a classical learner) in one outer fold, tuned inside and scored outside.
 
-A job is a set of cells of one objective that train as a stack; the plan fixes which.
+The result of each trial on inner validation is kept by itself: a higher level trains only the trials that a lower one
+has not, and fits again.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import io
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import torch
 
 from ...descent.augment import default_augment
 from ..design.context import Context, Pair, Split
+from ..design.deadline import OutOfTime
 from ..design.folds import CLASSES
 from ..design.jobs import Job
 from ..design.models import find_model
 from ..design.trials import Trial, seed_of, trials
+from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
 from ..read.images import Images
 from ..scores.operating_point import fit_temperature, tune_threshold
@@ -30,10 +34,19 @@ from ..scores.outcome import Outcome
 from .classical import fit_classical
 from .training import Member, Recipe, outcome_of, train
 
+Known = Mapping[tuple[Pair, int], dict[str, Any]]
+"""What is known of trials, by fold and number: a record each, as the store keeps it."""
+
 
 @dataclass
 class CellResult:
-    """What one cell found: plain values, and the outcome on its test rows."""
+    """What one cell found: plain values, and the outcome on its test rows.
+
+    Attributes:
+        level: as text, see :meth:`~steepest.comparison.design.levels.Level.of`.
+        trials: records of the trials on inner validation that were trained for it, by number.
+        took: wall seconds of this computation; ``values["seconds"]`` has those of reused trials in it.
+    """
 
     kind: str
     name: str
@@ -41,6 +54,9 @@ class CellResult:
     fold: int
     values: dict[str, Any]
     outcome: Outcome
+    level: str = ""
+    trials: dict[int, dict[str, Any]] = field(default_factory=dict)
+    took: float = 0.0
 
     def arrays(self) -> bytes:
         """The outcome, compressed; :func:`~steepest.comparison.work.stored.read_outcome` reads it."""
@@ -51,8 +67,8 @@ class CellResult:
         return buffer.getvalue()
 
 
-def recipe_of(context: Context, objective: Any) -> Recipe:
-    """What is the same for every training of an objective."""
+def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None = None) -> Recipe:
+    """What is the same for every training of an objective; ``over`` says whether its time is over."""
     s = context.settings
     augment = None
     if isinstance(context.table, Images) and s.augment:
@@ -68,6 +84,7 @@ def recipe_of(context: Context, objective: Any) -> Recipe:
         s.device,
         augment,
         s.one_cycle,
+        over,
     )
 
 
@@ -79,15 +96,68 @@ def member_of(context: Context, pair: Pair, part: int, trial: Trial, length: int
     return Member(context.split(pair, part), trial, context.info(pair, part), seeds, length)
 
 
-def run_job(context: Context, job: Job) -> list[CellResult]:
-    """Compute the cells of a job; the random states of torch and NumPy are left as they were."""
+def run_job(
+    context: Context, job: Job, known: Known | None = None, over: Callable[[], bool] | None = None
+) -> list[CellResult]:
+    """Compute the cells of a job; the random states of torch and NumPy are left as they were.
+
+    A cell of an objective beside the baseline that raises is finished, with no score: that counts as the worst.
+
+    Args:
+        context: of the comparison, at any level.
+        job: its cells, and their level.
+        known: records of trials that need no training, of the job's rows and epochs.
+        over: whether the time is over; asked while networks train.
+
+    Raises:
+        OutOfTime: it was.
+    """
     reset_peak()
+    started = time.perf_counter()
+    if job.level is not None:
+        context = context.at(job.level)
     with numpy_seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32), torch.random.fork_rng([]):
-        found = _classical(context, job) if job.kind == "classical" else _objective(context, job)
+        try:
+            found = _classical(context, job) if job.kind == "classical" else _objective(context, job, known or {}, over)
+        except (OutOfTime, InputError, MemoryError):
+            raise
+        except Exception as error:
+            if job.name == context.settings.baseline:
+                raise
+            found = [_failed(context, job, pair, error) for pair in job.cells]
     peak = peak_megabytes()
     for cell in found:
         cell.values["peak_memory_mb"] = peak
+        cell.level = context.level.of(job.kind)
+        cell.took = (time.perf_counter() - started) / len(found)
     return found
+
+
+def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellResult:
+    """The finished cell of what raised: no score."""
+    split, count = context.split(pair, -1), context.settings.trials if job.kind == "objective" else 1
+    rows = len(split.other_target)
+    values: dict[str, Any] = {
+        "score": None,
+        "metrics": {},
+        "inner": [None] * count,
+        "threshold": None,
+        "temperature": None,
+        "trial": 0,
+        "trial_text": "",
+        "epochs": 0,
+        "curve": [],
+        "diverged": count,
+        "seconds": 0.0,
+        "seconds_per_epoch": 0.0,
+        "failed": " ".join(f"{type(error).__name__}: {error}".split())[:300],
+    }
+    if context.table.task in CLASSES:
+        values["recall"] = [None] * context.classes
+        outcome = Outcome(np.zeros(rows, dtype=np.int64), np.full((rows, context.classes), np.nan))
+    else:
+        outcome = Outcome(np.full(np.shape(split.other_target), np.nan))
+    return CellResult(job.kind, job.name, *pair, values, outcome)
 
 
 @contextmanager
@@ -101,55 +171,93 @@ def numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-def _objective(context: Context, job: Job) -> list[CellResult]:
+def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool] | None) -> list[CellResult]:
     cls = context.objective(job.name)
-    recipe = recipe_of(context, cls)
+    recipe = recipe_of(context, cls, over)
     settings = trials(cls, context.settings.trials, context.settings.seed)
-    parts = {pair: len(context.inner(pair)) for pair in job.cells}
-    members = {
-        (pair, t): [member_of(context, pair, part, trial) for part in range(parts[pair])]
-        for pair in job.cells
-        for t, trial in enumerate(settings)
-    }
-    flat = [m for group in members.values() for m in group]
-    spent = train(recipe, flat)
+    members: dict[tuple[Pair, int], list[Member]] = {}
+    records = {(pair, t): known[pair, t] for pair in job.cells for t in range(len(settings)) if (pair, t) in known}
+    trained: dict[tuple[Pair, int], dict[str, Any]] = {}
+    groups = list(pairwise((0, *(job.groups or (len(settings),)))))
+
+    def search(pairs: Sequence[Pair], numbers: Sequence[int]) -> None:
+        """Train trials as one stack."""
+        own = {
+            (pair, t): [member_of(context, pair, part, settings[t]) for part in range(len(context.inner(pair)))]
+            for pair in pairs
+            for t in numbers
+        }
+        spent = train(recipe, [m for group in own.values() for m in group]) if own else {}
+        for key, group in own.items():
+            trained[key] = _record(group, spent["seconds"] / len(own))
+        members.update(own)
+        records.update(trained)
+
+    for start, end in groups:
+        missing = [t for t in range(start, end) if any((pair, t) not in records for pair in job.cells)]
+        search(job.cells, missing)
     chosen: dict[Pair, int] = {}
     finals: dict[Pair, Member] = {}
     for pair in job.cells:
-        scores = [float(np.mean([m.score for m in members[pair, t]])) for t in range(len(settings))]
-        chosen[pair] = best_trial(scores, context.metric.greater_is_better)
+        own = [records[pair, t] for t in range(len(settings))]
+        best = chosen[pair] = best_trial([_score_of(record) for record in own], context.metric.greater_is_better)
+        if (pair, best) not in members and (recipe.one_cycle or "point" not in own[best]):  # its outputs are needed
+            search([pair], next(range(start, end) for start, end in groups if best < end))
         if recipe.one_cycle:
-            (finals[pair],) = members[pair, chosen[pair]]
+            (finals[pair],) = members[pair, best]
             continue
-        epochs = max(1, round(float(np.mean([m.epochs for m in members[pair, chosen[pair]]]))))
-        finals[pair] = member_of(context, pair, -1, settings[chosen[pair]], length=epochs)
+        epochs = max(1, round(float(np.mean(own[best]["epochs"]))))
+        finals[pair] = member_of(context, pair, -1, settings[best], length=epochs)
     again = {} if recipe.one_cycle else train(recipe, list(finals.values()))
-    total = {k: spent[k] + again.get(k, 0.0) for k in spent}
     results = []
     for pair in job.cells:
         best = chosen[pair]
+        own = [records[pair, t] for t in range(len(settings))]
+        if (pair, best) in members:
+            trained[pair, best]["point"] = operating_point(context, members[pair, best])
+        seconds = sum(record["seconds"] for record in own) + again.get("seconds", 0.0) / len(job.cells)
+        epochs = sum(len(curve) for record in own for curve in record["curves"]) + (finals[pair].length or 0)
         values: dict[str, Any] = {
-            "inner": [_finite(np.mean([m.score for m in members[pair, t]])) for t in range(len(settings))],
-            "inner_epochs": [
-                round(float(np.mean([m.epochs for m in members[pair, t]])), 2) for t in range(len(settings))
-            ],
+            "inner": [_finite(_score_of(record)) for record in own],
+            "inner_epochs": [round(float(np.mean(record["epochs"])), 2) for record in own],
             "trial": best,
             "trial_text": settings[best].describe(),
             "epochs": finals[pair].length or finals[pair].epochs,
-            "curve": _mean_curve([m.curve for m in members[pair, best]]),
-            "diverged": sum(not np.isfinite(m.score) for t in range(len(settings)) for m in members[pair, t]),
-            "seconds": total["seconds"] / len(job.cells),
-            "seconds_per_epoch": total["seconds"] / max(total["epochs"], 1),
+            "curve": _mean_curve([[_number(v) for v in curve] for curve in own[best]["curves"]]),
+            "diverged": sum(score is None for record in own for score in record["scores"]),
+            "seconds": seconds,
+            "seconds_per_epoch": seconds / max(epochs, 1),
+            **records[pair, best]["point"],
         }
-        values |= operating_point(context, members[pair, best])
         final = finals[pair]
         outputs = final.test_outputs if recipe.one_cycle else final.outputs
         assert final.objective is not None and outputs is not None
         final.objective.eval()
         outcome = outcome_of(final.objective, outputs, final.split)
         values["diverged"] += not outcome.finite
-        results.append(_scored(context, job, pair, values, outcome))
+        found = _scored(context, job, pair, values, outcome)
+        found.trials = {t: record for (where, t), record in trained.items() if where == pair}
+        results.append(found)
     return results
+
+
+def _record(members: Sequence[Member], seconds: float) -> dict[str, Any]:
+    """What is kept of a trial, its members one for each inner split."""
+    return {
+        "scores": [_finite(m.score) for m in members],
+        "epochs": [m.epochs for m in members],
+        "curves": [[_finite(value) for value in m.curve] for m in members],
+        "seconds": seconds,
+    }
+
+
+def _score_of(record: dict[str, Any]) -> float:
+    """The mean score of a trial over the inner splits; NaN where one diverged."""
+    return float(np.mean([_number(score) for score in record["scores"]]))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def operating_point(context: Context, tuned: Sequence[Member]) -> dict[str, float | None]:

@@ -1,24 +1,27 @@
-"""Compute what a plan lacks: worker processes of one thread each, results written by the parent as they come."""
+"""Compute jobs in worker processes of one thread each; what they find comes back to the parent, which keeps it."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
 
 from ..design.context import Context
+from ..design.deadline import OutOfTime
 from ..design.jobs import Job
 from ..design.settings import Settings
 from ..read import Table
-from .cells import CellResult, run_job
-from .store import Store
+from .cells import CellResult, Known, run_job
 
 _context: Context | None = None
 
@@ -39,9 +42,18 @@ def _start(table: Table, settings: Settings, test: Table | None) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _work(job: Job) -> list[CellResult]:
+def _work(job: Job, known: Known, ends_at: float) -> list[CellResult] | None:
     assert _context is not None
-    return run_job(_context, job)
+    return run_until(_context, job, known, ends_at)
+
+
+def run_until(context: Context, job: Job, known: Known, ends_at: float) -> list[CellResult] | None:
+    """The cells of a job; None where they were not done by ``ends_at``, a time of the system's clock."""
+    over = None if math.isinf(ends_at) else lambda: time.time() >= ends_at
+    try:
+        return run_job(context, job, known, over)
+    except OutOfTime:
+        return None
 
 
 @contextmanager
@@ -63,58 +75,67 @@ def one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def remaining(jobs: Sequence[Job], store: Store) -> list[Job]:
-    """Jobs with a cell that is not finished; a job's cells are written together, so it is all of them."""
-    finished = store.finished()
-    return [job for job in jobs if any((job.name, *pair) not in finished for pair in job.cells)]
+class Executor:
+    """Computes jobs, one after the other here or several at a time in other processes.
 
-
-def compute(
-    context: Context,
-    jobs: Sequence[Job],
-    store: Store,
-    *,
-    workers: int,
-    progress: Callable[[Job, list[CellResult]], None],
-) -> None:
-    """Compute ``jobs`` and store each as it finishes.
+    The processes start with the first job, and read nothing but what they are given.
 
     Args:
-        context: table and settings.
-        jobs: what is missing.
-        store: written by this process alone.
+        context: of the comparison, at the level that was asked for; jobs say theirs.
         workers: processes; 1 computes here.
-        progress: called after a job's cells are stored.
     """
-    if workers == 1 or len(jobs) <= 1:
-        for job in jobs:
-            results = run_job(context, job)
-            store.add(results)
-            progress(job, results)
-        return
-    pool = ProcessPoolExecutor(
-        max_workers=min(workers, len(jobs)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(context.table, context.settings, context.test),
-    )
-    queue = iter(jobs)
-    running: dict[Future[list[CellResult]], Job] = {}
-    try:
-        for job in queue:
-            with _no_interrupt(), _without_main():
-                running[pool.submit(_work, job)] = job
-            if len(running) <= workers:  # one spare job in the queue keeps every worker busy
-                continue
-            _collect(running, store, progress)
-        while running:
-            _collect(running, store, progress)
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+
+    def __init__(self, context: Context, workers: int) -> None:
+        self.context, self.workers = context, workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._running: dict[Future[list[CellResult] | None], Job] = {}
+        self._here: deque[tuple[Job, Known, float]] = deque()
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs that were given and have not come back."""
+        return [*self._running.values(), *(job for job, *_ in self._here)]
+
+    @property
+    def free(self) -> bool:
+        """Whether one more job keeps a worker busy; one spare job in the queue does."""
+        return len(self.running) <= (self.workers if self.workers > 1 else 0)
+
+    def submit(self, job: Job, known: Known, ends_at: float) -> None:
+        """Give a job; it is dropped when it is not done by ``ends_at``."""
+        if self.workers == 1:
+            self._here.append((job, known, ends_at))
+            return
+        if self._pool is None:
+            context = self.context
+            self._pool = ProcessPoolExecutor(
+                max_workers=self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(context.table, context.settings, context.test),
+            )
+        with _no_interrupt(), _without_main():
+            self._running[self._pool.submit(_work, job, dict(known), ends_at)] = job
+
+    def collect(self) -> list[tuple[Job, list[CellResult] | None]]:
+        """Wait for a job at least; each with its cells, or None where it was dropped."""
+        if self._here:
+            job, known, ends_at = self._here[0]
+            found = run_until(self.context, job, known, ends_at)
+            self._here.popleft()
+            return [(job, found)]
+        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        return [(self._running.pop(future), future.result()) for future in done]
+
+    def close(self, *, now: bool = False) -> None:
+        """Let the processes end; ``now`` ends them in the middle of their jobs."""
+        if self._pool is None:
+            return
+        if now:
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
+        self._pool.shutdown(wait=not now, cancel_futures=True)
+        self._pool = None
 
 
 @contextmanager
@@ -140,16 +161,3 @@ def _without_main() -> Iterator[None]:
     finally:
         del main.__spec__
         vars(main).update(kept)
-
-
-def _collect(
-    running: dict[Future[list[CellResult]], Job],
-    store: Store,
-    progress: Callable[[Job, list[CellResult]], None],
-) -> None:
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        job = running.pop(future)
-        results = future.result()
-        store.add(results)
-        progress(job, results)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.stored import Anything, Listed, Named, Number, Record, Row, Shape, Text, Whole, Word, parse_json
+from ...core.stored import Anything, Listed, Named, Number, Record, Shape, Text, Whole, parse_json
 
 KINDS = ("objective", "classical")
-_PAIR = Row((Whole(), Whole()))
 LOOK = Record({"number": Whole(low=1), "cells": Whole()})
 """The last look at a run: which it was, and the finished cells that it rested on."""
 FACTS: dict[str, Shape] = {
-    "plan": Listed(Row((Word(KINDS), Text(), Listed(_PAIR, least=1)))),
+    "levels": Listed(Text(), least=1),
+    "course": Record(
+        {
+            "level": Text(),
+            "objectives": Listed(Text(), least=1),
+            "repeats": Whole(),
+            "last": Listed(Text()),
+            "learners": Listed(Text()),
+        }
+    ),
+    "ends_at": Number(),
+    "answered": Number(low=0.0),
+    "needed": Number(low=0.0),
+    "late": Named(Number(low=0.0)),
     "settings": Named(Anything()),
     "data": Text(),
     "cells": Whole(),

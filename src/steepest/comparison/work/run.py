@@ -5,52 +5,55 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
 from ... import __version__
 from ..design.context import Context
-from ..design.jobs import Job, from_json, make_jobs, to_json
+from ..design.deadline import Deadline
+from ..design.jobs import Job, make_jobs
+from ..design.levels import designs, levels_of
 from ..design.plan import Plan, make_plan
 from ..design.settings import Settings
 from ..read.images import Images
 from ..read.inputs import Data
 from . import timing
 from .cells import CellResult, run_job
-from .executor import compute, remaining
+from .schedule import Schedule
 from .store import Store
-from .stored import check_cells, check_plan
+from .stored import check_cells
+from .watcher import Watcher
 
-
-class Watcher(Protocol):
-    """Who looks on while a run computes."""
-
-    def start(self, context: Context, store: Store, jobs: Sequence[Job], expected: float, workers: int) -> None:
-        """Jobs are going to be computed; ``expected`` seconds is the plan's estimate."""
-
-    def finished(self, job: Job, results: Sequence[CellResult]) -> None:
-        """A job's cells are stored."""
-
-    def stop(self) -> None:
-        """Nothing more is computed."""
+ANSWERED = 1e300
+"""The budget of a run that had no deadline."""
 
 
 class Run:
-    """A context, where its run lives, what there is to do, and what is finished or was computed to plan it."""
+    """A context, where its run lives, what there is to do, and how much of it fits a budget.
 
-    def __init__(self, context: Context, out: Path) -> None:
+    Args:
+        context: of the comparison, at the level that was asked for.
+        out: where run folders live.
+        typed: what the user asked for by name, which is cut last.
+    """
+
+    def __init__(self, context: Context, out: Path, typed: Sequence[str] = ()) -> None:
         table, settings = context.table, context.settings
         self.context = context
         self.folder = out / settings.run_id(table.sha256, _table_hash(table) + __version__)
+        self.designs = designs(settings, context.most_rows, len(table.classes), typed)
         self.pilot: list[CellResult] = []
-        self._before = 0.0
-        self._started: float | None = None
+        self._deadline, self._working = Deadline(0.0), False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it took until now, over all its calls that computed anything."""
+        return self._deadline.spent + (self._deadline.elapsed if self._working else 0.0)
 
     @cached_property
     def begun(self) -> bool:
@@ -58,39 +61,36 @@ class Run:
         return (self.folder / "run.sqlite").exists()
 
     @cached_property
-    def _stored(self) -> tuple[list[Job], list[Job], dict[str, float]]:
-        if not self.begun:
-            jobs = make_jobs(self.context)
-            return jobs, jobs, {}
-        store = Store(self.folder)
-        try:
-            plan = store.fact("plan")
-            jobs = make_jobs(self.context) if plan is None else from_json(plan)
-            cells = store.cells()
-            check_plan(jobs, self.context, f"run {self.folder.name}")
-            check_cells(cells, self.context, f"run {self.folder.name}")
-            seconds = {name: float(np.mean([c["seconds"] for c in own.values()])) for name, own in cells.items()}
-            return jobs, remaining(jobs, store), seconds
-        finally:
-            store.close()
-
-    @property
     def jobs(self) -> list[Job]:
-        """All jobs, as a run that was begun fixed them."""
-        return self._stored[0]
+        """All jobs of the whole design."""
+        return make_jobs(self.context)
 
-    def plan(self, workers: int, budget: float, like: tuple[Settings, Plan] | None) -> Plan | None:
-        """What is to do and how long it takes; None where nothing is.
+    def missing(self, store: Store) -> list[Job]:
+        """The jobs of the whole design that are not finished."""
+        finished, level = store.finished(), self.context.level
+        return [job for job in self.jobs if (job.name, *job.cells[0], level.of(job.kind)) not in finished]
+
+    def plan(self, workers: int, budget: float) -> Plan | None:
+        """What is to do for the whole design, and how long it takes; None where nothing is.
 
         Where it depends on early stopping whether it fits into ``budget`` seconds, the first job is computed, and kept.
         """
-        _, missing, measured = self._stored
+        measured: dict[str, float] = {}
+        missing = self.jobs
+        if self.begun:
+            store = Store(self.folder)
+            try:
+                missing = self.missing(store)
+                cells = store.cells(self.context.level)
+            finally:
+                store.close()
+            measured = {name: float(np.mean([c["seconds"] for c in own.values()])) for name, own in cells.items()}
         if not missing:
             return None
-        plan = make_plan(self.context, workers, timing.measure, missing, measured, like)
+        plan = make_plan(self.context, workers, timing.measure, missing, measured)
         if plan.wants_pilot(budget) and missing[0].kind == "objective":
             self.pilot = run_job(self.context, missing[0])
-            plan = plan.after(missing[0], sum(cell.values["seconds"] for cell in self.pilot) / len(self.pilot))
+            plan = plan.after(missing[0], self.pilot[0].values["seconds"])
         return plan
 
     @contextmanager
@@ -99,69 +99,52 @@ class Run:
         store = Store(self.folder)
         try:
             with store.locked():
+                for level in levels_of(self.designs):
+                    if cells := store.cells(level):
+                        check_cells(cells, self.context.at(level), f"run {self.folder.name}")
                 yield store
         finally:
             store.close()
 
-    def work(self, store: Store, command: str, workers: int, expected: float, watcher: Watcher) -> bool:
-        """Compute what is missing; whether anything was.
+    def work(self, store: Store, command: str, workers: int, budget: float, began: float, watcher: Watcher) -> bool:
+        """Compute what is missing and fits; whether anything was computed.
+
+        What earlier calls spent counts; a budget for which the answer is there buys nothing.
 
         Args:
             store: as :meth:`opened` gives it.
             command: the command line, for the list of runs.
             workers: processes.
-            expected: seconds that the plan expects.
+            budget: seconds; infinite for the whole design.
+            began: when this call began, by the system's clock.
             watcher: told what is computed, and of each job as its cells are stored.
         """
-        jobs = self.jobs
-        missing = remaining(jobs, store)  # another process may have ended since the plan
-        if store.fact("plan") is None:
-            store.set_facts(
-                {
-                    "plan": to_json(jobs),
-                    "settings": self.context.settings.to_json(),
-                    "data": self.context.table.name,
-                    "cells": sum(len(job.cells) for job in jobs),
-                    "command": command,
-                }
-            )
-        elif missing:
-            store.set_fact("command", command)
-        self._before = float(store.fact("seconds") or 0.0) + sum(cell.values["seconds"] for cell in self.pilot)
-        piloted = {(cell.name, cell.repeat, cell.fold) for cell in self.pilot}
-        if piloted and not piloted & store.finished():
-            store.add(self.pilot)
-            missing = remaining(missing, store)
-        if not missing:
+        spent = float(store.fact("seconds") or 0.0)
+        self._deadline, self._working = Deadline(budget, spent, began), False
+        answered = store.fact("answered") is not None and min(budget, ANSWERED) <= store.fact("answered")
+        if not self.missing(store) or (answered and store.fact("results") is not None):
             return False
-        self._started = time.monotonic()
-        watcher.start(self.context, store, missing, expected, workers)
-
-        def progress(job: Job, results: list[CellResult]) -> None:
-            store.set_fact("seconds", self.seconds)
-            watcher.finished(job, results)
-
+        settings = self.context.settings
+        facts: dict[str, Any] = {"command": command}
+        if store.fact("settings") is None:
+            facts |= {
+                "settings": settings.to_json(),
+                "data": self.context.table.name,
+                "cells": len(self.jobs),
+                "levels": [level.text for level in levels_of(self.designs)],
+            }
+        store.set_facts(facts)
+        if any((cell.name, cell.repeat, cell.fold, cell.level) not in store.finished() for cell in self.pilot):
+            store.add(self.pilot)
+        self._working = True
+        schedule = Schedule(self.context, store, self.designs, self._deadline, workers, watcher)
+        watcher.start(self.context, store, self._deadline, schedule.workers)
         try:
-            compute(self.context, missing, store, workers=workers, progress=progress)
+            computed = schedule.work()
         finally:
             watcher.stop()
-        return True
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that it took until now, over all its calls that computed anything."""
-        return self._before + (0.0 if self._started is None else time.monotonic() - self._started)
-
-
-def choose_run(runs: Sequence[Run], workers: int, budget: float) -> tuple[Run, Plan | None]:
-    """The first run that fits into ``budget`` seconds, else the last; one that was begun goes on."""
-    like = None
-    for run in [run for run in runs if run.begun][:1] or runs:
-        plan = run.plan(workers, budget, like)
-        if plan is None or plan.expected <= budget:
-            break
-        like = run.context.settings, plan
-    return run, plan
+        store.set_facts({"seconds": self.seconds, "needed": schedule.needed(), "late": schedule.late})
+        return computed > 0
 
 
 def _table_hash(table: Data) -> str:

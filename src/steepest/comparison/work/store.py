@@ -15,23 +15,32 @@ from ..request import RUNS
 from .facts import read_fact
 
 if TYPE_CHECKING:
+    from ..design.levels import Level
     from ..scores.outcome import Outcome
     from .cells import CellResult
 
 _UNREADABLE = (sqlite3.Error, UnicodeError)
 """What sqlite3 raises on a damaged file; its messages quote bytes that need not be text."""
-_SCHEMA = """
+_FORMAT = 2
+"""Of the file; a run of another one is not read."""
+_SCHEMA = f"""
 create table if not exists facts (key text primary key, value text not null);
 create table if not exists cells (
-  kind text not null, name text not null, repeat integer not null, fold integer not null,
+  kind text not null, name text not null, repeat integer not null, fold integer not null, level text not null,
   computed integer not null, content text not null, outcome blob not null,
-  primary key (name, repeat, fold)
+  primary key (name, repeat, fold, level)
 );
+create table if not exists trials (
+  name text not null, repeat integer not null, fold integer not null, rows integer not null, epochs integer not null,
+  trial integer not null, content text not null,
+  primary key (name, repeat, fold, rows, epochs, trial)
+);
+pragma user_version = {_FORMAT};
 """
 
 
 class Store:
-    """The finished cells of one run, and its facts (settings, plan, data).
+    """The finished cells of one run at each level, its trials, and its facts (settings, what was decided, data).
 
     ``computed`` counts how often a cell was computed: 1 for every row of a run that lost nothing, however often it was
     killed. A transaction holds all cells of one job.
@@ -52,6 +61,14 @@ class Store:
             self.connection.execute("pragma trusted_schema=off")  # a file may come from anywhere
             self.connection.execute("pragma journal_mode=wal")
             self.connection.execute("pragma synchronous=full")
+            (known,), (tables,) = (
+                self.connection.execute(query).fetchone()
+                for query in ("pragma user_version", "select count(*) from sqlite_master where type = 'table'")
+            )
+            if tables and known != _FORMAT:
+                raise InputError(
+                    f"{self._where} was kept by another version of steepest; move its folder away to begin anew"
+                )
             self.connection.executescript(_SCHEMA)
         except (OSError, *_UNREADABLE) as error:
             raise InputError(f"cannot keep the run in {str(folder)!r}: {error}") from error
@@ -102,42 +119,70 @@ class Store:
             raise
 
     def add(self, results: Sequence[CellResult]) -> None:
-        """Write the cells of one job, all or none."""
-        rows = [(r.kind, r.name, r.repeat, r.fold, json.dumps(r.values, allow_nan=False), r.arrays()) for r in results]
+        """Write the cells of one job with their trials, all or none."""
+        rows = [
+            (r.kind, r.name, r.repeat, r.fold, r.level, json.dumps(r.values, allow_nan=False), r.arrays())
+            for r in results
+        ]
+        trials = [
+            (r.name, r.repeat, r.fold, *r.level.split("/")[:2], number, json.dumps(record, allow_nan=False))
+            for r in results
+            for number, record in r.trials.items()
+        ]
         with self._transaction():
             self.connection.executemany(
-                "insert into cells values (?, ?, ?, ?, 1, ?, ?) on conflict (name, repeat, fold) do update set "
-                "computed = computed + 1, content = excluded.content, outcome = excluded.outcome",
+                "insert into cells values (?, ?, ?, ?, ?, 1, ?, ?) on conflict (name, repeat, fold, level) do update "
+                "set computed = computed + 1, content = excluded.content, outcome = excluded.outcome",
                 rows,
             )
+            self.connection.executemany("insert or replace into trials values (?, ?, ?, ?, ?, ?, ?)", trials)
 
-    def finished(self) -> set[tuple[str, int, int]]:
-        """``(name, repeat, fold)`` of every finished cell."""
-        return set(self._rows("select name, repeat, fold from cells"))
+    def finished(self) -> set[tuple[str, int, int, str]]:
+        """``(name, repeat, fold, level)`` of every finished cell."""
+        return set(self._rows("select name, repeat, fold, level from cells"))
+
+    @property
+    def done(self) -> int:
+        """How many cells are finished at one level at least."""
+        return len({cell[:3] for cell in self.finished()})
+
+    def trials(self, name: str, pair: tuple[int, int], level: Level) -> dict[int, dict[str, Any]]:
+        """The records of the trials of a cell that are known at the rows and epochs of a level, by number."""
+        from .stored import read_trial
+
+        query = (
+            "select trial, content from trials where name = ? and repeat = ? and fold = ? and rows = ? and epochs = ?"
+        )
+        rows = self._rows(query, (name, *pair, level.rows, level.epochs))
+        where = f"{self._where}: {name}, repeat {pair[0]}, fold {pair[1]}"
+        return dict(read_trial(row, where) for row in rows)
 
     def counters(self) -> list[int]:
         """How often each finished cell was computed."""
         return [row[0] for row in self._rows("select computed from cells")]
 
-    def cells(self) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
-        """``name -> (repeat, fold) -> values``, with ``kind`` among the values."""
+    def cells(self, level: Level) -> dict[str, dict[tuple[int, int], dict[str, Any]]]:
+        """``name -> (repeat, fold) -> values`` of the cells at a level, with ``kind`` among the values."""
         from .stored import read_cell
 
         found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
-        query = "select kind, name, repeat, fold, content from cells order by name, repeat, fold"
-        for row in self._rows(query):
+        query = (
+            "select kind, name, repeat, fold, content from cells where (kind = 'classical' and level = ?) "
+            "or (kind != 'classical' and level = ?) order by name, repeat, fold"
+        )
+        for row in self._rows(query, (level.of("classical"), level.of("objective"))):
             kind, name, pair, values = read_cell(row, self._where)
             found.setdefault(name, {})[pair] = {**values, "kind": kind}
         return found
 
-    def outcome(self, name: str, repeat: int, fold: int) -> Outcome:
+    def outcome(self, name: str, repeat: int, fold: int, level: Level) -> Outcome:
         """What a cell said about its test rows."""
         from .stored import read_outcome
 
-        query = "select outcome from cells where name = ? and repeat = ? and fold = ?"
-        rows = self._rows(query, (name, repeat, fold))
+        query = "select outcome from cells where name = ? and repeat = ? and fold = ? and level in (?, ?)"
+        rows = self._rows(query, (name, repeat, fold, level.of("objective"), level.of("classical")))
         if not rows:
-            raise KeyError((name, repeat, fold))
+            raise KeyError((name, repeat, fold, level))
         return read_outcome(rows[0][0], f"{self._where}: {name}, repeat {repeat}, fold {fold}: outcome")
 
     @contextmanager

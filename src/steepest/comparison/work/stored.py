@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...core.stored import Listed, Maybe, Named, Number, Record, Row, Text, Whole, Word, parse_json
+from ...core.stored import Anything, Listed, Maybe, Named, Number, Record, Row, Text, Whole, Word, parse_json
 from ...core.stored import refuse_stored as refuse
-from ..design.context import Context
+from ..design.context import Context, Pair
 from ..design.folds import CLASSES
-from ..design.jobs import Job, Pair
 from ..errors import InputError
 from ..scores.outcome import Outcome
 from .facts import KINDS
@@ -38,9 +37,21 @@ CELL = Record(
         "seconds": Number(low=0.0),
         "seconds_per_epoch": Number(low=0.0),
         "peak_memory_mb": Number(low=0.0),
+        "failed": Text(),
     },
 )
 """The values of a cell."""
+
+TRIAL = Record(
+    {
+        "scores": Listed(_VALUE, least=1),
+        "epochs": Listed(Whole(), least=1),
+        "curves": Listed(Listed(_VALUE), least=1),
+        "seconds": Number(low=0.0),
+    },
+    {"point": Record({"threshold": _VALUE, "temperature": Maybe(Number(positive=True))})},
+)
+"""A trial on inner validation: a value for each inner split, and the operating point where it was the best."""
 
 ALWAYS = (
     "score",
@@ -68,6 +79,18 @@ def read_cell(row: Sequence[object], where: str) -> tuple[str, str, Pair, dict[s
     values = parse_json(str(content), where)
     CELL.check(values, where)
     return str(kind), str(name), (int(str(repeat)), int(str(fold))), values
+
+
+def read_trial(row: Sequence[object], where: str) -> tuple[int, dict[str, Any]]:
+    """Number and record of a row of trials."""
+    Row((Whole(), Text())).check(list(row), f"{where}: a trial")
+    number, where = int(str(row[0])), f"{where}, trial {row[0]}"
+    record = parse_json(str(row[1]), where)
+    TRIAL.check(record, where)
+    parts = len(record["scores"])
+    for key in ("epochs", "curves"):
+        Listed(Anything(), parts, parts).check(record[key], f"{where}: {key}")
+    return number, record
 
 
 def read_outcome(data: object, where: str) -> Outcome:
@@ -123,20 +146,6 @@ def read_header(file: Any, size: int, where: str) -> tuple[tuple[int, ...], bool
     if dtype.hasobject or expected != size - file.tell():
         refuse(where, f"{expected:,} bytes of {dtype}", f"{size - file.tell():,}")
     return shape, fortran, dtype
-
-
-def check_plan(jobs: Sequence[Job], context: Context, where: str) -> None:
-    """Refuse a plan that is not of these settings: each cell once, and no name that the present call does not give."""
-    settings = context.settings
-    expected = {
-        (kind, name, pair)
-        for kind, names in zip(KINDS, (settings.objectives, settings.classical))
-        for name in names
-        for pair in context.folds
-    }
-    planned = [(job.kind, job.name, pair) for job in jobs for pair in job.cells]
-    if len(planned) != len(expected) or set(planned) != expected:
-        raise InputError(f"{where}: its plan is not that of these settings; move the folder away to begin anew")
 
 
 def check_cells(cells: dict[str, dict[Pair, dict[str, Any]]], context: Context, where: str) -> None:

@@ -29,10 +29,14 @@ from ...descent import (
 from ...descent.augment import Augment
 from ...nn.networks import Network
 from ..design.context import Split
+from ..design.deadline import OutOfTime
 from ..design.models import Backbone, build, feature_width
 from ..design.trials import PEAK, Trial
 from ..metrics.metric import Metric
 from ..scores.outcome import Outcome
+
+ASKED = 50
+"""Steps from one question whether the time is over to the next."""
 
 
 @dataclass
@@ -69,6 +73,8 @@ class Recipe:
     device: str = "cpu"
     augment: Augment | None = None
     one_cycle: bool = False
+    over: Callable[[], bool] | None = None
+    """Whether the time is over, asked every :data:`ASKED` steps; then a training raises :class:`OutOfTime`."""
 
     def steps(self, rows: int) -> tuple[int, int]:
         """``(batch size, steps an epoch)`` for so many rows."""
@@ -110,6 +116,18 @@ class _Cycle(Hook):
         member.state = {k: v.detach().cpu().clone() for k, v in descent.model.state_dict().items()}
         if member.split.test_inputs is not None:
             member.test_outputs = self.look(member.split.test_inputs)
+
+
+class _Clock(Hook):
+    """Ends a training whose time is over."""
+
+    def __init__(self, over: Callable[[], bool]) -> None:
+        self.over, self.steps = over, 0
+
+    def on_step(self, descent: Descent, *_: Any) -> None:
+        self.steps += 1
+        if self.steps % ASKED == 0 and self.over():
+            raise OutOfTime
 
 
 class _Watch(Hook):
@@ -246,7 +264,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         batches,
         method=StackedStep(),
         optimizer=optimizer,
-        hooks=[hook],
+        hooks=[hook, *_clocks(recipe)],
         device=device,
     ).fit(recipe.epochs)
     if isinstance(hook, EarlyStopping):
@@ -310,10 +328,20 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             hook = _Watch([member.length], finished)
         torch.manual_seed(member.seeds["objective"])
         Descent(
-            network, objective, batches, optimizer=optimizer, schedule=schedule, hooks=[hook], device=recipe.device
+            network,
+            objective,
+            batches,
+            optimizer=optimizer,
+            schedule=schedule,
+            hooks=[hook, *_clocks(recipe)],
+            device=recipe.device,
         ).fit(recipe.epochs)
         if isinstance(hook, EarlyStopping):
             member.score, member.epochs, member.curve = hook.best[0], hook.best_epoch[0], hook.curves[0]
+
+
+def _clocks(recipe: Recipe) -> list[Hook]:
+    return [] if recipe.over is None else [_Clock(recipe.over)]
 
 
 def _sampler(objective: Objective | None) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...design.context import Context, Split
+from ...design.context import Context, Pair, Split
 from ...design.folds import CLASSES, Fold
+from ...design.levels import prefix
 from ...design.models import build
 from ...design.trials import Trial, seed_of, trials
 from ...errors import InputError
@@ -45,19 +46,25 @@ def choose(judge: Judge, kind: str = KINDS[0]) -> tuple[str, int]:
     return options[best_trial(means, greater)]
 
 
-def fit_winner(context: Context, store: Store, kind: str = KINDS[0]) -> Winner:
+def fit_winner(context: Context, store: Store, kind: str = KINDS[0], pairs: Sequence[Pair] | None = None) -> Winner:
     """Fit what inner validation picks on all rows; its epochs, threshold and calibration come from one more holdout.
 
+    Where the training rows of the cells were cut, so are those of the winner.
+
     Args:
-        context: of the comparison.
+        context: of the comparison, at the level of the cells that choose.
         store: of its finished cells.
         kind: "objective" for a network, "classical" for a classical learner.
+        pairs: the folds that count; None is all.
     """
     whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
     pair = (context.settings.repeats + 1, 0)
     rows = np.arange(len(context.table.target))
+    if context.capped:
+        seed = seed_of(context.settings.seed, *pair, "prefix")
+        rows = prefix(rows, context.table.target, context.most_rows, seed)
     whole._folds = {pair: Fold(*pair, rows, rows[:1])}
-    name, trial = choose(Judge(context, store), kind)
+    name, trial = choose(Judge(context, store, pairs=pairs), kind)
     return _fit_network(whole, name, trial) if kind == KINDS[0] else _fit_learner(whole, name)
 
 

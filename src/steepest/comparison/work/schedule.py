@@ -1,0 +1,382 @@
+"""What is computed before a deadline: a full round of folds at the highest level that fits, then more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..design.context import Context, Pair
+from ..design.deadline import Deadline
+from ..design.jobs import Job
+from ..design.levels import Design, Level, levels_of, trial_groups
+from . import timing
+from .costs import Costs
+from .executor import Executor, run_until
+from .store import Store
+from .watcher import Watcher
+
+FILLED = 0.7
+"""The part of what is left that the first round may fill, by the estimates."""
+SLIP = 1.5
+"""A cell that takes so many times its estimate has the level looked at again."""
+PROBED = 50.0
+"""Below this budget (seconds) the lowest level tells what objectives cost; above it a few of their steps are timed."""
+ALONE = 5.0
+"""Below this budget nothing but this process computes."""
+SOON = 5.0
+"""Where the first cell takes longer (seconds), the baseline goes first at the lowest level."""
+REPORT = 3.0
+"""Seconds that the report takes."""
+LEARNERS = 0.25
+"""The part of a budget that classical learners may take."""
+TIMED_ROWS, TIMED_ROWS_LEARNER = 5000, 500
+"""Most training rows of what is only timed."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What was decided: a level, what is computed at it, and what comes last.
+
+    Attributes:
+        level: of all cells.
+        objectives: that are compared, the baseline first.
+        repeats: rounds of folds that were promised; more come where time is left.
+        last: objectives that run when the others are through, because the level is higher without them.
+        learners: classical learners beside them.
+    """
+
+    level: Level
+    objectives: tuple[str, ...]
+    repeats: int
+    last: tuple[str, ...] = ()
+    learners: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As the store keeps it."""
+        return {**vars(self), "level": self.level.text} | {
+            key: list(getattr(self, key)) for key in ("objectives", "last", "learners")
+        }
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The objectives that a round of folds needs."""
+        return tuple(name for name in self.objectives if name not in self.last)
+
+
+class Schedule:
+    """Computes what fits before a deadline and keeps it.
+
+    Args:
+        context: of the comparison, at the level that was asked for.
+        store: of its run.
+        designs: from what was asked for to the smallest, in the order in which it is cut.
+        deadline: of this call; None computes the first design whole.
+        workers: processes.
+        watcher: told what is computed.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        store: Store,
+        designs: Sequence[Design],
+        deadline: Deadline | None,
+        workers: int,
+        watcher: Watcher,
+    ) -> None:
+        self.context, self.store, self.designs, self.watcher = context, store, list(designs), watcher
+        self.deadline = Deadline(math.inf) if deadline is None else deadline
+        self.levels = levels_of(self.designs)
+        self.workers = 1 if self.deadline.seconds < ALONE else workers
+        self.costs = Costs(context)
+        self.folds = list(context.folds)
+        self.first_round = [pair for pair in self.folds if pair[0] == self.folds[0][0]]
+        self.finished = store.finished()
+        self.late: dict[str, float] = {}
+        """Seconds that objectives which did not fit would take."""
+        self.computed = 0
+        self._kinds = {
+            **dict.fromkeys(context.settings.classical, "classical"),
+            **dict.fromkeys(context.settings.objectives, "objective"),
+        }
+        self._know_what_is_stored()
+
+    # ---- what things cost ----
+
+    def _know_what_is_stored(self) -> None:
+        for level in self.levels:
+            for name, own in self.store.cells(level).items():
+                for values in own.values():
+                    if name in self._kinds:
+                        self.costs.finished(name, self._kinds[name], level, values["seconds"])
+
+    def _measure(self) -> None:
+        """Learn what each objective costs: of the lowest level whole where time is short, else of a few steps."""
+        settings, pair = self.context.settings, self.folds[0]
+        unknown = [name for name in settings.objectives if not self.costs.known(name)]
+        if self.deadline.seconds < PROBED:
+            limit = self.deadline.left * 0.3
+            for name in unknown:
+                job = self._job(name, pair, self.levels[-1])
+                if self.deadline.left < limit or not self._fits(self.costs.cell(name, "objective", self.levels[-1])):
+                    break
+                self._here(job)
+            return
+        top = self.levels[0]
+        level = replace(top, rows=min(top.rows, TIMED_ROWS))
+        for name in unknown:
+            seconds = timing.time_job(self.context.at(level), Job("objective", name, (pair,)))
+            self.costs.timed(name, "objective", level, seconds)
+
+    def _measure_learners(self, level: Level) -> tuple[str, ...]:
+        """Those classical learners that a round of folds has time for, the cheap ones first."""
+        settings = self.context.settings
+        allowed = min(LEARNERS * self.deadline.seconds, self.deadline.left - self._reserve(level)) * self.workers
+        small = replace(level, rows=min(level.rows, TIMED_ROWS_LEARNER))
+        spent, found = 0.0, []
+        for name in settings.classical:
+            if not self.costs.known(name):
+                if self.deadline.seconds < 2 * ALONE or spent >= allowed:
+                    break
+                seconds = timing.time_learner(self.context.at(small), Job("classical", name, (self.folds[0],)))
+                self.costs.timed(name, "classical", small, seconds)
+            cost = self.costs.cell(name, "classical", level) * len(self.first_round)
+            if spent + cost <= allowed or math.isinf(allowed):
+                found.append(name)
+                spent += cost
+        return tuple(found)
+
+    def _reserve(self, level: Level) -> float:
+        """Seconds for the fit of the winner and the report; a short report is written after a short budget."""
+        if math.isinf(self.deadline.seconds):
+            return 0.0
+        one = replace(level, trials=1)
+        dearest = max(self.costs.cell(name, "objective", one) for name in self.context.settings.objectives[:1])
+        return 1.3 * dearest + min(REPORT, self.deadline.seconds / 10)
+
+    def _fits(self, seconds: float, level: Level | None = None) -> bool:
+        return self.deadline.fits(seconds + self._reserve(self.levels[-1] if level is None else level))
+
+    # ---- what is decided ----
+
+    def _round_cost(self, level: Level, names: Sequence[str], repeats: int) -> float:
+        """Seconds on the clock that what is missing of so many rounds takes."""
+        cells = [
+            (name, "objective", level)
+            for pair in self.folds
+            for name in names
+            if pair[0] - self.folds[0][0] < repeats and (name, *pair, level.text) not in self.finished
+        ]
+        if not cells:
+            return 0.0
+        return max(self.costs.total(cells) / self.workers, max(self.costs.cell(*cell) for cell in set(cells)))
+
+    def choose(self, start: int = 0, part: float = FILLED) -> tuple[int, Course]:
+        """The first design from ``start`` on that fits, and its place.
+
+        Slow objectives come last where that raises the level.
+        """
+        room = self.deadline.left * part
+        if self.context.settings.classical and self.deadline.seconds >= 2 * ALONE and not math.isinf(room):
+            room -= 0.15 * self.deadline.left
+
+        def fitting(without: bool) -> tuple[int, Course]:
+            for place in range(start, len(self.designs)):
+                course = self._course(self.designs[place], without)
+                cost = self._round_cost(course.level, course.first, course.repeats)
+                if cost + self._reserve(course.level) <= room:
+                    break
+            return place, course
+
+        place, course = fitting(without=False)
+        other, without = fitting(without=True)
+        higher = self.levels.index(without.level) < self.levels.index(course.level)
+        return (other, without) if without.last and higher else (place, course)
+
+    def _course(self, design: Design, without: bool) -> Course:
+        """The course of a design; ``without`` its slow objectives, of which each is over a third of a fold."""
+        names = self.context.settings.objectives[: design.objectives]
+        last: tuple[str, ...] = ()
+        if without and len(names) > 2:
+            cost = {name: self.costs.cell(name, "objective", design.level) for name in names}
+            whole = sum(cost.values())
+            last = tuple(n for n in names[1:] if cost[n] > whole / 3 and cost[n] > 2 * cost[names[0]])
+        return Course(design.level, names, design.repeats, last)
+
+    # ---- what is computed ----
+
+    def _job(self, name: str, pair: Pair, level: Level) -> Job:
+        return Job(self._kinds[name], name, (pair,), level, trial_groups(self.levels, level))
+
+    def _known(self, job: Job) -> dict[tuple[Pair, int], dict[str, Any]]:
+        if job.kind == "classical" or job.level is None:
+            return {}
+        (pair,) = job.cells
+        return {(pair, number): record for number, record in self.store.trials(job.name, pair, job.level).items()}
+
+    def _here(self, job: Job, ends_at: float = math.inf) -> None:
+        """Compute a job in this process."""
+        self._keep(job, run_until(self.context, job, self._known(job), ends_at))
+
+    def _keep(self, job: Job, found: Sequence[Any] | None) -> bool:
+        """Keep what a job found; whether its cells took far longer than expected."""
+        if found is None or job.level is None:
+            return False
+        expected = self.costs.cell(job.name, job.kind, job.level)
+        self.store.add(found)
+        self.computed += len(found)
+        for cell in found:
+            self.finished.add((cell.name, cell.repeat, cell.fold, cell.level))
+            self.costs.finished(job.name, job.kind, job.level, cell.took)
+        self.store.set_fact("seconds", self.deadline.spent + self.deadline.elapsed)
+        self.watcher.finished(job, found)
+        return any(cell.took > SLIP * expected for cell in found)
+
+    def _missing(self, names: Sequence[str], pairs: Sequence[Pair], level: Level) -> list[Job]:
+        found = []
+        for pair in pairs:
+            for name in names:
+                job = self._job(name, pair, level)
+                if (name, *pair, level.of(job.kind)) not in self.finished:
+                    found.append(job)
+        return found
+
+    def _rest(self, course: Course) -> Iterator[list[Job]]:
+        """What follows the first round, each part to be done whole: learners, slow objectives, further folds."""
+        names, begun = course.first, {pair[0] for pair in self.first_round}
+        learners = self._measure_learners(course.level)
+        yield from ([job] for job in self._missing(learners, self.first_round, course.level))
+        for name in course.last:
+            jobs = self._missing([name], self.first_round, course.level)
+            if self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
+                names = (*names, name)
+                yield from ([job] for job in jobs)
+            else:
+                self.late[name] = sum(self._cost(job) for job in jobs)
+        for pair in self.folds:
+            if pair[0] not in begun:
+                yield self._missing((*names, *learners), [pair], course.level)
+
+    def _cost(self, job: Job) -> float:
+        assert job.level is not None
+        return self.costs.cell(job.name, job.kind, job.level)
+
+    def work(self) -> int:
+        """Compute what fits; gives how many cells were computed."""
+        settings, lowest = self.context.settings, self.levels[-1]
+        if math.isinf(self.deadline.seconds):
+            design = self.designs[0]
+            course = Course(design.level, settings.objectives, design.repeats, (), settings.classical)
+            self._begin(course)
+            with self._executor() as executor:
+                self._run(
+                    self._missing((*course.objectives, *course.learners), self.folds, course.level),
+                    course,
+                    None,
+                    executor,
+                )
+            return self.computed
+        if self.deadline.seconds < PROBED:
+            self._first(lowest)
+        self._measure()
+        place, course = self.choose()
+        if self._cost(self._job(settings.baseline, self.folds[0], course.level)) > SOON:
+            self._first(lowest)
+        pilot = self._missing(settings.objectives[:1], self.folds[:1], course.level)
+        if pilot and self._fits(self._cost(pilot[0]), course.level):
+            self._begin(course)
+            self._here(pilot[0], self._ends_at(course.level))  # what early stopping leaves is known then
+            place, course = self.choose()
+        self._begin(course)
+        with self._executor() as executor:
+            course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
+            if not self._missing(course.first, self.first_round, course.level):
+                for part in self._rest(course):
+                    if part and not self._fits(sum(self._cost(job) for job in part) / self.workers, course.level):
+                        break
+                    self._run(part, course, None, executor)
+        if not any(cell[0] == settings.baseline for cell in self.finished):
+            self._first(lowest)
+        return self.computed
+
+    def _first(self, lowest: Level) -> None:
+        """The baseline in the first fold at the lowest level, however little time there is: an answer of some sort."""
+        jobs = self._missing(self.context.settings.objectives[:1], self.folds[:1], lowest)
+        if jobs:
+            self._begin(Course(lowest, self.context.settings.objectives[:1], 1))
+            self._here(jobs[0])
+
+    @contextmanager
+    def _executor(self) -> Iterator[Executor]:
+        """Processes that have done what they were given when it ends."""
+        executor = Executor(self.context, self.workers)
+        try:
+            yield executor
+            while executor.running:
+                for job, found in executor.collect():
+                    self._keep(job, found)
+        except BaseException:
+            executor.close(now=True)
+            raise
+        executor.close()
+
+    def needed(self) -> float:
+        """The budget, in seconds, in which the whole design would fit."""
+        course = Course(self.designs[0].level, self.context.settings.objectives, self.designs[0].repeats)
+        if math.isinf(self.deadline.seconds):
+            return 0.0
+        rest = self._round_cost(course.level, course.first, course.repeats)
+        return self.deadline.spent + self.deadline.elapsed + (rest + self._reserve(course.level)) / FILLED
+
+    def _begin(self, course: Course) -> None:
+        """A course is taken from here on."""
+        self.store.set_facts({"course": course.to_json(), "ends_at": min(self.deadline.ends_at, 1e300)})
+        self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
+
+    def _ends_at(self, level: Level) -> float:
+        return self.deadline.ends_at - self._reserve(level)
+
+    def _run(self, jobs: Sequence[Job], course: Course, place: int | None, executor: Executor) -> Course:
+        """Compute jobs as long as each fits.
+
+        With a ``place`` among the designs the level falls where they no longer do, and all are done when it comes back;
+        without one some may still run.
+        """
+        queue = list(jobs)
+        while queue or (executor.running and place is not None):
+            if queue and executor.free:
+                if self._fits(self._cost(queue[0]), course.level):
+                    job = queue.pop(0)
+                    executor.submit(job, self._known(job), self._ends_at(course.level))
+                    continue
+                lower = None if place is None else self._lower(place)
+                if lower is None:
+                    break
+                place, course, queue = lower
+                continue
+            slipped = [self._keep(job, found) for job, found in executor.collect()]
+            if any(slipped) and place is not None and not self._round_fits(course):
+                lower = self._lower(place)
+                if lower is not None:
+                    place, course, queue = lower
+        while executor.running and place is not None:
+            for job, found in executor.collect():
+                self._keep(job, found)
+        return course
+
+    def _round_fits(self, course: Course) -> bool:
+        return self._fits(self._round_cost(course.level, course.first, 1), course.level)
+
+    def _lower(self, place: int) -> tuple[int, Course, list[Job]] | None:
+        """A later design that fits what is left, and its jobs; None where nothing lower fits."""
+        below = [p for p in range(place + 1, len(self.designs)) if self.designs[p] != self.designs[place]]
+        if not below:
+            return None
+        found, course = self.choose(below[0])
+        if not self._fits(self._round_cost(course.level, course.first, 1), course.level):
+            return None
+        self._begin(course)
+        return found, course, self._missing(course.first, self.first_round, course.level)

@@ -1,0 +1,212 @@
+"""What is computed before a deadline: on a clock that only cells move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steepest.comparison.design.context import Context
+from steepest.comparison.design.deadline import Deadline
+from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.levels import Level, designs
+from steepest.comparison.design.settings import Settings
+from steepest.comparison.read import table_from_arrays
+from steepest.comparison.scores.outcome import Outcome
+from steepest.comparison.verdict.basis import Basis, find_basis
+from steepest.comparison.work import executor, schedule
+from steepest.comparison.work.cells import CellResult
+from steepest.comparison.work.schedule import Schedule
+from steepest.comparison.work.store import Store
+
+NAMES = ("cross_entropy", "a", "b", "c", "d")
+
+
+class Machine:
+    """A machine on which a cell takes ``speed[name]`` seconds a trial and epoch; it does nothing else, at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **speed: float) -> None:
+        self.now, self.speed, self.done, self.dropped = 0.0, speed, [], []
+        monkeypatch.setattr(schedule, "run_until", self.run)
+        monkeypatch.setattr(executor, "run_until", self.run)
+        monkeypatch.setattr(schedule.timing, "time_job", lambda context, job: self.cost(job, context.level))
+        monkeypatch.setattr(schedule.timing, "time_learner", lambda context, job: self.cost(job, context.level))
+
+    def cost(self, job: Job, level: Level) -> float:
+        rows = level.rows / 2000
+        if job.kind == "classical":
+            return rows * self.speed.get(job.name, 1.0)
+        return rows * self.speed.get(job.name, 1.0) * (level.trials * level.epochs + level.epochs)
+
+    def run(self, context: Context, job: Job, known: Any, ends_at: float) -> list[CellResult] | None:
+        assert job.level is not None
+        took = self.cost(job, job.level)
+        if self.now + took > ends_at:
+            self.now = max(self.now, ends_at)
+            self.dropped.append(job)
+            return None
+        self.now += took
+        self.done.append(job)
+        trials = {} if job.kind == "classical" else {t: {} for t in range(job.level.trials)}
+        values = {"seconds": took, "score": 0.5, "inner": [0.5], "metrics": {}}
+        level = job.level.of(job.kind)
+        return [CellResult(job.kind, job.name, *job.cells[0], values, Outcome(np.zeros(1)), level, trials, took)]
+
+
+class Silent:
+    def start(self, *_: Any) -> None: ...
+    def level(self, *_: Any) -> None: ...
+    def finished(self, *_: Any) -> None: ...
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def context() -> Context:
+    rng = np.random.default_rng(0)
+    table = table_from_arrays(rng.normal(size=(2500, 2)), np.arange(2500) % 2)
+    return Context(table, Settings(NAMES, "cross_entropy", "accuracy", repeats=3, folds=5, patience=60))
+
+
+def run(
+    context: Context, machine: Machine, folder: Path, budget: float, spent: float = 0.0, typed: tuple[str, ...] = ()
+) -> tuple[Schedule, Basis]:
+    store = Store(folder)
+    found = designs(context.settings, context.most_rows, 2, typed)
+    deadline = Deadline(budget, spent, machine.now, clock=lambda: machine.now)
+    done = Schedule(context, store, found, deadline, 1, Silent())
+    done.work()
+    return done, find_basis(context, store, found, store.fact("course")["last"])
+
+
+def level_of(basis: Basis) -> tuple[int, int, int]:
+    return basis.level.rows, basis.level.epochs, basis.level.trials
+
+
+def test_what_fits_is_computed_whole(context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 1e-4))  # 75 cells of 0.054 s
+    done, basis = run(context, machine, tmp_path, 60)
+    assert level_of(basis) == (2000, 60, 8)
+    assert (len(basis.pairs), basis.names, basis.whole) == (15, NAMES, True)
+    assert len(machine.done) == 75
+    assert done.needed() <= 60
+
+
+def test_a_full_round_comes_before_a_second_and_the_deadline_holds(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))  # a round of the whole design takes 135 s
+    _, basis = run(context, machine, tmp_path, 130)
+    assert level_of(basis) == (2000, 60, 4)  # a round of 75 s fits 0.7 of 130 s
+    assert basis.whole
+    assert len(basis.pairs) == 5
+    assert machine.now <= 130
+    rounds = [job.cells[0][0] for job in machine.done if job.level == basis.level]
+    assert rounds == sorted(rounds)
+
+
+@pytest.mark.parametrize("budget", [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 10_000.0])
+def test_no_job_is_begun_that_does_not_fit(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget: float
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    done, basis = run(context, machine, tmp_path, budget)
+    assert machine.dropped == []
+    first = machine.cost(Job("objective", "cross_entropy", ((0, 0),)), done.levels[-1])
+    assert machine.now <= max(budget, first)
+    assert basis.names[0] == "cross_entropy"
+
+
+def test_without_time_the_baseline_alone_is_there(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 10.0))
+    done, basis = run(context, machine, tmp_path, 1)
+    assert [job.name for job in machine.done] == ["cross_entropy"]
+    assert machine.done[0].level == done.levels[-1]
+    assert basis == Basis(done.levels[-1], ("cross_entropy",), ((0, 0),), whole=False)
+
+
+def test_more_budget_goes_on_and_computes_no_cell_twice(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    reached = []
+    spent = 0.0
+    for budget in (20.0, 150.0, 1000.0):
+        _, basis = run(context, machine, tmp_path, budget, spent)
+        spent = machine.now
+        reached.append((*level_of(basis), len(basis.pairs)))
+        assert machine.now <= budget
+    assert reached == sorted(reached)
+    assert reached[-1] == (2000, 60, 8, 15)
+    cells = [(job.name, job.cells, job.level) for job in machine.done]
+    assert len(cells) == len(set(cells))
+    at_once = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    _, whole = run(context, at_once, tmp_path / "at once", 1000.0)
+    assert whole == basis
+
+
+def test_a_slow_objective_comes_last_where_the_level_rises_without_it(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 0.001), "b": 0.1})
+    done, basis = run(context, machine, tmp_path, 100)
+    assert "b" not in basis.names
+    assert done.late.keys() == {"b"}
+    assert done.store.fact("course")["last"] == ["b"]
+    assert level_of(basis) == (2000, 60, 8)
+    _, more = run(context, machine, tmp_path, 2000, machine.now)
+    assert set(more.names) == set(NAMES)
+
+
+def test_two_equal_objectives_are_both_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context: Context) -> None:
+    two = Context(context.table, Settings(NAMES[:2], "cross_entropy", "accuracy", repeats=1, patience=60))
+    machine = Machine(monkeypatch, cross_entropy=0.01, a=0.01)
+    done, basis = run(two, machine, tmp_path, 30)
+    assert basis.names == NAMES[:2]
+    assert done.late == {}
+
+
+def test_a_cell_far_over_its_estimate_lowers_the_level_for_all(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    real = machine.run
+
+    def slower(context: Context, job: Job, known: Any, ends_at: float) -> Any:
+        if len(machine.done) == 3:
+            machine.speed = dict.fromkeys(NAMES, 0.04)  # somebody else takes the machine
+        return real(context, job, known, ends_at)
+
+    for module in (schedule, executor):
+        monkeypatch.setattr(module, "run_until", slower)
+    _, basis = run(context, machine, tmp_path, 200)
+    assert basis.whole
+    assert len(basis.pairs) >= 5
+    assert len({job.level for job in machine.done if job.name == "a"}) > 1
+    assert machine.now <= 200
+
+
+def test_what_was_typed_is_kept_before_the_rest(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    _, basis = run(context, machine, tmp_path, 60, typed=("trials",))
+    assert basis.level.trials == 8
+    assert basis.level.epochs < 60
+
+
+def test_learners_take_a_quarter_at_most_and_all_folds_of_the_round(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, classical=("cheap", "dear"))
+    beside = Context(context.table, settings)
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 0.01), "cheap": 0.5, "dear": 50.0})
+    _, basis = run(beside, machine, tmp_path, 150)
+    learned = [job for job in machine.done if job.kind == "classical"]
+    assert {job.name for job in learned} == {"cheap"}
+    assert len(learned) >= 5
+    assert basis.whole
+    assert machine.now <= 150
