@@ -2,7 +2,7 @@
 PYTHON ?= python3
 WORKERS = 2
 DATA = wine
-BUDGET = 10m
+BUDGET = 2m
 
 export OMP_NUM_THREADS = 1
 # each worker, and each process that a test starts, would compile all modules again
@@ -14,8 +14,8 @@ BIN := .venv/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
 
-compare: .venv/.installed-run  ## compare objectives on DATA (wine) within BUDGET (10 minutes), cut where it must be
-	$(BIN)/steepest compare $(DATA) --budget $(BUDGET) --cut
+compare: .venv/.installed-run  ## compare objectives on DATA (wine) within BUDGET (2m)
+	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
 
 test: .venv/.installed-test  ## the tests that take seconds
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q
@@ -34,7 +34,7 @@ docs: .venv/.installed-docs  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 picture: .venv/.installed-test  ## the picture of a report in the README, of a comparison like that of make compare
-	$(BIN)/steepest compare $(DATA) --budget $(BUDGET) --cut
+	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
 	$(BIN)/python docs/picture.py
 
 lint: .venv/.installed-lint  ## style, types and the direction of imports
