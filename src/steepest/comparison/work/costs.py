@@ -80,24 +80,20 @@ class Costs:
         self._base.setdefault(name, max(seconds, 1e-6) / self._model(kind, level))
         self._found.setdefault((name, level), []).append(seconds)
 
-    def guessed(self, name: str, kind: str) -> None:
-        """Nothing is known: as the dearest that is, of its kind."""
-        others = [
-            value
-            for other, value in self._base.items()
-            if (other in self.context.settings.classical) == (kind == "classical")
-        ]
-        self._base[name] = max(others, default=1.0 if kind == "objective" else 1e-4)
+    def _guess(self, kind: str) -> float:
+        """For a name of which nothing is known: as the dearest of its kind that is."""
+        learners = self.context.settings.classical
+        others = [value for name, value in self._base.items() if (name in learners) == (kind == "classical")]
+        return max(others, default=1.0 if kind == "objective" else 1e-4)
 
     def cell(self, name: str, kind: str, level: Level) -> float:
         """Expected seconds of a cell."""
         own = self._found.get((name, level))
         if own:
             return sum(own) / len(own)
-        if name not in self._base:
-            self.guessed(name, kind)
+        base = self._base.get(name) or self._guess(kind)
         scale = self._scale(level) if kind == "objective" else 1.0
-        return self._base[name] * self._model(kind, level) * scale
+        return base * self._model(kind, level) * scale
 
     def _scale(self, level: Level) -> float:
         """What finished cells of the level took over what was expected of them."""
@@ -110,8 +106,9 @@ class Costs:
         """The same of the level with the most alike epochs, where most of what is not foreseen comes from."""
         levels = {
             at
-            for _, at in self._found
-            if (at.epochs > self.context.settings.patience) == (level.epochs > self.context.settings.patience)
+            for name, at in self._found
+            if name in self.context.settings.objectives
+            and (at.epochs > self.context.settings.patience) == (level.epochs > self.context.settings.patience)
         }
         if not levels:
             return 1.0

@@ -24,8 +24,10 @@ SLIP = 1.5
 """A cell that takes so many times its estimate has the level looked at again."""
 PROBED = 50.0
 """Below this budget (seconds) the lowest level tells what objectives cost; above it a few of their steps are timed."""
+TOLD = 0.3
+"""The part of such a budget that this takes at most."""
 ALONE = 5.0
-"""Below this budget nothing but this process computes."""
+"""Below this budget, or for so little work, nothing but this process computes."""
 SOON = 5.0
 """Where the first cell takes longer (seconds), the baseline goes first at the lowest level."""
 REPORT = 3.0
@@ -95,6 +97,8 @@ class Schedule:
         self.folds = list(context.folds)
         self.first_round = [pair for pair in self.folds if pair[0] == self.folds[0][0]]
         self.finished = store.finished()
+        self.compared = context.settings.objectives[:1]
+        """Objectives of which one will be fitted again."""
         self.late: dict[str, float] = {}
         """Seconds that objectives which did not fit would take."""
         self.computed = 0
@@ -118,10 +122,10 @@ class Schedule:
         settings, pair = self.context.settings, self.folds[0]
         unknown = [name for name in settings.objectives if not self.costs.known(name)]
         if self.deadline.seconds < PROBED:
-            limit = self.deadline.left * 0.3
+            enough = self.deadline.left * (1 - TOLD)
             for name in unknown:
                 job = self._job(name, pair, self.levels[-1])
-                if self.deadline.left < limit or not self._fits(self.costs.cell(name, "objective", self.levels[-1])):
+                if self.deadline.left < enough or not self._fits(self.costs.cell(name, "objective", self.levels[-1])):
                     break
                 self._here(job)
             return
@@ -149,12 +153,12 @@ class Schedule:
                 spent += cost
         return tuple(found)
 
-    def _reserve(self, level: Level) -> float:
-        """Seconds for the fit of the winner and the report; a short report is written after a short budget."""
+    def _reserve(self, level: Level, names: Sequence[str] | None = None) -> float:
+        """Seconds for the fit of the winner, one of ``names``, and the report."""
         if math.isinf(self.deadline.seconds):
             return 0.0
         one = replace(level, trials=1)
-        dearest = max(self.costs.cell(name, "objective", one) for name in self.context.settings.objectives[:1])
+        dearest = max(self.costs.cell(name, "objective", one) for name in names or self.compared)
         return 1.3 * dearest + min(REPORT, self.deadline.seconds / 10)
 
     def _fits(self, seconds: float, level: Level | None = None) -> bool:
@@ -187,7 +191,7 @@ class Schedule:
             for place in range(start, len(self.designs)):
                 course = self._course(self.designs[place], without)
                 cost = self._round_cost(course.level, course.first, course.repeats)
-                if cost + self._reserve(course.level) <= room:
+                if cost + self._reserve(course.level, course.first) <= room:
                     break
             return place, course
 
@@ -252,7 +256,7 @@ class Schedule:
         for name in course.last:
             jobs = self._missing([name], self.first_round, course.level)
             if self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
-                names = (*names, name)
+                names = self.compared = (*names, name)
                 yield from ([job] for job in jobs)
             else:
                 self.late[name] = sum(self._cost(job) for job in jobs)
@@ -271,7 +275,7 @@ class Schedule:
             design = self.designs[0]
             course = Course(design.level, settings.objectives, design.repeats, (), settings.classical)
             self._begin(course)
-            with self._executor() as executor:
+            with self._executor(course) as executor:
                 self._run(
                     self._missing((*course.objectives, *course.learners), self.folds, course.level),
                     course,
@@ -279,6 +283,8 @@ class Schedule:
                     executor,
                 )
             return self.computed
+        if self.deadline.over and any(name == settings.baseline for name, *_ in self.finished):
+            return 0
         if self.deadline.seconds < PROBED:
             self._first(lowest)
         self._measure()
@@ -291,7 +297,7 @@ class Schedule:
             self._here(pilot[0], self._ends_at(course.level))  # what early stopping leaves is known then
             place, course = self.choose()
         self._begin(course)
-        with self._executor() as executor:
+        with self._executor(course) as executor:
             course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
             if not self._missing(course.first, self.first_round, course.level):
                 for part in self._rest(course):
@@ -310,8 +316,11 @@ class Schedule:
             self._here(jobs[0])
 
     @contextmanager
-    def _executor(self) -> Iterator[Executor]:
-        """Processes that have done what they were given when it ends."""
+    def _executor(self, course: Course) -> Iterator[Executor]:
+        """What computes a course; it has done all that it was given when it ends."""
+        rounds = len(self.folds) // len(self.first_round)
+        if self.deadline.seconds < math.inf and self._round_cost(course.level, course.first, rounds) < ALONE:
+            self.workers = 1
         executor = Executor(self.context, self.workers)
         try:
             yield executor
@@ -328,11 +337,14 @@ class Schedule:
         course = Course(self.designs[0].level, self.context.settings.objectives, self.designs[0].repeats)
         if math.isinf(self.deadline.seconds):
             return 0.0
-        rest = self._round_cost(course.level, course.first, course.repeats)
-        return self.deadline.spent + self.deadline.elapsed + (rest + self._reserve(course.level)) / FILLED
+        rest = self._round_cost(course.level, course.first, course.repeats) + self._reserve(course.level)
+        seconds = max(self.deadline.spent + self.deadline.elapsed + rest / FILLED, 1.2 * self.deadline.seconds)
+        step = 10 if seconds <= 120 else 60 if seconds <= 7200 else 1800
+        return float(math.ceil(seconds / step) * step)
 
     def _begin(self, course: Course) -> None:
         """A course is taken from here on."""
+        self.compared = course.first
         self.store.set_facts({"course": course.to_json(), "ends_at": min(self.deadline.ends_at, 1e300)})
         self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
 
