@@ -228,6 +228,9 @@ def test_a_comparison_ends_with_a_report_however_slow_the_machine(
     assert (results["headline"]["p"], results["headline"]["low"]) == (None, None)
     assert "nothing is computed" in command("compare", csv, *words, "--budget", "0.01s")[1]
     slow_clock(monkeypatch, 1e-6)  # a larger budget goes on with the run, at a higher level where that fits
+    with monkeypatch.context() as patch:  # killed when all is computed: the old answer is none any more
+        patch.setattr("steepest.comparison.report.publish.fit_winner", interrupted)
+        assert command("compare", csv, *words, "--budget", 20)[0] == 130
     code, _, err = command("compare", csv, *words, "--budget", 20)
     assert (code, err) == (0, "")
     assert folders(tmp_path) == [folder]
@@ -358,12 +361,13 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     assert Store(folder).counters() == [1, 1, 1, 1]
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupt_is_one_line_and_130(
     command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("steepest.comparison.work.executor.run_job", interrupted)
         code, out, err = command("compare", csv, *FAST, "--quiet")

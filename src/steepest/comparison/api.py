@@ -94,7 +94,7 @@ def execute(
 def _judged(run: Run, store: Store, command: str) -> dict[str, Any]:
     """The verdict on what is finished: a look at it, unless the whole design was computed at once."""
     course, last = store.fact("course"), store.fact("looks")
-    basis = find_basis(run.context, store, run.designs, course["last"] if course else ())
+    basis = find_basis(run.context, store, run.known, course["last"] if course else ())
     look = next_look(last, len(store.finished())) if last is not None or run.missing(store) else None
     results = assemble(run.context, store, command=command, version=__version__, look=look, basis=basis)
     if look is not None:

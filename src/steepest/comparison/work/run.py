@@ -47,6 +47,8 @@ class Run:
         self.context = context
         self.folder = out / settings.run_id(table.sha256, _table_hash(table) + __version__)
         self.designs = designs(settings, context.most_rows, len(table.classes), typed)
+        self.known = [*self.designs, *designs(settings, context.most_rows, len(table.classes))]
+        """Also those of a call that asked for nothing by name: their cells count too."""
         self.pilot: list[CellResult] = []
         self._deadline, self._working = Deadline(0.0), False
 
@@ -99,7 +101,7 @@ class Run:
         store = Store(self.folder)
         try:
             with store.locked():
-                for level in levels_of(self.designs):
+                for level in levels_of(self.known):
                     if cells := store.cells(level):
                         check_cells(cells, self.context.at(level), f"run {self.folder.name}")
                 yield store
