@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from .budget import words_of
+from .defaults import BUDGET
 from .design.context import Context
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -20,7 +21,7 @@ from .report.finished import Comparison
 from .report.publish import publish
 from .report.stored import kept_results
 from .report.terminal import Terminal, about, plan_lines
-from .request import BUDGET, OPTIONS, RUNS, SERVED, Request
+from .request import OPTIONS, RUNS, SERVED, Request
 from .statistics.looks import next_look
 from .verdict.basis import find_basis
 from .verdict.results import assemble

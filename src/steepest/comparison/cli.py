@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import OUT, DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
+from .cli_options import DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
 from .cli_runs import predict_command, report_command, runs_command
 from .completion import (
     complete_data,
@@ -20,7 +20,7 @@ from .completion import (
     complete_objectives,
     complete_task,
 )
-from .request import BUDGET, Request
+from .defaults import BUDGET, OUT
 
 
 def compare_command(
@@ -233,6 +233,7 @@ def compare_command(
 
     from .asked import check_asked, check_folder, expand, what_is_read
     from .errors import InputError
+    from .request import Request
 
     if cut:
         raise InputError("--cut: what does not fit the budget is always cut by now; --strict refuses it instead")

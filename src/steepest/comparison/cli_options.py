@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-OUT = "steepest-runs"
-"""Where run folders live by default."""
-
 _READING = "Reading files"
 
 Encoding = Annotated[

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import OUT, Encoding, Header, Separator
+from .cli_options import Encoding, Header, Separator
 from .completion import complete_file, complete_run
+from .defaults import OUT
 
 
 def runs_command(out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT)) -> None:

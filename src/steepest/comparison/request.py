@@ -9,13 +9,11 @@ from typing import Any
 
 from ..core.scalars import is_number
 from .budget import seconds_of
+from .defaults import BUDGET, OUT
 from .errors import InputError
 
-RUNS = Path("steepest-runs")
+RUNS = Path(OUT)
 """Where run folders live by default."""
-
-BUDGET = "10m"
-"""The time that a comparison may take by default."""
 
 SERVED = ("best", "network")
 """Which winner a comparison saves."""
