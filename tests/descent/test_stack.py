@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 
 import pytest
 import torch
@@ -270,3 +272,35 @@ def test_state_and_schedule():
     assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(0.5**8)
     with pytest.raises(ValueError, match="first: expected averages of 2 models"):
         part.optimizer.load_state_dict({**part.optimizer.state_dict(), "first": torch.zeros(1, 8)})
+
+
+def test_losses_stand_in_the_order_of_the_models():
+    """Also where models that share a call stand apart."""
+    g = torch.Generator().manual_seed(3)
+    outputs, target = torch.randn(5, 7, 3, generator=g), torch.randint(3, (5, 7), generator=g)
+    members = [FocalLoss(gamma=gamma) for gamma in (1.0, 2.0, 1.0, 3.0, 2.0)]
+    stacked = StackedObjective(members)
+    total = stacked(outputs, target)
+    alone = torch.stack([member(o, t) for member, o, t in zip(members, outputs, target)])
+    torch.testing.assert_close(stacked.losses, alone)
+    torch.testing.assert_close(total, alone.sum())
+
+
+def test_the_optimizer_imports_no_compiler(monkeypatch):
+    """What torch keeps from its compiler it imports the compiler for."""
+
+    def refuse(*_, **__):
+        raise AssertionError("this imports torch._dynamo")
+
+    for name in ("add_param_group", "zero_grad"):
+        own = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        monkeypatch.setattr(torch.optim.Optimizer, name, functools.wraps(own)(refuse))
+    stack = Stack([nn.Linear(2, 2)])
+    optimizer = StackedAdamW(stack, lr=[0.1], weight_decay=[0.0])
+    stack(torch.ones(1, 3, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    assert all(not view.grad.any() for view in stack.parameters())
+    optimizer.zero_grad()
+    assert all(view.grad is None for view in stack.parameters())
+    assert optimizer.param_groups[0]["params"] == list(stack.parameters())

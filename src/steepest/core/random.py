@@ -1,4 +1,4 @@
-"""A random stream that an objective owns: seeded, in ``state_dict``, copied with its owner."""
+"""Random streams: torch's own, and one that an objective owns: seeded, in ``state_dict``, copied with its owner."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def seed_all(seed: int) -> None:
+    """``torch.manual_seed``, which keeps the whole traceback of each call for accelerators that are not there.
+
+    >>> seed_all(3), float(torch.rand(())) == float(torch.rand((), generator=torch.Generator().manual_seed(3)))
+    (None, True)
+    """
+    (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
 
 
 class RandomStream(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...core.objective import Objective, TaskInfo
+from ...core.random import seed_all
 from ...nn.convnet import small_resnet
 from ...nn.networks import Network, mlp, residual_mlp
 from ..errors import InputError
@@ -67,8 +68,8 @@ def build(
 ) -> Network:
     """A network with the objective's own head; equal seeds give equal backbones whatever the objective."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(backbone_seed)
+        seed_all(backbone_seed)
         body = backbone(in_features)
-        torch.manual_seed(head_seed)
+        seed_all(head_seed)
         head = objective.head(info.feature_dim, info)
     return Network(body, head)

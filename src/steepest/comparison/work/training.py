@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.objective import Objective, TaskInfo
+from ...core.random import seed_all
 from ...descent import (
     ArrayBatches,
     Descent,
@@ -181,7 +182,7 @@ def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
             with torch.random.fork_rng(devices=[]):
                 features = feature_width(recipe.backbone(shape[0]), shape)
             member.info = TaskInfo(**{**vars(member.info), "feature_dim": features})
-        torch.manual_seed(member.seeds["objective"])
+        seed_all(member.seeds["objective"])
         member.objective = recipe.objective.from_task(member.info, **member.trial.hyper).to(recipe.device)
         network = build(
             recipe.backbone,
@@ -225,10 +226,16 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         stack, lr=[m.trial.lr for m in members], weight_decay=[m.trial.weight_decay for m in members]
     )
 
+    shown: dict[tuple[int, ...], Tensor] = {}
+
     def look(alive: Sequence[int]) -> list[Tensor]:
+        sets = tuple(which[m] for m in alive)
+        if sets not in shown:  # the same rows after each epoch, until a model leaves
+            shown.clear()
+            shown[sets] = other[torch.as_tensor(sets, device=device)]
         stack.eval()
         with torch.no_grad():
-            outputs = stack(other[torch.as_tensor([which[m] for m in alive], device=device)])
+            outputs = stack(shown[sets])
         stack.train()
         return [out[: len(members[m].split.other_inputs)] for m, out in zip(alive, outputs)]
 
@@ -326,7 +333,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             )
         else:
             hook = _Watch([member.length], finished)
-        torch.manual_seed(member.seeds["objective"])
+        seed_all(member.seeds["objective"])
         Descent(
             network,
             objective,
