@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Names of a package, and modules of others, that are imported when they are first asked for."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def lazily(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         return sorted([*(name for name in vars(sys.modules[package]) if name.startswith("__")), *homes])
 
     return get, listing
+
+
+class _Late:
+    """A module that is imported when one of its names is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def late(name: str) -> Any:
+    """The module ``name``, imported at first use: what a command needs at its end should not hold up its start.
+
+    >>> late("statistics").mean([1, 3])
+    2
+    """
+    return _Late(name)

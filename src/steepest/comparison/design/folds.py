@@ -6,11 +6,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, TimeSeriesSplit
 
 from ...core.arrays import codes
+from ...core.lazy import late
 from ..errors import InputError
 from ..read import Table
+
+model_selection = late("sklearn.model_selection")
 
 OUTER, INNER = 0, 1
 CLASSES = ("binary", "multiclass")
@@ -135,9 +137,11 @@ def _kfold(table: Table, rows: np.ndarray, folds: int, entropy: list[int]) -> li
         if table.groups is not None:
             splits = _grouped(y if classes else None, table.groups[rows], folds, entropy)
         elif classes and np.unique(y, return_counts=True)[1].max() >= folds:
-            splits = list(StratifiedKFold(folds, shuffle=True, random_state=_state(entropy)).split(y, y))
+            splits = list(
+                model_selection.StratifiedKFold(folds, shuffle=True, random_state=_state(entropy)).split(y, y)
+            )
         else:
-            splits = list(KFold(folds, shuffle=True, random_state=_state(entropy)).split(y))
+            splits = list(model_selection.KFold(folds, shuffle=True, random_state=_state(entropy)).split(y))
     return [(rows[np.sort(fit)], rows[np.sort(test)]) for fit, test in splits]
 
 
@@ -145,10 +149,10 @@ def _grouped(y: np.ndarray | None, groups: np.ndarray, folds: int, entropy: list
     """Whole groups; for classes the shares are kept near those of all rows, where no part comes out empty."""
     state = _state(entropy)
     if y is not None and np.unique(y, return_counts=True)[1].max() >= folds:
-        splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=state).split(y, y, groups))
+        splits = list(model_selection.StratifiedGroupKFold(folds, shuffle=True, random_state=state).split(y, y, groups))
         if all(len(fit) and len(test) for fit, test in splits):
             return splits
-    return list(GroupKFold(folds, shuffle=True, random_state=state).split(groups, groups=groups))
+    return list(model_selection.GroupKFold(folds, shuffle=True, random_state=state).split(groups, groups=groups))
 
 
 def _forward(table: Table, folds: int) -> list[Split]:
@@ -157,7 +161,7 @@ def _forward(table: Table, folds: int) -> list[Split]:
     if len(distinct) <= folds:
         raise InputError(f"folds: {folds} folds in time need at least {folds + 1} distinct times, got {len(distinct)}")
     out = []
-    for before, after in TimeSeriesSplit(folds).split(distinct):
+    for before, after in model_selection.TimeSeriesSplit(folds).split(distinct):
         train = np.flatnonzero(np.isin(place, before))
         test = np.flatnonzero(np.isin(place, after))
         train = _without_groups(table, train, test)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import qmc
 
+from ...core.lazy import late
 from ...core.objective import Objective
 from ...core.search import Float, Space
 from .twins import is_twin
+
+qmc = late("scipy.stats.qmc")
 
 LEARNING_RATES = (1e-3, 3e-3, 3e-4)
 WEIGHT_DECAY = 1e-4

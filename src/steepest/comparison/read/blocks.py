@@ -11,12 +11,14 @@ from threading import Condition
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 
+from ...core.lazy import late
 from .raw import Column, Text, stripped
 from .threads import workers
+
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
+pyarrow_csv = late("pyarrow.csv")
 
 _BLOCK, _LONGEST = 1 << 20, 1 << 26
 

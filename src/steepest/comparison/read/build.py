@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError, nearest
 from ..parts import Part
 from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
@@ -20,6 +20,8 @@ from .task import Target, read_target
 from .threads import LONG, side_by_side
 from .types import ColumnType, Typed, infer
 from .wording import count, listing, show
+
+pd = late("pandas")
 
 ROLES = {"group": read_groups, "time": read_times, "weight": read_weights}
 

@@ -11,10 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from ...core.lazy import late
 from ..errors import InputError
 from .blocks import IrregularError, Layout, NotANumber, read_blocks, read_lines
 from .frames import from_frame
@@ -24,6 +21,10 @@ from .raw import Column, RawTable, Text, true
 from .sniff import NAMES, Shape, reader, sniff, to_utf8
 from .source import excel, open_file, parquet, refuse_other_bytes, unpacked
 from .wording import count, show
+
+pd = late("pandas")
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
 
 Exact = Callable[[list[str]], Collection[int]]
 _HEAD = 1 << 18

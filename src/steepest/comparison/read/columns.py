@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 
+from ...core.lazy import late
 from ..errors import InputError
 from .raw import Column, RawTable, Text, missing_cells, true
 from .wording import count, show
+
+pc = late("pyarrow.compute")
 
 # The square of a feature must stay finite, or its standard deviation does not.
 LARGEST = 1e150

@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from ...core.lazy import late
 from .raw import Text, true
+
+pd = late("pandas")
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
 
 _MINUTES = r":(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?"
 _CLOCK = rf"(?:[T ]+(?P<hour>\d{{1,2}}){_MINUTES}\s*(?P<zone>Z|UTC|GMT|[+-]\d{{2}}(?::?\d{{2}})?)?)?$"

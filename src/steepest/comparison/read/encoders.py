@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from .raw import Column, Text
 from .types import MOST_CATEGORIES
+
+pd = late("pandas")
 
 MOST_ONE_HOT = 256
 """Categories beyond this many share one place, where new ones go too."""

@@ -6,12 +6,14 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
+from ...core.lazy import late
 from ..errors import InputError
 from .raw import Column, RawTable, Text
 from .wording import count, show
+
+pd = late("pandas")
+pa = late("pyarrow")
 
 _EXACT = 2**53
 

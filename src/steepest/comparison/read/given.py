@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError, nearest
 from ..metrics.tables import BINARY, MULTICLASS, REGRESSION
 from ..metrics.words import known_as
@@ -20,6 +20,8 @@ from .new_rows import load_like
 from .several import target_names
 from .table import Table, load_table, table_from_arrays, table_from_frame
 from .task import MAX_AUTO_CLASSES
+
+pd = late("pandas")
 
 
 def read_data(request: Request) -> tuple[Data, Data | None]:

@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from .raw import Column, Text
 from .types import ColumnType
 from .wording import show
+
+pd = late("pandas")
 
 _IDS = {"id", "ids", "uid", "uuid", "guid"}
 _WHO = {

@@ -8,15 +8,17 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-from scipy.stats import rankdata
-from sklearn.metrics import balanced_accuracy_score, r2_score
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from ...core.lazy import late
 from ..parts import Part
 from .threads import side_by_side
 from .wording import count, show
+
+pd = late("pandas")
+stats = late("scipy.stats")
+metrics = late("sklearn.metrics")
+model_selection = late("sklearn.model_selection")
+trees = late("sklearn.tree")
 
 ROWS = 2000
 LIMIT = 0.99
@@ -60,7 +62,7 @@ def find_label_leaks(frame: pd.DataFrame, target: np.ndarray, names: Sequence[st
         chosen[order[rare]] = True
     rows = np.flatnonzero(chosen)
     y = target[rows]
-    folds = list(KFold(3, shuffle=True, random_state=0).split(y))
+    folds = list(model_selection.KFold(3, shuffle=True, random_state=0).split(y))
     found = []
     for feature in frame.columns:
         codes = _codes(frame[feature].iloc[rows])
@@ -94,7 +96,7 @@ def _label_scores(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.nda
     means = np.where(rows[:, None] > 0, sums / np.maximum(rows, 1)[:, None], fit_y.mean(0))[x]
     positive = y.sum(0)
     pairs = positive * (len(y) - positive)
-    above = (rankdata(means, axis=0) * y).sum(0) - positive * (positive + 1) / 2
+    above = (stats.rankdata(means, axis=0) * y).sum(0) - positive * (positive + 1) / 2
     learned = np.ptp(fit_y, axis=0) > 0
     return np.divide(above, pairs, out=np.zeros(len(pairs)), where=(pairs > 0) & learned)
 
@@ -109,7 +111,7 @@ def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str, what: str = "
         return []
     rows = _subsample(target, task)
     y = target[rows]
-    splitter = KFold if task == "regression" else StratifiedKFold
+    splitter = model_selection.KFold if task == "regression" else model_selection.StratifiedKFold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes thinner than the folds
         folds = list(splitter(3, shuffle=True, random_state=0).split(np.zeros(len(y)), y))
@@ -207,7 +209,7 @@ def _alone(values: np.ndarray, y: np.ndarray, task: str, folds: list[tuple[np.nd
 def _auroc(y: np.ndarray, scores: np.ndarray) -> float:
     """The Mann-Whitney share of pairs in order, ties for a half."""
     positive = int(y.sum())
-    above = rankdata(scores)[y == 1].sum() - positive * (positive + 1) / 2
+    above = stats.rankdata(scores)[y == 1].sum() - positive * (positive + 1) / 2
     return float(above / (positive * (len(y) - positive)))
 
 
@@ -220,10 +222,10 @@ def _score(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray, t
         if big > 1e30:  # trees compute in float32
             fit_x, x = fit_x / big, x / big
         if task == "regression":
-            tree = DecisionTreeRegressor(max_depth=8, min_samples_leaf=2, random_state=0).fit(fit_x, fit_y)
-            return float(r2_score(y, tree.predict(x)))
+            tree = trees.DecisionTreeRegressor(max_depth=8, min_samples_leaf=2, random_state=0).fit(fit_x, fit_y)
+            return float(metrics.r2_score(y, tree.predict(x)))
         depth = 2 + math.ceil(math.log2(len(np.unique(fit_y))))
-        tree = DecisionTreeClassifier(max_depth=depth, random_state=0).fit(fit_x, fit_y)
+        tree = trees.DecisionTreeClassifier(max_depth=depth, random_state=0).fit(fit_x, fit_y)
         scores = tree.predict_proba(x)
     else:
         wide = (
@@ -234,11 +236,11 @@ def _score(fit_x: np.ndarray, fit_y: np.ndarray, x: np.ndarray, y: np.ndarray, t
         scores = means.reindex(pd.Series(x, dtype=object).fillna("")).to_numpy()
         scores = np.where(np.isnan(scores), wide.mean(0), scores)
         if task == "regression":
-            return float(r2_score(y, scores[:, 0]))
+            return float(metrics.r2_score(y, scores[:, 0]))
         tree = None
     if task == "binary":
         return _auroc(y, scores[:, -1])
     labels = tree.classes_ if tree is not None else np.arange(scores.shape[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class met in one part only
-        return float(balanced_accuracy_score(y, labels[scores.argmax(1)]))
+        return float(metrics.balanced_accuracy_score(y, labels[scores.argmax(1)]))

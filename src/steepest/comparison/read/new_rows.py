@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError, nearest
 from .builtin import BUILTIN
 from .columns import check_finite, merge_same_names
@@ -19,6 +19,8 @@ from .table import Table, read_source
 from .task import MERGED, check_present, flags_of_one_spelling, label_index, target_labels, target_numbers
 from .types import ColumnType, Typed, convert, labels
 from .wording import count, listing, show
+
+pd = late("pandas")
 
 
 def rows_like(

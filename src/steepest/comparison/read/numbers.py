@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from ...core.lazy import late
 from .raw import Text, true
 from .wording import count, listing
+
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
 
 MISSING_IN_NUMBERS = frozenset(
     [

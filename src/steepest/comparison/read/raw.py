@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from ...core.lazy import late
 from ..errors import InputError, nearest
 from .wording import listing, show
+
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
 
 _LOOK = 1000
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError
 from .dates import both_readings, read_dates
 from .numbers import read_numbers
@@ -14,6 +14,8 @@ from .raw import Column, Text
 from .task import check_present
 from .types import exact_integers, plain_integers
 from .wording import show
+
+pd = late("pandas")
 
 Warn = Callable[[str], None]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError
 from ..parts import Part
 from .build import build, goal_columns
@@ -19,6 +19,8 @@ from .frames import from_arrays, from_frame
 from .options import ReadOptions, check_options, read_options
 from .raw import RawTable, find_column
 from .types import ColumnType
+
+pd = late("pandas")
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
+from ...core.lazy import late
 from ..errors import InputError, nearest
 from .numbers import number, read_numbers
 from .options import MISSING
 from .raw import Column, Text, missing_cells
 from .types import exact_integers, first_code, labels, plain_integers
 from .wording import count, listing, show
+
+pd = late("pandas")
 
 MERGED = "rare"
 MAX_AUTO_CLASSES = 10

@@ -6,15 +6,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
+from ...core.lazy import late
 from ..errors import InputError
 from .dates import Dates, both_readings, read_dates
 from .numbers import MISSING_IN_NUMBERS, Numbers, read_numbers
 from .options import ReadOptions
 from .raw import Column, Text, missing_cells, true
 from .wording import count, listing, show
+
+pa = late("pyarrow")
+pc = late("pyarrow.compute")
 
 MOST_CATEGORIES, FEW_CATEGORIES = 64, 10
 """Text with more than 64 distinct words, or with more than 10 where most rows differ, is taken apart into letters."""

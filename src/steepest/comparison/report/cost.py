@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
+from ...core.lazy import late
 from .figures import css_class
 from .numbers import compact
 from .palette import LIGHT
 from .svg import canvas, inline
+
+ticker = late("matplotlib.ticker")
 
 Box = tuple[float, float, float, float]
 
@@ -41,8 +43,8 @@ def cost(rows: Sequence[dict[str, Any]], metric: str, label: str, greater: bool,
         axes.margins(x=0.08, y=0.06)
         axes.set_xlabel("seconds per epoch")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if slim else 7, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4 if slim else 7, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: compact(value))
         axes.grid(color=LIGHT["line"], linewidth=0.6, alpha=0.7)
         axes.set_axisbelow(True)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator
 
+from ...core.lazy import late
 from .numbers import interval, number
 from .palette import LIGHT
 from .svg import canvas, inline
+
+ticker = late("matplotlib.ticker")
 
 NARROW, WIDE = 320, 760
 MARKS = {"better": "^", "not told apart": "o", "worse": "v"}
@@ -136,7 +137,7 @@ def reach(rows: Sequence[dict[str, Any]]) -> float:
     return 1.05 * min(positive[-1], 4 * positive[(len(positive) - 1) // 2]) if positive else 1.0
 
 
-def _zero_line(axes: Axes, limit: float, found: float | None) -> None:
+def _zero_line(axes: Any, limit: float, found: float | None) -> None:
     axes.set_xlim(-limit, limit)
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
@@ -148,7 +149,7 @@ def _zero_line(axes: Axes, limit: float, found: float | None) -> None:
     axes.axvline(0, color=LIGHT["ink"], linewidth=1.2)
 
 
-def _clipped(axes: Axes, row: dict[str, Any], y: float, limit: float, tone: str, mark: str) -> None:
+def _clipped(axes: Any, row: dict[str, Any], y: float, limit: float, tone: str, mark: str) -> None:
     if row["difference"] is None:
         return
     ends = [row["difference"] if row[key] is None else row[key] for key in ("low", "high")]
@@ -166,12 +167,12 @@ def _tick_text(value: float, _: int) -> str:
     return f"{value:+.2g}".replace("-", "−") if value else "0"
 
 
-def _ticks(limit: float, most: int) -> FixedLocator:
+def _ticks(limit: float, most: int) -> Any:
     """Round positions around zero, at most ``most`` on each side."""
     power = 10.0 ** (math.floor(math.log10(limit)) - 1)
     step = next(factor * power for factor in (1, 2, 5, 10, 20, 50, 100) if limit * 0.98 // (factor * power) <= most)
     count = int(limit * 0.98 // step)
-    return FixedLocator([step * k for k in range(-count, count + 1)])
+    return ticker.FixedLocator([step * k for k in range(-count, count + 1)])
 
 
 def css_class(width: int) -> str:

@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from ...core.lazy import late
 from ..own_parts import Trust
 from .advice import advice
 from .tables import FIELDS, LAST, metric_names
 from .tables import prepare as in_order
 from .winner.winner import Winner
+
+pd = late("pandas")
 
 TEXT_COLUMNS = ("name", "title", "kind", "tier", "settings")
 """Of the leaderboard."""

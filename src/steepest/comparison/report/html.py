@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ...core.lazy import late
 from ..statistics.looks import percent
 from . import cost, figures, multiples, palette, views
 from .advice import advice, expected, is_classical
@@ -18,6 +18,8 @@ from .numbers import compact, duration, inline, interval, number, probability
 from .paired import paired
 from .sources import cited
 from .tables import confidence_of, difference_places, prepare, results_json, score, spread_places
+
+jinja2 = late("jinja2")
 
 HERE = Path(__file__).parent
 TIERS = ("better", "not told apart", "worse")
@@ -98,11 +100,11 @@ def _rounded(value: Any) -> Any:
 
 
 @cache
-def environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
+def environment() -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
+from ...core.lazy import late
 from .palette import LIGHT
 from .svg import canvas, inline
+
+ticker = late("matplotlib.ticker")
 
 WIDTH, HEIGHT, SIZE = 168, 132, 10
 
@@ -49,8 +51,8 @@ def curve(
             axes.plot(reference["epoch"], _gaps(reference["valid"]), "--", color=LIGHT["neutral"], linewidth=1.1)
         axes.plot(own["epoch"], _gaps(own["valid"]), color=LIGHT["better"], linewidth=1.6)
         axes.set_ylim(low - pad, high + pad)
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
         last = next((value for value in reversed(own["valid"]) if value is not None), None)
         ends = "no values" if last is None else f"{label} {last:.4g} after epoch {own['epoch'][-1]}"

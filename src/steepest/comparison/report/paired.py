@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 
+from ...core.lazy import late
 from .figures import css_class
 from .numbers import number
 from .palette import LIGHT
 from .svg import canvas, inline
+
+ticker = late("matplotlib.ticker")
 
 
 def paired(folds: Sequence[dict[str, Any]], baseline: str, label: str, places: int, width: int, ident: str) -> Markup:
@@ -47,7 +49,7 @@ def paired(folds: Sequence[dict[str, Any]], baseline: str, label: str, places: i
                 axes.plot([x], [fold["first"]], "D", color=tone, markersize=0.9 * mark)
         axes.set_xlim(-0.7, at[-1] + 0.7)
         axes.margins(y=0.08)
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
         axes.grid(axis="y", color=LIGHT["line"], linewidth=0.6)
         axes.set_axisbelow(True)

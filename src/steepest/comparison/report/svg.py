@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from xml.etree import ElementTree
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
+from ...core.lazy import late
 from .palette import LIGHT
+
+matplotlib, figures = late("matplotlib"), late("matplotlib.figure")
 
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -42,15 +43,15 @@ STYLE = {
 
 
 @contextmanager
-def canvas(width: float, height: float, size: float) -> Iterator[Figure]:
+def canvas(width: float, height: float, size: float) -> Iterator[Any]:
     """An empty transparent figure of ``width`` x ``height`` CSS pixels with text of ``size`` pixels."""
     with matplotlib.rc_context(STYLE | {"font.size": size, "xtick.labelsize": size, "ytick.labelsize": size}):
-        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        figure = figures.Figure(figsize=(width / 72, height / 72), dpi=72)
         figure.patch.set_visible(False)
         yield figure
 
 
-def inline(figure: Figure, ident: str, title: str, text: str, css: str = "") -> Markup:
+def inline(figure: Any, ident: str, title: str, text: str, css: str = "") -> Markup:
     """The figure as an ``<svg>`` element to put into a page.
 
     Ids start with ``ident`` and exist only where something refers to them; colours of the palette become CSS variables;

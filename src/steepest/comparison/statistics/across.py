@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from ...core.arrays import numbers
 from ...core.checks import check_number, refuse
+from ...core.lazy import late
 from .looks import ALPHA
 from .multiplicity import holm
+
+stats = late("scipy.stats")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ...core.arrays import numbers
 from ...core.checks import check_number, refuse
+from ...core.lazy import late
 from .fitting import Scorer, as_fit, derived_seed, fitted_score, is_discrete, rows_and_targets
 from .results import TestResult
+
+stats = late("scipy.stats")
 
 
 def five_by_two_differences(

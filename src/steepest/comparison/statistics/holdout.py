@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from scipy import stats
-
 from ...core.checks import check_number
+from ...core.lazy import late
 from .looks import ALPHA
 from .results import TestResult
+
+stats = late("scipy.stats")
 
 
 def holdout_interval(accuracy: float, n: int, confidence: float = 1 - ALPHA) -> tuple[float, float]:

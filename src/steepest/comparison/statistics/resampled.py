@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from ...core.arrays import numbers
 from ...core.checks import check_number, refuse
+from ...core.lazy import late
 from .looks import ALPHA
 from .results import PairedResult
+
+stats = late("scipy.stats")
 
 POWER = 0.8
 """The chance with which a design finds the difference that is called detectable."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from ...core.arrays import labels
+from ...core.lazy import late
 from .results import TestResult
+
+stats = late("scipy.stats")
 
 
 def mcnemar_test(y: np.ndarray, pred_a: np.ndarray, pred_b: np.ndarray, exact: bool | None = None) -> TestResult:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
+from ....core.lazy import late
 from ...errors import InputError
 from ..task import in_order
 from ..wording import count, listing, show
@@ -16,6 +16,8 @@ from .files import read_idx, read_npz
 from .folder import read_folder
 from .raw import RawImages, RawPart, copies, size_of
 from .source import check_image_options, idx_pair
+
+pd = late("pandas")
 
 
 @dataclass(frozen=True)

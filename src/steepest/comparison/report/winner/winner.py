@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
+from ....core.lazy import late
 from ....core.stored import parse_json
 from ...errors import InputError
 from ...own_parts import Trust
@@ -25,6 +25,8 @@ from ...scores.outcome import Outcome
 from .facts import CLASSES, FILE, WinnerFacts, checked, read_facts
 from .files import TENSORS, FittedNetwork, check_array, refuse_infinite, said_by, winner_folder, write_whole
 from .learner import LEARNERS, FittedLearners
+
+pd = late("pandas")
 
 
 class Winner:
