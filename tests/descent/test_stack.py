@@ -289,12 +289,16 @@ def test_losses_stand_in_the_order_of_the_models():
 def test_the_optimizer_imports_no_compiler(monkeypatch):
     """What torch keeps from its compiler it imports the compiler for."""
 
-    def refuse(*_, **__):
-        raise AssertionError("this imports torch._dynamo")
+    def refusing(own):
+        @functools.wraps(own)
+        def refuse(*_, **__):
+            raise AssertionError("this imports torch._dynamo")
+
+        return refuse
 
     for name in ("add_param_group", "zero_grad"):
         own = inspect.unwrap(getattr(torch.optim.Optimizer, name))
-        monkeypatch.setattr(torch.optim.Optimizer, name, functools.wraps(own)(refuse))
+        monkeypatch.setattr(torch.optim.Optimizer, name, refusing(own))
     stack = Stack([nn.Linear(2, 2)])
     optimizer = StackedAdamW(stack, lr=[0.1], weight_decay=[0.0])
     stack(torch.ones(1, 3, 2)).sum().backward()
