@@ -1,14 +1,14 @@
-"""What the terminal shows: decisions, the plan, tiers that fill as cells finish, time left."""
+"""What the terminal shows: decisions, the plan, a table that fills as cells finish, time left."""
 
 from __future__ import annotations
 
 import math
-import time
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -20,9 +20,11 @@ from ..design.jobs import Job
 from ..design.levels import Level
 from ..design.plan import Plan
 from ..design.settings import Settings
+from ..statistics import next_look
 from ..verdict.judge import Judge
 from ..work.cells import CellResult
 from ..work.store import Store
+from .filling import Filling
 from .tables import confidence_of
 
 
@@ -36,6 +38,8 @@ class Table:
     right: Sequence[int] = ()
 
 
+EVERY = 10.0
+"""Seconds between two lines where there is no terminal."""
 STYLES = {"better": "green", "worse": "red", "baseline": "bold"}
 
 
@@ -50,6 +54,9 @@ class Terminal:
     def __init__(self, *, quiet: bool = False, to_stderr: bool = False) -> None:
         self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self.live: Live | None = None
+        self.filling: Filling | None = None
+        self._speaker: threading.Thread | None = None
+        self._compared = False
 
     def line(self, text: str, style: str = "") -> None:
         """One line; what users typed is never read as markup."""
@@ -73,7 +80,7 @@ class Terminal:
 
     def start(self, context: Context, store: Store, deadline: Deadline, workers: int) -> None:
         """Begin to show what a run computes; ``context`` is the whole design."""
-        self.store, self.last = store, time.monotonic()
+        self.store = store
         settings, ends = context.settings, ""
         if not math.isinf(deadline.seconds):
             spent = f", of which {clock(deadline.spent)} are spent" if deadline.spent else ""
@@ -88,68 +95,93 @@ class Terminal:
 
     def level(self, context: Context, level: Level, objectives: Sequence[str], deadline: Deadline) -> None:
         """Show what is computed now: ``context`` at this level, these objectives of it, until the deadline."""
-        self.context, self.objectives, self.deadline = context, tuple(objectives), deadline
+        self.filling = filling_of(context, self.store, objectives)
+        self.label, self.deadline, self.text = context.metric.label, deadline, level.text
         self.at = (
             f"{level.trials} {'trial' if level.trials == 1 else 'trials'}, {level.epochs} epochs, {level.rows:,} rows"
         )
-        if self.live is None and self.console.is_terminal and not self.console.quiet:
-            self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
-            self.live.start()
-
-    def finished(self, job: Job, results: Sequence[CellResult]) -> None:
-        """A job's cells are stored."""
-        now = time.monotonic()
+        if self.console.quiet:
+            return
         if self.live is not None:
             self.live.update(self._view())
-        elif now - self.last >= 10:
-            self.last = now
-            cells = self.store.cells(self.context.level)
-            done = sum(len(cells.get(name, {})) for name in self.objectives)
-            self.line(f"{done} of {len(self.objectives) * len(self.context.folds)} cells at {self.at}; {self._left()}")
+        elif self.console.is_terminal:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        elif self._speaker is None:
+            self._ended = threading.Event()
+            self._speaker = threading.Thread(target=self._speak, daemon=True)
+            self._speaker.start()
 
-    def _left(self) -> str:
-        """The time left, in words."""
-        return "" if math.isinf(self.deadline.seconds) else f"{clock(self.deadline.left)} left"
+    def finished(self, job: Job, results: Sequence[CellResult]) -> None:
+        """A job's cells are stored; those of another level than the one that is shown are not in the table."""
+        if self.filling is None:
+            return
+        for cell in results:
+            if cell.level == self.text:
+                self.filling.add(cell.name, (cell.repeat, cell.fold), cell.values["score"])
+        if self.live is not None:
+            self.live.update(self._view())
+        elif self._speaker is not None and not self._compared and self.filling.best() is not None:
+            self._compared = True
+            self.say()
 
     def stop(self) -> None:
-        """Take the live view away."""
+        """Take the live view away, or say how far it came."""
         if self.live is not None:
             self.live.stop()
             self.live = None
+        elif self._speaker is not None:
+            self._ended.set()
+            self._speaker.join()
+            self._speaker = None
+            self.say()
+
+    def say(self) -> None:
+        """One line of where the comparison stands, for what is no terminal."""
+        assert self.filling is not None
+        self.line(f"{self.filling.line()}; {self.state}")
+
+    @property
+    def state(self) -> str:
+        """The level, and the time left."""
+        left = "" if math.isinf(self.deadline.seconds) else f"; {clock(self.deadline.left)} left"
+        return f"{self.at}{left}"
+
+    def _speak(self) -> None:
+        while not self._ended.wait(EVERY):
+            self.say()
 
     def _view(self) -> Group:
-        judge = Judge(self.context, self.store)
-        base = judge.cells.get(judge.settings.baseline, {})
-        rows, styles = [], []
-        for name in self.objectives:
-            own = judge.cells.get(name, {})
-            scores = [c["score"] for c in own.values() if c["score"] is not None]
-            shared = [p for p in own if p in base and own[p]["score"] is not None and base[p]["score"] is not None]
-            gap = np.mean([own[p]["score"] - base[p]["score"] for p in shared]) if shared else None
-            tier = self._tier(judge, name)
-            rows.append(
-                (
-                    name,
-                    f"{len(own)}/{len(judge.pairs)}",
-                    f"{np.mean(scores):.4f}" if scores else "",
-                    f"{gap:+.4f}" if gap is not None and name != judge.settings.baseline else "",
-                    tier,
-                )
-            )
-            styles.append(STYLES.get(tier, ""))
-        head = ("objective", "folds", judge.metric.label, "to baseline", "")
-        return Group(self._table(Table(head, rows, styles, right=(1, 2, 3))), Text(f"{self.at}; {self._left()}"))
+        assert self.filling is not None
+        head, rows = self.filling.head(self.label), self.filling.rows()
+        styles = [STYLES["baseline"] if row[0] == self.filling.baseline else "" for row in rows]
+        whole, *_ = table_lines(head, rows, self._width)
+        if not whole:  # no room side by side: the score is what one can do without
+            score = head.index(self.label)
+            head, *rows = [row[:score] + row[score + 1 :] for row in (head, *rows)]
+        return Group(self._table(Table(head, rows, styles, right=range(1, len(head)))), _State(self))
 
-    def _tier(self, judge: Judge, name: str) -> str:
-        baseline = judge.settings.baseline
-        if name == baseline:
-            return "baseline"
-        if not (judge.complete(name) and judge.complete(baseline)):
-            return ""
-        result = judge.compare([name] * len(judge.pairs), [baseline] * len(judge.pairs))
-        return judge.tier(
-            result, min(1.0, result.pvalue * (len(judge.settings.objectives) - 1))
-        )  # Bonferroni until all are in
+
+class _State:
+    """The line under the table; the time left runs down between two cells."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+
+    def __rich__(self) -> Text:
+        return Text("\n".join(wrapped(self.terminal.state, self.terminal.console.width, indent="  ")))
+
+
+def filling_of(context: Context, store: Store, objectives: Sequence[str]) -> Filling:
+    """The table of a level with what is finished of it, its intervals those of the look that the next report will be."""
+    judge = Judge(context, store)
+    look = next_look(store.fact("looks"), sys.maxsize)
+    baseline, greater = context.settings.baseline, judge.metric.greater_is_better
+    filling = Filling(objectives, baseline, len(judge.pairs), greater, judge.ratio, look.alpha)
+    for name, own in judge.cells.items():
+        for pair, values in own.items():
+            filling.add(name, pair, values["score"])
+    return filling
 
 
 def clock(seconds: float) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from ...core.arrays import labels, numbers
 from ...core.checks import check_number
 from .fitting import as_fit, derived_seed, predictions, rows_and_targets
+from .looks import ALPHA
 from .results import BootstrapError
 
 Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]

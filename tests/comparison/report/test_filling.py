@@ -1,0 +1,139 @@
+"""The table that fills: ranks, interim differences and folds from scores as they come; its lines on narrow screens."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from steepest.comparison.design.context import Context
+from steepest.comparison.design.jobs import make_jobs, to_json
+from steepest.comparison.design.settings import Settings
+from steepest.comparison.read import table_from_arrays
+from steepest.comparison.report import terminal
+from steepest.comparison.report.filling import Filling, Standing
+from steepest.comparison.report.terminal import Terminal
+from steepest.comparison.scores.outcome import Outcome
+from steepest.comparison.statistics import corrected_resampled_ttest
+from steepest.comparison.work.cells import CellResult
+from steepest.comparison.work.store import Store
+
+NAMES = ("cross_entropy", "comp_sum", "generalized_cross_entropy", "regression_with_classification")
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_standings_are_paired_with_the_baseline_fold_by_fold(greater: bool) -> None:
+    filling = Filling(NAMES, "cross_entropy", 5, greater, 0.25, 0.025)
+    assert [standing.rank for standing in filling.standings()] == [None] * 4
+    assert filling.best() is None
+    sign = 1 if greater else -1
+    base, good = np.array([0.5, 0.6, 0.7]), np.array([0.6, 0.65, 0.9])
+    for fold in range(3):
+        filling.add("cross_entropy", (0, fold), base[fold])
+        filling.add("knn", (0, fold), 0.0)  # a classical learner
+    assert filling.best() is None  # nothing to compare it with
+    for fold in range(3):
+        filling.add("comp_sum", (0, fold), base[fold] + sign * (good - base)[fold])
+    filling.add(NAMES[2], (0, 4), 9.0)  # in no fold that the baseline has
+    filling.add(NAMES[3], (0, 1), None)  # diverged: as bad as the worst of its fold
+    first, second, third, last = filling.standings()
+    test = corrected_resampled_ttest(good - base, test_fraction=0.2, confidence=0.975)
+    assert (first.name, first.rank, first.folds) == ("comp_sum", 1, 3)
+    assert first.difference == pytest.approx(sign * test.mean)
+    assert first.half == pytest.approx(test.high - test.mean)
+    assert first.score == pytest.approx(np.mean(base + sign * (good - base)))
+    assert second == Standing("cross_entropy", 2, 3, pytest.approx(0.6), None, None)
+    assert third == Standing(NAMES[3], 3, 1, pytest.approx(0.6), pytest.approx(0.0), None)
+    assert (last.name, last.rank, last.folds, last.difference) == (NAMES[2], None, 1, None)
+    assert filling.best() == first
+    assert filling.line().startswith(f"best so far: comp_sum, {sign * test.mean:+.4f} ± ")
+
+
+@pytest.fixture
+def begun(blobs: Callable, tmp_path: Path) -> tuple[Context, Store]:
+    x, y = blobs(60, 2)
+    settings = Settings(NAMES[:3], "cross_entropy", "accuracy", repeats=1, folds=3)
+    context = Context(table_from_arrays(x, y), settings)
+    store = Store(tmp_path / "run")
+    store.set_facts({"plan": to_json(make_jobs(context)), "looks": {"number": 1, "cells": 6}})
+    return context, store
+
+
+def cell(name: str, fold: int, score: float) -> CellResult:
+    return CellResult("objective", name, 0, fold, {"score": score}, Outcome(np.zeros(1, dtype=np.int64)))
+
+
+def screen(width: int, *, is_terminal: bool) -> tuple[Terminal, io.StringIO]:
+    shown, out = Terminal(), io.StringIO()
+    shown.console = Console(file=out, width=width, force_terminal=is_terminal, color_system=None, soft_wrap=True)
+    return shown, out
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_table_fits_its_width_and_keeps_names_whole(
+    begun: tuple[Context, Store], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, store = begun
+    built = []
+    monkeypatch.setattr(terminal, "Judge", lambda *given: built.append(given) or judge(*given))
+    jobs = make_jobs(context)
+    shown, _ = screen(width, is_terminal=True)
+    shown.level = "4 trials instead of 8, 1 of 3 repeats, 30 epochs instead of 60"
+    shown.start(context, store, jobs, 30.0, 1)
+    try:
+        for fold in range(2):
+            for place, name in enumerate(NAMES[:3]):
+                shown.finished(jobs[0], [cell(name, fold, 0.8 + 0.05 * place + 0.01 * place * fold)])
+        view, out = shown._view(), io.StringIO()
+    finally:
+        shown.stop()
+    assert len(built) == 1  # nothing is judged anew at each cell
+    Console(file=out, width=width, color_system=None, soft_wrap=True).print(view)
+    lines = out.getvalue().splitlines()
+    words = " ".join(lines).split()
+    assert max(map(len, lines)) <= width
+    assert [name for name in words if name in NAMES[:3]][:3] == [NAMES[2], NAMES[1], NAMES[0]]
+    assert {"interim", "98.75%", "2/3", "+0.1100", "baseline", "repeats,", "left"} <= set(words)
+    if width == 120:
+        assert lines[1].split()[:7] == [NAMES[2], "1", "2/3", "0.9100", "+0.1100", "±", lines[1].split()[6]]
+
+
+def test_a_pipe_gets_a_line_at_the_first_comparison_and_then_as_time_passes(begun: tuple[Context, Store]) -> None:
+    context, store = begun
+    jobs = make_jobs(context)
+    shown, out = screen(60, is_terminal=False)
+    shown.start(context, store, jobs, 30.0, 1)
+    speaker = shown._speaker
+    assert speaker is not None
+    shown.finished(jobs[0], [cell("cross_entropy", 0, 0.8)])
+    assert out.getvalue() == ""
+    shown.finished(jobs[1], [cell("comp_sum", 0, 0.9)])
+    (first,) = out.getvalue().splitlines()
+    assert first.startswith(f"best so far: comp_sum, +0.1000 to cross_entropy, 1 of 3 folds; 2 of {len(jobs)} jobs, ")
+    shown.finished(jobs[2], [cell("comp_sum", 1, 0.9)])
+    assert out.getvalue().splitlines() == [first]
+    shown.level = "4 trials"
+    shown.say()
+    assert out.getvalue().splitlines()[1].endswith(" left; 4 trials")
+    shown.stop()
+    assert not speaker.is_alive()
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_the_line_comes_by_itself(begun: tuple[Context, Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    context, store = begun
+    monkeypatch.setattr(terminal, "EVERY", 0.001)
+    shown, out = screen(60, is_terminal=False)
+    shown.start(context, store, make_jobs(context), 30.0, 1)
+    while not out.getvalue():
+        time.sleep(0.001)
+    shown.stop()
+    assert out.getvalue().startswith("no fold has two objectives yet; 0 of ")
+
+
+judge = terminal.Judge
