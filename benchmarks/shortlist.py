@@ -1,9 +1,10 @@
 """How much each objective of the shortlist gains over the baseline on tables, which is what its rank there goes by.
 
-Reads tables from the folder that ``$STEEPEST_DATA`` names (built-in data with ``--quick``) and compares all objectives
-of the shortlist on each, in one repeat of outer folds. An objective has a rank in every fold (1 is best, ties share); the
-order is that of mean ranks over tables. Beside it stands the mean difference to the baseline in units of the baseline's
-spread between folds. One repeat with few trials on small tables: an order to cut from, not a verdict.
+Reads tables from the folder that ``$STEEPEST_DATA`` names (built-in data with ``--quick``) and compares all
+objectives of the shortlist on each, in one repeat of outer folds. An objective has a rank in every fold (1 is best,
+ties share); the order is that of mean ranks over tables. Beside it stands the mean difference to the baseline in
+units of the baseline's spread between folds. One repeat with few trials on small tables: an order to cut from, not a
+verdict.
 
     python benchmarks/shortlist.py [--tables ecoli.csv,sonar.csv] [--folds 3] [--trials 2] [--epochs 30]
 """
