@@ -76,9 +76,9 @@ def tasks_page(present: Sequence[System]) -> str:
         lines += ["", f"## {task}", "", f"Target: {WORDS.get(task, task)}."]
         if members:
             lines += ["", "| loss | outputs | unit | needs | search | notes |", "|---|---|---|---|---|---|"]
-        for name, (cls, default) in members.items():
+        for name, (cls, rank) in members.items():
             row = owners().get(cls.__name__) or next((s for s in present if cls.__module__.endswith(s.module)), None)
-            word = f"**{name}**" if default else name
+            word = f"**{name}**" if rank is not None else name
             link = f"[{word}](systems/{row.slug}.md)" if row is not None and row.slug in slugs else word
             search = "<br>".join(space(key, value) for key, value in cls.search.items()) or "–"
             cells = (link, cls.domain, cls.unit, ", ".join(cls.needs) or "–", search, notes(cls))

@@ -83,8 +83,10 @@ def test_names_have_one_owner():
 
 
 def test_shortlist():
-    short = [system for system in systems() if system.default]
+    short = [system for system in systems() if system.default is not None]
     assert all(system.kind == "objective" for system in short)
+    assert sorted(system.default for system in short) == list(range(1, len(short) + 1))
+    assert not any(isinstance(system.default, bool) for system in short)
     labels = ["binary-cross-entropy", "asymmetric-loss"]  # for label sets; the others are for classes
     assert [s.slug for s in short if s.slug in labels] == labels
     classes = [s for s in short if s.room == "losses.classification" or s.slug == "squared-error"]
@@ -100,7 +102,7 @@ def test_shortlist():
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
 def test_shortlist_of_a_task_is_short(task):
     """By what the classes themselves declare."""
-    rows = [system for system in systems() if system.default and source_files(system.module)]
+    rows = [system for system in systems() if system.default is not None and source_files(system.module)]
     firsts = {row.slug: next(thing for thing in _things(row) if hasattr(thing, "tasks")) for row in rows}
     for_task = [slug for slug, thing in firsts.items() if task in thing.tasks]
     assert len(for_task) <= 8, for_task
@@ -143,7 +145,6 @@ module = "{module}"
 kind = "objective"
 names = {names}
 holds = {holds}
-default = false
 experiment = "{experiment}"
 """
 
@@ -392,9 +393,9 @@ def test_source_of_a_package_is_all_of_it(toy):
         "half.py",
         "thing.py",
     ]
-    before = module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, ""))
+    before = module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, None, ""))
     (root / "src/toy/room/family/half.py").write_text("a = 2\n")
-    assert module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, False, "")) != before
+    assert module.sources.source_hash(module.System("x", "", 0, "", "room", "room", "", (), 0, None, "")) != before
 
 
 def test_a_room_loads_what_is_asked_for(toy):

@@ -131,7 +131,7 @@ def show_command(
         "kind": row.kind,
         "names": ", ".join(row.names),
         "facts": row.holds,
-        "default": _word(row.default),
+        "default": "no" if row.default is None else f"rank {row.default}",
         "experiment": f"steepest.{row.experiment}" if row.experiment else "",
         "there": _word(status["there"]),
         "checked": _word(status["checked"]),

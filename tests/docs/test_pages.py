@@ -95,8 +95,8 @@ def test_stale_evidence_is_marked_and_counts_for_nothing(docs, monkeypatch, keep
 def test_tasks_page_lists_every_loss_and_metric(docs):
     page = docs("tables").tasks_page([find("comp-sum")])
     assert "[comp_sum](systems/comp-sum.md)" in page
-    for name, (cls, default) in known_objectives().items():
-        word = f"**{name}**" if default else name
+    for name, (cls, rank) in known_objectives().items():
+        word = f"**{name}**" if rank is not None else name
         assert page.count(f"| {word} |") + page.count(f"[{word}](") == len(cls.tasks), name
     for metric in [metric for known in METRICS.values() for metric in known.values()]:
         assert f"`{metric.name}`" in page

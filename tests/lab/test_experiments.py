@@ -100,7 +100,7 @@ def test_rows_hold_texts_and_numbers():
 
 
 def toy(slug):
-    return System(slug, slug.upper(), 2000, "", "lab", "lab", "experiment", (), 0, False, f"lab.{slug}")
+    return System(slug, slug.upper(), 2000, "", "lab", "lab", "experiment", (), 0, None, f"lab.{slug}")
 
 
 @pytest.fixture

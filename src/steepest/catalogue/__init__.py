@@ -94,7 +94,8 @@ class System:
         kind: the contract it keeps, one of ``KINDS``.
         names: what its module exports.
         holds: number of facts that tests must prove.
-        default: whether a comparison tries it when no objective is named.
+        default: rank in the shortlist that a comparison tries when no objective is named, 1 first; where time is short
+            the last go. By what ``benchmarks/shortlist.py`` measured; None outside the shortlist.
         experiment: the module that runs its central claim, or ``""``.
     """
 
@@ -107,7 +108,7 @@ class System:
     kind: str
     names: tuple[str, ...]
     holds: int
-    default: bool
+    default: int | None
     experiment: str
 
     @property
@@ -152,7 +153,7 @@ def systems(room: str = "") -> tuple[System, ...]:
         return tuple(row for row in systems(outermost) if f"{row.room}.".startswith(f"{room}."))
     file = Path(__file__).with_name(f"{room}.toml")
     rows = tomllib.loads(file.read_text(encoding="utf-8"))["system"] if file.is_file() else []
-    return tuple(System(**{**row, "names": tuple(row["names"])}) for row in rows)
+    return tuple(System(**{"default": None, **row, "names": tuple(row["names"])}) for row in rows)
 
 
 def find(slug: str) -> System:

@@ -12,7 +12,7 @@ import torch
 
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.objectives import choose_objectives, find_objective
+from steepest.comparison.design.objectives import choose_objectives, find_objective, known_objectives, shortlist
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.design.trials import Trial, trials
 from steepest.comparison.errors import InputError
@@ -273,6 +273,16 @@ def test_a_weighted_binary_cell_tunes_with_its_weights(blobs: Blobs) -> None:
     assert 0.05 <= cell.values["temperature"] <= 20
     w, target = context.split((0, 0), -1).other_weight, context.split((0, 0), -1).other_target
     assert cell.values["metrics"]["accuracy"] == pytest.approx(np.average(cell.outcome.predicted == target, weights=w))
+
+
+def test_a_shortlist_is_in_the_order_of_its_ranks_so_that_its_end_goes_first() -> None:
+    for task, baseline in (("multiclass", "cross_entropy"), ("regression", "squared_error")):
+        names, _ = choose_objectives("default", task)
+        ranks = [known_objectives()[name][1] for name in names]
+        assert names[0] == baseline
+        assert ranks[1:] == sorted(ranks[1:])
+    outside = set(known_objectives()) - set(shortlist())
+    assert {known_objectives()[name][1] for name in outside} == {None}
 
 
 def test_weights_refuse_a_loss_of_the_batch_by_name(own: str) -> None:

@@ -19,9 +19,9 @@ SUPPORTED_NEEDS = {"index", "features", "inputs"}
 
 
 @cache
-def known_objectives() -> dict[str, tuple[type[Objective], bool]]:
-    """``name -> (class, default)`` of every objective of the catalogue that is there."""
-    found: dict[str, tuple[type[Objective], bool]] = {}
+def known_objectives() -> dict[str, tuple[type[Objective], int | None]]:
+    """``name -> (class, rank in the shortlist or None)`` of every objective of the catalogue that is there."""
+    found: dict[str, tuple[type[Objective], int | None]] = {}
     for row in systems():
         if not row.room.startswith("losses.") or not there(row):
             continue
@@ -31,13 +31,23 @@ def known_objectives() -> dict[str, tuple[type[Objective], bool]]:
             if cls.__module__ != module.__name__ or not cls.name or cls.name in found or inspect.isabstract(cls):
                 continue
             if cls.__name__ in row.names or cls.tasks:
-                found[cls.name] = (cls, False)
+                found[cls.name] = (cls, None)
         for name in row.names:
             cls = getattr(module, name, None)
             if first and inspect.isclass(cls) and issubclass(cls, Objective):
                 found[cls.name] = (cls, row.default)
                 first = False
     return dict(sorted(found.items()))
+
+
+def shortlist() -> list[str]:
+    """The objectives that are tried when none is named, by rank: from its end it is cut.
+
+    >>> shortlist()[0]
+    'cross_entropy'
+    """
+    ranks = {name: rank for name, (_, rank) in known_objectives().items() if rank is not None}
+    return sorted(ranks, key=ranks.__getitem__)
 
 
 def baseline_of(task: str) -> str:
@@ -81,7 +91,7 @@ def find_objective(name: str, *, trust: Trust = False) -> type[Objective]:
 def choose_objectives(
     asked: str | Sequence[str], task: str, *, weighted: bool = False, kinds: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Names to run, the baseline first, and a line for each that was left out of a group word.
+    """Names to run, the baseline first and a shortlist by rank, and a line for each left out of a group word.
 
     The names are those of the present call, so own code among them is imported.
 
@@ -104,7 +114,7 @@ def choose_objectives(
     found, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
         if word in GROUPS:
-            wanted = [n for n, (_, default) in known.items() if default or word == "all"]
+            wanted = list(known) if word == "all" else shortlist()
             chosen = [n for n in wanted if any(known[n][0].fits(each) for each in kinds or (task,))]
             for name in chosen:
                 reason = why_not(known[name][0], task, weighted, kinds)
