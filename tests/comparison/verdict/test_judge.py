@@ -20,7 +20,7 @@ from steepest.comparison.report.stored import check_results
 from steepest.comparison.report.tables import leaderboard_markdown
 from steepest.comparison.report.terminal import summary
 from steepest.comparison.scores.outcome import Outcome
-from steepest.comparison.statistics import next_look
+from steepest.comparison.statistics import Look, next_look
 from steepest.comparison.verdict.judge import Judge
 from steepest.comparison.verdict.results import assemble
 from steepest.comparison.work.cells import CellResult
@@ -255,7 +255,8 @@ def test_five_by_two_without_spread_inside_a_replication_still_ends(blobs: Calla
     assert results["headline"]["difference"] == pytest.approx(0.25)
 
 
-def test_a_fixed_test_set_uses_the_paired_bootstrap(blobs: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("look", [None, Look(3, 9)])
+def test_a_fixed_test_set_uses_the_paired_bootstrap(blobs: Callable, tmp_path: Path, look: Look | None) -> None:
     x, y = blobs(60, 2)
     tx, ty = blobs(200, 2, seed=5)
     settings = Settings(objectives=NAMES, baseline="cross_entropy", metric="accuracy", repeats=1, test="abc")
@@ -268,11 +269,18 @@ def test_a_fixed_test_set_uses_the_paired_bootstrap(blobs: Callable, tmp_path: P
         context, tmp_path, {n: [right[n].mean()] for n in NAMES},
         {"cross_entropy": [0.5], "comp_sum": [0.7], "focal": [0.6]}, {n: Outcome(said[n]) for n in NAMES},
     )  # fmt: skip
-    results = assemble(context, store, command="", version="")
+    results = assemble(context, store, command="", version="", look=look)
     head = results["headline"]
     gaps = right["comp_sum"] - right["cross_entropy"]
-    found = stats.bootstrap((gaps,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
-    assert head["test"] == "paired bootstrap on the fixed test set"
+    alpha = 0.05 if look is None else 0.05 / 8
+    found = stats.bootstrap(
+        (gaps,), np.mean, method="percentile", n_resamples=4000, confidence_level=1 - alpha,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    words = "paired bootstrap on the fixed test set"
+    assert head["test"] == (words if look is None else f"{words}; look 3: tested at 0.625%")
+    power = 1 + stats.norm.ppf(0.8) / stats.norm.ppf(1 - alpha / 2)
+    assert head["detectable"] == pytest.approx((head["high"] - head["low"]) / 2 * power)
     assert head["difference"] == pytest.approx(gaps.mean())
     assert head["low"] == pytest.approx(found.confidence_interval.low, abs=0.02)
     assert head["high"] == pytest.approx(found.confidence_interval.high, abs=0.02)

@@ -30,6 +30,7 @@ from ..statistics.resampled import POWER
 from ..work.cells import best_trial
 from ..work.store import Store
 
+MOST_RESAMPLES = 2000
 Cells = dict[str, dict[Pair, dict[str, Any]]]
 
 
@@ -194,9 +195,9 @@ class Judge:
         return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, detectable)
 
     def _resamples(self, rows: int) -> int:
-        """Bootstrap resamples: as many as cost little, but enough that ten at least lie beyond each end."""
-        least = round(20 / self.alpha)
-        return int(np.clip(4_000_000 // rows, least, 5 * least))
+        """Bootstrap resamples: what costs little, or so many that ten lie beyond each end, within a limit of time."""
+        least = min(MOST_RESAMPLES, round(20 / self.alpha))
+        return int(np.clip(4_000_000 // rows, least, MOST_RESAMPLES))
 
     def outcome(self, name: str, pair: Pair) -> Outcome:
         """What a cell said about the rows of its test part.
