@@ -16,7 +16,7 @@ def test_a_look_is_counted_only_if_it_rests_on_more_cells() -> None:
     last, seen = None, []
     for cells in (4, 4, 3, 8, 8, 9, 0, 30):
         look = next_look(last, cells)
-        last = {"number": look.number, "cells": look.cells}
+        last = look.fact
         seen.append((look.number, look.cells))
     assert seen == [(1, 4), (1, 4), (1, 4), (2, 8), (2, 8), (3, 9), (3, 9), (4, 30)]
 

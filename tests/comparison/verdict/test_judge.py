@@ -87,7 +87,7 @@ def test_a_look_tests_and_takes_its_intervals_at_its_own_level(blobs: Callable, 
     inner = {"cross_entropy": [0.8] * 6, "comp_sum": [0.7] * 6, "focal": [0.9] * 6}
     store = fill(context, tmp_path, scores, inner)
     look = next_look({"number": 1, "cells": 9}, 18)
-    store.set_fact("looks", {"number": look.number, "cells": look.cells})
+    store.set_fact("looks", look.fact)
     assert next_look(store.fact("looks"), 18) == look
     end = {"usage": "", "winner": {"objective": "focal", "settings": ""}}
     alone, second = (assemble(context, store, command="c", version="0", look=of) | end for of in (None, look))

@@ -48,6 +48,11 @@ class Look:
         return float(ALPHA / 2**self.number)
 
     @property
+    def fact(self) -> dict[str, int]:
+        """What a run keeps of it: ``last`` of :func:`next_look`."""
+        return {"number": self.number, "cells": self.cells}
+
+    @property
     def words(self) -> str:
         """For the report."""
         return f"look {self.number}: tested at {percent(self.alpha)}"

@@ -133,7 +133,7 @@ def assemble(
         "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
         "question": QUESTION,
         "alpha": judge.alpha,
-        "look": None if look is None else {"number": look.number, "cells": look.cells},
+        "look": None if look is None else look.fact,
         "headline": headline,
         "classical": classical,
         "rows": [procedure_row, *rows],
