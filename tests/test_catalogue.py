@@ -19,6 +19,7 @@ import pytest
 
 from steepest import catalogue, cli, derived, local_names, sources
 from steepest.catalogue import KINDS, find, owners, systems
+from steepest.comparison.design.objectives import known_objectives
 from steepest.sources import source_files
 
 from . import count_facts
@@ -97,6 +98,15 @@ def test_shortlist():
         "huber",
         "log-cosh",
     ]
+
+
+def test_ranks_of_the_shortlist_are_in_the_order_that_was_measured():
+    """The baseline leads whatever it measures; what no table could measure has no place in the order."""
+    newest = max((Path(__file__).parents[1] / "benchmarks" / "results").glob("shortlist-*.json"))
+    ranks = {name: rank for name, (_, rank) in known_objectives().items() if rank is not None}
+    for kind, baseline in (("classes", "cross_entropy"), ("numbers", "squared_error")):
+        order = [row["name"] for row in json.loads(newest.read_text())["orders"][kind] if row["name"] != baseline]
+        assert order == sorted(order, key=ranks.__getitem__)
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
