@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from ..core.scalars import is_number
+from ..core.scalars import is_number, plain
 from .errors import InputError
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
@@ -28,8 +28,8 @@ def seconds_of(budget: Any) -> float:
     steepest.core.errors.InputError: --budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'
     """
     seconds = 0.0
-    if is_number(budget) and budget < 1e300:  # a larger integer is no float
-        seconds = float(budget) * 60
+    if is_number(budget) and (minutes := plain(budget)) < 1e300:  # a larger integer is no float
+        seconds = float(minutes) * 60
     elif isinstance(budget, str):
         text = budget.strip().lower()
         if _MINUTES.fullmatch(text):

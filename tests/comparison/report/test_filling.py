@@ -115,11 +115,12 @@ def test_a_pipe_gets_a_line_at_the_first_comparison_and_then_as_time_passes(begu
     shown.finished(jobs[1], [cell("comp_sum", 0, 0.9)])
     (first,) = out.getvalue().splitlines()
     assert first.startswith(f"best so far: comp_sum, +0.1000 to cross_entropy, 1 of 3 folds; 2 of {len(jobs)} jobs, ")
+    assert first.endswith(" left")
     shown.finished(jobs[2], [cell("comp_sum", 1, 0.9)])
     assert out.getvalue().splitlines() == [first]
     shown.level = "4 trials"
     shown.say()
-    assert out.getvalue().splitlines()[1].endswith(" left; 4 trials")
+    assert out.getvalue().splitlines()[1].endswith(", done; 4 trials")
     shown.stop()
     assert not speaker.is_alive()
     assert len(out.getvalue().splitlines()) == 3

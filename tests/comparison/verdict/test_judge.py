@@ -109,10 +109,11 @@ def test_a_look_tests_and_takes_its_intervals_at_its_own_level(blobs: Callable, 
     for first, own in zip(alone["rows"], second["rows"], strict=True):
         spans = [row["metrics"]["accuracy"] for row in (first, own)]
         assert spans[1]["mean"] - spans[1]["low"] == pytest.approx(wider * (spans[0]["mean"] - spans[0]["low"]))
-    for said in (second["sentence"], report_html(second), leaderboard_markdown(second)):
+    page = report_html(second)
+    for said in (second["sentence"], page, leaderboard_markdown(second)):
         assert "98.75% interval" in said
         assert "95%" not in said
-    assert "Why the level is 1.25%" in report_html(second)
+    assert "Why the level is 1.25%" in page
     assert "98.75% interval" in summary(second).head
 
 
