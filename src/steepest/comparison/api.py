@@ -99,7 +99,7 @@ def _judged(run: Run, store: Store, command: str) -> dict[str, Any]:
     look = next_look(last, len(store.finished())) if last is not None or run.missing(store) else None
     results = assemble(run.context, store, command=command, version=__version__, look=look, basis=basis)
     if look is not None:
-        store.set_fact("looks", {"number": look.number, "cells": look.cells})
+        store.set_fact("looks", look.fact)
     return results
 
 

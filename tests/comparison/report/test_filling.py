@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from steepest.comparison.design.context import Context
-from steepest.comparison.design.jobs import make_jobs, to_json
+from steepest.comparison.design.deadline import Deadline
+from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.read import table_from_arrays
 from steepest.comparison.report import terminal
@@ -60,81 +62,93 @@ def begun(blobs: Callable, tmp_path: Path) -> tuple[Context, Store]:
     settings = Settings(NAMES[:3], "cross_entropy", "accuracy", repeats=1, folds=3)
     context = Context(table_from_arrays(x, y), settings)
     store = Store(tmp_path / "run")
-    store.set_facts({"plan": to_json(make_jobs(context)), "looks": {"number": 1, "cells": 6}})
+    store.set_facts({"cells": 9, "looks": {"number": 1, "cells": 6}})
     return context, store
 
 
-def cell(name: str, fold: int, score: float) -> CellResult:
-    return CellResult("objective", name, 0, fold, {"score": score}, Outcome(np.zeros(1, dtype=np.int64)))
+class Shown:
+    """A terminal that has been told of a level, what it printed, and its cells as they come."""
 
+    def __init__(self, begun: tuple[Context, Store], width: int, *, is_terminal: bool) -> None:
+        self.context, store = begun
+        self.out = io.StringIO()
+        self.terminal = Terminal()
+        self.terminal.console = Console(
+            file=self.out, width=width, force_terminal=is_terminal, color_system=None, soft_wrap=True
+        )
+        self.clock = [100.0]
+        deadline = Deadline(600, began=100.0, clock=lambda: self.clock[0])
+        self.terminal.start(self.context, store, deadline, 1)
+        self.out.truncate(self.out.seek(0))
+        self.terminal.level(self.context, self.context.level, NAMES[:3], deadline)
 
-def screen(width: int, *, is_terminal: bool) -> tuple[Terminal, io.StringIO]:
-    shown, out = Terminal(), io.StringIO()
-    shown.console = Console(file=out, width=width, force_terminal=is_terminal, color_system=None, soft_wrap=True)
-    return shown, out
+    def cell(self, name: str, fold: int, score: float, *, rows: int | None = None) -> None:
+        level = self.context.level if rows is None else replace(self.context.level, rows=rows)
+        outcome = Outcome(np.zeros(1, dtype=np.int64))
+        result = CellResult("objective", name, 0, fold, {"score": score}, outcome, level.text)
+        self.terminal.finished(Job("objective", name, ((0, fold),)), [result])
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 120])
 def test_the_table_fits_its_width_and_keeps_names_whole(
     begun: tuple[Context, Store], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, store = begun
     built = []
     monkeypatch.setattr(terminal, "Judge", lambda *given: built.append(given) or judge(*given))
-    jobs = make_jobs(context)
-    shown, _ = screen(width, is_terminal=True)
-    shown.level = "4 trials instead of 8, 1 of 3 repeats, 30 epochs instead of 60"
-    shown.start(context, store, jobs, 30.0, 1)
+    shown = Shown(begun, width, is_terminal=True)
     try:
         for fold in range(2):
             for place, name in enumerate(NAMES[:3]):
-                shown.finished(jobs[0], [cell(name, fold, 0.8 + 0.05 * place + 0.01 * place * fold)])
-        view, out = shown._view(), io.StringIO()
+                shown.cell(name, fold, 0.8 + 0.05 * place + 0.01 * place * fold)
+        shown.cell("cross_entropy", 2, 0.9, rows=7)  # of another level
+        shown.clock[0] += 85
+        view, out = shown.terminal._view(), io.StringIO()
     finally:
-        shown.stop()
+        shown.terminal.stop()
     assert len(built) == 1  # nothing is judged anew at each cell
     Console(file=out, width=width, color_system=None, soft_wrap=True).print(view)
     lines = out.getvalue().splitlines()
     words = " ".join(lines).split()
+    assert lines[0].split()[:3] == ["objective", "#", "folds"]
     assert max(map(len, lines)) <= width
-    assert [name for name in words if name in NAMES[:3]][:3] == [NAMES[2], NAMES[1], NAMES[0]]
-    assert {"interim", "98.75%", "2/3", "+0.1100", "baseline", "repeats,", "left"} <= set(words)
-    if width == 120:
-        assert lines[1].split()[:7] == [NAMES[2], "1", "2/3", "0.9100", "+0.1100", "±", lines[1].split()[6]]
+    assert [name for name in words if name in NAMES[:3]] == [NAMES[2], NAMES[1], NAMES[0]]
+    assert {"interim", "98.75%", "2/3", "+0.1100", "baseline"} <= set(words)
+    assert lines[-1].endswith("; 8:35 min left")
+    row = next(line.split() for line in lines if line.startswith(NAMES[2]))
+    assert row[:-2] == [NAMES[2], "1", "2/3", *(["0.9100"] if width == 120 else []), "+0.1100"]
+    assert ("Accuracy" in lines[0].split()) == (width == 120)
 
 
 def test_a_pipe_gets_a_line_at_the_first_comparison_and_then_as_time_passes(begun: tuple[Context, Store]) -> None:
-    context, store = begun
-    jobs = make_jobs(context)
-    shown, out = screen(60, is_terminal=False)
-    shown.start(context, store, jobs, 30.0, 1)
-    speaker = shown._speaker
+    shown = Shown(begun, 60, is_terminal=False)
+    speaker = shown.terminal._speaker
     assert speaker is not None
-    shown.finished(jobs[0], [cell("cross_entropy", 0, 0.8)])
-    assert out.getvalue() == ""
-    shown.finished(jobs[1], [cell("comp_sum", 0, 0.9)])
-    (first,) = out.getvalue().splitlines()
-    assert first.startswith(f"best so far: comp_sum, +0.1000 to cross_entropy, 1 of 3 folds; 2 of {len(jobs)} jobs, ")
-    assert first.endswith(" left")
-    shown.finished(jobs[2], [cell("comp_sum", 1, 0.9)])
-    assert out.getvalue().splitlines() == [first]
-    shown.level = "4 trials"
-    shown.say()
-    assert out.getvalue().splitlines()[1].endswith(", done; 4 trials")
-    shown.stop()
+    shown.cell("cross_entropy", 0, 0.8)
+    assert shown.lines == []
+    shown.cell("comp_sum", 0, 0.9)
+    (first,) = shown.lines
+    assert first.startswith("best so far: comp_sum, +0.1000 to cross_entropy, 1 of 3 folds; ")
+    assert first.endswith(" rows; 10:00 min left")
+    shown.cell("comp_sum", 1, 0.9)
+    assert shown.lines == [first]
+    shown.clock[0] += 60
+    shown.terminal.stop()
     assert not speaker.is_alive()
-    assert len(out.getvalue().splitlines()) == 3
+    assert shown.lines[0] == first
+    assert shown.lines[1].endswith(" rows; 9:00 min left")
 
 
 def test_the_line_comes_by_itself(begun: tuple[Context, Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    context, store = begun
     monkeypatch.setattr(terminal, "EVERY", 0.001)
-    shown, out = screen(60, is_terminal=False)
-    shown.start(context, store, make_jobs(context), 30.0, 1)
-    while not out.getvalue():
+    shown = Shown(begun, 60, is_terminal=False)
+    while not shown.lines:
         time.sleep(0.001)
-    shown.stop()
-    assert out.getvalue().startswith("no fold has two objectives yet; 0 of ")
+    shown.terminal.stop()
+    assert shown.lines[0].startswith("no fold has two objectives yet; ")
 
 
 judge = terminal.Judge

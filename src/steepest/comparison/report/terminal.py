@@ -173,7 +173,7 @@ class _State:
 
 
 def filling_of(context: Context, store: Store, objectives: Sequence[str]) -> Filling:
-    """The table of a level with what is finished of it; intervals are those of the look that the next report will be."""
+    """The table of a level with what is finished of it; its intervals are at the level of the next look."""
     judge = Judge(context, store)
     look = next_look(store.fact("looks"), sys.maxsize)
     baseline, greater = context.settings.baseline, judge.metric.greater_is_better
