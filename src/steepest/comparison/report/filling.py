@@ -40,7 +40,7 @@ class Filling:
     """Scores by objective and fold as they come in.
 
     Args:
-        objectives: in the order of the settings, the baseline among them.
+        objectives: in the order of the settings.
         baseline: with which the others are compared.
         folds: how many there will be.
         greater_is_better: of the metric.
@@ -51,7 +51,7 @@ class Filling:
     def __init__(
         self, objectives: Sequence[str], baseline: str, folds: int, greater_is_better: bool, ratio: float, alpha: float
     ) -> None:
-        self.objectives, self.baseline, self.folds = tuple(objectives), baseline, folds
+        self.objectives, self.baseline, self.folds = tuple(dict.fromkeys((baseline, *objectives))), baseline, folds
         self.greater, self.ratio, self.alpha = greater_is_better, ratio, alpha
         self._scores: dict[str, dict[Pair, float | None]] = {name: {} for name in self.objectives}
         self._halves: dict[tuple[float, ...], float | None] = {}
