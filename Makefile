@@ -3,13 +3,16 @@ PYTHON ?= python3
 WORKERS = 2
 DATA = wine
 BUDGET = 2m
+SYSTEMS =
+SEED = 58f92be
+SAMPLE = 300
 
 export OMP_NUM_THREADS = 1
 # each worker, and each process that a test starts, would compile all modules again
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-slow test-all bench docs picture lint
+.PHONY: help compare test test-slow test-all durations mutants bench docs picture lint
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -25,6 +28,12 @@ test-slow: .venv/.installed-test  ## the others
 
 test-all: .venv/.installed-test  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+durations: .venv/.installed-test  ## processor seconds of the tests of each system, or of SYSTEMS, into tests/durations.json
+	$(BIN)/python tests/durations.py $(SYSTEMS)
+
+mutants: .venv/.installed-test .venv/.installed-mutants  ## which of SAMPLE (300) small wrong changes, drawn by SEED, no test sees
+	$(BIN)/python tests/mutants.py --seed $(SEED) --sample $(SAMPLE)
 
 bench: .venv/.installed-run  ## all benchmarks, one after the other
 	set -e; for file in $(sort $(wildcard benchmarks/*.py)); do echo "$$file"; $(BIN)/python "$$file"; done

@@ -119,13 +119,15 @@ class Seconds:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         before = processor_seconds()
         item.user_properties.append(("slugs", [marker.args[0] for marker in item.iter_markers("holds")]))
+        item.user_properties.append(("slow", item.get_closest_marker("slow") is not None))
         item.user_properties.append(("began", before))
         return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":
             said = dict(report.user_properties)
-            self.tests[report.nodeid] = {"seconds": round(said["ended"] - said["began"], 3), "slugs": said["slugs"]}
+            seconds = round(said["ended"] - said["began"], 3)
+            self.tests[report.nodeid] = {"seconds": seconds, "slugs": said["slugs"], "slow": said["slow"]}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:

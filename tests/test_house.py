@@ -80,14 +80,18 @@ def test_environments_of_processes_are_added_to_and_not_made_anew():
     """One that is made anew has lost the path to this tree."""
     found = []
     for file in sorted((ROOT / "tests").rglob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if "subprocess" not in text:
+            continue
+        tree = ast.parse(text)
         made = {
             target.id: node.value
             for node in ast.walk(tree) if isinstance(node, ast.Assign)
             for target in node.targets if isinstance(target, ast.Name)
         }  # fmt: skip
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("subprocess."):
+            function = getattr(node, "func", None)
+            if isinstance(function, ast.Attribute) and getattr(function.value, "id", "") == "subprocess":
                 for keyword in node.keywords:
                     if keyword.arg == "env":
                         value = made.get(getattr(keyword.value, "id", ""), keyword.value)
@@ -131,7 +135,10 @@ def test_tests_that_prove_a_fact_run_code_of_ours():
     """A mark on a test of numpy or of a peer alone proves nothing."""
     found = []
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if "mark.holds" not in text:
+            continue
+        tree = ast.parse(text)
         ours, own = names_of_ours(tree)
         beside = {
             alias.asname or alias.name
@@ -139,10 +146,39 @@ def test_tests_that_prove_a_fact_run_code_of_ours():
             for alias in node.names
         }  # fmt: skip
         for node in own.values():
-            marked = any("mark.holds" in ast.unparse(mark) for mark in getattr(node, "decorator_list", []))
+            marks_of_node = [part for mark in getattr(node, "decorator_list", []) for part in ast.walk(mark)]
+            marked = any(isinstance(part, ast.Attribute) and part.attr == "holds" for part in marks_of_node)
             if marked and not reaches(node, ours, own, beside):
                 found.append(f"{file.relative_to(ROOT)}: {node.name}")
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("path", "calls"),
+    [
+        ("core/rows.py", [["tests/core/test_rows.py"]]),
+        ("kernels/_memory.py", [["tests/kernels/test_memory.py"]]),
+        ("catalogue/proofs.py", [["tests/test_catalogue.py"]]),
+        (
+            "losses/classification/squentropy.py",
+            [["tests/losses/classification/test_squentropy.py"], ["tests/test_conformance.py", "-k", "squentropy"]],
+        ),
+        (
+            "lab/losses/classification/comp_sum.py",
+            [["tests/lab/test_experiments.py", "-k", "test_smoke and comp-sum"]],
+        ),
+    ],
+)
+def test_a_mutant_meets_the_tests_of_its_file(path, calls):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / "tests" / "mutants.py")
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    own = f"src/steepest/{path}"
+    assert [[word for word in call if word != own] for call in mutants.tests_of(own)] == calls
+    assert mutants.bare("def f(a: int) -> str:\n 'says'\n x: int = a") == mutants.bare("def f(a):\n pass\n x: str = a")
+    assert mutants.bare("a + 1") != mutants.bare("a - 1")
 
 
 HEAVY = {"torch", "sklearn", "pandas", "matplotlib"}

@@ -1,4 +1,4 @@
-"""Numbers at every instruction level that the processor has, by one thread and by two.
+"""Numbers at every instruction level that the processor has, and by two threads.
 
 The tests run at the machine's own level with one thread. Here those files run again whose numbers depend on how vectors
 are cut and how sums are shared out: of the kernels, and of each room a file that computes.
@@ -32,7 +32,7 @@ FILES = (
     "comparison/metrics/test_metrics.py",
 )
 HERE = (native.level(), int(os.environ.get("STEEPEST_TEST_THREADS", "1")))
-ELSEWHERE = [(level, threads) for level in native.levels() for threads in (1, 2) if (level, threads) != HERE]
+ELSEWHERE = [(level, HERE[1]) for level in native.levels() if level != HERE[0]] + [(HERE[0], 1 if HERE[1] == 2 else 2)]
 # interpreted Triton is no code of this processor, and graphs take long to compile
 SELECTED = ("-m", "not slow", "-k", "not triton and not compile")
 

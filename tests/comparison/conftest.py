@@ -166,18 +166,27 @@ def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return make_blobs
 
 
-@pytest.fixture
-def csv(tmp_path: Path) -> Path:
-    """A small file: two numbers, a text column with holes, a class of words."""
+def _write_csv(path: Path) -> Path:
     x, y = make_blobs(72, 2)
     frame = pd.DataFrame({"height": x[:, 0].round(3), "width": x[:, 1].round(3)})
     frame["colour"] = np.where(x[:, 2] > 0, "red", "blue")
     frame.loc[[3, 17], "colour"] = None
     frame.loc[[5], "width"] = np.nan
     frame["kind"] = np.where(y == 1, "yes", "no")
-    path = tmp_path / "small.csv"
     frame.to_csv(path, index=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def write_csv() -> Callable[[Path], Path]:
+    """``write_csv(path)``: a small file with two numbers, a text column with holes, a class of words."""
+    return _write_csv
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    """Such a file."""
+    return _write_csv(tmp_path / "small.csv")
 
 
 @pytest.fixture

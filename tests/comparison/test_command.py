@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shlex
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pandas as pd
 import pytest
 
 import steepest
+from steepest.cli import run
 from steepest.comparison import Winner
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
@@ -25,6 +28,26 @@ Command = Callable[..., tuple[int, str, str]]
 FAST = ("--objectives", "comp_sum", "--no-classical", "--repeats", 1, "--folds", 2, "--trials", 2, "--epochs", 2)
 FAST = (*FAST, "--workers", 1)
 SAME = {"objectives": "comp_sum", "classical": False, "repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1}
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory, write_csv: Callable[[Path], Path]) -> Path:
+    """A folder in which ``steepest compare small.csv`` was run as the tests below run it."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = ["compare", write_csv(folder / "small.csv").name, *map(str, FAST)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["steepest", *words])
+        assert run(words) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Path:
+    """The folder of that run, as if it had been made in this test's own."""
+    shutil.copytree(finished_once / "steepest-runs", tmp_path / "steepest-runs")
+    (folder,) = folders(tmp_path)
+    return folder
 
 
 def folders(tmp_path: Path) -> list[Path]:
@@ -60,10 +83,10 @@ def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, 
     assert set(Store(folder).counters()) == {1}
 
 
-def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    command("compare", csv, *FAST)
-    (folder,) = folders(tmp_path)
-    before = contents(folder)
+def test_the_same_command_again_computes_nothing(
+    command: Command, csv: Path, tmp_path: Path, finished: Path, monkeypatch: Any
+) -> None:
+    before = contents(finished)
     created = json.loads(before["results.json"][0])["created"]
 
     def computed(*_: Any, **__: Any) -> None:
@@ -75,12 +98,12 @@ def test_the_same_command_again_computes_nothing(command: Command, csv: Path, tm
     assert code == 0
     assert "plan:" not in out
     assert f"finished on {created}: nothing is computed\n" in out
-    assert contents(folder) == before
-    assert folders(tmp_path) == [folder]
+    assert contents(finished) == before
+    assert folders(tmp_path) == [finished]
     assert "finished: nothing is left to compute" in command("compare", csv, *FAST, "--dry-run")[1]
     comparison = steepest.compare(csv, out=tmp_path / "steepest-runs", **SAME)
     assert comparison.results == json.loads(before["results.json"][0])
-    assert contents(folder) == before
+    assert contents(finished) == before
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -90,31 +113,32 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
-def test_what_a_finished_run_lost_is_made_again_under_its_date(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
-    (folder,) = folders(tmp_path)
-    before = contents(folder)
+def test_what_a_finished_run_lost_is_made_again_under_its_date(
+    command: Command, csv: Path, tmp_path: Path, finished: Path
+) -> None:
+    before = contents(finished)
     for name in ("report.html", "results.json"):
-        (folder / name).unlink()
-    assert "nothing is computed; written again: report.html, results.json\n" in command("compare", csv, *FAST)[1]
-    after = contents(folder)
+        (finished / name).unlink()
+    assert "nothing is computed; written again: report.html, results.json\n" in command("compare", csv.name, *FAST)[1]
+    after = contents(finished)
     assert {name: data for name, (data, _) in after.items()} == {name: data for name, (data, _) in before.items()}
     assert after["leaderboard.csv"] == before["leaderboard.csv"]
-    (folder / "results.json").unlink()
+    (finished / "results.json").unlink()
     assert command("report", "last")[0] == 0
-    assert contents(folder)["results.json"][0] == before["results.json"][0]
-    (folder / "winner" / "winner.json").unlink()
-    command("compare", csv, *FAST)
-    assert {name: data for name, (data, _) in contents(folder).items()} == {n: data for n, (data, _) in before.items()}
-    store = Store(folder)
+    assert contents(finished)["results.json"][0] == before["results.json"][0]
+    (finished / "winner" / "winner.json").unlink()
+    command("compare", csv.name, *FAST)
+    assert {name: data for name, (data, _) in contents(finished).items()} == {
+        n: data for n, (data, _) in before.items()
+    }
+    store = Store(finished)
     store.set_fact("results", {"version": "what is no result"})
     store.close()
-    assert command("compare", csv, *FAST)[0] == 0
-    assert set(Store(folder).counters()) == {1}
+    assert command("compare", csv.name, *FAST)[0] == 0
+    assert set(Store(finished).counters()) == {1}
 
 
-def test_changed_settings_or_data_are_another_run(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
+def test_changed_settings_or_data_are_another_run(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
     command("compare", csv, *FAST, "--seed", 1)
     csv.write_text(csv.read_text() + "1.0,2.0,red,yes\n")
     command("compare", csv, *FAST)
@@ -376,20 +400,14 @@ def test_an_interrupt_is_one_line_and_130(
     assert command("compare", csv, *FAST, "--quiet")[0] == 0
 
 
-def test_a_run_under_way_is_refused_elsewhere(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
-    (folder,) = folders(tmp_path)
-    with Store(folder).locked():
+def test_a_run_under_way_is_refused_elsewhere(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
+    with Store(finished).locked():
         code, _, err = command("compare", csv, *FAST, "--quiet")
     assert code == 2
-    assert err == f"steepest: error: run {folder.name} is being computed by another process\n"
+    assert err == f"steepest: error: run {finished.name} is being computed by another process\n"
 
 
-def test_runs_lists_them_newest_first(command: Command, csv: Path, tmp_path: Path) -> None:
-    code, out, _ = command("runs")
-    assert code == 0
-    assert "no runs under 'steepest-runs'" in out
-    command("compare", csv, *FAST)
+def test_runs_lists_them_newest_first(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
     command("compare", "iris", *FAST)
     first, second = command("runs")[1].splitlines()
     assert "  iris  4/4 cells  Choosing the objective" in first
@@ -397,37 +415,32 @@ def test_runs_lists_them_newest_first(command: Command, csv: Path, tmp_path: Pat
     assert command("runs")[1].splitlines() == [first, second]
 
 
-def test_report_writes_it_again(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
-    (folder,) = folders(tmp_path)
-    page = (folder / "report.html").read_bytes()
-    (folder / "report.html").unlink()
+def test_report_writes_it_again(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
+    page = (finished / "report.html").read_bytes()
+    (finished / "report.html").unlink()
     code, out, _ = command("report", "last")
     assert code == 0
     assert any(line.endswith("report.html") for line in out.splitlines())
-    assert (folder / "report.html").read_bytes() == page
+    assert (finished / "report.html").read_bytes() == page
     code, _, err = command("report", "zzz")
     assert code == 2
     assert "no run 'zzz'" in err
 
 
-def test_predict_is_the_winners_predict(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
-    (folder,) = folders(tmp_path)
+def test_predict_is_the_winners_predict(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
     rows = pd.read_csv(csv).drop(columns="kind")
     rows.to_csv(tmp_path / "new.csv", index=False)
-    expected = Winner.load(folder / "winner").predict_file(tmp_path / "new.csv")
+    expected = Winner.load(finished / "winner").predict_file(tmp_path / "new.csv")
     code, out, err = command("predict", "last", "new.csv")
     assert (code, err) == (0, "")
     pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(out)), expected)
-    code, out, err = command("predict", folder.name[:6], csv, "--to", "said.csv")
+    code, out, err = command("predict", finished.name[:6], csv, "--to", "said.csv")
     assert (code, out) == (0, "")
     assert "72 predictions in said.csv" in err
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "said.csv"), expected)
 
 
-def test_predict_refuses_in_one_line(command: Command, csv: Path, tmp_path: Path) -> None:
-    command("compare", csv, *FAST)
+def test_predict_refuses_in_one_line(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
     pd.read_csv(csv).drop(columns="width").to_csv(tmp_path / "lacking.csv", index=False)
     for words, said in (
         (("last", "lacking.csv"), "no column 'width'"),

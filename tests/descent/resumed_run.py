@@ -1,17 +1,21 @@
-"""One training run as a program: ``python resumed_run.py FOLDER arrays|loader MARK``; writes FOLDER/done.pt at its end.
+"""Training runs as a program: ``python resumed_run.py FOLDER SOURCE MARK [FOLDER SOURCE MARK ...]``, one after another.
 
-After MARK steps of this process it writes FOLDER/mark and waits to be killed; MARK 0 runs through.
+Each run is a process of its own, forked from one that has imported everything, and writes FOLDER/done.pt at its end;
+after MARK steps it is killed, MARK 0 runs through. Prints how each ended: 0, or the signal with a minus.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # the first step of any optimizer loads it
 from torch import nn
 
 from steepest.core.memory import SampleMemory
@@ -60,14 +64,13 @@ class Augmented(torch.utils.data.Dataset):
 
 
 class Mark(Hook):
-    def __init__(self, folder, steps):
-        self.folder, self.left = folder, steps
+    def __init__(self, steps):
+        self.left = steps
 
     def on_step(self, descent, batch, loss):
         self.left -= 1
         if self.left == 0:
-            (self.folder / "mark").write_text(f"{descent.epoch} {descent.step}")
-            time.sleep(60)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(folder, source, mark):
@@ -103,7 +106,7 @@ def main(folder, source, mark):
         hooks=[
             Checkpoint(folder / "run.pt", every=3),
             EarlyStopping(accuracy, patience=20, keep_best=True),
-            Mark(folder, mark),
+            Mark(mark),
         ],
     )
     run.resume(folder / "run.pt")
@@ -115,4 +118,9 @@ def main(folder, source, mark):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    fork = multiprocessing.get_context("fork")
+    for folder, source, mark in zip(*[iter(sys.argv[1:])] * 3):
+        run = fork.Process(target=main, args=(Path(folder), source, int(mark)))
+        run.start()
+        run.join()
+        print(run.exitcode)

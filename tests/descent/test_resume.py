@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,6 @@ from steepest.descent import ArrayBatches, Checkpoint, Descent
 from steepest.losses import CompSumLoss
 
 PROGRAM = Path(__file__).with_name("resumed_run.py")
-
-
-def start(folder, source, mark):
-    return subprocess.Popen([sys.executable, str(PROGRAM), str(folder), source, str(mark)])
 
 
 def same(a, b, where=""):
@@ -39,29 +34,31 @@ def same(a, b, where=""):
         assert a == b, where
 
 
-@pytest.mark.parametrize(
-    "source", ["arrays", "plain-loader", pytest.param("loader-with-generator", marks=pytest.mark.slow)]
-)
-def test_killed_and_resumed_is_bit_identical(source, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    mark = random.Random(source).choice([n for n in range(9, 40) if n % 8 not in (0, 1, 2, 3)])
-    first, through = start(killed, source, mark), start(whole, source, 0)
-    try:
-        limit = time.monotonic() + 120
-        while not (killed / "mark").exists():
-            assert first.poll() is None, "the run ended before it was killed"
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    assert start(killed, source, 0).wait() == 0
-    assert through.wait() == 0
-    a, b = (torch.load(folder / "done.pt", weights_only=True) for folder in (whole, killed))
+SOURCES = ("arrays", "plain-loader", "loader-with-generator")
+MARKS = {
+    source: random.Random(source).choice([n for n in range(9, 40) if n % 8 not in (0, 1, 2, 3)]) for source in SOURCES
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with three runs a source: one that is killed at its mark, the same resumed, one that goes through."""
+    root, words = tmp_path_factory.mktemp("runs"), []
+    for source in SOURCES:
+        for kind, mark in (("killed", MARKS[source]), ("killed", 0), ("whole", 0)):
+            folder = root / source / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            words += [str(folder), source, str(mark)]
+    done = subprocess.run([sys.executable, str(PROGRAM), *words], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(-signal.SIGKILL), "0", "0"] * len(SOURCES), done.stderr
+    return root
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_killed_and_resumed_is_bit_identical(source, runs):
+    a, b = (torch.load(runs / source / kind / "done.pt", weights_only=True) for kind in ("whole", "killed"))
     assert a["start"] == (0, 0)
-    assert b["start"][0] == mark // 8
+    assert b["start"][0] == MARKS[source] // 8
     assert 0 < b["start"][1] < 8, "killed in mid-epoch"
     same(a["state"], b["state"])
 

@@ -70,8 +70,10 @@ def every_option_alone():
 
 
 def every_pair_of_options():
-    for group, memory, reduction in itertools.product(groups(), MEMORY.values(), ("mean", "sum", "none")):
-        for pair in itertools.combinations(OPTIONS, 2):
+    """Each with every reduction, and with both ways through memory."""
+    for group, (place, pair) in itertools.product(groups(), enumerate(itertools.combinations(OPTIONS, 2))):
+        for number, reduction in enumerate(("mean", "sum", "none")):
+            memory = tuple(MEMORY.values())[(place + number) % 2]
             vocabulary(group, torch.float64, memory, reduction=reduction, **{name: OPTIONS[name] for name in pair})
 
 

@@ -60,7 +60,7 @@ def form(request, monkeypatch):
     use(request.param, monkeypatch)
 
 
-@pytest.fixture(params=["torch", "native", "triton", "triton-chunks"])
+@pytest.fixture(params=["torch", "native", pytest.param("triton", marks=pytest.mark.slow), "triton-chunks"])
 def any_form(request, monkeypatch):
     """Each implementation, for the few and small inputs that an interpreter can take."""
     use(request.param, monkeypatch)

@@ -152,6 +152,7 @@ def test_unknown_metric(tmp_path):
 SMALL = {"trials": 2, "epochs": 3, "repeats": 1, "folds": 3, "workers": 1, "quiet": True, "budget": 60}
 
 
+@pytest.mark.slow  # every classical learner, once a label
 def test_a_multilabel_comparison(tmp_path):
     frame = labels_frame(90)
     done = steepest.compare(frame[["u", "v", "w"]], frame[["a", "b", "c"]], out=tmp_path, **SMALL)
@@ -169,9 +170,13 @@ def test_a_multilabel_comparison(tmp_path):
 def test_a_label_that_is_absent_from_a_test_part_does_not_count_there(tmp_path):
     frame = labels_frame(60)
     frame["c"] = (np.arange(60) < 4).astype(int)
-    options = {**SMALL, "repeats": 4, "classical": False}
+    options = {**SMALL, "repeats": 4, "trials": 1, "classical": False, "objectives": "asymmetric"}
     done = steepest.compare(frame[["u", "v", "w"]], frame[["a", "b", "c"]], out=tmp_path, **options)
     assert done.report.is_file()
+    assert done.results["data"]["task"] == "multilabel"
+    assert done.results["headline"]["baseline"] == "binary_cross_entropy"
+    assert done.results["metric"]["name"] == "average_precision"
+    assert list(done.predict(frame.head(5)).columns) == ["a", "b", "c", "p_a", "p_b", "p_c"]
     assert bool((done.fold_scores > 0.3).all(axis=None))
 
 

@@ -219,7 +219,7 @@ def test_last_shift_is_frozen_and_everything_else_trains():
     assert all(p.grad is not None for p in link.parameters())
 
 
-@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("classes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_trains_in_the_plain_loop_and_resumes(classes, tmp_path):
     torch.manual_seed(1)
     x = torch.randn(96, 5)

@@ -181,8 +181,7 @@ def test_refused():
         deep_linear_bw_experiment(B, 1, 1, 0.1, 1, start=A)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize(("depth", "width"), [(1, 3), (2, 1), (3, 3)])
 def test_deep_descent(depth, width):
     """Ends at the truncation to the largest eigenvalues; layers are those of the chain rule and stay balanced."""
     s0 = diagonal(4.0, 2.0, 1.0)
