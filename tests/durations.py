@@ -33,7 +33,8 @@ def members(system: System) -> set[str]:
     import importlib
 
     module = importlib.import_module(f"steepest.{system.module}")
-    return {getattr(getattr(module, name), "name", name) for name in system.names}
+    said = {name: getattr(getattr(module, name), "name", name) for name in system.names}
+    return {called if isinstance(called, str) else name for name, called in said.items()}
 
 
 def of_system(system: System, tests: dict[str, dict[str, Any]]) -> tuple[float, float]:

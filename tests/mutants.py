@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,6 +174,13 @@ def names_in(path: Path) -> list[str]:
     return found
 
 
+def slugs() -> dict[str, str]:
+    """The system of each module that is an experiment; read from the rows, since nothing may import the package yet."""
+    files = (ROOT / PACKAGE / "catalogue").glob("*.toml")
+    rows = [row for file in files for row in tomllib.loads(file.read_text(encoding="utf-8"))["system"]]
+    return {row["experiment"]: row["slug"] for row in rows}
+
+
 def users_of(path: Path) -> set[str]:
     """The modules of the same folder that import a module, at first hand or through each other."""
     users, left = {path.stem}, [path.stem]
@@ -187,8 +195,8 @@ def users_of(path: Path) -> set[str]:
 def tests_of(path: str) -> list[list[str]]:
     """Calls of pytest, cheapest first: examples and tests of the file, then what its members promise."""
     inside = Path(path).relative_to(PACKAGE)
-    if inside.parts[0] == "lab" and len(inside.parts) > 2 and not inside.name.startswith("_"):
-        return [["tests/lab/test_experiments.py", "-k", f"test_smoke and {inside.stem.replace('_', '-')}"]]
+    if slug := slugs().get(".".join(inside.with_suffix("").parts)):
+        return [["tests/lab/test_experiments.py", "-k", f"(test_smoke or test_committed_evidence) and {slug}"]]
     folder, stem = Path("tests") / inside.parent, inside.stem.strip("_")
     files = [folder / f"test_{stem}.py"]
     if not (ROOT / files[0]).is_file():

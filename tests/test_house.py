@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -153,6 +154,36 @@ def test_tests_that_prove_a_fact_run_code_of_ours():
     assert found == []
 
 
+QUICK, ALL = 2.0, 5.0
+"""Seconds of processor time that one system's tests may take: among the quick ones, and in all."""
+DEAR = {
+    "absolute-error": "the first member that is traced pays for what torch loads, when it was measured",
+    "adaptive-registration": "a survey of losses, warps and networks behind one name",
+    "asymmetric-loss": "three members, each traced and run through its contract",
+    "chronicals": "several kernels, each interpreted where there is no GPU",
+    "correctness-aware-calibration": "a calibrator is fitted for each promise that a fit must keep",
+    "ctc-peaky": "gradient descent of the publication until it is stuck: 4,000 steps",
+    "distance-covariance-fairness": "dcor compiles as it is imported, among the slow tests",
+    "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
+    "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
+    "sparse-ot": "dual ascent to convergence in both forms",
+    "two-pass-softmax": "three implementations, one of them interpreted",
+    "wasserstein-dependency": "critics are differentiated twice, and trained to an exact value",
+    "z-loss": "many losses of one spherical family, each with a layer that must keep precision over many steps",
+}
+"""Systems that take more than twice their share, each with the reason."""
+
+
+def test_no_system_takes_more_than_twice_its_share_of_the_tests():
+    """As `make durations` measured it, so that nothing here depends on a clock; null was not measured yet."""
+    seconds = json.loads((ROOT / "tests" / "durations.json").read_text(encoding="utf-8"))
+    present = {system.slug for system in systems() if there(system)}
+    assert present <= set(seconds), "make durations SYSTEMS=slug"
+    above = {slug for slug in present if seconds[slug][0] > 2 * QUICK or (seconds[slug][1] or 0) > 2 * ALL}
+    assert above <= set(DEAR)
+    assert set(DEAR) <= present
+
+
 @pytest.mark.parametrize(
     ("path", "calls"),
     [
@@ -165,7 +196,7 @@ def test_tests_that_prove_a_fact_run_code_of_ours():
         ),
         (
             "lab/losses/classification/comp_sum.py",
-            [["tests/lab/test_experiments.py", "-k", "test_smoke and comp-sum"]],
+            [["tests/lab/test_experiments.py", "-k", "(test_smoke or test_committed_evidence) and comp-sum"]],
         ),
     ],
 )

@@ -252,8 +252,13 @@ def test_good_members_pass():
     check_method(Doubled)
 
 
+SOUND = [(loss_checks, Apart), (calibrator_checks, Temperature), (method_checks, Doubled)]
 BROKEN = [
     (loss_checks, NoExample, "declaration"),
+    *(
+        (suite, type(base.__name__, (base,), {"__doc__": "Example.", "name": "Loud"}), "declaration")
+        for suite, base in SOUND
+    ),
     (loss_checks, Vector, "output"),
     (loss_checks, Writes, "output"),
     (loss_checks, Stopped, "gradient"),

@@ -130,6 +130,7 @@ def test_step_with_and_without_a_closure_is_the_base_step_on_projected_gradients
             losses.append(closure().item())
             if how == "plain":
                 assert wrapped.step() is None
+                assert not any(p.grad.requires_grad for p in parameters)
                 continue
             for p in parameters:
                 if p.numel() > 1:  # the bias of one element keeps its gradient

@@ -139,6 +139,7 @@ def test_refusals():
     f, y = problem()
     with pytest.raises(ValueError, match="at least two samples"):
         class_gaussian_fit(f[:1], y[:1])
+    assert class_gaussian_fit(f[:2], torch.zeros_like(y[:2])).counts.tolist() == [2.0]
     with pytest.raises(ValueError, match="samples of every class"):
         class_gaussian_fit(f, 2 * y)
     few, labels = problem(6, 20)
