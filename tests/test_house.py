@@ -158,14 +158,13 @@ QUICK, ALL = 2.0, 5.0
 """Seconds of processor time that one system's tests may take: among the quick ones, and in all."""
 DEAR = {
     "absolute-error": "the first member that is traced pays for what torch loads, when it was measured",
-    "adaptive-registration": "a survey of losses, warps and networks behind one name",
     "asymmetric-loss": "three members, each traced and run through its contract",
     "chronicals": "several kernels, each interpreted where there is no GPU",
-    "correctness-aware-calibration": "a calibrator is fitted for each promise that a fit must keep",
     "ctc-peaky": "gradient descent of the publication until it is stuck: 4,000 steps",
     "distance-covariance-fairness": "dcor compiles as it is imported, among the slow tests",
     "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
+    "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
     "sparse-ot": "dual ascent to convergence in both forms",
     "two-pass-softmax": "three implementations, one of them interpreted",
     "wasserstein-dependency": "critics are differentiated twice, and trained to an exact value",
