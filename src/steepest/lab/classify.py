@@ -52,6 +52,7 @@ class Arm:
 
     Attributes:
         label: name in rows and figures.
+        seed: of its backbone, head, order and objective; None for that of the call.
         outputs: ``[N_test, ...]`` of the last epoch.
         train_outputs: ``[N, ...]`` of the last epoch.
         features: ``[N_test, D]`` of the last epoch.
@@ -64,6 +65,7 @@ class Arm:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     target: np.ndarray | None = None
+    seed: int | None = None
     outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     train_outputs: Tensor = field(default_factory=lambda: torch.zeros(0))
     features: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -113,7 +115,7 @@ def train(
     keep: Sequence[int] = (),
     alone: bool = False,
 ) -> None:
-    """Train every arm on the same batches from the same initial backbone, in place.
+    """Train every arm on the same batches from the same initial backbone, unless it has its own seed, in place.
 
     Args:
         arms: their objectives are built from the training split.
@@ -133,7 +135,8 @@ def train(
     batch = min(batch_size, len(x))
     steps = -(-len(x) // batch)
     networks: list[Network] = []
-    for arm in arms:
+    seeds = [seed if arm.seed is None else arm.seed for arm in arms]
+    for arm, seed in zip(arms, seeds):
         target = y if arm.target is None else arm.target
         counts = () if regression else tuple(np.bincount(target, minlength=classes).clip(1).tolist())
         with torch.random.fork_rng(devices=[]):
@@ -157,15 +160,15 @@ def train(
             [networks[i] for i in group],
             inputs,
             [targets[i] for i in group],
+            [seeds[i] for i in group],
             other,
             batch,
             steps,
             epochs,
-            seed,
             keep,
         )
     if not together:
-        for arm, network, target in zip(arms, networks, targets):
+        for arm, network, target, seed in zip(arms, networks, targets, seeds):
             assert arm.trained is not None
             batches = ArrayBatches(inputs, target, batch_size=batch, steps=steps, seed=seed)
             optimizer = torch.optim.AdamW(
@@ -191,17 +194,17 @@ def _stack(
     networks: Sequence[Network],
     inputs: Tensor,
     targets: Sequence[Tensor],
+    seeds: Sequence[int],
     other: Tensor,
     batch: int,
     steps: int,
     epochs: int,
-    seed: int,
     keep: Sequence[int],
 ) -> None:
     distinct = list({id(t): t for t in targets}.values())
     which = [next(i for i, t in enumerate(distinct) if t is target) for target in targets]
     batches = StackedBatches(
-        [(inputs, target, None) for target in distinct], which, [seed] * len(arms), batch_size=batch, steps=steps
+        [(inputs, target, None) for target in distinct], which, seeds, batch_size=batch, steps=steps
     )
     stack = Stack(networks)
     optimizer = StackedAdamW(stack, lr=[a.lr for a in arms], weight_decay=[a.weight_decay for a in arms])
