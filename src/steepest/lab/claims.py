@@ -31,7 +31,6 @@ OURS = {
     "harmonic-loss": ("order",),
     "introduction-to-ml": ("distance", "linear"),
     "legendretron": ("wine",),
-    "losses-and-metrics-survey": ("clean", "advice"),
     "mahalanobis-ood": ("near",),
     "profit-churn": ("break even", "break even 2"),
     "ps-kd": ("noisy calibration", "noisy likelihood"),

@@ -13,6 +13,11 @@ The card gives no numbers; as sizes are taken 5% of the error, 5 points of F1, 5
 a point when clean. Where it names two losses, such as Huber and MAE, their mean is compared, so that the better of two
 is not chosen by luck. "The recommender must name the top two in each cell": of the two best losses of a cell it names
 more than half on average (size: a quarter); ties go to the order of the catalogue.
+
+The baselines are fair: in each cell every loss has the learning rate of :data:`GRID` with the best mean score on the
+test rows of three seeds that are not reported (:func:`choose_rates`). Cross-entropy must reach 94% on the clean digits,
+which every seed checks. (Before, all ran at 3e-3: under noise that is too fast for cross-entropy, and 11 of the 13
+points that the robust losses gained there were its failure, as was the gain of F1 under imbalance.)
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from ....losses.classification.losses_and_metrics_survey import loss_catalogue, 
 from ...classify import Arm, train
 from ...data import built_in, digits, flip_labels
 from ...experiment import Claim, Evidence
+from ...settings import PILOTS, check_sane
 
 SEEDS = 12
 LOSSES = {
@@ -49,12 +55,40 @@ ADVICE = {
     "digits": ("multiclass", None, None),
     "digits, noise": ("multiclass", None, 0.3),
 }
+GRID = (1e-3, 3e-3, 1e-2)
+RATES = {
+    "diabetes": dict.fromkeys(LOSSES["regression"], 1e-3),
+    "diabetes, outliers": dict.fromkeys(LOSSES["regression"], 1e-3),
+    "breast cancer 1:50": dict.fromkeys(LOSSES["binary"], 1e-2),
+    "digits": {
+        "sparse_cross_entropy": 1e-2,
+        "smoothed_cross_entropy": 1e-2,
+        "poly": 3e-3,
+        "generalized_cross_entropy": 3e-3,
+        "probability_mae": 3e-3,
+    },
+    "digits, noise": {**dict.fromkeys(LOSSES["multiclass"], 1e-3), "probability_mae": 3e-3},
+}
+"""The rate of each loss in each cell: what :func:`choose_rates` gives."""
+SANITY = 94.0
 CLAIMS = (
     Claim("outliers", "5% outliers: error of Huber and MAE below that of MSE (share of MSE's)", size=0.05),
     Claim("imbalance", "1:50: F1 of weighted and focal above that of cross-entropy (points)", size=5.0),
     Claim("noise", "30% noise: accuracy of absolute error and GCE above that of cross-entropy (points)", size=5.0),
-    Claim("clean", "clean digits: cross-entropy not below any other loss by 0.5 points", size=0.5, threshold=-0.5),
-    Claim("advice", "the recommender names more than half of each cell's two best", size=0.25, threshold=0.5),
+    Claim(
+        "clean",
+        "clean digits: cross-entropy not below any other loss by 0.5 points",
+        size=0.5,
+        threshold=-0.5,
+        ours=True,
+    ),
+    Claim(
+        "advice",
+        "the recommender names more than half of each cell's two best",
+        size=0.25,
+        threshold=0.5,
+        ours=True,
+    ),
 )
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -83,12 +117,32 @@ def run(scale: str, seed: int) -> Evidence:
     scores: dict[str, dict[str, float]] = {}
     for cell, data in cells(seed).items():
         task = ADVICE[cell][0]
-        arms = [Arm(name, OfCatalogue, {"loss": name}, lr=3e-3) for name in LOSSES[task]]
+        arms = [Arm(name, OfCatalogue, {"loss": name}, lr=RATES[cell][name]) for name in LOSSES[task]]
         train(arms, data, epochs=epochs, seed=seed, width=64)
         scores[cell] = {arm.label: score(task, arm.outputs.numpy(), data[3]) for arm in arms}
+    if scale == "full":
+        check_sane("accuracy of cross-entropy, clean digits", scores["digits"]["sparse_cross_entropy"], SANITY)
     effects = effects_of(scores)
     rows = [{"arm": f"{cell}: {name}", "score": value} for cell, own in scores.items() for name, value in own.items()]
     return Evidence(rows, effects)
+
+
+def choose_rates() -> dict[str, dict[str, float]]:
+    """The rate with the best mean score over the pilot seeds, for each cell and loss."""
+    total: dict[tuple[str, str, float], float] = {}
+    for seed in PILOTS:
+        for cell, data in cells(seed).items():
+            task = ADVICE[cell][0]
+            options = [(name, rate) for name in LOSSES[task] for rate in GRID]
+            arms = [Arm(name, OfCatalogue, {"loss": name}, lr=rate) for name, rate in options]
+            train(arms, data, epochs=25, seed=seed, width=64)
+            for (name, rate), arm in zip(options, arms):
+                key = (cell, name, rate)
+                total[key] = total.get(key, 0.0) + score(task, arm.outputs.numpy(), data[3])
+    return {
+        cell: {name: max(GRID, key=lambda rate, own=(cell, name): total[*own, rate]) for name in by_loss}
+        for cell, by_loss in RATES.items()
+    }
 
 
 def effects_of(scores: dict[str, dict[str, float]]) -> dict[str, float]:
