@@ -19,7 +19,6 @@ OURS = {
     "asymmetric-loss": ("hidden",),
     "chronicals": ("at most", "batch"),
     "cnn-svm": ("square", "active"),
-    "correctness-aware-calibration": ("ece, clean",),
     "ctc-peaky": ("plain fails at 3",),
     "cut-cross-entropy": ("chunk memory", "chunk time", "slab time", "dropped", "tail"),
     "dice": ("tuned gap",),
