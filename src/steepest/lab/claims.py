@@ -23,7 +23,6 @@ OURS = {
     "cut-cross-entropy": ("chunk memory", "chunk time", "slab time", "dropped", "tail"),
     "dice": ("tuned gap",),
     "distance-covariance-fairness": ("XOR pairwise cut",),
-    "easyllp": ("spread at one", "lost at 16", "slope error"),
     "gmadl": ("threshold",),
     "gradient-starvation": ("table",),
     "h-calibration": ("likelihood",),
