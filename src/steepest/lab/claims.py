@@ -27,7 +27,6 @@ OURS = {
     "h-calibration": ("likelihood",),
     "harmonic-loss": ("order",),
     "introduction-to-ml": ("distance", "linear"),
-    "legendretron": ("wine",),
     "mahalanobis-ood": ("near",),
     "profit-churn": ("break even", "break even 2"),
     "ps-kd": ("noisy calibration", "noisy likelihood"),
