@@ -22,7 +22,6 @@ OURS = {
     "ctc-peaky": ("plain fails at 3",),
     "cut-cross-entropy": ("chunk memory", "chunk time", "slab time", "dropped", "tail"),
     "dice": ("tuned gap",),
-    "gmadl": ("threshold",),
     "gradient-starvation": ("table",),
     "h-calibration": ("likelihood",),
     "harmonic-loss": ("order",),
