@@ -21,7 +21,6 @@ OURS = {
     "cnn-svm": ("square", "active"),
     "ctc-peaky": ("plain fails at 3",),
     "cut-cross-entropy": ("chunk memory", "chunk time", "slab time", "dropped", "tail"),
-    "dice": ("tuned gap",),
     "gradient-starvation": ("table",),
     "h-calibration": ("likelihood",),
     "harmonic-loss": ("order",),
@@ -38,7 +37,7 @@ OURS = {
 def with_origin(slug: str, claim: Claim) -> Claim:
     """The claim of a system, marked where it is ours.
 
-    >>> with_origin("dice", Claim("tuned gap", "the gap closes", size=1.0)).ours
+    >>> with_origin("ps-kd", Claim("noisy likelihood", "it is lower", size=1.0)).ours
     True
     """
     return replace(claim, ours=True) if claim.effect in OURS.get(slug, ()) else claim

@@ -3,16 +3,17 @@
 Generated polyphonic frames of 64 bins: ten events, each a spectrum of three bumps, in bursts of 3 to 8 frames that
 overlap, each event active in 2 to 5% of the frames; random loudness, noise in every bin, the square root taken,
 standardised by the training part. Sequences of 30 frames: 160 for training, 80 to tune a threshold, 160 for testing. A
-small convolutional-recurrent network (one convolution over bins, a GRU of 32), Adam, 800 steps of 32 sequences, one
-initial network and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro),
-BCE + Dice. F1 and error rate of frames at threshold 0.5; for the last claim BCE's threshold is the best of nineteen on
-the tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2. The card has none for the
+small convolutional-recurrent network (one convolution over bins, a GRU of 32), Adam, 500 steps of 32 sequences with a
+rate that falls to 0 along a cosine (at a constant rate the outcome of Dice hangs on where it is stopped), one initial
+network and one order for all arms: BCE, BCE with positives weighted by the ratio of negatives, Dice (micro), BCE +
+Dice. F1 and error rate of frames at threshold 0.5; for the last claim BCE's threshold is the best of nineteen on the
+tuning sequences. "+2 to +8 points" is taken as more than 2, "closes" as a gap under 2. The card has none for the
 error rate: its size is what the middle of the range, 5 points of F1, comes to near an F1 of 90 (it was 0.02 before).
 
 The baseline is fair: each arm has the setting of :func:`choose_settings`, a rate and a start of the head's bias, chosen
-alike by F1 at 0.5 on the tuning sequences of three seeds that are not reported. A bias at the log odds of each event
-spares BCE the plateau where it predicts no event at all; Dice and weighted BCE learn better from the layer's own start.
-BCE must reach an F1 of 80 (:data:`SANITY`), which every seed checks.
+alike by F1 at 0.5 on the tuning sequences of three seeds that are not reported; BCE + Dice, of which nothing is
+claimed, takes that of BCE. A bias at the log odds of each event spares BCE the plateau where it predicts no event at
+all. BCE must reach an F1 of 80 (:data:`SANITY`), which every seed checks.
 """
 
 from __future__ import annotations
@@ -28,26 +29,33 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from ....losses.dense.dice import DiceLoss, sed_error_rate, sed_f1
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import best_setting, check_sane
 
 EVENTS, BINS, FRAMES = 10, 64, 30
 THRESHOLDS = torch.linspace(0.05, 0.95, 19)
-STEPS, SEEDS = 800, 8
+STEPS, SEEDS = 500, 6
 STARTS = ("default", "log odds")
-GRID = (1e-3, 3e-3, 1e-2, 3e-2)
-PILOTS = (101, 102, 103)
+GRID = (3e-3, 1e-2, 3e-2)
 SETTINGS = {
     "BCE": ("log odds", 3e-2),
     "weighted BCE": ("default", 3e-2),
-    "Dice": ("default", 3e-2),
-    "BCE + Dice": ("log odds", 1e-2),
+    "Dice": ("default", 1e-2),
+    "BCE + Dice": ("log odds", 3e-2),
 }
-"""Start and rate of each arm: what :func:`choose_settings` gives."""
+"""Start and rate of each arm: what :func:`choose_settings` gives, and that of BCE for BCE + Dice."""
 SANITY = 80.0
 """F1 in percent that BCE must reach."""
 CLAIMS = (
     Claim("F1 gain", "at threshold 0.5 Dice is more than 2 points of F1 above BCE", size=2.0, threshold=2.0),
     Claim("ER gain", "its error rate is lower", size=0.09),
-    Claim("tuned gap", "with BCE's threshold tuned the gap is under 2 points", size=2.0, threshold=2.0, greater=False),
+    Claim(
+        "tuned gap",
+        "with BCE's threshold tuned the gap is under 2 points",
+        size=2.0,
+        threshold=2.0,
+        greater=False,
+        ours=True,
+    ),
 )
 Part = tuple[Tensor, Tensor]
 
@@ -68,8 +76,8 @@ def run(scale: str, seed: int) -> Evidence:
             "threshold": float(best),
         }
         rows.append({"arm": arm, **scores[arm]})
-    if full and scores["BCE"]["F1"] < SANITY:
-        raise RuntimeError(f"the baseline is not trained: F1 {scores['BCE']['F1']:.1f}, at least {SANITY:g} expected")
+    if full:
+        check_sane("F1 of BCE", scores["BCE"]["F1"], SANITY)
     effects = {
         "F1 gain": scores["Dice"]["F1"] - scores["BCE"]["F1"],
         "ER gain": scores["BCE"]["error rate"] - scores["Dice"]["error rate"],
@@ -79,16 +87,16 @@ def run(scale: str, seed: int) -> Evidence:
 
 
 def choose_settings() -> dict[str, tuple[str, float]]:
-    """Start and rate with the best mean F1 at 0.5 on the tuning sequences of :data:`PILOTS`, for each arm."""
-    pilots = {seed: _parts(seed, True) for seed in PILOTS}
+    """Start and rate with the best mean F1 at 0.5 on the tuning sequences of the pilot seeds, for each arm."""
 
-    def mean_f1(arm: str, start: str, rate: float) -> float:
-        models = {seed: _train(arm, pilots[seed][0], start, rate, STEPS, seed) for seed in PILOTS}
-        tuning = {seed: parts[1] for seed, parts in pilots.items()}
-        return float(np.mean([float(_f1(_probabilities(models[s], x), t, 0.5)) for s, (x, t) in tuning.items()]))
+    def tuning_f1(arm: str, start: str, rate: float, seed: int) -> float:
+        train, (x, events), _ = _parts(seed, True)
+        return float(_f1(_probabilities(_train(arm, train, start, rate, STEPS, seed), x), events, 0.5))
 
     options = [(start, rate) for start in STARTS for rate in GRID]
-    return {arm: max(options, key=lambda option: mean_f1(arm, *option)) for arm in SETTINGS}
+    single = [arm for arm in SETTINGS if "+" not in arm]
+    chosen = {arm: best_setting(options, lambda own, seed, arm=arm: tuning_f1(arm, *own, seed)) for arm in single}
+    return chosen | {"BCE + Dice": chosen["BCE"]}
 
 
 def _loss(arm: str, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -141,6 +149,7 @@ def _train(arm: str, part: Part, start: str, rate: float, steps: int, seed: int)
         with torch.no_grad():
             model.head.bias.copy_(y.mean((0, 1)).logit(1e-3))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         own = torch.randint(len(x), (32,), generator=generator)
@@ -148,6 +157,7 @@ def _train(arm: str, part: Part, start: str, rate: float, steps: int, seed: int)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
+        schedule.step()
     return model
 
 
