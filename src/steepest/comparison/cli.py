@@ -298,7 +298,7 @@ def compare_command(
 
     prepared = [prepare(request) for request in requests]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
-    found = []
+    comparisons = []
     for request, (context, notes) in zip(requests, prepared):
         others = {source for source in sources if source != request.data}
         command = ("steepest", *(word for word in sys.argv[1:] if word not in others))
@@ -319,24 +319,26 @@ def compare_command(
             raise typer.Exit(1) from None
         began = clock()
         if done is not None:
-            found.append(done)
+            comparisons.append(done)
     across = None
-    if len(found) > 1:
+    if len(comparisons) > 1:
         from .report.across import write_across
         from .verdict.across import compare_across
 
-        across = compare_across([c.results for c in found])
+        across = compare_across([c.results for c in comparisons])
         for line in across["lines"]:
             terminal.line(line)
-        page = write_across([c.results for c in found], across, [c.folder for c in found])
+        page = write_across([c.results for c in comparisons], across, [c.folder for c in comparisons])
         terminal.line(f"report over all: {page}")
-    if as_json and found:
+    if as_json and comparisons:
         results: Any = (
-            found[0].results if len(found) == 1 else {"data_sets": [c.results for c in found], "across": across}
+            comparisons[0].results
+            if len(comparisons) == 1
+            else {"data_sets": [c.results for c in comparisons], "across": across}
         )
         typer.echo(json.dumps(results, allow_nan=False))
     elif quiet:
-        for comparison in found:
+        for comparison in comparisons:
             typer.echo(comparison.sentence)
             typer.echo(str(comparison.report))
 

@@ -53,5 +53,5 @@ def dropped_columns(drop: list[str] | None) -> list[str]:
             except OSError as error:
                 raise InputError(f"--drop: cannot read {word[1:]!r}: {error.strerror}") from error
         else:
-            names += [part.strip() for part in word.split(",") if part.strip()]
+            names += [column.strip() for column in word.split(",") if column.strip()]
     return names

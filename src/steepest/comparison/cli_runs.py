@@ -82,16 +82,16 @@ def report_command(
         results = read_results(folder)
     else:
         store = Store(folder)
-        kept, done, total, command = (
+        results_kept, done, total, command = (
             kept_results(store),
             store.done,
             store.fact("cells"),
             store.fact("command"),
         )
         store.close()
-        if kept is None:
+        if results_kept is None:
             raise InputError(_on_one_line(f"run {folder.name} has {done} of {total} cells; this goes on: {command}"))
-        results = kept
+        results = results_kept
     for path in write_report(results, folder):
         typer.echo(str(path))
 

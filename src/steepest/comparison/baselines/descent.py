@@ -101,7 +101,7 @@ def gaussian_mixture(
     covariances = np.stack([whole] * components)
     likelihoods = []
     for step in range(steps + 1):
-        joint = np.log(weights) + np.stack([_log_density(X, *each) for each in zip(means, covariances)], 1)
+        joint = np.log(weights) + np.stack([_log_density(X, *component) for component in zip(means, covariances)], 1)
         evidence = np.logaddexp.reduce(joint, 1)
         likelihoods.append(float(evidence.sum()))
         if step == steps:
@@ -121,5 +121,7 @@ def gaussian_mixture(
 def _log_density(X: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     factor = np.linalg.cholesky(covariance)
     white = np.linalg.solve(factor, (X - mean).T)
-    found: np.ndarray = -0.5 * (white**2).sum(0) - np.log(factor.diagonal()).sum() - 0.5 * len(mean) * np.log(2 * np.pi)
-    return found
+    log_density: np.ndarray = (
+        -0.5 * (white**2).sum(0) - np.log(factor.diagonal()).sum() - 0.5 * len(mean) * np.log(2 * np.pi)
+    )
+    return log_density

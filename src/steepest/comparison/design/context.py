@@ -97,10 +97,10 @@ class Context:
             s = self.settings
             if s.test:
                 rows = np.arange(len(self.table.target))
-                found = [Fold(repeat, 0, rows, np.arange(0)) for repeat in range(s.repeats)]
+                folds = [Fold(repeat, 0, rows, np.arange(0)) for repeat in range(s.repeats)]
             else:
-                found = outer_folds(self.table, repeats=s.repeats, folds=s.folds, seed=s.seed)
-            self._folds = {(f.repeat, f.fold): f for f in found}
+                folds = outer_folds(self.table, repeats=s.repeats, folds=s.folds, seed=s.seed)
+            self._folds = {(f.repeat, f.fold): f for f in folds}
         return self._folds
 
     def inner(self, pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:

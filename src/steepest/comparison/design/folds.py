@@ -103,12 +103,12 @@ def inner_splits(
     units = len(train) if table.groups is None else len(np.unique(table.groups[train]))
     if units < 2:
         raise InputError("the rows of a training part are all of one group: expected at least 2 groups to hold one out")
-    found = _kfold(table, train, min(parts if folds == 1 else folds, units), [seed, 0, 0, INNER])
+    splits = _kfold(table, train, min(parts if folds == 1 else folds, units), [seed, 0, 0, INNER])
     if folds == 1:
-        found = found[:1]
+        splits = splits[:1]
     if table.task not in CLASSES or table.groups is not None:
-        return found
-    return [_keep_classes(fit, valid, table.target) for fit, valid in found]
+        return splits
+    return [_keep_classes(fit, valid, table.target) for fit, valid in splits]
 
 
 def _check(name: str, value: int, least: int) -> None:

@@ -35,10 +35,10 @@ def find_model(spec: str, *, trust: Trust = False) -> Backbone:
         return MODELS[spec]
     if ":" not in spec:
         raise unknown_model(spec, MODELS)
-    found = imported("--model", spec, trust=trust)
-    if not callable(found):
-        raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(found).__name__}")
-    return found
+    model = imported("--model", spec, trust=trust)
+    if not callable(model):
+        raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(model).__name__}")
+    return model
 
 
 def feature_width(backbone: nn.Module, shape: tuple[int, ...]) -> int:

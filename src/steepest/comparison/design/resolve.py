@@ -117,7 +117,7 @@ def _specs(objectives: Any) -> Any:
         return objectives
     if inspect.isclass(objectives):
         return [_spec(objectives)]
-    return [_spec(each) for each in objectives]
+    return [_spec(objective) for objective in objectives]
 
 
 def _code_hash(specs: Sequence[str]) -> str:

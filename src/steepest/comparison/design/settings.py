@@ -61,8 +61,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, JSON's own types."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return found
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @property
     def own_parts(self) -> frozenset[str]:

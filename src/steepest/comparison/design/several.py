@@ -89,14 +89,14 @@ class SeveralTargets(Objective):
 
     def split(self, outputs: Tensor) -> list[Tensor]:
         """Each member's outputs: ``[B, C]``, or ``[B]`` for numbers and for one score."""
-        found, place = [], 0
+        outputs_of, place = [], 0
         for member, part in zip(self._all(), self.parts):
             scalar = part.task == "regression" or (member.domain == "score" and part.task == "binary")
             width = 1 if scalar else part.width
             piece = outputs[..., place : place + width]
-            found.append(piece.squeeze(-1) if scalar else piece)
+            outputs_of.append(piece.squeeze(-1) if scalar else piece)
             place += width
-        return found
+        return outputs_of
 
     def forward(self, outputs: Tensor, target: Tensor, **named: Any) -> Tensor:
         """The sum of the members' losses on outputs ``[B, W]`` and targets ``[B, T]``."""
@@ -130,12 +130,12 @@ def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust =
 
 def part_infos(info: TaskInfo, parts: Sequence[Part]) -> list[TaskInfo]:
     """What each member may know: ``info.class_counts`` holds the counts of all class targets, one after another."""
-    found, place = [], 0
+    infos, place = [], 0
     for part in parts:
         counts = info.class_counts[place : place + len(part.classes)]
         place += len(part.classes)
-        found.append(TaskInfo(**{**vars(info), "task": part.task, "num_classes": part.width, "class_counts": counts}))
-    return found
+        infos.append(TaskInfo(**{**vars(info), "task": part.task, "num_classes": part.width, "class_counts": counts}))
+    return infos
 
 
 class SeveralFactory:

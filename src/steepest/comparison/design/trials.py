@@ -85,10 +85,10 @@ def trials(objective: type[Objective], count: int, seed: int) -> list[Trial]:
     own: list[dict[str, Any]] = [{} for _ in rates]
     if objective.search and is_twin(objective):
         own = _design(objective.search, len(rates), seed, "twins")
-    found = [Trial(rate, WEIGHT_DECAY, hyper) for rate, hyper in zip(rates, own)]
-    for values in _design({**OPTIMIZER_SPACE, **objective.search}, count - len(found), seed, "trials"):
-        found.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
-    return found
+    drawn = [Trial(rate, WEIGHT_DECAY, hyper) for rate, hyper in zip(rates, own)]
+    for values in _design({**OPTIMIZER_SPACE, **objective.search}, count - len(drawn), seed, "trials"):
+        drawn.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
+    return drawn
 
 
 def _design(space: dict[str, Space], count: int, seed: int, role: str) -> list[dict[str, Any]]:

@@ -57,9 +57,9 @@ def _proportional(objective: type[Objective], baseline: type[Objective], task: s
                 loss.start_epoch(epoch, info.epochs)
             outputs = scale * torch.randn(shapes[0], generator=generator, dtype=torch.float64)
             target = _target(task, shapes[0], classes, generator)
-            own, other = (_gradient(loss, outputs, target) for loss in losses)
-            ratio = (own * other).sum() / other.square().sum()
-            if ratio <= 0 or bool((own - ratio * other).abs().max() > _TOLERANCE * own.abs().max()):
+            own, of_second = (_gradient(loss, outputs, target) for loss in losses)
+            ratio = (own * of_second).sum() / of_second.square().sum()
+            if ratio <= 0 or bool((own - ratio * of_second).abs().max() > _TOLERANCE * own.abs().max()):
                 return False
             ratios.append(float(ratio))
     return max(ratios) - min(ratios) <= _TOLERANCE * max(ratios)

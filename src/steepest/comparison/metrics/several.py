@@ -100,16 +100,16 @@ def multitask_metrics(parts: Sequence[Part]) -> dict[str, Metric]:
 
         return function
 
-    each = [own(place, part) for place, part in enumerate(parts)]
+    by_target = [own(place, part) for place, part in enumerate(parts)]
 
     def mean(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
-        values = [function(y, outcome, weights) for function in each]
+        values = [function(y, outcome, weights) for function in by_target]
         return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
-    found = [Metric("mean_score", True, "Mean score", mean)]
-    for part, function in zip(parts, each):
+    metrics = [Metric("mean_score", True, "Mean score", mean)]
+    for part, function in zip(parts, by_target):
         kind = "r2" if part.task == "regression" else "accuracy"
-        found.append(
+        metrics.append(
             Metric(f"{kind} of {part.name}", True, f"{'R²' if kind == 'r2' else 'Accuracy'} of {part.name}", function)
         )
-    return {metric.name: metric for metric in found}
+    return {metric.name: metric for metric in metrics}

@@ -76,7 +76,7 @@ def _board(results: list[dict[str, Any]], across: dict[str, Any], greater: bool)
     best = [(max if greater else min)(row) for row in scores]
     places = [decimals([max(row) - min(row)]) for row in scores]
     tiers = [{row["name"]: row["tier"] for row in r["rows"]} for r in results]
-    found = across.get("ranks")
+    ranks = across.get("ranks")
     rows = []
     for i, name in enumerate(names):
         p = across["wilcoxon_holm"].get(name)
@@ -89,11 +89,11 @@ def _board(results: list[dict[str, Any]], across: dict[str, Any], greater: bool)
             }
             for score, top, place, tier in zip(scores, best, places, tiers)
         ]
-        rank = None if found is None else {"text": number(found[i], 2), "value": found[i]}
+        rank = None if ranks is None else {"text": number(ranks[i], 2), "value": ranks[i]}
         rows.append(
             {"name": name, "rank": rank, "p": {"text": probability(p), "value": "" if p is None else p}, "cells": cells}
         )
-    return sorted(rows, key=lambda row: row["rank"]["value"]) if found is not None else rows
+    return sorted(rows, key=lambda row: row["rank"]["value"]) if ranks is not None else rows
 
 
 def ranks(across: dict[str, Any], width: int, ident: str) -> Markup:

@@ -92,7 +92,9 @@ def place(names: Sequence[str], points: Sequence[tuple[float, float]], box: Box,
                 area = (left, low, left + wide, low + high)
                 outside = max(0, box[0] - left, left + wide - box[0] - box[2]) * high
                 outside += max(0, box[1] - low, low + high - box[1] - box[3]) * wide
-                clash = sum(_overlap(area, other) for other in taken) + 2 * sum(_overlap(area, m) for m in marks)
+                clash = sum(_overlap(area, label_area) for label_area in taken) + 2 * sum(
+                    _overlap(area, m) for m in marks
+                )
                 options.append((round(clash + 3 * outside + 0.5 * radius, 6), len(options), area))
         taken.append(min(options)[2])
     return taken

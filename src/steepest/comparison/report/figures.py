@@ -41,11 +41,11 @@ def headline(
         return None
     size, height = (11.5, 132) if width < 500 else (12.5, 138)
     tone = LIGHT[TONES.get(head["verdict"], "neutral")]
-    found = head.get("detectable")
-    reach = max(abs(low), abs(high), 1.15 * (found or 0.0), 1e-12) * 1.25
+    detectable = head.get("detectable")
+    reach = max(abs(low), abs(high), 1.15 * (detectable or 0.0), 1e-12) * 1.25
     with canvas(width, height, size) as figure:
         axes = figure.add_axes((0.02, 0.40, 0.96, 0.42))
-        _zero_line(axes, reach, found)
+        _zero_line(axes, reach, detectable)
         axes.plot([low, high], [0, 0], color=tone, linewidth=5, solid_capstyle="butt", alpha=0.35)
         axes.plot([low, high], [0, 0], "|", color=tone, markersize=16, markeredgewidth=2)
         axes.plot([difference], [0], MARKS.get(head["verdict"], "o"), color=tone, markersize=10)
@@ -94,8 +94,10 @@ def forest(
             y = position + (0.2 if slim else 0.0)
             half = 0.17 if slim else 0.3
             if row["detectable"]:
-                found = min(row["detectable"], reach)
-                axes.fill_between([-found, found], y - half, y + half, color=LIGHT["line"], alpha=0.55, linewidth=0)
+                detectable = min(row["detectable"], reach)
+                axes.fill_between(
+                    [-detectable, detectable], y - half, y + half, color=LIGHT["line"], alpha=0.55, linewidth=0
+                )
             above, below = (0.25, 0.3) if slim else (0.5, 0.5)
             axes.plot([0, 0], [y - above, y + below], color=LIGHT["muted"], linewidth=1)
             _clipped(axes, row, y, reach, tone, MARKS[tier])

@@ -114,7 +114,7 @@ def environment() -> Any:
         "compact": compact,
         "duration": duration,
         "probability": probability,
-        "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(part) for part in str(name).split("_")),
+        "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(piece) for piece in str(name).split("_")),
         "linked": _linked,
         "initial": lambda text: text[:1].upper() + text[1:],
         "stamp": lambda text: str(text).replace("T", " ").replace("+00:00", " UTC"),
@@ -140,15 +140,15 @@ def _tiers(results: dict[str, Any], greater: bool, places: int) -> list[dict[str
 
 
 def _paired(results: dict[str, Any]) -> dict[str, Any] | None:
-    found = views.paired_folds(results)
-    if found is None:
+    folds = views.paired_folds(results)
+    if folds is None:
         return None
     label = results["metric"]["label"]
     drawings = [
-        paired(found["rows"], found["baseline"], label, found["places"], width, f"p{width}")
+        paired(folds["rows"], folds["baseline"], label, folds["places"], width, f"p{width}")
         for width in (figures.NARROW, figures.WIDE)
     ]
-    return found | {"figures": drawings}
+    return folds | {"figures": drawings}
 
 
 def _linked(text: str) -> Markup:

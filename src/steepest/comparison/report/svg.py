@@ -116,9 +116,12 @@ def _simplify(element: ElementTree.Element, ident: str, used: set[str]) -> None:
     if (element.get("transform") or "").startswith(("rotate(-0 ", "rotate(0 ")):
         del element.attrib["transform"]
     if style := element.get("style"):
-        kept = [part for part in style.split("; ") if not part.startswith("font-family")]
-        coloured = [re.sub(r"#[0-9a-f]{6}", lambda found: NAMES.get(found[0], found[0]), part) for part in kept]
-        element.set("style", ";".join(part.replace(": ", ":") for part in coloured))
+        declarations = [declaration for declaration in style.split("; ") if not declaration.startswith("font-family")]
+        coloured = [
+            re.sub(r"#[0-9a-f]{6}", lambda found: NAMES.get(found[0], found[0]), declaration)
+            for declaration in declarations
+        ]
+        element.set("style", ";".join(declaration.replace(": ", ":") for declaration in coloured))
 
 
 def _unwrap(parent: ElementTree.Element) -> None:

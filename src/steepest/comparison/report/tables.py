@@ -65,9 +65,9 @@ def leaderboard_csv(results: dict[str, Any]) -> str:
     metrics = metric_names(results)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*FIELDS, *(f"{name}_{part}" for name in metrics for part in ("mean", "low", "high")), *LAST])
+    writer.writerow([*FIELDS, *(f"{name}_{bound}" for name in metrics for bound in ("mean", "low", "high")), *LAST])
     for row in results["rows"]:
-        cells = [(row["metrics"].get(name) or {}).get(part) for name in metrics for part in ("mean", "low", "high")]
+        cells = [(row["metrics"].get(name) or {}).get(bound) for name in metrics for bound in ("mean", "low", "high")]
         writer.writerow([*(row.get(key) for key in FIELDS), *cells, *(row.get(key) for key in LAST)])
     return stream.getvalue()
 
@@ -110,7 +110,9 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
 def spread_places(results: dict[str, Any], metric: str) -> int:
     """Decimals for a metric's means: two significant digits of its typical half-interval."""
     own = [row["metrics"].get(metric) or {} for row in results["rows"]]
-    return decimals((part["high"] - part["low"]) / 2 for part in own if None not in (part.get("low"), part.get("high")))
+    return decimals(
+        (score["high"] - score["low"]) / 2 for score in own if None not in (score.get("low"), score.get("high"))
+    )
 
 
 def difference_places(results: dict[str, Any]) -> int:

@@ -203,13 +203,13 @@ def _share(count: float, total: float, right: bool) -> dict[str, Any]:
 
 def _score(row: dict[str, Any], name: str, places: int) -> dict[str, Any]:
     own = row["metrics"].get(name) or {}
-    mean, low, high = (own.get(part) for part in ("mean", "low", "high"))
+    mean, low, high = (own.get(bound) for bound in ("mean", "low", "high"))
     return _cell(number(mean, places), mean, interval(low, high, places))
 
 
 def _greater(name: str) -> bool:
     """Whether the first sort of a metric's column puts great values on top."""
-    return not any(part in name.lower() for part in LOWER_IS_BETTER)
+    return not any(word in name.lower() for word in LOWER_IS_BETTER)
 
 
 def _column(label: str, order: str, falling: bool = False) -> dict[str, str]:

@@ -65,8 +65,8 @@ def _cooled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     from scipy.special import softmax
 
     floor = np.finfo(np.float32).tiny  # where a float32 softmax ends
-    found: np.ndarray = softmax(np.log(np.clip(probabilities, floor, None)) / temperature, axis=1)
-    return found
+    cooled: np.ndarray = softmax(np.log(np.clip(probabilities, floor, None)) / temperature, axis=1)
+    return cooled
 
 
 def fit_temperature(probabilities: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -127,7 +127,9 @@ def tune_threshold(
     positive = np.bincount(group, weights * (y == 1))
     negative = np.bincount(group, weights * (y == 0))
     # cut k leaves the k lowest distinct decisions to class 0
-    missed, true_negative = (np.concatenate([[0.0], np.cumsum(part)]) for part in (positive, negative))
+    missed, true_negative = (
+        np.concatenate([[0.0], np.cumsum(weights_of_class)]) for weights_of_class in (positive, negative)
+    )
     hits, false_alarms = missed[-1] - missed, true_negative[-1] - true_negative
     wrong = missed + false_alarms
     score = 2 * hits / (2 * hits + wrong) + 2 * true_negative / (2 * true_negative + wrong)

@@ -52,10 +52,10 @@ class Outcome:
         array([5, 3])
         """
         parts = (self.predicted, self.probabilities, self.decision)
-        return Outcome(*(None if part is None else part[index] for part in parts))
+        return Outcome(*(None if array is None else array[index] for array in parts))
 
     @property
     def finite(self) -> bool:
         """Whether every number is finite; a diverged model's are not."""
         parts = (self.predicted, self.probabilities, self.decision)
-        return all(part is None or bool(np.isfinite(part).all()) for part in parts)
+        return all(array is None or bool(np.isfinite(array).all()) for array in parts)

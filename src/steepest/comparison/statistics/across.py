@@ -86,8 +86,8 @@ def single_ranks(scores: np.ndarray, greater_is_better: bool = True) -> np.ndarr
     [[1.0, 2.5, 2.5]]
     """
     table = _table(scores)
-    found: np.ndarray = stats.rankdata(-table if greater_is_better else table, axis=1)
-    return found
+    ranks: np.ndarray = stats.rankdata(-table if greater_is_better else table, axis=1)
+    return ranks
 
 
 def average_ranks(scores: np.ndarray, greater_is_better: bool = True) -> np.ndarray:

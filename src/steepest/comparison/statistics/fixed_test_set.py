@@ -98,21 +98,21 @@ def bootstrap_metric_difference(
 
     observed = difference(np.arange(len(y)))
     drawn = np.array([difference(generator.integers(len(y), size=len(y))) for _ in range(n)])
-    kept = drawn[np.isfinite(drawn)]
+    finite = drawn[np.isfinite(drawn)]
     if not np.isfinite(observed):
         refuse("metric", f"a finite difference on all {len(y)} rows", observed)
-    if len(kept) < n / 2:
-        refuse("metric", f"a finite difference on half of the {n} resamples", f"{len(kept)} of them")
-    return _summary(observed, kept, confidence)
+    if len(finite) < n / 2:
+        refuse("metric", f"a finite difference on half of the {n} resamples", f"{len(finite)} of them")
+    return _summary(observed, finite, confidence)
 
 
 def _outcome(argument: str, outcome: Any, rows: int) -> Any:
     if hasattr(outcome, "rows"):
         return outcome
-    found = array(argument, outcome, (rows, ...))
-    if found.shape[1:] == (1,):
-        refuse(argument, f"shape ({rows},)", found)
-    return found
+    values = array(argument, outcome, (rows, ...))
+    if values.shape[1:] == (1,):
+        refuse(argument, f"shape ({rows},)", values)
+    return values
 
 
 def _rows(outcome: Any, index: np.ndarray) -> Any:

@@ -84,8 +84,8 @@ def nested_cv(
         means = {}
         for number, (name, fit) in enumerate(learners.items()):
             inner_scores = [
-                fitted_score(fit, scorer, X, y, train, held, derived_seed(seed, fold, part, number))
-                for part, (train, held) in enumerate(pairs)
+                fitted_score(fit, scorer, X, y, train, held, derived_seed(seed, fold, inner_split, number))
+                for inner_split, (train, held) in enumerate(pairs)
             ]
             means[name] = float(np.mean(inner_scores))
         best = max(means, key=lambda name: sign * means[name])

@@ -87,5 +87,5 @@ def restored(learner: Baseline, model: Any, *, rows: int, width: int, classes: i
 
 
 def _columns(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    known = [part for part in parts if part is not None]
+    known = [column for column in parts if column is not None]
     return np.stack(known, 1) if len(known) == len(parts) else None

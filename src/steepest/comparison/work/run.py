@@ -156,8 +156,8 @@ def _table_hash(table: Data) -> str:
     facts += [] if isinstance(table, Images) else [[list(vars(kind).values()) for kind in table.types.values()]]
     parts = [p for p in (table.groups, table.times, table.weights) if p is not None]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
+    for array in parts:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

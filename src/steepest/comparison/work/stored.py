@@ -97,29 +97,29 @@ def read_outcome(data: object, where: str) -> Outcome:
     """The arrays of an outcome; their sizes are known before memory is taken, and nothing is unpickled."""
     if not isinstance(data, bytes):
         refuse(where, "arrays", data)
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
-                if name not in ARRAYS or name in found:
+                if name not in ARRAYS or name in arrays:
                     refuse(where, f"the arrays {', '.join(ARRAYS)}, each once", name)
                 with archive.open(member) as file:
-                    found[name] = _array(file, member.file_size, f"{where}: {name}")
+                    arrays[name] = _array(file, member.file_size, f"{where}: {name}")
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy have many
         raise InputError(f"{where}: damaged: {str(error)[:200]}") from error
-    if "predicted" not in found:
-        refuse(where, "the array predicted", sorted(found))
-    if any(not array.shape for array in found.values()):
-        refuse(where, "a number for each row", {name: array.shape for name, array in found.items()})
-    rows = len(found["predicted"])
-    for name, array in found.items():
+    if "predicted" not in arrays:
+        refuse(where, "the array predicted", sorted(arrays))
+    if any(not array.shape for array in arrays.values()):
+        refuse(where, "a number for each row", {name: array.shape for name, array in arrays.items()})
+    rows = len(arrays["predicted"])
+    for name, array in arrays.items():
         if len(array) != rows or array.dtype.kind not in ARRAYS[name] or array.ndim > 2:
             refuse(f"{where}: {name}", f"numbers of {rows} rows", f"{array.dtype} {array.shape}")
     try:
-        return Outcome(**found)
+        return Outcome(**arrays)
     except (TypeError, ValueError) as error:  # it has checks of its own
         raise InputError(f"{where}: {error}") from error
 

@@ -41,15 +41,19 @@ def _size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
             torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta") if _is(value) else value
         )
 
-    made = any(argument.name == "device" for argument in func._schema.arguments)
-    told = {**tree_map(shape_only, kwargs), "device": torch.device("meta")} if made else tree_map(shape_only, kwargs)
+    makes_tensors = any(argument.name == "device" for argument in func._schema.arguments)
+    told = (
+        {**tree_map(shape_only, kwargs), "device": torch.device("meta")}
+        if makes_tensors
+        else tree_map(shape_only, kwargs)
+    )
     if "generator" in told:
         told["generator"] = None
     try:
-        found = func(*tree_map(shape_only, args), **told)
+        shaped = func(*tree_map(shape_only, args), **told)
     except Exception:  # its size depends on values: no more than there are of them
         return 0
-    return max((each.numel() for each in tree_leaves(found) if _is(each)), default=0)
+    return max((tensor.numel() for tensor in tree_leaves(shaped) if _is(tensor)), default=0)
 
 
 def _is(value: Any) -> bool:

@@ -151,8 +151,8 @@ class WinnerFacts:
     @property
     def calibration(self) -> Calibration | None:
         """What makes probabilities of its scores."""
-        found = self.values["calibration"]
-        return None if found is None else Calibration(tuple(found["slope"]), tuple(found["offset"]))
+        stored = self.values["calibration"]
+        return None if stored is None else Calibration(tuple(stored["slope"]), tuple(stored["offset"]))
 
 
 def read_facts(folder: Path, trust: Trust) -> WinnerFacts:

@@ -47,7 +47,7 @@ class FittedNetwork:
         empty = torch.zeros(0)
         split = Split(empty, empty, None, inputs, np.zeros(0), None, self.scale, self.task)
         with torch.no_grad():
-            outputs = torch.cat([self.network(part) for part in inputs.split(4096)])
+            outputs = torch.cat([self.network(chunk) for chunk in inputs.split(4096)])
             return outcome_of(self.objective, outputs, split)
 
     def write(self, folder: Path) -> str:
@@ -88,9 +88,9 @@ def winner_folder(folder: str | Path) -> Path:
 
 def write_whole(file: Path, data: bytes) -> str:
     """Write a file in one step and give its hash."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_bytes(data)
-    os.replace(part, file)
+    unfinished = file.with_name(f".{file.name}.part")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, file)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -153,7 +153,7 @@ def refuse_infinite(outcome: Outcome) -> None:
     steepest.core.errors.InputError: row 2: the winner gives no finite number; its inputs lie too far ...
     """
     parts = [p for p in (outcome.predicted, outcome.probabilities, outcome.decision) if p is not None]
-    finite = np.stack([np.isfinite(part).all(axis=tuple(range(1, part.ndim))) for part in parts]).all(0)
+    finite = np.stack([np.isfinite(values).all(axis=tuple(range(1, values.ndim))) for values in parts]).all(0)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0]) + 1
         raise InputError(f"row {row}: the winner gives no finite number; its inputs lie too far from the training rows")

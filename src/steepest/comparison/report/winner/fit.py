@@ -73,7 +73,7 @@ def _fit_network(whole: Context, name: str, number: int) -> Winner:
     cls, settings = whole.objective(name), whole.settings
     trial: Trial = trials(cls, settings.trials, settings.seed)[number]
     recipe = recipe_of(whole, cls)
-    tuned: list[Member] = [member_of(whole, pair, part, trial) for part in range(len(whole.inner(pair)))]
+    tuned: list[Member] = [member_of(whole, pair, inner_split, trial) for inner_split in range(len(whole.inner(pair)))]
     with torch.random.fork_rng(devices=[]):
         train(recipe, tuned)
         epochs = max(1, round(float(np.mean([m.epochs for m in tuned]))))
@@ -110,7 +110,7 @@ def _fit_learner(whole: Context, name: str) -> Winner:
     settings, table = whole.settings, whole.table
     seed = seed_of(settings.seed, *pair, "classical")
     options = {"classes": whole.classes, "rows": len(table.target), "seed": seed % 2**31}
-    splits = [whole.split(pair, part) for part in range(len(whole.inner(pair)))]
+    splits = [whole.split(pair, inner_split) for inner_split in range(len(whole.inner(pair)))]
     with numpy_seed(seed % 2**32):
         tuned = [fit_learners(name, split, **options) for split in splits]
         fitted = FittedLearners(fit_learners(name, whole.split(pair, -1), **options), table.task)
