@@ -73,21 +73,21 @@ class Context:
     def at(self, level: Level) -> Context:
         """The same comparison at a level: fewer training rows, epochs or trials; splits of equal rows are shared."""
         whole = self._whole
-        found = copy.copy(whole if level.rows >= whole.most_rows else whole._capped(level.rows))
-        found.settings = replace(whole.settings, epochs=level.epochs, trials=level.trials)
-        return found
+        context = copy.copy(whole if level.rows >= whole.most_rows else whole._capped(level.rows))
+        context.settings = replace(whole.settings, epochs=level.epochs, trials=level.trials)
+        return context
 
     def _capped(self, rows: int) -> Context:
         """The same with at most ``rows`` rows in a training part."""
         if rows not in self._of_rows:
-            found = Context(self.table, self.settings, self.test)
-            found._whole = self
+            capped = Context(self.table, self.settings, self.test)
+            capped._whole = self
             seed, target = self.settings.seed, self.table.target
-            found._folds = {
+            capped._folds = {
                 pair: replace(fold, train=prefix(fold.train, target, rows, seed_of(seed, *pair, "prefix")))
                 for pair, fold in self.folds.items()
             }
-            self._of_rows[rows] = found
+            self._of_rows[rows] = capped
         return self._of_rows[rows]
 
     @property

@@ -60,15 +60,15 @@ def designs(settings: Settings, rows: int, classes: int, typed: Sequence[str] = 
         classes: C, or 0.
         typed: what the user asked for by name: repeats, trials, objectives, epochs. It is cut last.
     """
-    found = [Design(settings.repeats, len(settings.objectives), Level(rows, settings.epochs, settings.trials))]
+    from_largest = [Design(settings.repeats, len(settings.objectives), Level(rows, settings.epochs, settings.trials))]
     for step in sorted(ORDER, key=lambda step: step.removeprefix("fewer ") in typed):
-        for value in _values(step, found[-1], classes):
-            last = found[-1]
+        for value in _values(step, from_largest[-1], classes):
+            last = from_largest[-1]
             if step in ("repeats", "objectives"):
-                found.append(replace(last, **{step: value}))
+                from_largest.append(replace(last, **{step: value}))
             else:
-                found.append(replace(last, level=replace(last.level, **{step.removeprefix("fewer "): value})))
-    return found
+                from_largest.append(replace(last, level=replace(last.level, **{step.removeprefix("fewer "): value})))
+    return from_largest
 
 
 def _values(step: str, design: Design, classes: int) -> Iterator[int]:
@@ -106,7 +106,7 @@ def trial_groups(levels: Sequence[Level], level: Level) -> tuple[int, ...]:
     >>> trial_groups([Level(9, 8, 8), Level(9, 8, 4), Level(9, 4, 1)], Level(9, 8, 8))
     (4, 8)
     """
-    alike = {other.trials for other in levels if (other.rows, other.epochs) == (level.rows, level.epochs)}
+    alike = {another.trials for another in levels if (another.rows, another.epochs) == (level.rows, level.epochs)}
     return tuple(sorted({count for count in alike if count < level.trials} | {level.trials}))
 
 

@@ -45,8 +45,8 @@ class Plan:
         known = [name for name in self.longest if name in self.measured]
         if not known:
             return None
-        found = sum(self.measured[name] for name in known) / sum(self.longest[name] for name in known)
-        return min(1.0, max(self.floor, found))
+        measured_share = sum(self.measured[name] for name in known) / sum(self.longest[name] for name in known)
+        return min(1.0, max(self.floor, measured_share))
 
     def each(self, share: float) -> dict[str, float]:
         """Seconds of one core for each name, over all its cells to do."""
@@ -91,7 +91,7 @@ class Plan:
 
     def after(self, job: Job, seconds: float) -> Plan:
         """The plan when its job ``job`` is done, a cell of which took so many seconds: that tells the share."""
-        left = tuple(other for other in self.jobs if other != job)
+        left = tuple(waiting for waiting in self.jobs if waiting != job)
         return replace(self, jobs=left, measured={**self.measured, job.name: seconds})
 
 
@@ -117,13 +117,13 @@ def make_plan(
         measured: seconds that a finished cell of a name took, where a run goes on.
     """
     settings = context.settings
-    found = tuple(make_jobs(context) if jobs is None else jobs)
+    to_run = tuple(make_jobs(context) if jobs is None else jobs)
     known = dict(measured or {})
     longest: dict[str, float] = {}
     first: dict[str, Job] = {}
     trainings = 0
     refits = 0 if settings.one_cycle else 1
-    for job in found:
+    for job in to_run:
         first.setdefault(job.name, job)
         if job.kind == "objective":
             trainings += sum(settings.trials * len(context.inner(pair)) + refits for pair in job.cells)
@@ -141,7 +141,7 @@ def make_plan(
     inner = len(context.inner(pair))
     rows = len(context.table.target) / len(context.folds[pair].train)
     return Plan(
-        found,
+        to_run,
         trainings,
         workers,
         longest,
@@ -163,14 +163,14 @@ def fitting_commands(plan: Plan, context: Context, budget: float, command: Seque
         lines.append(_with(command, "--trials", fewer))
     if settings.repeats > 1 and not settings.test and total / settings.repeats <= budget:
         lines.append(_with(command, "--repeats", max(1, int(settings.repeats * budget / total))))
-    kept, spent = [settings.baseline], learners + seconds.get(settings.baseline, 0.0) / plan.workers
+    affordable, spent = [settings.baseline], learners + seconds.get(settings.baseline, 0.0) / plan.workers
     for name in settings.objectives:
         cost = seconds.get(name, 0.0) / plan.workers
         if name != settings.baseline and spent + cost <= budget:
-            kept.append(name)
+            affordable.append(name)
             spent += cost
-    if len(kept) > 1 and spent <= budget:
-        lines.append(_with(command, "--objectives", ",".join(kept)))
+    if len(affordable) > 1 and spent <= budget:
+        lines.append(_with(command, "--objectives", ",".join(affordable)))
     if learners and networks <= budget:
         lines.append(_with([word for word in command if word != "--classical"], "--no-classical"))
     lines.append(_with(command, "--budget", math.ceil(total / 60 / MARGIN)))

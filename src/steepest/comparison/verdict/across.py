@@ -47,7 +47,7 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         known = row[np.isfinite(row)]
         row[~np.isfinite(row)] = (known.min() if greater else known.max()) if len(known) else 0.0
     lines = [f"across {len(results)} data sets, {len(order)} objectives:"]
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "objectives": order,
         "baseline": baseline,
         "data_sets": [r["data"]["name"] for r in results],
@@ -58,7 +58,7 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ranks = ", ".join(f"{n} {rank:.2f}" for n, rank in sorted(zip(order, overall.ranks), key=lambda pair: pair[1]))
         lines.append(f"  mean ranks: {ranks}")
         lines.append(f"  Friedman: statistic {overall.statistic:.3g}, p = {overall.pvalue:.3g}")
-        found |= {
+        comparison |= {
             "ranks": list(overall.ranks),
             "single_ranks": single_ranks(scores, greater).tolist(),
             "friedman": overall.statistic,
@@ -70,8 +70,11 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if pairs.message:
         lines.append(f"  {pairs.message}")
     apart = [order[i] for i, p in zip(pairs.methods, pairs.adjusted) if p < ALPHA]
-    found |= {"wilcoxon_holm": dict(zip([order[i] for i in pairs.methods], pairs.adjusted)), "message": pairs.message}
-    return {"lines": lines, "sentence": _sentence(found, apart, greater), **found}
+    comparison |= {
+        "wilcoxon_holm": dict(zip([order[i] for i in pairs.methods], pairs.adjusted)),
+        "message": pairs.message,
+    }
+    return {"lines": lines, "sentence": _sentence(comparison, apart, greater), **comparison}
 
 
 def _nothing(names: Sequence[str], why: str) -> dict[str, Any]:

@@ -99,20 +99,20 @@ def cut_words(settings: Settings, rows: int, basis: Basis, folds: int) -> list[s
     >>> cut_words(asked, 900, Basis(Level(900, 60, 4), ("a", "b"), ((0, 0), (0, 1)), False), 15)
     ['4 trials instead of 8', '2 of 15 folds']
     """
-    level, found = basis.level, []
+    level, words = basis.level, []
     if level.trials < settings.trials:
-        found.append(f"{level.trials} {'trial' if level.trials == 1 else 'trials'} instead of {settings.trials}")
+        words.append(f"{level.trials} {'trial' if level.trials == 1 else 'trials'} instead of {settings.trials}")
     if level.epochs < settings.epochs:
-        found.append(f"{level.epochs} epochs instead of {settings.epochs}")
+        words.append(f"{level.epochs} epochs instead of {settings.epochs}")
     if level.rows < rows:
-        found.append(f"{level.rows:,} training rows instead of {rows:,}")
+        words.append(f"{level.rows:,} training rows instead of {rows:,}")
     if len(basis.names) < len(settings.objectives):
-        found.append(f"{len(basis.names)} of {len(settings.objectives)} objectives")
+        words.append(f"{len(basis.names)} of {len(settings.objectives)} objectives")
     if len(basis.pairs) < folds:
         whole = basis.whole and len(basis.pairs) % settings.folds == 0 and not settings.test
         done = f"{len(basis.pairs) // settings.folds} of {settings.repeats} repeats" if whole else ""
-        found.append(done or f"{len(basis.pairs)} of {folds} folds")
-    return found
+        words.append(done or f"{len(basis.pairs)} of {folds} folds")
+    return words
 
 
 def basis_facts(context: Context, store: Store, basis: Basis) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Judge:
         """Test rows over training rows, on average over the folds; 0 with a fixed test set."""
         folds = self.context.folds
         sizes = [(len(folds[pair].train), len(folds[pair].test)) for pair in self.pairs]
-        train, test = (float(np.mean(part)) for part in zip(*sizes))
+        train, test = (float(np.mean(side)) for side in zip(*sizes))
         return test / train
 
     def complete(self, name: str) -> bool:
@@ -116,9 +116,9 @@ class Judge:
 
     def inner(self, name: str, pair: Pair) -> float:
         """The best score of ``name`` on inner validation."""
-        found = [s for s in self.cells[name][pair]["inner"] if s is not None]
+        inner_scores = [s for s in self.cells[name][pair]["inner"] if s is not None]
         greater = self.metric.greater_is_better
-        return (max(found) if greater else min(found)) if found else float("nan")
+        return (max(inner_scores) if greater else min(inner_scores)) if inner_scores else float("nan")
 
     def procedure(self, names: Sequence[str]) -> list[str]:
         """What inner validation picks among ``names`` in each fold; ties go to the first."""
@@ -154,13 +154,13 @@ class Judge:
         if len(differences) < LEAST_FOR_INTERVAL:
             nan = float("nan")
             return PairedResult(float(differences[0]), nan, nan, nan, 0, nan, nan)
-        found = self.resampled(differences)
+        tested = self.resampled(differences)
         if len(differences) < LEAST_FOR_TEST:
-            return replace(found, pvalue=float("nan"), detectable=float("nan"))
+            return replace(tested, pvalue=float("nan"), detectable=float("nan"))
         five_by_two = self._five_by_two
         if five_by_two and np.ptp(differences.reshape(5, 2), axis=1).any():  # F has no value without spread in a round
-            found = replace(found, pvalue=combined_f_5x2(differences.reshape(5, 2)).pvalue)
-        return found
+            tested = replace(tested, pvalue=combined_f_5x2(differences.reshape(5, 2)).pvalue)
+        return tested
 
     def resampled(self, values: np.ndarray) -> PairedResult:
         """The corrected resampled t test of values by fold, at this level."""
@@ -179,7 +179,7 @@ class Judge:
         def metric(y: np.ndarray, seeds: Seeds, weights: np.ndarray | None = None) -> float:
             return float(np.mean([self.metric(y, outcome, weights) for outcome in seeds.outcomes]))
 
-        found = bootstrap_metric_difference(
+        bootstrapped = bootstrap_metric_difference(
             metric,
             test.target,
             first,
@@ -190,9 +190,11 @@ class Judge:
             weights=test.weights,
         )
         quantile = float(stats.norm.ppf(1 - self.alpha / 2))
-        error = (found.high - found.low) / (2 * quantile)
+        error = (bootstrapped.high - bootstrapped.low) / (2 * quantile)
         detectable = (quantile + float(stats.norm.ppf(POWER))) * error
-        return PairedResult(found.difference, found.low, found.high, found.pvalue, 0, error, detectable)
+        return PairedResult(
+            bootstrapped.difference, bootstrapped.low, bootstrapped.high, bootstrapped.pvalue, 0, error, detectable
+        )
 
     def _resamples(self, rows: int) -> int:
         """Bootstrap resamples: what costs little, or so many that ten lie beyond each end, within a limit of time."""

@@ -65,7 +65,7 @@ def assemble(
     verdict = judge.tier(head, head.pvalue)
     others = [n for n in names if n != baseline]
     tested = {n: judge.compare([n] * len(picked), plain) for n in others}
-    testable = all(_p(found) is not None for found in tested.values())
+    testable = all(_p(test) is not None for test in tested.values())
     adjusted = dict(zip(others, holm([tested[n].pvalue for n in others]))) if testable else {}
     rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n)) for n in names]
     classical_names = judge.names("classical")
@@ -165,16 +165,16 @@ def assemble(
 
 def _warnings(judge: Judge, facts: dict[str, Any], names: Sequence[str]) -> list[str]:
     """What was cut and what would undo it, what came too late, and what raised."""
-    found = []
+    warnings = []
     if facts["cut"]:
         undo = f"; {facts['undo']} would undo that" if facts["undo"] else ""
-        found.append(f"cut to fit the budget: {', '.join(facts['cut'])}{undo}")
-    found += [f"{name} was put last and left out: it needs {time} more" for name, time in facts["late"].items()]
+        warnings.append(f"cut to fit the budget: {', '.join(facts['cut'])}{undo}")
+    warnings += [f"{name} was put last and left out: it needs {time} more" for name, time in facts["late"].items()]
     for name in names:
         failed = [text for pair in judge.pairs if (text := judge.cells[name][pair].get("failed"))]
         if failed:
-            found.append(f"{name} failed in {len(failed)} of {len(judge.pairs)} folds: {failed[0]}")
-    return found
+            warnings.append(f"{name} failed in {len(failed)} of {len(judge.pairs)} folds: {failed[0]}")
+    return warnings
 
 
 def _too_little(judge: Judge, results: dict[str, Any]) -> str:
@@ -216,8 +216,10 @@ def sentence(results: dict[str, Any]) -> str:
         what = "one fold" if folds == 1 else f"{folds} folds"
         text = f"Choosing the objective was not tested{_resting(results)}, for {what} cannot: {pair}."
     else:
-        found = f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
-        text = f"Choosing the objective was not shown to help{_resting(results)}: {pair}{found}."
+        detectable = (
+            f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
+        )
+        text = f"Choosing the objective was not shown to help{_resting(results)}: {pair}{detectable}."
     classical = results["classical"]
     if classical is not None and classical["wins"]:
         return f"A classical learner wins: {classical['sentence']} {text}"
@@ -238,8 +240,8 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
     if not names:
         return None
     chosen = judge.procedure(names)
-    found = judge.compare(chosen, picked)
-    tier = judge.tier(found, found.pvalue)
+    tested = judge.compare(chosen, picked)
+    tier = judge.tier(tested, tested.pvalue)
     counts = Counter(chosen).most_common()
     own = _mean(judge.picked_scores(chosen))
     ours = _mean(judge.picked_scores(picked))
@@ -248,7 +250,7 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
         if len(counts) == 1
         else f"the classical learner that inner validation picks (mostly {counts[0][0]})"
     )
-    gap = _gap(found.mean, _known(found.low), _known(found.high), _p(found), judge.alpha)
+    gap = _gap(tested.mean, _known(tested.low), _known(tested.high), _p(tested), judge.alpha)
     label = _inline(judge.metric.label)
     numbers = f"{label} {own:.4f} against {ours:.4f} for the selected network ({gap})"
     start = {BETTER: "reaches", SAME: "is not told apart from the networks:", WORSE: "does worse than the networks:"}
@@ -258,8 +260,8 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
         "best": counts[0][0],
         "wins": tier == BETTER,
         "mean": own,
-        **_numbers(found),
-        "p": _p(found),
+        **_numbers(tested),
+        "p": _p(tested),
     }
 
 
@@ -345,28 +347,28 @@ def _interval(
         judge: knows the overlap of training parts, and the level.
         bounds: of the metric.
     """
-    kept = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
-    if not len(kept):
+    finite = np.array([v for v in values if v is not None and np.isfinite(v)], dtype=np.float64)
+    if not len(finite):
         return {"mean": None, "low": None, "high": None}
-    mean = float(kept.mean())
-    if len(kept) < LEAST_FOR_INTERVAL or judge.ratio <= 0:
+    mean = float(finite.mean())
+    if len(finite) < LEAST_FOR_INTERVAL or judge.ratio <= 0:
         return {"mean": mean, "low": None, "high": None}
-    found = judge.resampled(kept)
-    return {"mean": mean, "low": max(found.low, bounds[0]), "high": min(found.high, bounds[1])}
+    tested = judge.resampled(finite)
+    return {"mean": mean, "low": max(tested.low, bounds[0]), "high": min(tested.high, bounds[1])}
 
 
 def _curve(curves: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:
     """Mean metric by epoch while at least half of the folds are still training."""
     longest = max(map(len, curves))
-    found: dict[str, list[float | None]] = {"epoch": [], "valid": [], "low": [], "high": []}
+    curve: dict[str, list[float | None]] = {"epoch": [], "valid": [], "low": [], "high": []}
     for epoch in range(longest):
         values = [v for c in curves if len(c) > epoch and (v := c[epoch]) is not None]
         if len(values) * 2 < len(curves) or not values:
             break
         low, high = np.percentile(values, [10, 90])
-        for key, value in zip(found, (float(epoch + 1), float(np.mean(values)), float(low), float(high))):
-            found[key].append(round(value, 6))
-    return found
+        for key, value in zip(curve, (float(epoch + 1), float(np.mean(values)), float(low), float(high))):
+            curve[key].append(round(value, 6))
+    return curve
 
 
 def _reliability(judge: Judge, name: str) -> dict[str, Any] | None:

@@ -118,19 +118,21 @@ def run_job(
         context = context.at(job.level)
     with numpy_seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32), torch.random.fork_rng([]):
         try:
-            found = _classical(context, job) if job.kind == "classical" else _objective(context, job, known or {}, over)
+            scored = (
+                _classical(context, job) if job.kind == "classical" else _objective(context, job, known or {}, over)
+            )
         except (OutOfTime, InputError, MemoryError):
             raise
         except Exception as error:
             if job.name == context.settings.baseline:
                 raise
-            found = [_failed(context, job, pair, error) for pair in job.cells]
+            scored = [_failed(context, job, pair, error) for pair in job.cells]
     peak = peak_megabytes()
-    for cell in found:
+    for cell in scored:
         cell.values["peak_memory_mb"] = peak
         cell.level = context.level.of(job.kind)
-        cell.took = (time.perf_counter() - started) / len(found)
-    return found
+        cell.took = (time.perf_counter() - started) / len(scored)
+    return scored
 
 
 def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellResult:
@@ -235,9 +237,9 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
         final.objective.eval()
         outcome = outcome_of(final.objective, outputs, final.split)
         values["diverged"] += not outcome.finite
-        found = _scored(context, job, pair, values, outcome)
-        found.trials = {t: record for (where, t), record in trained.items() if where == pair}
-        results.append(found)
+        scored = _scored(context, job, pair, values, outcome)
+        scored.trials = {t: record for (where, t), record in trained.items() if where == pair}
+        results.append(scored)
     return results
 
 
@@ -297,8 +299,8 @@ def _classical(context: Context, job: Job) -> list[CellResult]:
         started = time.perf_counter()
         seed = seed_of(context.settings.seed, *pair, "classical") % 2**31
         scores, outcomes, splits = [], [], []
-        for part in range(len(context.inner(pair))):
-            split = context.split(pair, part)
+        for inner_split in range(len(context.inner(pair))):
+            split = context.split(pair, inner_split)
             outcome = _fit_classical(context, job.name, seed, split)
             scores.append(context.metric(split.other_target, outcome, split.other_weight))
             outcomes.append(outcome)
@@ -323,8 +325,8 @@ def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outc
     values["score"] = _finite(context.metric(y, outcome, w))
     if task in ("multilabel", "multitask"):
         own = metrics_of(context.table)
-        found = {name: metric(y, outcome, w) for name, metric in own.items()}
-        values["metrics"] = {name: _finite(value) for name, value in found.items()}
+        scores = {name: metric(y, outcome, w) for name, metric in own.items()}
+        values["metrics"] = {name: _finite(value) for name, value in scores.items()}
     else:
         values["metrics"] = evaluate(
             y,

@@ -98,9 +98,9 @@ class Costs:
     def _scale(self, level: Level) -> float:
         """What finished cells of the level took over what was expected of them."""
         objectives = self.context.settings.objectives
-        found = [(name, own) for (name, at), own in self._found.items() if at == level and name in objectives]
-        expected = sum(self._base[name] * self.model(level) for name, _ in found)
-        return sum(sum(own) / len(own) for _, own in found) / expected if expected else self._nearest(level)
+        timed = [(name, own) for (name, at), own in self._found.items() if at == level and name in objectives]
+        expected = sum(self._base[name] * self.model(level) for name, _ in timed)
+        return sum(sum(own) / len(own) for _, own in timed) / expected if expected else self._nearest(level)
 
     def _nearest(self, level: Level) -> float:
         """The same of the level with the most alike epochs, where most of what is not foreseen comes from."""

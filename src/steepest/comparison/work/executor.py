@@ -121,9 +121,9 @@ class Executor:
         """Wait for a job at least; each with its cells, or None where it was dropped."""
         if self._here:
             job, known, ends_at = self._here[0]
-            found = run_until(self.context, job, known, ends_at)
+            outcomes = run_until(self.context, job, known, ends_at)
             self._here.popleft()
-            return [(job, found)]
+            return [(job, outcomes)]
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
         return [(self._running.pop(future), future.result()) for future in done]
 
@@ -152,12 +152,12 @@ def _no_interrupt() -> Iterator[None]:
 def _without_main() -> Iterator[None]:
     """Start processes that don't run the caller's script again: a script needs no ``if __name__ == "__main__"``."""
     main = sys.modules["__main__"]
-    kept = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    for name in kept:
+    names_of_main = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    for name in names_of_main:
         delattr(main, name)
     main.__spec__ = None
     try:
         yield
     finally:
         del main.__spec__
-        vars(main).update(kept)
+        vars(main).update(names_of_main)

@@ -141,7 +141,7 @@ class Schedule:
         settings = self.context.settings
         allowed = min(LEARNERS * self.deadline.seconds, self.deadline.left - self._reserve(level)) * self.workers
         small = replace(level, rows=min(level.rows, TIMED_ROWS_LEARNER))
-        spent, found = 0.0, []
+        spent, jobs_done = 0.0, []
         for name in settings.classical:
             if not self.costs.known(name):
                 if self.deadline.seconds < 2 * ALONE or spent >= allowed:
@@ -150,9 +150,9 @@ class Schedule:
                 self.costs.timed(name, "classical", small, seconds)
             cost = self.costs.cell(name, "classical", level) * len(self.first_round)
             if spent + cost <= allowed or math.isinf(allowed):
-                found.append(name)
+                jobs_done.append(name)
                 spent += cost
-        return tuple(found)
+        return tuple(jobs_done)
 
     def _reserve(self, level: Level, names: Sequence[str] | None = None) -> float:
         """Seconds for the fit of the winner, one of ``names``, and the report."""
@@ -197,9 +197,9 @@ class Schedule:
             return place, course
 
         place, course = fitting(without=False)
-        other, without = fitting(without=True)
+        place_without, without = fitting(without=True)
         higher = self.levels.index(without.level) < self.levels.index(course.level)
-        return (other, without) if without.last and higher else (place, course)
+        return (place_without, without) if without.last and higher else (place, course)
 
     def _course(self, design: Design, without: bool) -> Course:
         """The course of a design; ``without`` its slow objectives, of which each is over a third of a fold."""
@@ -245,13 +245,13 @@ class Schedule:
         return any(cell.took > SLIP * expected for cell in found)
 
     def _missing(self, names: Sequence[str], pairs: Sequence[Pair], level: Level) -> list[Job]:
-        found = []
+        jobs_missing = []
         for pair in pairs:
             for name in names:
                 job = self._job(name, pair, level)
                 if (name, *pair, level.of(job.kind)) not in self.finished:
-                    found.append(job)
-        return found
+                    jobs_missing.append(job)
+        return jobs_missing
 
     def _rest(self, course: Course) -> Iterator[list[Job]]:
         """What follows the first round, each part to be done whole: learners, slow objectives, further folds."""
@@ -330,8 +330,8 @@ class Schedule:
         try:
             yield executor
             while executor.running:
-                for job, found in executor.collect():
-                    self._keep(job, found)
+                for job, outcomes in executor.collect():
+                    self._keep(job, outcomes)
         except BaseException:
             executor.close(now=True)
             raise
@@ -377,14 +377,14 @@ class Schedule:
                     break
                 place, course, queue = lower
                 continue
-            slipped = [self._keep(job, found) for job, found in executor.collect()]
+            slipped = [self._keep(job, outcomes) for job, outcomes in executor.collect()]
             if any(slipped) and place is not None and not self._round_fits(course):
                 lower = self._lower(place)
                 if lower is not None:
                     place, course, queue = lower
         while executor.running and place is not None:
-            for job, found in executor.collect():
-                self._keep(job, found)
+            for job, outcomes in executor.collect():
+                self._keep(job, outcomes)
         return course
 
     def _round_fits(self, course: Course) -> bool:
@@ -395,8 +395,8 @@ class Schedule:
         below = [p for p in range(place + 1, len(self.designs)) if self.designs[p] != self.designs[place]]
         if not below:
             return None
-        found, course = self.choose(below[0])
+        chosen, course = self.choose(below[0])
         if not self._fits(self._round_cost(course.level, course.first, 1), course.level):
             return None
         self._begin(course)
-        return found, course, self._missing(course.first, self.first_round, course.level)
+        return chosen, course, self._missing(course.first, self.first_round, course.level)

@@ -165,15 +165,15 @@ class Store:
         """``name -> (repeat, fold) -> values`` of the cells at a level, with ``kind`` among the values."""
         from .stored import read_cell
 
-        found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+        cells: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
         query = (
             "select kind, name, repeat, fold, content from cells where (kind = 'classical' and level = ?) "
             "or (kind != 'classical' and level = ?) order by name, repeat, fold"
         )
         for row in self._rows(query, (level.of("classical"), level.of("objective"))):
             kind, name, pair, values = read_cell(row, self._where)
-            found.setdefault(name, {})[pair] = {**values, "kind": kind}
-        return found
+            cells.setdefault(name, {})[pair] = {**values, "kind": kind}
+        return cells
 
     def outcome(self, name: str, repeat: int, fold: int, level: Level) -> Outcome:
         """What a cell said about its test rows."""
@@ -202,13 +202,13 @@ class Store:
 
 def runs(root: Path = RUNS) -> list[Path]:
     """The folders of all runs under ``root``, newest first."""
-    found = [path.parent for path in root.glob("*/run.sqlite")]
+    folders = [path.parent for path in root.glob("*/run.sqlite")]
 
     def begun(folder: Path) -> float:  # reading a run touches its folder, computing it its lock
         lock = folder / "lock"
         return (lock if lock.exists() else folder / "run.sqlite").stat().st_mtime
 
-    return sorted(found, key=begun, reverse=True)
+    return sorted(folders, key=begun, reverse=True)
 
 
 def find_winner(name: str, root: Path = RUNS) -> Path:
