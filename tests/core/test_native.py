@@ -142,8 +142,8 @@ def test_without_the_variable_the_level_is_that_of_torch(value, torchs, monkeypa
 )
 def test_levels_are_those_of_the_processor(machine, avx2, avx512, wanted, monkeypatch):
     monkeypatch.setattr(native.platform, "machine", lambda: machine)
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+    monkeypatch.setattr(native, "is_avx2_supported", lambda: avx2)
+    monkeypatch.setattr(native, "is_avx512_supported", lambda: avx512)
     assert native.levels.__wrapped__() == wanted
     (*_, last) = native._flags("default")
     assert ("-march=x86-64" in last) == (machine != "aarch64")
