@@ -175,7 +175,7 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
 
 
 def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
-    found = []
+    networks = []
     for member in members:
         shape = tuple(member.split.inputs.shape[1:])
         if member.info.feature_dim == 0:
@@ -192,17 +192,17 @@ def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
             backbone_seed=member.seeds["backbone"],
             head_seed=member.seeds["head"],
         )
-        found.append(network.to(recipe.device))
-    return found
+        networks.append(network.to(recipe.device))
+    return networks
 
 
 def _score(recipe: Recipe, member: Member, outputs: Tensor) -> float:
     assert member.objective is not None
     split = member.split
     member.objective.eval()
-    found = recipe.metric(split.other_target, outcome_of(member.objective, outputs, split), split.other_weight)
+    score = recipe.metric(split.other_target, outcome_of(member.objective, outputs, split), split.other_weight)
     member.objective.train()
-    return found
+    return score
 
 
 def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[Network]) -> None:
@@ -210,7 +210,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
     number = {id(split): i for i, split in enumerate(splits)}
     which = [number[id(m.split)] for m in members]
     device = recipe.device
-    other = torch.nn.utils.rnn.pad_sequence([s.other_inputs for s in splits], batch_first=True).to(device)
+    held_out = torch.nn.utils.rnn.pad_sequence([s.other_inputs for s in splits], batch_first=True).to(device)
     batch, steps = recipe.steps(len(members[0].split.inputs))
     batches = StackedBatches(
         [(s.inputs.to(device), s.target.to(device), None if s.weight is None else s.weight.to(device)) for s in splits],
@@ -232,7 +232,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         sets = tuple(which[m] for m in alive)
         if sets not in shown:  # the same rows after each epoch, until a model leaves
             shown.clear()
-            shown[sets] = other[torch.as_tensor(sets, device=device)]
+            shown[sets] = held_out[torch.as_tensor(sets, device=device)]
         stack.eval()
         with torch.no_grad():
             outputs = stack(shown[sets])
@@ -301,9 +301,9 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         def look(inputs: Tensor = split.other_inputs, network: Network = network) -> Tensor:
             network.eval()
             with torch.no_grad():
-                found = torch.cat([network(part.to(recipe.device)) for part in inputs.split(1024)])
+                outputs = torch.cat([network(chunk.to(recipe.device)) for chunk in inputs.split(1024)])
             network.train()
-            return found
+            return outputs
 
         latest: list[Tensor] = []
 
