@@ -73,8 +73,8 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
             return lambda parameters, x: torch.bmm(x, parameters[weight].mT)
 
         def affine(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            found: Tensor = _Linear.apply(x, parameters[weight], parameters[bias])
-            return found
+            outputs: Tensor = _Linear.apply(x, parameters[weight], parameters[bias])
+            return outputs
 
         return affine
     if type(module) in _ELEMENTWISE:

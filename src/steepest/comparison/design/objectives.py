@@ -21,23 +21,23 @@ SUPPORTED_NEEDS = {"index", "features", "inputs"}
 @cache
 def known_objectives() -> dict[str, tuple[type[Objective], int | None]]:
     """``name -> (class, rank in the shortlist or None)`` of every objective of the catalogue that is there."""
-    found: dict[str, tuple[type[Objective], int | None]] = {}
+    objectives: dict[str, tuple[type[Objective], int | None]] = {}
     for row in systems():
         if not row.room.startswith("losses.") or not there(row):
             continue
         module = importlib.import_module(f"steepest.{row.module}")
         first = True
         for _, cls in inspect.getmembers(module, lambda c: inspect.isclass(c) and issubclass(c, Objective)):
-            if cls.__module__ != module.__name__ or not cls.name or cls.name in found or inspect.isabstract(cls):
+            if cls.__module__ != module.__name__ or not cls.name or cls.name in objectives or inspect.isabstract(cls):
                 continue
             if cls.__name__ in row.names or cls.tasks:
-                found[cls.name] = (cls, None)
+                objectives[cls.name] = (cls, None)
         for name in row.names:
             cls = getattr(module, name, None)
             if first and inspect.isclass(cls) and issubclass(cls, Objective):
-                found[cls.name] = (cls, row.default)
+                objectives[cls.name] = (cls, row.default)
                 first = False
-    return dict(sorted(found.items()))
+    return dict(sorted(objectives.items()))
 
 
 def shortlist() -> list[str]:
@@ -57,7 +57,7 @@ def baseline_of(task: str) -> str:
 
 def why_not(cls: type[Objective], task: str, weighted: bool, kinds: Sequence[str] = ()) -> str:
     """Why an objective cannot be used here, or an empty string; ``kinds`` are the tasks of several targets."""
-    if not any(cls.fits(each) for each in kinds or (task,)):
+    if not any(cls.fits(kind) for kind in kinds or (task,)):
         return f"it is for {' and '.join(cls.tasks)} targets"
     missing = set(cls.needs) - SUPPORTED_NEEDS
     if missing:
@@ -111,7 +111,7 @@ def choose_objectives(
     known = known_objectives()
     fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted, kinds)]
     numbers = bool(kinds) and all(kind == "regression" for kind in kinds)
-    found, notes = [baseline_of("regression" if numbers else task)], []
+    names, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
         if word in GROUPS:
             wanted = list(known) if word == "all" else shortlist()
@@ -119,12 +119,12 @@ def choose_objectives(
             for name in chosen:
                 reason = why_not(known[name][0], task, weighted, kinds)
                 notes += [f"left out {name}: {reason}"] if reason else []
-            found += [name for name in chosen if name in fitting]
+            names += [name for name in chosen if name in fitting]
             continue
         reason = why_not(find_objective(word, trust=True), task, weighted, kinds)
         if reason:
             raise InputError(
                 f"objective {word!r} does not fit a {task} target: {reason}. Those that fit: {', '.join(fitting)}"
             )
-        found.append(word)
-    return list(dict.fromkeys(found)), notes
+        names.append(word)
+    return list(dict.fromkeys(names)), notes
