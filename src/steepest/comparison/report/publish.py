@@ -53,12 +53,11 @@ def publish(
         pairs = [(repeat, fold) for repeat, fold in results["folds"]]
         winner = fit_winner(context.at(level), store, kind, pairs)
         winner.save(winner_folder)
-    seconds = run.seconds
     if not finished:
         facts = winner.facts
         own = context.settings.own_parts & {winner.name, facts.get("model", "")}
         reading = {} if isinstance(context.table, Images) else vars(context.table.options)
-        results["seconds"] = round(seconds, 2)
+        results["seconds"] = results["seconds"] or round(run.seconds, 2)  # of kept results they stay
         results["winner"] = {
             "kind": kind,
             "objective": winner.name,
@@ -68,7 +67,7 @@ def publish(
         results["usage"] = python_lines(winner, folder, request.source, reading, own)
         results["advice"] = advice(results)
         results = clean(results)
-        store.set_facts({"seconds": seconds, "sentence": results["sentence"], "results": results})
+        store.set_facts({"sentence": results["sentence"], "results": results})
     store.set_fact("answered", max(min(budget, ANSWERED), store.fact("answered") or 0.0))
     written = write_report(results, folder, missing=finished)
     if finished:
