@@ -291,6 +291,7 @@ def compare_command(
         typer.echo(what_is_read(sources))
         sys.stdout.flush()
 
+    before = clock()
     from .api import OverBudget, execute, prepare
     from .report.terminal import Terminal
 
@@ -298,6 +299,8 @@ def compare_command(
 
     prepared = [prepare(request) for request in requests]  # every file is read before the first training
     terminal = Terminal(quiet=quiet, to_stderr=as_json)
+    if began - before >= 0.1:
+        terminal.line(f"imports took {began - before:.1f} s, which no budget counts")
     comparisons = []
     for request, (context, notes) in zip(requests, prepared):
         others = {source for source in sources if source != request.data}

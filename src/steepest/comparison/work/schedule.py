@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,8 +31,10 @@ ALONE = 5.0
 """Below this budget, or for so little work, nothing but this process computes."""
 SOON = 5.0
 """Where the first cell takes longer (seconds), the baseline goes first at the lowest level."""
-REPORT = 3.0
-"""Seconds that the report takes."""
+REPORT, SPAWN = 3.0, 4.0
+"""Seconds of one core that the report takes, and the start of a process."""
+MOST_SLOW = 6.0
+"""Wall seconds to a second of one core that are believed at most."""
 LEARNERS = 0.25
 """The part of a budget that classical learners may take."""
 TIMED_ROWS, TIMED_ROWS_LEARNER = 5000, 500
@@ -101,6 +104,9 @@ class Schedule:
         """Objectives of which one will be fitted again."""
         self.late: dict[str, float] = {}
         """Seconds that objectives which did not fit would take."""
+        self.slow = 1.0
+        """Wall seconds to a second of one core: others may be at work on this machine."""
+        self._clocks = self.deadline.clock(), time.process_time()
         self.computed = 0
         self.warm = False
         self._kinds = {
@@ -160,7 +166,7 @@ class Schedule:
             return 0.0
         one = replace(level, trials=1)
         dearest = max(self.costs.cell(name, "objective", one) for name in names or self.compared)
-        return 1.3 * dearest + min(REPORT, self.deadline.seconds / 10)
+        return 1.3 * dearest + min(REPORT * self.slow, self.deadline.seconds / 4)
 
     def _fits(self, seconds: float, level: Level | None = None) -> bool:
         return self.deadline.fits(seconds + self._reserve(self.levels[-1] if level is None else level))
@@ -293,6 +299,7 @@ class Schedule:
         if self.deadline.seconds < PROBED:
             self._first(lowest)
         self._measure()
+        self._time_others()
         place, course = self.choose()
         if self._cost(self._job(settings.baseline, self.folds[0], course.level)) > SOON:
             self._first(lowest)
@@ -313,6 +320,11 @@ class Schedule:
             self._first(lowest)
         return self.computed
 
+    def _time_others(self) -> None:
+        """How much others slow this process down: it alone has worked until now."""
+        wall, core = self.deadline.clock() - self._clocks[0], time.process_time() - self._clocks[1]
+        self.slow = min(MOST_SLOW, max(1.0, wall / core)) if core > 0.05 else 1.0
+
     def _first(self, lowest: Level) -> None:
         """The baseline in the first fold at the lowest level, however little time there is: an answer of some sort."""
         jobs = self._missing(self.context.settings.objectives[:1], self.folds[:1], lowest)
@@ -324,8 +336,10 @@ class Schedule:
     def _executor(self, course: Course) -> Iterator[Executor]:
         """What computes a course; it has done all that it was given when it ends."""
         rounds = len(self.folds) // len(self.first_round)
-        if self.deadline.seconds < math.inf and self._round_cost(course.level, course.first, rounds) < ALONE:
-            self.workers = 1
+        if self.deadline.seconds < math.inf:
+            work = self._round_cost(course.level, course.first, rounds) * self.workers
+            if min(work, self.deadline.left) < max(ALONE, 2 * SPAWN * self.slow):
+                self.workers = 1
         executor = Executor(self.context, self.workers)
         try:
             yield executor
