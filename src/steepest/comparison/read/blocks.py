@@ -221,7 +221,7 @@ class _Parser:
         kinds = {f"f{i}": pa.string() for i in range(layout.width)}
         kinds |= {f"f{i}": pa.float64() for i in numeric}
         kinds |= {f"f{i}": pa.dictionary(pa.int32(), pa.string()) for i in repeated}
-        self.convert = pa.csv.ConvertOptions(
+        self.convert = pyarrow_csv.ConvertOptions(
             column_types=kinds, null_values=[""], strings_can_be_null=True, check_utf8=False
         )
         self.inner_blank = re.compile(rb"(?:^|[\r\n]|" + re.escape(layout.separator.encode()) + rb') +"')
@@ -236,12 +236,12 @@ class _Parser:
             except UnicodeDecodeError:
                 raise IrregularError from None
         try:
-            table = pa.csv.read_csv(
+            table = pyarrow_csv.read_csv(
                 pa.BufferReader(block),
-                read_options=pa.csv.ReadOptions(
+                read_options=pyarrow_csv.ReadOptions(
                     autogenerate_column_names=True, use_threads=False, block_size=len(block) + 1
                 ),
-                parse_options=pa.csv.ParseOptions(
+                parse_options=pyarrow_csv.ParseOptions(
                     delimiter=self.layout.separator, quote_char='"' if quoted else False, newlines_in_values=quoted
                 ),
                 convert_options=self.convert,
