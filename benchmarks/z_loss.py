@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from _options import read_options
@@ -51,7 +52,7 @@ def measure(classes: int, width: int, batch: int, repeats: int) -> dict[str, flo
     torch.manual_seed(0)
     h, target = torch.randn(batch, width), torch.randint(classes, (batch,))
     layer = SphericalOutputLayer(width, classes)
-    factored = milliseconds(lambda: factored_step(layer, h, target), 10 * repeats)
+    factored = milliseconds(partial(factored_step, layer, h, target), 10 * repeats)
     weight = layer.weight.clone().requires_grad_()
     del layer
     dense = milliseconds(lambda: log_softmax_step(weight, h, target), repeats)
