@@ -10,7 +10,7 @@ after scaling, and the others are the test.
 The baselines are fair: every arm has the rate, and at that rate mixup the alpha and the two ranking losses the weight,
 with the smallest ECE on the remaining digits of three seeds that are not reported (:func:`choose_settings`): the
 paper's weight of 0.1 is tuned to its networks, and is an arm of its own for each loss where the choice is another. CE
-must reach an accuracy of 90%, which every seed checks.
+must reach an accuracy of 88%, which every seed checks.
 
 The claim's numbers: ECE lower than that of CE by a third or more (for each loss), and below mixup's; accuracy within
 half a point; the mean confidence of mixtures of two classes falls with 1 - lambda, here at every step of the grid
@@ -40,9 +40,9 @@ from ...experiment import Claim, Evidence
 from ...figures import arms_figure
 from ...settings import best_setting, check_sane
 
-SEEDS = 6
+SEEDS = 9
 EPOCHS = 80
-SANITY = 90.0
+SANITY = 88.0
 RATES = (0.02, 0.05, 0.1)
 STRENGTHS = {"CE": (0.0,), "mixup": (0.2, 2.0), "MRL": (0.1, 0.3, 1.0), "M-NDCG": (0.1, 0.3, 1.0)}
 """Alpha of mixup, weight of a ranking loss."""
