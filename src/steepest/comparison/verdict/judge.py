@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from ...core.lazy import late
 from ..design.context import Context
 from ..design.jobs import Pair
 from ..design.trials import seed_of
@@ -29,6 +29,8 @@ from ..statistics import (
 from ..statistics.resampled import POWER
 from ..work.cells import best_trial
 from ..work.store import Store
+
+stats = late("scipy.stats")
 
 MOST_RESAMPLES = 2000
 Cells = dict[str, dict[Pair, dict[str, Any]]]
