@@ -136,7 +136,7 @@ def test_what_has_no_name_in_a_module_is_refused(blobs: Callable, tmp_path: Path
 
 WORDS = [
     "compare", "wine", "--objectives", "comp_sum", "--no-classical", "--repeats", "2", "--folds", "4",
-    "--trials", "3", "--workers", "2", "--quiet", "--batch", "8", "--budget", "2h",
+    "--trials", "3", "--workers", "2", "--quiet", "--batch", "8", "--budget", "2h", "--strict",
 ]  # fmt: skip
 
 
@@ -271,7 +271,8 @@ def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
         "import steepest\n"
         "print('once')\n"
         "done = steepest.compare('iris', objectives='squentropy', classical=False, trials=1, epochs=1, repeats=1,\n"
-        f"                        folds=3, workers=2, budget=500, out={str(tmp_path / 'runs')!r}, quiet=True)\n"
+        f"                        folds=3, workers=2, budget=500, strict=True, quiet=True,\n"
+        f"                        out={str(tmp_path / 'runs')!r})\n"
         "print(done.sentence, __file__)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)

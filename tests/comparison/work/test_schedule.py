@@ -161,6 +161,38 @@ def test_a_slow_objective_comes_last_where_the_level_rises_without_it(
     assert set(more.names) == set(NAMES)
 
 
+def test_processes_start_where_that_pays(context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None below five seconds, none for work that is done before they are there, as many as were asked for else."""
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    found = designs(context.settings, context.most_rows, 2)
+    for budget, work, expected in ((4.0, 0.01, 1), (100.0, 0.01, 3), (100.0, 1e-5, 1)):
+        machine.speed = dict.fromkeys(NAMES, work)
+        store = Store(tmp_path / f"{budget} {work}")
+        plan = Schedule(context, store, found, Deadline(budget, clock=lambda: machine.now), 3, Silent())
+        plan._measure()
+        _, course = plan.choose()
+        with plan._executor(course) as made:
+            assert made.workers == expected
+
+
+def test_on_a_loaded_machine_more_time_is_kept_for_the_report(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    plan = Schedule(
+        context, Store(tmp_path), designs(context.settings, 2000, 2), Deadline(100.0, clock=lambda: machine.now), 1,
+        Silent(),
+    )  # fmt: skip
+    plan._measure()
+    before = plan._reserve(plan.levels[0])
+    core = plan._clocks[1]
+    monkeypatch.setattr(schedule.time, "process_time", lambda: core + 2.0)
+    machine.now += 6.0  # it got a third of a core
+    plan._time_others()
+    assert plan.slow == pytest.approx(3.0)
+    assert plan._reserve(plan.levels[0]) == pytest.approx(before + 2 * schedule.REPORT)
+
+
 def test_two_equal_objectives_are_both_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context: Context) -> None:
     two = Context(context.table, Settings(NAMES[:2], "cross_entropy", "accuracy", repeats=1, patience=60))
     machine = Machine(monkeypatch, cross_entropy=0.01, a=0.01)
