@@ -193,6 +193,31 @@ def test_on_a_loaded_machine_more_time_is_kept_for_the_report(
     assert plan._reserve(plan.levels[0]) == pytest.approx(before + 2 * schedule.REPORT)
 
 
+def test_an_interrupted_call_goes_on_with_what_it_had_decided(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+    _, basis = run(context, machine, tmp_path / "whole", 200.0)
+    hurt = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
+
+    def interrupted(_: object, job: Job, results: object) -> None:
+        if len(hurt.done) == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Silent, "finished", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(context, hurt, tmp_path / "hurt", 200.0)
+    hurt.speed = dict.fromkeys(NAMES, 0.001)  # by now a larger design would fit
+    _, after = run(context, hurt, tmp_path / "hurt", 200.0, hurt.now)
+    assert after.level == basis.level
+    assert after.names == basis.names
+    cells = [(job.name, job.cells, job.level) for job in hurt.done]
+    assert len(cells) == len(set(cells))
+    _, more = run(context, hurt, tmp_path / "hurt", 400.0, hurt.now)
+    assert more.level.trials == 8  # another budget decides anew
+
+
 def test_two_equal_objectives_are_both_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context: Context) -> None:
     two = Context(context.table, Settings(NAMES[:2], "cross_entropy", "accuracy", repeats=1, patience=60))
     machine = Machine(monkeypatch, cross_entropy=0.01, a=0.01)

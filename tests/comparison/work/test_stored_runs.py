@@ -64,6 +64,7 @@ def run(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(tmp_path_factory.mktemp("stored") / "run")
     jobs = make_jobs(context)
     course = {"level": context.level.text, "objectives": ["comp_sum"], "repeats": 1, "last": [], "learners": []}
+    course |= {"budget": 60.0, "fixed": True}
     store.set_facts({"course": course, "command": "steepest compare x.csv", "cells": 4, "seconds": 1.5})
     store.add(
         [

@@ -84,6 +84,8 @@ def publish(
     if classical is not None and not classical["wins"]:
         screen.line(f"Beside the networks: {classical['sentence']}")
     basis = results.get("basis")
+    if basis and basis["undo"]:
+        screen.line(f"{basis['undo']} would undo what was cut", "yellow")
     rows = f"{basis['rows']:,} rows" if basis and any("training rows" in text for text in basis["cut"]) else "all rows"
     what = "the classical learner" if kind == KINDS[1] else "a network trained with"
     screen.line(f"winner: {what} {winner.name}, fitted on {rows}; new rows: {results['winner']['command']}")

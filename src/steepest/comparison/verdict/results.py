@@ -144,6 +144,8 @@ def assemble(
     }
     if basis is not None:
         results["basis"] = basis_facts(asked, store, basis)
+        if results["basis"]["cut"]:
+            results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
     results["sentence"] = sentence(results)
     if names == [baseline] and len(settings.objectives) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.stored import Anything, Listed, Named, Number, Record, Shape, Text, Whole, parse_json
+from ...core.stored import Anything, Flag, Listed, Named, Number, Record, Shape, Text, Whole, parse_json
 
 KINDS = ("objective", "classical")
 LOOK = Record({"number": Whole(low=1), "cells": Whole()})
@@ -18,6 +18,8 @@ FACTS: dict[str, Shape] = {
             "repeats": Whole(),
             "last": Listed(Text()),
             "learners": Listed(Text()),
+            "budget": Number(low=0.0),
+            "fixed": Flag(),
         }
     ),
     "ends_at": Number(),

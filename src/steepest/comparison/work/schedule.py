@@ -207,6 +207,18 @@ class Schedule:
         higher = self.levels.index(without.level) < self.levels.index(course.level)
         return (place_without, without) if without.last and higher else (place, course)
 
+    def _decided(self) -> tuple[int, Course] | None:
+        """What an interrupted call of this budget had decided, and its place among the designs."""
+        kept = self.store.fact("course")
+        if kept is None or not kept["fixed"] or kept["budget"] != self.deadline.seconds:
+            return None
+        for place, design in enumerate(self.designs):
+            names = self.context.settings.objectives[: design.objectives]
+            last = tuple(name for name in names[1:] if name in kept["last"])
+            if design.level.text == kept["level"] and list(names) == kept["objectives"]:
+                return place, Course(design.level, names, design.repeats, last)
+        return None
+
     def _course(self, design: Design, without: bool) -> Course:
         """The course of a design; ``without`` its slow objectives, of which each is over a third of a fold."""
         names = self.context.settings.objectives[: design.objectives]
@@ -300,14 +312,14 @@ class Schedule:
             self._first(lowest)
         self._measure()
         self._time_others()
-        place, course = self.choose()
+        place, course = self._decided() or self.choose()
         if self._cost(self._job(settings.baseline, self.folds[0], course.level)) > SOON:
             self._first(lowest)
         pilot = self._missing(settings.objectives[:1], self.folds[:1], course.level)
         if pilot and self._fits(self._cost(pilot[0]), course.level):
-            self._begin(course)
+            self._begin(course, fixed=False)
             self._here(pilot[0], self._ends_at(course.level))  # what early stopping leaves is known then
-            place, course = self.choose()
+            place, course = self._decided() or self.choose()
         self._begin(course)
         with self._executor(course) as executor:
             course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
@@ -329,7 +341,7 @@ class Schedule:
         """The baseline in the first fold at the lowest level, however little time there is: an answer of some sort."""
         jobs = self._missing(self.context.settings.objectives[:1], self.folds[:1], lowest)
         if jobs:
-            self._begin(Course(lowest, self.context.settings.objectives[:1], 1))
+            self._begin(Course(lowest, self.context.settings.objectives[:1], 1), fixed=False)
             self._here(jobs[0])
 
     @contextmanager
@@ -364,10 +376,11 @@ class Schedule:
         step = 10 if seconds <= 120 else 60 if seconds <= 7200 else 1800
         return float(math.ceil(seconds / step) * step)
 
-    def _begin(self, course: Course) -> None:
-        """A course is taken from here on."""
+    def _begin(self, course: Course, *, fixed: bool = True) -> None:
+        """A course is taken from here on; one that is not ``fixed`` is decided anew by a call that goes on."""
         self.compared = course.first
-        self.store.set_facts({"course": course.to_json(), "ends_at": min(self.deadline.ends_at, 1e300)})
+        kept = {**course.to_json(), "budget": min(self.deadline.seconds, 1e300), "fixed": fixed}
+        self.store.set_facts({"course": kept, "ends_at": min(self.deadline.ends_at, 1e300)})
         self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
 
     def _ends_at(self, level: Level) -> float:
