@@ -247,6 +247,7 @@ def test_a_comparison_ends_with_a_report_however_slow_the_machine(
     assert "a constant prediction 0." in results["sentence"]
     assert results["data"]["warnings"][-1].startswith(f"cut to fit the budget: {said}; --budget ")
     assert said in (folder / "report.html").read_text()
+    assert results["advice"].startswith("Take more time before you choose (--budget ")
     basis = results["basis"]
     assert (basis["trials"], basis["epochs"], basis["rows"], basis["folds"], basis["whole"]) == (1, 8, 48, 1, False)
     assert (results["headline"]["p"], results["headline"]["low"]) == (None, None)

@@ -29,6 +29,9 @@ def advice(results: dict[str, Any]) -> str:
         name = winner if is_classical(results) else classical["best"]
         text = f"Use {name}, a classical learner: it scored better than the networks"
         return text + ("." if winner in (None, name) else f"; the saved winner, {winner}, is the best network.")
+    more = (results.get("basis") or {}).get("undo")
+    if more and not any(row["kind"] == "objective" and row["difference"] is not None for row in results["rows"]):
+        return f"Take more time before you choose ({more}); until then keep {baseline}{_with(saved.get('settings'))}."
     if head["verdict"] == "better" and winner not in (None, baseline):
         return f"Use {winner}{_with(saved.get('settings'))} instead of {baseline}."
     if head["verdict"] == "better":
