@@ -11,13 +11,14 @@ import pytest
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.deadline import Deadline
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.levels import Level, designs
+from steepest.comparison.design.levels import Design, Level, designs
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.read import table_from_arrays
 from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.verdict.basis import Basis, find_basis
 from steepest.comparison.work import executor, schedule
 from steepest.comparison.work.cells import CellResult
+from steepest.comparison.work.costs import Costs
 from steepest.comparison.work.schedule import Schedule
 from steepest.comparison.work.store import Store
 
@@ -192,6 +193,35 @@ def test_on_a_loaded_machine_more_time_is_kept_for_the_report(
     plan._time_others()
     assert plan.slow == pytest.approx(3.0)
     assert plan._reserve(plan.levels[0]) == pytest.approx(before + 2 * schedule.REPORT)
+
+
+def test_one_objective_beside_the_baseline_is_never_put_last(context: Context) -> None:
+    costs = Costs(context)
+    level = Level(2000, 60, 8)
+    for name, seconds in {"cross_entropy": 1.0, "a": 30.0, "b": 20.0, "c": 5.0}.items():
+        costs.timed(name, "objective", level, seconds)
+    assert costs.slow(("cross_entropy", "a", "b", "c"), level) == ("a", "b")
+    assert costs.slow(("cross_entropy", "a", "b"), level) == ("a",)
+    assert costs.slow(("cross_entropy", "a"), level) == ()
+    costs.finished("cross_entropy", "objective", level, 0.1)  # a cell tells of the baseline what others have not
+    assert costs.slow(("cross_entropy", "a", "c"), level) == ("a",)
+
+
+@pytest.mark.parametrize(("folds", "names"), [((4, 4, 1), NAMES[:2]), ((1, 1, 1), NAMES[:3]), ((5, 5, 2), NAMES[:2])])
+def test_without_a_round_of_all_a_report_rests_on_what_has_most_folds(
+    context: Context, tmp_path: Path, folds: tuple[int, ...], names: tuple[str, ...]
+) -> None:
+    three = Context(context.table, Settings(NAMES[:3], "cross_entropy", "accuracy", repeats=1))
+    level, store = Level(2000, 60, 4), Store(tmp_path)
+    for name, count in zip(NAMES, folds):
+        for fold in range(count):
+            values = {"seconds": 1.0, "score": 0.5, "inner": [0.5], "metrics": {}}
+            store.add([CellResult("objective", name, 0, fold, values, Outcome(np.zeros(1)), level.text)])
+    found = [Design(1, count, level) for count in (3, 2)]
+    basis = find_basis(three, store, found)
+    assert basis.names == names
+    assert len(basis.pairs) == folds[len(names) - 1]
+    assert basis.whole is (folds[1] == 5)
 
 
 def test_an_interrupted_call_goes_on_with_what_it_had_decided(

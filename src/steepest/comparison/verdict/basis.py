@@ -33,7 +33,8 @@ class Basis:
 
 
 def find_basis(context: Context, store: Store, designs: Sequence[Design], last: Sequence[str] = ()) -> Basis:
-    """The first design, from the largest down, with a full round for all its objectives; else with one fold.
+    """The first design, from the largest down, with a full round for all its objectives; else the level of the first
+    with one fold, and what has most folds there.
 
     Without either: the baseline alone, in the folds that it has at the highest level.
 
@@ -55,7 +56,7 @@ def find_basis(context: Context, store: Store, designs: Sequence[Design], last: 
         pairs = _shared(own, needed, folds)
         if set(first) <= set(pairs):
             return _widened(context, own, design, tuple(pairs), tuple(first))
-        if pairs and some is None:
+        if pairs and (some is None or (design.level == some.level and len(pairs) > len(some.pairs))):
             some = Basis(design.level, _complete(own, settings.objectives, pairs), tuple(pairs), whole=False)
     if some is not None:
         return some

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from math import ceil
 
@@ -94,6 +94,18 @@ class Costs:
         base = self._base.get(name) or self._guess(kind)
         scale = self._scale(level) if kind == "objective" else 1.0
         return base * self._model(kind, level) * scale
+
+    def slow(self, names: Sequence[str], level: Level) -> tuple[str, ...]:
+        """Objectives beside the first of which each costs over a third of them all, and over twice the first.
+
+        They are told by what was known before the first fold, alike for all, and one beside the first stays.
+        """
+        cost = {name: (self._base.get(name) or self._guess("objective")) * self.model(level) for name in names}
+        least = sum(cost.values()) / 3
+        dear = [name for name in names[1:] if cost[name] > max(least, 2 * cost[names[0]])]
+        if len(dear) == len(names) - 1:
+            dear.remove(min(dear, key=lambda name: cost[name]))
+        return tuple(dear)
 
     def _scale(self, level: Level) -> float:
         """What finished cells of the level took over what was expected of them."""

@@ -222,11 +222,7 @@ class Schedule:
     def _course(self, design: Design, without: bool) -> Course:
         """The course of a design; ``without`` its slow objectives, of which each is over a third of a fold."""
         names = self.context.settings.objectives[: design.objectives]
-        last: tuple[str, ...] = ()
-        if without and len(names) > 2:
-            cost = {name: self.costs.cell(name, "objective", design.level) for name in names}
-            whole = sum(cost.values())
-            last = tuple(n for n in names[1:] if cost[n] > whole / 3 and cost[n] > 2 * cost[names[0]])
+        last = self.costs.slow(names, design.level) if without else ()
         return Course(design.level, names, design.repeats, last)
 
     # ---- what is computed ----
