@@ -263,6 +263,8 @@ def test_a_comparison_ends_with_a_report_however_slow_the_machine(
     assert results["basis"]["cut"] == []
     assert results["sentence"].startswith("Choosing the objective")
     assert len(results["folds"]) == 3
+    assert command("compare", csv, *words, "--budget", "1h", "--strict")[0] == 0
+    assert "nothing is computed" in command("compare", csv, *words, "--budget", "1h", "--strict")[1]
     assert Store(folder).done == 12
 
 

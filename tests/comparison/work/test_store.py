@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steepest.comparison.design.deadline import EVER
 from steepest.comparison.design.levels import Level
 from steepest.comparison.errors import InputError
 from steepest.comparison.scores.outcome import Outcome
@@ -75,6 +76,12 @@ def test_a_cell_that_is_computed_again_is_counted(tmp_path: Path) -> None:
     store.add([cell(1, score=0.9)])
     assert sorted(store.counters()) == [1, 2]
     assert store.cells(LEVEL)["cross_entropy"][0, 1]["score"] == 0.9
+
+
+def test_a_time_without_end_is_kept_and_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.set_facts({"answered": EVER, "ends_at": EVER, "needed": EVER})
+    assert [store.fact(key) for key in ("answered", "ends_at", "needed")] == [EVER] * 3
 
 
 def test_facts_are_json_and_all_or_none(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+EVER = 1e12
+"""Seconds that no run sees the end of; a file keeps them in place of infinity."""
+
 
 class OutOfTime(Exception):  # nothing is wrong where it is raised
     """A training was interrupted: its time is over. What it did is dropped."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..design.deadline import EVER
 from ..design.levels import Level
 from ..read.images import Images
 from ..request import SERVED, Request
-from ..work.run import ANSWERED, Run
+from ..work.run import Run
 from ..work.store import Store
 from .advice import advice
 from .finished import Comparison
@@ -68,7 +69,7 @@ def publish(
         results["advice"] = advice(results)
         results = clean(results)
         store.set_facts({"sentence": results["sentence"], "results": results})
-    store.set_fact("answered", max(min(budget, ANSWERED), store.fact("answered") or 0.0))
+    store.set_fact("answered", max(min(budget, EVER), store.fact("answered") or 0.0))
     written = write_report(results, folder, missing=finished)
     if finished:
         again = f"; written again: {', '.join(path.name for path in written)}" if written else ""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import __version__
 from ..design.context import Context
-from ..design.deadline import Deadline
+from ..design.deadline import EVER, Deadline
 from ..design.jobs import Job, make_jobs
 from ..design.levels import designs, levels_of
 from ..design.plan import Plan, make_plan
@@ -28,9 +28,6 @@ from .schedule import Schedule
 from .store import Store
 from .stored import check_cells
 from .watcher import Watcher
-
-ANSWERED = 1e300
-"""The budget of a run that had no deadline."""
 
 
 class Run:
@@ -123,7 +120,7 @@ class Run:
         """
         spent = float(store.fact("seconds") or 0.0)
         self._deadline, self._working = Deadline(budget, spent, began), False
-        answered = store.fact("answered") is not None and min(budget, ANSWERED) <= store.fact("answered")
+        answered = store.fact("answered") is not None and min(budget, EVER) <= store.fact("answered")
         if not self.missing(store) or (answered and store.fact("results") is not None):
             return False
         settings = self.context.settings

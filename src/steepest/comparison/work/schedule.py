@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..design.context import Context, Pair
-from ..design.deadline import Deadline
+from ..design.deadline import EVER, Deadline
 from ..design.jobs import Job
 from ..design.levels import Design, Level, levels_of, trial_groups
 from . import timing
@@ -370,13 +370,13 @@ class Schedule:
         seconds = spent + self.deadline.elapsed + (rest + self._reserve(course.level)) / FILLED
         seconds = max(seconds, 1.2 * self.deadline.seconds)
         step = 10 if seconds <= 120 else 60 if seconds <= 7200 else 1800
-        return float(math.ceil(seconds / step) * step)
+        return min(EVER, float(math.ceil(seconds / step) * step))
 
     def _begin(self, course: Course, *, fixed: bool = True) -> None:
         """A course is taken from here on; one that is not ``fixed`` is decided anew by a call that goes on."""
         self.compared = course.first
-        kept = {**course.to_json(), "budget": min(self.deadline.seconds, 1e300), "fixed": fixed}
-        self.store.set_facts({"course": kept, "ends_at": min(self.deadline.ends_at, 1e300)})
+        kept = {**course.to_json(), "budget": min(self.deadline.seconds, EVER), "fixed": fixed}
+        self.store.set_facts({"course": kept, "ends_at": min(self.deadline.ends_at, EVER)})
         self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
 
     def _ends_at(self, level: Level) -> float:
