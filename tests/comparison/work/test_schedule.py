@@ -163,6 +163,16 @@ def test_a_slow_objective_comes_last_where_the_level_rises_without_it(
     assert set(more.names) == set(NAMES)
 
 
+def test_where_cells_are_long_a_small_table_comes_first(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.03))  # 16 s for a cell of the whole design
+    done, _ = run(context, machine, tmp_path, 1000)
+    lowest, cell = done.levels[-1], machine.cost(machine.done[0], done.levels[-1])
+    assert [(job.name, job.level) for job in machine.done[:3]] == [(name, lowest) for name in NAMES[:3]]
+    assert 3 * cell < 20
+
+
 def test_processes_start_where_that_pays(context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """None below five seconds, none for work that is done before they are there, as many as were asked for else."""
     machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))

@@ -12,7 +12,7 @@ from typing import Any
 from ..design.context import Context, Pair
 from ..design.deadline import EVER, Deadline
 from ..design.jobs import Job
-from ..design.levels import Design, Level, levels_of, trial_groups
+from ..design.levels import FEWEST_OBJECTIVES, Design, Level, levels_of, trial_groups
 from . import timing
 from .costs import Costs
 from .executor import Executor, run_until
@@ -310,7 +310,7 @@ class Schedule:
         self._time_others()
         place, course = self._decided() or self.choose()
         if self._cost(self._job(settings.baseline, self.folds[0], course.level)) > SOON:
-            self._first(lowest)
+            self._first(lowest, FEWEST_OBJECTIVES)  # a first table, soon
         pilot = self._missing(settings.objectives[:1], self.folds[:1], course.level)
         if pilot and self._fits(self._cost(pilot[0]), course.level):
             self._begin(course, fixed=False)
@@ -333,12 +333,16 @@ class Schedule:
         wall, core = self.deadline.clock() - self._clocks[0], time.process_time() - self._clocks[1]
         self.slow = min(MOST_SLOW, max(1.0, wall / core)) if core > 0.05 else 1.0
 
-    def _first(self, lowest: Level) -> None:
-        """The baseline in the first fold at the lowest level, however little time there is: an answer of some sort."""
-        jobs = self._missing(self.context.settings.objectives[:1], self.folds[:1], lowest)
-        if jobs:
-            self._begin(Course(lowest, self.context.settings.objectives[:1], 1), fixed=False)
-            self._here(jobs[0])
+    def _first(self, lowest: Level, count: int = 1) -> None:
+        """The baseline in the first fold at the lowest level, however little time there is: an answer of some sort.
+
+        Others beside it, up to ``count``, where they fit.
+        """
+        names = self.context.settings.objectives[:count]
+        for job in self._missing(names, self.folds[:1], lowest):
+            if job.name == names[0] or self._fits(self._cost(job)):
+                self._begin(Course(lowest, names, 1), fixed=False)
+                self._here(job)
 
     @contextmanager
     def _executor(self, course: Course) -> Iterator[Executor]:
