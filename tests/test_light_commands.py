@@ -76,7 +76,7 @@ REFUSED = {
     "compare wine --batch 0": "--batch: expected an integer in 1..1000000, got 0",
     "compare wine --seed=-1": "--seed: expected an integer in 0..2147483647, got -1",
     "compare wine --noise 2": "--noise: expected a share in [0, 1), got 2.0",
-    "compare wine --budget 0": "--budget: expected minutes above 0, got 0.0",
+    "compare wine --budget 0": "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got '0'",
     "compare wine --workers 0": "--workers: expected an integer in 1..256, got 0",
     "compare wine --device abacus": "--device: 'abacus' is not here; use cpu",
     "compare wine --split pool": "--split and --pool are for images that carry their own test part",
@@ -254,7 +254,7 @@ def test_the_units_of_a_plan_are_defined_once():
     page = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text(encoding="utf-8")
     section = page.split("\n## The units of a plan\n")[1].split("\n## ")[0]
     definitions = dict(re.findall(r"^(\w+)\n:   (.+)\.$", section, re.MULTILINE))
-    assert list(definitions) == ["Training", "Cell", "Job"]
+    assert list(definitions) == ["Training", "Cell", "Level", "Round", "Look"]
     helped = " ".join((compare_command.__doc__ or "").split())
     for noun, text in definitions.items():
         assert f"{noun}: {text}." in helped

@@ -222,7 +222,7 @@ for name, kind in LEARNERS.items():
 
 WITHOUT_ARRAYS = {
     "statistics.holdout_interval", "statistics.proportions_test", "statistics.point_632", "statistics.point_632_plus",
-    "statistics.power_message", "metrics.find_metric", "metrics.multitask_metrics",
+    "statistics.power_message", "statistics.next_look", "metrics.find_metric", "metrics.multitask_metrics",
     "baselines.baseline_ladder", "baselines.classical_learners",
 }  # fmt: skip
 

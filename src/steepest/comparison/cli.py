@@ -203,7 +203,10 @@ def compare_command(
     same command goes on where it stopped, and a larger budget buys the difference.
 
     Training: one network fitted once, a trial on an inner split or a refit on a whole training part. Cell: one
-    objective or classical learner in one outer fold at one size, with all its trainings; a finished cell is kept.
+    objective or classical learner in one outer fold at one level, with all its trainings; a finished cell is kept.
+    Level: how large a cell is: training rows, epochs and trials at most. A report rests on cells of one level. Round:
+    all outer folds of one repeat. Look: a report on more cells than the last one; each is tested at half the level of
+    the one before.
 
     Examples:
 

@@ -56,14 +56,15 @@ def _gives_probabilities(model: ObjectiveClassifier) -> bool:
 class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
     """A small network that goes down a classification objective, as a scikit-learn classifier.
 
-    The objective is made from the facts of the training rows (:meth:`Objective.from_task`) and brings its own output
-    layer; AdamW trains both. Rows of weight zero are left out before anything is drawn. With ``batch_size`` of at
-    least the number of rows, integer weights equal repeated rows up to rounding; with smaller batches they don't,
-    because batches are drawn by row, nor for objectives made of class counts (``ldam``), because those count rows.
+    The objective is made from the facts of the training rows (:meth:`~steepest.core.objective.Objective.from_task`)
+    and brings its own output layer; AdamW trains both. Rows of weight zero are left out before anything is drawn. With
+    ``batch_size`` of at least the number of rows, integer weights equal repeated rows up to rounding; with smaller
+    batches they don't, because batches are drawn by row, nor for objectives made of class counts (``ldam``), because
+    those count rows.
 
     Args:
-        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class; None is
-            cross-entropy.
+        objective: a name of ``steepest systems``, ``"module:Class"``, or a class of
+            :class:`~steepest.core.objective.Objective`; None is cross-entropy.
         objective_params: hyper-parameters of the objective, by name.
         model: ``"mlp"``, ``"residual"``, ``"module:function"``, or a function from the number of features to a module
             ``[B, features] -> [B, any width]``.
@@ -185,8 +186,8 @@ class ObjectiveRegressor(RegressorMixin, ObjectiveEstimator):
     an objective's hyper-parameters (the ``delta`` of Huber's loss) are in deviations of the target.
 
     Args:
-        objective: a name of ``steepest systems``, ``"module:Class"``, or an :class:`Objective` class; None is the
-            squared error.
+        objective: a name of ``steepest systems``, ``"module:Class"``, or a class of
+            :class:`~steepest.core.objective.Objective`; None is the squared error.
 
     The other parameters, and the attributes but ``classes_``, are those of :class:`ObjectiveClassifier`.
 

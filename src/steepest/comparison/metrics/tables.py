@@ -164,8 +164,9 @@ def evaluate(
         task: "binary", "multiclass" or "regression".
         num_classes: C; not used in regression.
         weights: [N] row weights, or None.
-        threshold: on the binary decision, from :func:`tune_threshold` on other rows; gives ``macro_f1_tuned``.
-        temperature: from :func:`fit_temperature` on other rows; gives ``ece_calibrated``.
+        threshold: on the binary decision, from :func:`~steepest.comparison.scores.tune_threshold` on other rows; gives
+            ``macro_f1_tuned``.
+        temperature: from :func:`~steepest.comparison.scores.fit_temperature` on other rows; gives ``ece_calibrated``.
 
     Returns:
         Name to value. F1, precision and recall are of class 1 in a binary task, else means over the classes in y or

@@ -120,7 +120,7 @@ class Filling:
         ...     filling.add("cross_entropy", (0, fold), 0.88)
         ...     filling.add("ldr", (0, fold), score)
         >>> filling.line()
-        'best so far: ldr, +0.0350 ± 0.4672 to cross_entropy (interim 97.5%), 2 of 5 folds'
+        'best so far: ldr, +0.0350 ± 0.4676 to cross_entropy (interim 97.5%), 2 of 5 folds'
         """
         best = self.best()
         if best is None:
