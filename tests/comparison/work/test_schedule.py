@@ -145,6 +145,7 @@ def test_more_budget_goes_on_and_computes_no_cell_twice(
     assert reached[-1] == (2000, 60, 8, 15)
     cells = [(job.name, job.cells, job.level) for job in machine.done]
     assert len(cells) == len(set(cells))
+    assert {job.groups for job in machine.done if job.level == basis.level} == {(4, 8)}  # as a lower level parts them
     at_once = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.01))
     _, whole = run(context, at_once, tmp_path / "at once", 1000.0)
     assert whole == basis
