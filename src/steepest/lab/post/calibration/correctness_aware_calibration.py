@@ -48,7 +48,7 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import PILOTS, best_setting, check_sane
 
-SEEDS = 5
+SEEDS = 8
 EPOCHS = 1500
 SANITY = 90.0
 SHIFTED = ("turned", "noisy")
