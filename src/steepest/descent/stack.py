@@ -270,7 +270,8 @@ class StackedObjective(Objective):
     def _cut(self, values: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
         """``[M, ...]`` of the models, group by group."""
         ordered = values if self._in_order else values.index_select(0, self._order.to(values.device))
-        return ordered.split(sizes)
+        pieces: tuple[Tensor, ...] = ordered.split(sizes)
+        return pieces
 
     def _losses(self, group: list[int], outputs: Tensor, target: Tensor, named: dict[str, Tensor]) -> Tensor:
         """Losses of the models of a group, from what is theirs."""

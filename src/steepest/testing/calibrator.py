@@ -36,7 +36,7 @@ def _fitted(cls: type[Calibrator]) -> list[Calibrator]:
 
 def fitted(cls: type[Calibrator]) -> list[Calibrator]:
     """A copy of each instance, fitted on ``logits_of()``."""
-    return copy.deepcopy(_fitted(cls))
+    return copy.deepcopy(_fitted(cls))  # type: ignore[arg-type]
 
 
 def check_declaration(cls: type[Calibrator]) -> None:
