@@ -214,6 +214,7 @@ def test_one_objective_beside_the_baseline_is_never_put_last(context: Context) -
     assert costs.slow(("cross_entropy", "a", "b", "c"), level) == ("a", "b")
     assert costs.slow(("cross_entropy", "a", "b"), level) == ("a",)
     assert costs.slow(("cross_entropy", "a"), level) == ()
+    assert costs.slow(("cross_entropy",), level) == ()
     costs.finished("cross_entropy", "objective", level, 0.1)  # a cell tells of the baseline what others have not
     assert costs.slow(("cross_entropy", "a", "c"), level) == ("a",)
 

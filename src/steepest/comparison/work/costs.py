@@ -103,7 +103,7 @@ class Costs:
         cost = {name: (self._base.get(name) or self._guess("objective")) * self.model(level) for name in names}
         least = sum(cost.values()) / 3
         dear = [name for name in names[1:] if cost[name] > max(least, 2 * cost[names[0]])]
-        if len(dear) == len(names) - 1:
+        if dear and len(dear) == len(names) - 1:
             dear.remove(min(dear, key=lambda name: cost[name]))
         return tuple(dear)
 

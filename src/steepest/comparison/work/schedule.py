@@ -209,13 +209,13 @@ class Schedule:
 
     def _decided(self) -> tuple[int, Course] | None:
         """What an interrupted call of this budget had decided, and its place among the designs."""
-        kept = self.store.fact("course")
-        if kept is None or not kept["fixed"] or kept["budget"] != self.deadline.seconds:
+        decided = self.store.fact("course")
+        if decided is None or not decided["fixed"] or decided["budget"] != self.deadline.seconds:
             return None
         for place, design in enumerate(self.designs):
             names = self.context.settings.objectives[: design.objectives]
-            last = tuple(name for name in names[1:] if name in kept["last"])
-            if design.level.text == kept["level"] and list(names) == kept["objectives"]:
+            last = tuple(name for name in names[1:] if name in decided["last"])
+            if design.level.text == decided["level"] and list(names) == decided["objectives"]:
                 return place, Course(design.level, names, design.repeats, last)
         return None
 
@@ -379,8 +379,8 @@ class Schedule:
     def _begin(self, course: Course, *, fixed: bool = True) -> None:
         """A course is taken from here on; one that is not ``fixed`` is decided anew by a call that goes on."""
         self.compared = course.first
-        kept = {**course.to_json(), "budget": min(self.deadline.seconds, EVER), "fixed": fixed}
-        self.store.set_facts({"course": kept, "ends_at": min(self.deadline.ends_at, EVER)})
+        decided = {**course.to_json(), "budget": min(self.deadline.seconds, EVER), "fixed": fixed}
+        self.store.set_facts({"course": decided, "ends_at": min(self.deadline.ends_at, EVER)})
         self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
 
     def _ends_at(self, level: Level) -> float:
