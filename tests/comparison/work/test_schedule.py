@@ -251,13 +251,15 @@ def test_an_interrupted_call_goes_on_with_what_it_had_decided(
         patch.setattr(Silent, "finished", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(context, hurt, tmp_path / "hurt", 200.0)
-    hurt.speed = dict.fromkeys(NAMES, 0.001)  # by now a larger design would fit
-    _, after = run(context, hurt, tmp_path / "hurt", 200.0, hurt.now)
+    with monkeypatch.context() as patch:  # what others took by now decides nothing anew
+        patch.setattr(Schedule, "choose", lambda *_: pytest.fail("chosen anew"))
+        _, after = run(context, hurt, tmp_path / "hurt", 200.0, hurt.now)
     assert after.level == basis.level
     assert after.names == basis.names
     cells = [(job.name, job.cells, job.level) for job in hurt.done]
     assert len(cells) == len(set(cells))
-    _, more = run(context, hurt, tmp_path / "hurt", 400.0, hurt.now)
+    hurt.speed = dict.fromkeys(NAMES, 0.001)
+    _, more = run(context, hurt, tmp_path / "hurt", 2000.0, hurt.now)
     assert more.level.trials == 8  # another budget decides anew
 
 
