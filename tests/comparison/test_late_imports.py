@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
+import time
 from pathlib import Path
+
+import pytest
+
+from steepest.comparison import api
+from steepest.comparison.cli import compare_command
+from steepest.core.lazy import import_late, late
 
 SOURCE = Path(__file__).parents[2] / "src" / "steepest"
 LATE = {"jinja2", "matplotlib", "pandas", "pyarrow", "scipy", "sklearn", "skops"}
@@ -26,3 +34,29 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
     early = {file.relative_to(SOURCE).as_posix(): imported_at_once(file) & LATE for file in files}
     assert len(files) > 100
     assert {name: packages for name, packages in early.items() if packages} == {}
+
+
+def test_what_was_put_off_can_be_imported_at_once() -> None:
+    name = "wsgiref.headers"
+    sys.modules.pop(name, None)
+    headers = late(name)
+    assert name not in sys.modules
+    import_late()
+    assert name in sys.modules
+    assert headers.Headers([("a", "b")])["a"] == "b"
+
+
+def test_no_import_is_counted_by_the_clock_of_a_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    imported, clocks = [], []
+    monkeypatch.setattr(api, "import_all", lambda: imported.append(time.time()))
+    monkeypatch.setattr(api, "prepare", lambda request: (None, []))
+
+    def execute(*arguments: object) -> None:
+        clocks.append(arguments[-1])
+
+    monkeypatch.setattr(api, "execute", execute)
+    compare_command(["wine"], out=tmp_path)
+    with pytest.raises(AssertionError):  # nothing came back
+        api.compare("wine")
+    assert len(imported) == len(clocks) == 2
+    assert all(clock >= done for clock, done in zip(clocks, imported))

@@ -295,9 +295,10 @@ def compare_command(
         sys.stdout.flush()
 
     before = clock()
-    from .api import OverBudget, execute, prepare
+    from .api import OverBudget, execute, import_all, prepare
     from .report.terminal import Terminal
 
+    import_all()
     began = clock()
 
     prepared = [prepare(request) for request in requests]  # every file is read before the first training

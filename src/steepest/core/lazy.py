@@ -41,10 +41,20 @@ class _Late:
         return getattr(importlib.import_module(self.__name__), name)
 
 
+_PUT_OFF: set[str] = set()
+
+
 def late(name: str) -> Any:
     """The module ``name``, imported at first use: what a command needs at its end should not hold up its start.
 
     >>> late("statistics").mean([1, 3])
     2
     """
+    _PUT_OFF.add(name)
     return _Late(name)
+
+
+def import_late() -> None:
+    """Import every module that :func:`late` has put off, for who measures what comes after."""
+    for name in sorted(_PUT_OFF):
+        importlib.import_module(name)
