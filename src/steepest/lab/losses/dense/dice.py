@@ -33,7 +33,7 @@ from ...settings import best_setting, check_sane
 
 EVENTS, BINS, FRAMES = 10, 64, 30
 THRESHOLDS = torch.linspace(0.05, 0.95, 19)
-STEPS, SEEDS = 500, 6
+STEPS, SEEDS = 500, 8
 STARTS = ("default", "log odds")
 GRID = (3e-3, 1e-2, 3e-2)
 SETTINGS = {
