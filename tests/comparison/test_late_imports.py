@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_heavy_packages_are_imported_where_they_are_used() -> None:
     early = {file.relative_to(SOURCE).as_posix(): imported_at_once(file) & LATE for file in files}
     assert len(files) > 100
     assert {name: packages for name, packages in early.items() if packages} == {}
+
+
+def test_importing_a_comparison_imports_none_of_them() -> None:
+    """Statements are not all: a module that makes an array of Arrow at once has imported it."""
+    code = "import sys, steepest.comparison.api; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not LATE & set(loaded)
 
 
 def test_what_was_put_off_can_be_imported_at_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -47,11 +48,6 @@ MISSING_IN_NUMBERS = frozenset(
     ]
 )
 """In a column that else holds numbers these words, in any case, say that there is none."""
-
-_SPELLED = pa.array(
-    sorted({spelled(word) for word in MISSING_IN_NUMBERS for spelled in (str, str.upper, str.title)} | {"NaN"})
-)
-"""Those words as they are mostly written."""
 
 _EXPONENT = r"(?:[eE][+-]?\d+)?"
 PLAIN = rf"^(?:[+-]?(?:\d+\.?\d*|\.\d+){_EXPONENT}|[+-]?(?i:inf|infinity))$"
@@ -209,9 +205,16 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
     return found
 
 
+@cache
+def _spelled() -> pa.Array:
+    """The words for missing as they are mostly written."""
+    spellings = (str, str.upper, str.title)
+    return pa.array(sorted({spelling(word) for word in MISSING_IN_NUMBERS for spelling in spellings} | {"NaN"}))
+
+
 def _cast_at_once(cells: pa.Array, counts: np.ndarray) -> Numbers | None:
     """The same where every cell is a plain number or a usual spelling of a word for missing, else None."""
-    gone = true(pc.is_in(cells, value_set=_SPELLED))
+    gone = true(pc.is_in(cells, value_set=_spelled()))
     valid = true(pc.is_valid(cells))
     try:
         values = _cast(pc.if_else(pa.array(gone), pa.scalar(None, pa.string()), cells))
