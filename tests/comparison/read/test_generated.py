@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from steepest.comparison.errors import InputError
-from steepest.comparison.read import load_table
+from steepest.comparison.read import load_table, whole
 
 SEPARATORS = (",", ";", "\t", "|", " ")
 ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-be")
@@ -239,12 +239,18 @@ def wrong(numbers: range, folder: Path) -> dict[int, list[str]]:
     return {number: lines for number, lines in found.items() if lines}
 
 
-def test_some_made_up_tables_come_back_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shortest", [whole.SHORTEST, 0], ids=["in blocks", "as a whole"])
+def test_some_made_up_tables_come_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int) -> None:
+    monkeypatch.setattr(whole, "SHORTEST", shortest)
     assert wrong(range(100), tmp_path) == {}
 
 
 @pytest.mark.slow
-def test_two_thousand_made_up_tables_come_back_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shortest", [whole.SHORTEST, 0], ids=["in blocks", "as a whole"])
+def test_two_thousand_made_up_tables_come_back_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int
+) -> None:
+    monkeypatch.setattr(whole, "SHORTEST", shortest)
     found = wrong(range(2000), tmp_path)
     print(f"\n{2000 - len(found)} of 2,000 tables came back exactly")
     assert found == {}

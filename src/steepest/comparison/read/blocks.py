@@ -48,6 +48,21 @@ class Layout:
     longest: int
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """What the columns hold, as far as lines from all over a file say.
+
+    Attributes:
+        numeric: positions of columns that look like numbers throughout, and not like codes.
+        repeated: of columns with few distinct cells.
+        wordy: of columns with a word that is neither a number nor true or false.
+    """
+
+    numeric: frozenset[int]
+    repeated: frozenset[int]
+    wordy: frozenset[int]
+
+
 def read_blocks(
     stream: BinaryIO,
     layout: Layout,

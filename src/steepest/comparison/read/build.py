@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ def build(
             "only one column was found; --separator names the sign between cells where it is no comma, tab, semicolon, "
             "pipe or blank"
         )
+    digest = raw.start_digest()
     merge_same_names(raw)
     drop_empty_rows(raw)
     goals = goal_columns(target, raw.names)
@@ -88,8 +89,14 @@ def build(
     warned += features.warnings
     from .leaks import find_copies, find_leaks_of  # slow to import
 
-    warned += find_copies(features.frame, made.values)
-    warned += find_leaks_of(features.frame, made.values, made.task, parts)
+    searches: tuple[Callable[[], list[str]], ...] = (
+        lambda: find_copies(features.frame, made.values),
+        lambda: find_leaks_of(features.frame, made.values, made.task, parts),
+    )
+    for lines in (
+        side_by_side(lambda search: search(), searches) if len(made.values) >= LONG else (s() for s in searches)
+    ):
+        warned += lines
     if group is None and time is None:
         free = [(raw.names[i], columns[i]) for i in sorted({*rest, *dropped})]
         warned += group_hint(free, len(columns[goals[0]]))
@@ -109,7 +116,7 @@ def build(
         "weights": values["weight"],
         "decisions": (features.summary(target_name), *decisions),
         "warnings": tuple(warned),
-        "sha256": raw.sha256,
+        "sha256": digest(),
         "parts": parts,
     }
 

@@ -13,13 +13,14 @@ from typing import BinaryIO
 
 from ...core.lazy import late
 from ..errors import InputError
-from .blocks import IrregularError, Layout, NotANumber, read_blocks, read_lines
+from .blocks import IrregularError, Kinds, Layout, NotANumber, read_blocks, read_lines
 from .frames import from_frame
 from .numbers import is_plain
 from .options import ReadOptions
 from .raw import Column, RawTable, Text, true
 from .sniff import NAMES, Shape, reader, sniff, to_utf8
 from .source import excel, open_file, parquet, refuse_other_bytes, unpacked
+from .whole import Hashing, read_whole, takes_whole
 from .wording import count, show
 
 pd = late("pandas")
@@ -28,10 +29,11 @@ pc = late("pyarrow.compute")
 
 Exact = Callable[[list[str]], Collection[int]]
 _HEAD = 1 << 18
-_PLACES, _LOOK, _RETRIES = 64, 1 << 13, 3
+_PLACES, _LOOK, _RETRIES = 64, 1 << 12, 3
 _BINARY = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PAR1", b"\xd0\xcf\x11\xe0", b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 _CODE = r"^0\d\d+$"
+_TRUTH = r"(?i)^(true|false)$"
 _SURE_COMMA = re.compile(r"[+-]?(?:\d+,(?:\d{1,2}|\d{4,})|\d{1,3}(?:\.\d{3})+,\d+|0,\d+)")
 _SURE_POINT = re.compile(r"[+-]?(?:\d*\.(?:\d{1,2}|\d{4,})|\d{1,3}(?:,\d{3})+\.\d+|0\.\d+)")
 
@@ -56,7 +58,7 @@ def read_file(path: str | Path, options: ReadOptions | None = None, exact: Exact
         refuse_other_bytes(start, name)
         if not start.startswith(_BINARY) and options.encoding is None:
             stream.seek(0)
-            raw = _streamed(stream, name, options, exact)
+            raw = _streamed(stream, name, options, exact, path)
             if raw is not None:
                 return raw
         stream.seek(0)
@@ -82,8 +84,10 @@ def _of_frame(frame: pd.DataFrame, what: str, sha256: str) -> RawTable:
     return raw
 
 
-def _streamed(stream: BinaryIO, name: str, options: ReadOptions, exact: Exact) -> RawTable | None:
-    """A table of UTF-8 text that is regular; None where it is not."""
+def _streamed(
+    stream: BinaryIO, name: str, options: ReadOptions, exact: Exact, path: Path | None = None
+) -> RawTable | None:
+    """A table of UTF-8 text that is regular; None where it is not; ``path``: of the file, where it is one."""
     digest = hashlib.sha256()
     size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
@@ -106,16 +110,23 @@ def _streamed(stream: BinaryIO, name: str, options: ReadOptions, exact: Exact) -
     end = b"\n" if b"\n" in head or b"\r" not in head else b"\r"
     longest = max((sum(map(len, row)) + len(row) for row in shape.rows), default=0)
     layout = Layout(shape.separator, end, len(names), longest)
-    numeric, repeated = _kinds(stream, offset, size, shape, layout)
-    numeric -= set(exact(names))
     comma = _comma(shape)
+    words = set(exact(names))
     if comma == "certain":
-        numeric = {i for i in numeric if not any("." in row[i] for row in shape.rows)}
+        words |= {i for i in range(len(names)) if any("." in row[i] for row in shape.rows)}
+    kinds = _kinds(stream, offset, size, shape, layout, words)
+    if path is not None and takes_whole(size, layout):
+        try:
+            columns, hashing = read_whole(path, offset, shape.skipped + shape.lines, layout, kinds)
+            return _table(columns, shape, names, comma, 0, name, hashing)
+        except IrregularError:
+            pass  # blocks tell in which column a word is
+    numeric = set(kinds.numeric)
     for retry in range(_RETRIES + 1):
         digest = hashlib.sha256(head[:offset])
         stream.seek(offset)
         try:
-            columns = read_blocks(stream, layout, numeric, repeated - numeric, size - offset, digest.update)
+            columns = read_blocks(stream, layout, numeric, kinds.repeated - numeric, size - offset, digest.update)
         except NotANumber as error:
             numeric = numeric - {error.args[0]} if retry < _RETRIES - 1 else set()
             continue
@@ -135,7 +146,13 @@ def _irregular(data: bytes, name: str, options: ReadOptions) -> RawTable:
 
 
 def _table(
-    columns: list[Column], shape: Shape, names: list[str], comma: str, comments: int, name: str, sha256: str
+    columns: list[Column],
+    shape: Shape,
+    names: list[str],
+    comma: str,
+    comments: int,
+    name: str,
+    sha256: str | Hashing,
 ) -> RawTable:
     if not len(columns[0]):
         raise InputError(f"{name} has a header and no rows")
@@ -197,10 +214,12 @@ def _offset(data: bytes, lines: int) -> int:
     return next(islice(ends, lines - 1, None), len(data)) if lines else 0
 
 
-def _kinds(stream: BinaryIO, offset: int, size: int, shape: Shape, layout: Layout) -> tuple[set[int], set[int]]:
-    """Columns whose cells look like numbers, and not like codes, and those of few words that occur again and again.
+def _kinds(stream: BinaryIO, offset: int, size: int, shape: Shape, layout: Layout, words: Collection[int]) -> Kinds:
+    """What the columns hold; a small file is looked at whole, another at places all over it.
 
-    A small file is looked at whole, another at places all over it.
+    Args:
+        stream, offset, size, shape, layout: the text, and how its rows are cut.
+        words: positions of columns that are not to be read as numbers, whatever they hold.
     """
     step = (size - offset) // _PLACES
     if step <= _LOOK:
@@ -212,17 +231,19 @@ def _kinds(stream: BinaryIO, offset: int, size: int, shape: Shape, layout: Layou
         stream.seek(offset + start)
         some = stream.read(length).splitlines(keepends=True)
         lines += some[1 if start else 0 : -1 if length < size else None]
-    numeric, repeated = set(), set()
+    numeric, repeated, wordy = set(), set(), set()
     for i, cells in enumerate(_columns_of(lines, shape, layout)):
-        filled = pc.drop_null(cells)
-        words = len(pc.unique(filled))
-        if not words:
+        distinct = pc.unique(pc.drop_null(cells))
+        if not len(distinct):
             continue
-        if is_plain(filled).all() and not true(pc.match_substring_regex(filled, _CODE)).any():
+        plain = is_plain(distinct)
+        if i not in words and plain.all() and not true(pc.match_substring_regex(distinct, _CODE)).any():
             numeric.add(i)
-        if 4 * words <= len(filled):
+        if 4 * len(distinct) <= len(cells) - cells.null_count:
             repeated.add(i)
-    return numeric, repeated
+        if not (plain | true(pc.match_substring_regex(distinct, _TRUTH))).all():
+            wordy.add(i)
+    return Kinds(frozenset(numeric), frozenset(repeated), frozenset(wordy))
 
 
 def _columns_of(lines: list[bytes], shape: Shape, layout: Layout) -> list[pa.Array]:

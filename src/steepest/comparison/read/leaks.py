@@ -26,6 +26,7 @@ LIMIT = 0.99
 MIN_ROWS = 30
 _BINS, _ROWS_A_BIN, _RARE = 64, 8, 30
 _ROWS_AT_ONCE = 1 << 15
+_TELLING, _LOOK = 3, 1000
 _FEW_CLASSES = 8
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))
 _MEASURE = {"binary": "AUROC", "multiclass": "balanced accuracy", "regression": "R2"}
@@ -63,16 +64,16 @@ def find_label_leaks(frame: pd.DataFrame, target: np.ndarray, names: Sequence[st
     rows = np.flatnonzero(chosen)
     y = target[rows]
     folds = list(model_selection.KFold(3, shuffle=True, random_state=0).split(y))
-    found = []
+    warned = []
     for feature in frame.columns:
         codes = _codes(frame[feature].iloc[rows])
         scores = np.mean([_label_scores(codes[fit], y[fit], codes[test], y[test]) for fit, test in folds], axis=0)
-        found += [
+        warned += [
             f"likely leak: {show(feature)} alone predicts the label {show(names[label])} (AUROC {scores[label]:.3f}); "
             "drop it if it is known only after the target"
             for label in np.flatnonzero(scores > LIMIT)
         ]
-    return found
+    return warned
 
 
 def _codes(column: pd.Series) -> np.ndarray:
@@ -115,39 +116,26 @@ def find_leaks(frame: pd.DataFrame, target: np.ndarray, task: str, what: str = "
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes thinner than the folds
         folds = list(splitter(3, shuffle=True, random_state=0).split(np.zeros(len(y)), y))
-    found = []
+    warned = []
     for name in frame.columns:
         score = _alone(_values(frame[name].iloc[rows]), y, task, folds)
         if score > LIMIT:
-            found.append(
+            warned.append(
                 f"likely leak: {show(name)} alone predicts {what} ({_MEASURE[task]} {score:.3f}); "
                 "drop it if it is known only after the target"
             )
-    return found
+    return warned
 
 
 def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
     """A warning with the number of rows that equal an earlier one, target included."""
     goals = np.atleast_2d(np.asarray(target).T)
-    columns = [*(_plain(frame[name]) for name in frame.columns), *goals]
-    digest = np.zeros(len(target), dtype=np.uint64)
-
-    def mix(start: int) -> None:
-        part = digest[start : start + _ROWS_AT_ONCE]
-        for column in columns:
-            cells = column[start : start + _ROWS_AT_ONCE] + column.dtype.type(0)  # one zero, not two
-            part *= _MIX[0]
-            part += cells.view(np.uint64) * _MIX[1]
-            part ^= part >> np.uint64(29)
-
-    deque(side_by_side(mix, range(0, len(digest), _ROWS_AT_ONCE)), 0)
-    ordered = np.sort(digest)
-    if not (ordered[1:] == ordered[:-1]).any():
+    rows = _alike([*(_plain(frame[name]) for name in frame.columns), *goals])
+    if not len(rows):
         return []
-    alike = pd.Series(digest).duplicated(keep=False).to_numpy()  # a few pairs may differ all the same
-    both = frame[alike].set_axis(range(frame.shape[1]), axis=1)
+    both = frame.iloc[rows].set_axis(range(frame.shape[1]), axis=1)  # a few pairs may differ all the same
     for i, column in enumerate(goals):
-        both[frame.shape[1] + i] = column[alike]
+        both[frame.shape[1] + i] = column[rows]
     copies = int(both.duplicated().sum())
     if not copies:
         return []
@@ -155,6 +143,39 @@ def find_copies(frame: pd.DataFrame, target: np.ndarray) -> list[str]:
     return [
         f"{count(copies, 'row')} {verb} an earlier one (features and target): copies may fall on both sides of a split"
     ]
+
+
+def _alike(columns: list[np.ndarray]) -> np.ndarray:
+    """Positions of rows that have the digest of another row; those that equal another row are among them.
+
+    A few columns that tell rows apart best come first: often no two rows are alike in these, and the others need not be
+    looked at.
+    """
+    columns = sorted(columns, key=lambda column: -len(np.unique(column[:_LOOK])))
+    rows = np.arange(len(columns[0]))
+    digest = np.zeros(len(rows), dtype=np.uint64)
+    for some in (columns[:_TELLING], columns[_TELLING:]):
+        _mix(digest, [column if len(rows) == len(column) else column[rows] for column in some])
+        ordered = np.sort(digest)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return rows[:0]
+        alike = pd.Series(digest).duplicated(keep=False).to_numpy()
+        rows, digest = rows[alike], digest[alike]
+    return rows
+
+
+def _mix(digest: np.ndarray, columns: Sequence[np.ndarray]) -> None:
+    """Mix the cells of some columns into the digest of each row."""
+
+    def mix(start: int) -> None:
+        block = digest[start : start + _ROWS_AT_ONCE]
+        for column in columns:
+            cells = column[start : start + _ROWS_AT_ONCE] + column.dtype.type(0)  # one zero, not two
+            block *= _MIX[0]
+            block += cells.view(np.uint64) * _MIX[1]
+            block ^= block >> np.uint64(29)
+
+    deque(side_by_side(mix, range(0, len(digest), _ROWS_AT_ONCE)), 0)
 
 
 def _plain(column: pd.Series) -> np.ndarray:

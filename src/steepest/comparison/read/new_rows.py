@@ -114,7 +114,7 @@ def load_like(source: str | Path, table: Table) -> Table:
         weights=None,
         decisions=(*raw.decisions, f"columns, target and classes as in {table.name}"),
         warnings=tuple(warned),
-        sha256=raw.sha256,
+        sha256=raw.start_digest()(),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -166,6 +166,14 @@ def missing_cells(column: Column) -> np.ndarray:
     return np.isnan(column) if column.dtype.kind == "f" else np.zeros(len(column), dtype=bool)
 
 
+class Hash(Protocol):
+    """Who computes a hash, once started; ``hexdigest`` waits for it."""
+
+    def start(self) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 @dataclass
 class RawTable:
     """Columns as read, before any is interpreted or dropped.
@@ -174,7 +182,7 @@ class RawTable:
         names: a name a column; ``c1 .. cN`` without a header.
         columns: ``[rows]`` each.
         header: whether the names were given.
-        sha256: of the data read.
+        sha256: of the data read, or who computes it.
         comma: whether a comma in a number is a decimal comma: ``"no"``, ``"likely"`` or ``"certain"``; it decides where
             the cells of a column don't.
         arrays: whether it came from arrays in memory.
@@ -185,7 +193,7 @@ class RawTable:
     names: list[str]
     columns: list[Column]
     header: bool
-    sha256: str
+    sha256: str | Hash
     comma: str = "no"
     arrays: bool = False
     decisions: list[str] = field(default_factory=list)
@@ -195,6 +203,13 @@ class RawTable:
     @property
     def rows(self) -> int:
         return len(self.columns[0])
+
+    def start_digest(self) -> Callable[[], str]:
+        """Begin with the SHA-256 of the data read; what is returned waits for it."""
+        if isinstance(self.sha256, str):
+            return str(self.sha256).__str__
+        self.sha256.start()
+        return self.sha256.hexdigest
 
     def find(self, name: object, option: str) -> int:
         """The position of a column by name, or by its number as text (1 is the first, -1 the last)."""
