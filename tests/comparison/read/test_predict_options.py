@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from steepest import Preprocessor
 from steepest.comparison import Winner
 
 Command = Callable[..., tuple[int, str, str]]
@@ -52,3 +53,14 @@ def test_predicted_rows_are_read_as_the_training_rows_were(command: Command, tmp
     assert command("predict", "last", "data.txt", *FILE[:2], *FILE[4:])[0] == 2  # no separator: one column
     assert command("predict", "last", "data.txt", *FILE[:4])[1].count("\n") == 1 + 61  # the header is taken for a row
     assert "is not UTF-8" in command("predict", "last", "data.txt", *FILE[2:])[2]
+
+
+def test_day_first_is_kept_where_no_training_date_needed_it() -> None:
+    learnt = pd.DataFrame({"when": ["2024-01-05", "2024-03-20", "2024-07-01", "2024-11-30"] * 5})
+    new = pd.DataFrame({"when": ["03/04/2024"] * 20})
+    day, month = pd.DataFrame({"when": ["2024-04-03"] * 20}), pd.DataFrame({"when": ["2024-03-04"] * 20})
+    for dayfirst, wanted in ((True, day), (False, month), (None, month)):
+        fitted = Preprocessor(dayfirst=dayfirst).fit(learnt)
+        again = Preprocessor.from_json(json.loads(json.dumps(fitted.to_json())))
+        for preprocessor in (fitted, again):
+            np.testing.assert_array_equal(preprocessor.transform(new), preprocessor.transform(wanted))

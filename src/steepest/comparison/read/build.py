@@ -93,9 +93,8 @@ def build(
         lambda: find_copies(features.frame, made.values),
         lambda: find_leaks_of(features.frame, made.values, made.task, parts),
     )
-    for lines in (
-        side_by_side(lambda search: search(), searches) if len(made.values) >= LONG else (s() for s in searches)
-    ):
+    several = side_by_side if len(made.values) >= LONG else map
+    for lines in several(lambda search: search(), searches):
         warned += lines
     if group is None and time is None:
         free = [(raw.names[i], columns[i]) for i in sorted({*rest, *dropped})]

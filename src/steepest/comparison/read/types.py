@@ -32,7 +32,7 @@ class ColumnType:
     Attributes:
         kind: ``"number"``, ``"category"``, ``"date"`` or ``"text"``.
         decimal: of numbers in text: ``"."`` or ``","``.
-        dayfirst: of dates in text: whether 03/04/2024 is 3 April; None where no date was written so.
+        dayfirst: of dates in text: whether 03/04/2024 is 3 April; None where no date was written so and nobody said.
     """
 
     kind: str
@@ -93,7 +93,7 @@ def infer(column: Column, name: str, options: ReadOptions, comma: str = "no") ->
     if not column.declared and code is None and _may_be_dates(text):
         dates = read_dates(text, options.dayfirst)
         if dates.cells and _few(dates.others, dates.cells):
-            return _date(name, dates)
+            return _date(name, dates, options.dayfirst)
     kind = "text" if not column.declared and is_many_valued(text) else "category"
     return Typed(text, ColumnType(kind), warnings=warnings)
 
@@ -148,7 +148,7 @@ def convert(
             raise InputError(f"column {show(name)} has dates with the {order} first, unlike the rows it was learnt on")
         if strict and not _few(dates.others, dates.cells):
             raise _stranger(column, name, dates.words, "a date")
-        found = _date(name, dates)
+        found = _date(name, dates, type.dayfirst)
         return Typed(found.values, found.type if type.dayfirst is None else type, found.notes, found.warnings)
     text = labels(column)
     return Typed(Text(text.without(missing).cells, text.declared), ColumnType(type.kind))
@@ -244,8 +244,10 @@ def _reading(cell: str, decimal: str) -> float:
     return float(read_numbers(Text.of([cell]), "certain" if decimal == "," else "no").values[0])
 
 
-def _date(name: str, dates: Dates) -> Typed:
-    found = Typed(dates.values, ColumnType("date", dayfirst=dates.dayfirst))
+def _date(name: str, dates: Dates, dayfirst: bool | None) -> Typed:
+    """Dates; ``dayfirst`` was said of those that later rows may bring, where none of these needed it."""
+    own = dayfirst if dates.dayfirst is None else dates.dayfirst
+    found = Typed(dates.values, ColumnType("date", dayfirst=own))
     if dates.doubt:
         found.warnings.append(
             f"{show(name)}: {both_readings(dates.doubt)}; the month is taken, --dayfirst takes the day"
