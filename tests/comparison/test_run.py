@@ -19,9 +19,10 @@ import torch
 
 import steepest
 from steepest.comparison import InputError, OverBudget
+from steepest.comparison.design.context import Context
 from steepest.comparison.design.levels import Level
 from steepest.comparison.metrics.tables import MULTICLASS
-from steepest.comparison.work import timing
+from steepest.comparison.work import schedule, timing
 from steepest.comparison.work.store import Store
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1, "classical": False, "quiet": True}
@@ -243,6 +244,37 @@ def check_kills(tmp_path: Path, kills: int, *more: str) -> None:
 def test_eight_kills_change_nothing(tmp_path: Path) -> None:
     """Two rounds of :func:`kill_and_go_on`; each start costs as much as many cells."""
     check_kills(tmp_path, 8, "--epochs", "8", "--folds", "5", "--repeats", "2")
+
+
+@pytest.mark.slow  # processes
+def test_worker_processes_before_a_deadline_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it matter whether the budget was enlarged on the way."""
+    monkeypatch.setattr(schedule, "ALONE", 0.0)  # processes start for little work too
+    monkeypatch.setattr(schedule, "SPAWN", 0.0)
+    processes = []
+
+    class Counted(schedule.Executor):
+        def __init__(self, context: Context, workers: int) -> None:
+            processes.append(workers)
+            super().__init__(context, workers)
+
+    monkeypatch.setattr(schedule, "Executor", Counted)
+    options = {"objectives": "comp_sum", "classical": False, "folds": 3, "repeats": 2, "trials": 2, "epochs": 4}
+
+    def compared(name: str, *budgets: str, workers: int) -> dict:
+        for budget in budgets:
+            (tmp_path / name).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / name)
+            steepest.compare("wine", budget=budget, workers=workers, quiet=True, **options)
+        return scores_of(tmp_path / name)
+
+    alone = compared("alone", "5m", workers=1)
+    assert compared("together", "5m", workers=2) == alone
+    enlarged = compared("enlarged", "6s", "5m", workers=2)
+    assert (enlarged["cells"], enlarged["counters"]) == (alone["cells"], {1})
+    assert {"comp_sum", "cross_entropy"} <= set(alone["cells"])
+    assert {len(own) for own in alone["cells"].values()} == {6}
+    assert processes == [1, 2, 2, 2]
 
 
 @pytest.mark.slow
