@@ -105,10 +105,10 @@ def test_odd_rows_are_what_blocks_say(
 
 
 def test_codes_and_ids_keep_their_cells(tmp_path: Path, whole_files: list[bool]) -> None:
-    rows = [f"{i:05d},{2**60 + i},{i % 2 == 0},{i * 0.1:.1f}" for i in range(40)]
+    rows = [f"{i:05d},{2**60 + i},{i % 2 == 0}" + f",{i * 0.1:.1f}" * 5 for i in range(40)]
     path = tmp_path / "table.csv"
-    path.write_text("\n".join(["code,id,flag,y", *rows, ""]))
-    code, number, flag, _ = read_file(path, exact=lambda names: [1]).columns
+    path.write_text("\n".join(["code,id,flag,a,b,c,d,y", *rows, ""]))
+    code, number, flag, *_ = read_file(path, exact=lambda names: [1]).columns
     assert whole_files == [True]
     assert isinstance(code, Text)
     assert isinstance(number, Text)
@@ -149,6 +149,14 @@ def test_the_hash_is_of_the_bytes_that_were_read(tmp_path: Path, whole_files: li
     os.remove(path)
     with pytest.raises(InputError, match=r"table\.csv' cannot be read: No such file"):
         raw.start_digest()()
+
+
+def test_much_text_is_read_in_blocks(tmp_path: Path, whole_files: list[bool]) -> None:
+    rows = [f"{i},w{i},v{i},{i * 0.1:.1f}" for i in range(40)]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["a,b,c,y", *rows, ""]))
+    read_file(path)
+    assert whole_files == []
 
 
 def test_older_pandas_reads_blocks(tmp_path: Path, whole_files: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:

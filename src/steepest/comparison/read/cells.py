@@ -115,7 +115,7 @@ def _streamed(
     if comma == "certain":
         words |= {i for i in range(len(names)) if any("." in row[i] for row in shape.rows)}
     kinds = _kinds(stream, offset, size, shape, layout, words)
-    if path is not None and takes_whole(size, layout):
+    if path is not None and takes_whole(size, layout, kinds):
         try:
             columns, hashing = read_whole(path, offset, shape.skipped + shape.lines, layout, kinds)
             return _table(columns, shape, names, comma, 0, name, hashing)

@@ -24,7 +24,7 @@ pc = late("pyarrow.compute")
 SHORTEST = 5 << 20
 """Bytes from which on pandas takes several threads."""
 
-_PIECE = 1 << 20
+_PIECE, _MOST_TEXT = 1 << 20, 0.25
 
 
 class Hashing(Thread):
@@ -66,8 +66,19 @@ class Hashing(Thread):
         return self.digest.hexdigest()
 
 
-def takes_whole(size: int, layout: Layout) -> bool:
-    """Whether pandas reads such a file, of ``size`` bytes, in several threads, and its numbers to the last digit."""
+def takes_whole(size: int, layout: Layout, kinds: Kinds) -> bool:
+    """Whether pandas reads such a file in several threads, its numbers to the last digit, and within thrice its size.
+
+    Blocks take less memory where many columns are neither numbers nor a few words.
+
+    Args:
+        size: bytes of the file.
+        layout: how its rows are cut.
+        kinds: what its columns hold.
+    """
+    texts = layout.width - len(kinds.numeric | kinds.repeated)
+    if texts > max(1, _MOST_TEXT * layout.width):
+        return False
     modern = tuple(int(part) for part in pd.__version__.split(".")[:2]) >= (3, 1)
     return modern and size >= SHORTEST and layout.width > 1 and layout.separator.isascii() and layout.end == b"\n"
 
