@@ -58,7 +58,11 @@ def compare_command(
     ] = None,
     weight: Annotated[str | None, typer.Option(help="Column of sample weights.", rich_help_panel="Data")] = None,
     rare: Annotated[
-        str | None, typer.Option(help="drop or merge classes with too few rows.", rich_help_panel="Data")
+        str | None,
+        typer.Option(
+            help="drop or merge classes with too few rows. Default: dropped where they are a twentieth of all or less.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     positive: Positive = None,
     types: Types = None,

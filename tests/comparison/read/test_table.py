@@ -94,6 +94,21 @@ def test_rare_classes_are_refused_dropped_or_merged():
         table_from_arrays(X[:57], y[:57], folds=2)
 
 
+def test_a_few_rows_of_rare_classes_are_no_refusal():
+    """A comparison answers at once: one row in twenty may be left out, and a warning says which."""
+    y = np.array(["a"] * 30 + ["b"] * 27 + ["c", "d", "d"])
+    table = table_from_arrays(X, y)
+    assert (table.classes, len(table.frame)) == (("a", "b"), 57)
+    assert table.warnings[0] == (
+        "2 rare classes (c: 1, d: 2) dropped with 3 rows: not enough for 5 folds; --rare merge makes one class of "
+        "rare ones"
+    )
+    with pytest.raises(InputError, match=r"2 classes with fewer than 5 members \(c: 2, d: 2\); choose --rare drop"):
+        table_from_arrays(X, np.array(["a"] * 30 + ["b"] * 26 + ["c", "c", "d", "d"]))
+    with pytest.raises(InputError, match=r"1 class with fewer than 5 members \(c: 1\); choose --rare drop"):
+        table_from_arrays(X, np.array(["a"] * 59 + ["c"]))
+
+
 def test_rare_rows_leave_all_parts_of_a_row():
     frame = pd.DataFrame({"x": X[:, 0], "g": np.arange(60) // 2, "t": np.arange(60)[::-1], "w": np.arange(60) + 1.0})
     table = table_from_arrays(frame, rare_target(), rare="drop", group="g", time="t", weight="w")

@@ -92,7 +92,8 @@ def load_table(
         group: column whose equal cells stay on one side of every split.
         time: column of numbers or dates: folds then go forward in time.
         weight: column of sample weights; rows of weight 0 are left out.
-        rare: ``"drop"`` or ``"merge"`` classes with fewer than ``max(4, folds)`` members; None refuses them.
+        rare: ``"drop"`` or ``"merge"`` classes with fewer than ``max(4, folds)`` members; None drops them, with a
+            warning, where they are at most a twentieth of the rows, and refuses them where they are more.
         folds: of the comparison.
         positive: of two classes the one that is looked for; default the later in order.
         **reading: encoding, separator, header, missing, dayfirst, types, as of :func:`read_options`.

@@ -18,6 +18,8 @@ pd = late("pandas")
 
 MERGED = "rare"
 MAX_AUTO_CLASSES = 10
+RARE_SHARE = 0.05
+"""The largest share of rows that is left out unasked, because their classes are too rare for the folds."""
 
 
 @dataclass
@@ -61,7 +63,8 @@ def read_target(
         column: ``[rows]``, as read.
         name: of the column.
         task: one of ``TASKS``.
-        rare: ``"drop"``, ``"merge"`` or None (refuse) for classes with fewer than ``max(4, folds)`` members.
+        rare: ``"drop"`` or ``"merge"`` for classes with fewer than ``max(4, folds)`` members; None drops them, with a
+            warning, where they are at most a twentieth of the rows, and refuses them where they are more.
         folds: of the comparison.
         comma: whether ``1,5`` is a number, as of ``RawTable``.
         missing: words that are missing.
@@ -226,13 +229,13 @@ def _classes(text: Text, what: str, task: str, rare: str | None, folds: int, why
     few = in_order([label for label in names if sizes[label] < least])
     if few:
         members = listing([f"{label}: {sizes[label]}" for label in few], limit=5).replace("'", "")
-        if rare is None:
+        total = sum(sizes[label] for label in few)
+        if rare is None and (total > RARE_SHARE * len(codes) or len(few) > len(sizes) - 2):
             raise InputError(
                 f"{what} has {count(len(few), 'class', 'classes')} with fewer than {least} members ({members}); "
                 "choose --rare drop or --rare merge"
             )
         is_rare = np.array([sizes[label] < least for label in names])[codes]
-        total = int(is_rare.sum())
         taken = MERGED in sizes and MERGED not in few
         if rare == "merge" and (total >= least or taken):
             places = [MERGED if sizes[label] < least else label for label in names]
@@ -242,8 +245,10 @@ def _classes(text: Text, what: str, task: str, rare: str | None, folds: int, why
         else:
             keep = ~is_rare
             still = ", too few even together," if rare == "merge" else ""
+            way = "" if rare else f": not enough for {folds} folds; --rare merge makes one class of rare ones"
             warnings.append(
-                f"{count(len(few), 'rare class', 'rare classes')} ({members}){still} dropped with {count(total, 'row')}"
+                f"{count(len(few), 'rare class', 'rare classes')} ({members}){still} dropped with "
+                f"{count(total, 'row')}{way}"
             )
     codes = codes if keep.all() else codes[keep]
     present = np.bincount(codes, minlength=len(names)) > 0
