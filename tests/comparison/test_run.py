@@ -40,6 +40,7 @@ def test_arrays_own_parts_and_what_comes_back(blobs: Callable, own: str, tmp_pat
     found = steepest.compare(
         x, y, objectives=names, metric=own_parts.share_right, model=own_parts.dropping, out=tmp_path, **options
     )
+    assert "for cross_entropy (" in found.sentence, "one trial tunes nothing"
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
     assert torch.get_num_threads() == 2

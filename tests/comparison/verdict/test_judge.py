@@ -22,7 +22,7 @@ from steepest.comparison.report.terminal import summary
 from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.statistics import Look, next_look
 from steepest.comparison.verdict.judge import Judge
-from steepest.comparison.verdict.results import assemble
+from steepest.comparison.verdict.results import assemble, sentence
 from steepest.comparison.work.cells import CellResult
 from steepest.comparison.work.store import Store
 
@@ -135,6 +135,8 @@ def test_the_declared_question_tiers_holm_and_intervals(blobs: Callable, tmp_pat
         f"Choosing the objective helps: accuracy {picked.mean():.4f} against {BASE.mean():.4f} for tuned cross_entropy "
         f"(difference {mean:+.4f}, 95% interval {low:+.4f} to {high:+.4f}, p = {p:.3g})."
     )
+    said = sentence(results, tuned=False)
+    assert f"against {BASE.mean():.4f} for cross_entropy (" in said
     rows = {row["name"]: row for row in results["rows"]}
     raw = {n: corrected(scores[n] - BASE, 0.5) for n in ("comp_sum", "focal")}
     small, large = sorted(raw, key=lambda n: raw[n][3])

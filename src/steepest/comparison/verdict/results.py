@@ -147,7 +147,7 @@ def assemble(
         if results["basis"]["cut"]:
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
-    results["sentence"] = sentence(results)
+    results["sentence"] = sentence(results, tuned=judge.settings.trials > 1)
     if names == [baseline] and len(settings.objectives) > 1:
         results["sentence"] = _too_little(judge, results)
     if table.task in CLASSES:
@@ -201,14 +201,18 @@ def _resting(results: dict[str, Any]) -> str:
     return f" ({untuned}{', '.join(facts['cut'])})"
 
 
-def sentence(results: dict[str, Any]) -> str:
-    """The sentence on top: the classical learners first where they win, then the declared question."""
+def sentence(results: dict[str, Any], *, tuned: bool) -> str:
+    """The sentence on top: the classical learners first where they win, then the declared question.
+
+    Args:
+        results: of the comparison.
+        tuned: whether objectives had more than their default trial.
+    """
     head, metric = results["headline"], results["metric"]
     label = _inline(metric["label"])
     gap = _gap(head["difference"], head["low"], head["high"], head["p"], results["alpha"])
-    pair = (
-        f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for tuned {head['baseline']} ({gap})"
-    )
+    baseline = f"{'tuned ' if tuned else ''}{head['baseline']}"
+    pair = f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for {baseline} ({gap})"
     if head["verdict"] == BETTER:
         text = f"Choosing the objective helps{_resting(results)}: {pair}."
     elif head["verdict"] == WORSE:
