@@ -32,6 +32,7 @@ from steepest.losses import (
     CompSumLoss,
     CrossEntropyLoss,
     CrossEntropyWithOPL,
+    DistanceHead,
     EnsLoss,
     FocalLoss,
     HarmonicLoss,
@@ -124,21 +125,23 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_each_model_as_alone(name):
+def test_each_model_as_alone(name, by_hand):
     """52 steps; model 1 leaves after 5 epochs, models 0 and 3 after 8."""
     make, kind, backbone, weighted = CASES[name]
     data = datasets(kind, weighted)
     objectives, networks = setting(make, kind, backbone, data)
     twins = copy.deepcopy((objectives, networks))
-    stack = Stack(networks)
+    stack, step = Stack(networks), StackedStep(by_hand)
     watch = DropAt({5: [1], 8: [0, 3]})
     Descent(
         stack,
         StackedObjective(objectives),
         StackedBatches(data, WHICH, SEEDS, batch_size=8, steps=4),
-        method=StackedStep(),
+        method=step,
         optimizer=StackedAdamW(stack, lr=RATES, weight_decay=DECAYS),
+        gradients=step.gradients if by_hand else None,
         hooks=[watch],
     ).fit(13)
     watch.final[2] = stack.member(0)
@@ -210,6 +213,8 @@ def test_refusals():
     stack = Stack([nn.Linear(3, 2)] * 3)
     with pytest.raises(ValueError, match="lr, weight_decay: expected 3 values"):
         StackedAdamW(stack, lr=[0.1], weight_decay=[0.0] * 3)
+    with pytest.raises(TypeError, match="one_pass: expected True or False"):
+        StackedAdamW(stack, lr=[0.1] * 3, weight_decay=[0.0] * 3, one_pass=None)
     with pytest.raises(ValueError, match="lr: expected a number > 0"):
         StackedAdamW(stack, lr=[0.1, 0.0, 1.0], weight_decay=[0.0] * 3)
     with pytest.raises(ValueError, match="flat: expected 3 models of 8 numbers, as now"):
@@ -231,7 +236,10 @@ class Doubled(nn.Sequential):
     [
         lambda: nn.Linear(3, 2, bias=False), lambda: ScalarHead(3), lambda: nn.LayerNorm(3), lambda: nn.Softmax(-1),
         lambda: Residual(nn.Linear(3, 3)), lambda: Doubled(nn.Linear(3, 2)), nn.GELU, lambda: mlp(3, width=4),
-        lambda: residual_mlp(3, width=4),
+        lambda: residual_mlp(3, width=4), lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.ReLU(), nn.ReLU(), nn.Linear(4, 2)),
+        lambda: DistanceHead(3, 4, "euclidean", n=2.0), lambda: DistanceHead(3, 4, "manhattan"),
+        lambda: DistanceHead(3, 4, "cosine"), lambda: DistanceHead(3, 4, "chebyshev"),
     ],
 )  # fmt: skip
 def test_outputs_and_gradients_of_layers(layer):
@@ -245,6 +253,13 @@ def test_outputs_and_gradients_of_layers(layer):
         (wanted**2).sum().backward()
         for name, p in model.named_parameters():
             torch.testing.assert_close(stack.views[name].grad[m], p.grad, rtol=1e-12, atol=1e-12)
+    graph = {name: view.grad for name, view in stack.views.items()}
+    by_hand = stack.outputs_by_hand(x)
+    assert not by_hand.requires_grad
+    assert torch.equal(by_hand, outputs)
+    stack.gradients_by_hand(2 * by_hand)
+    for name, view in stack.views.items():
+        torch.testing.assert_close(view.grad, graph[name], rtol=1e-12, atol=1e-12)
 
 
 def test_state_and_schedule():
@@ -272,6 +287,36 @@ def test_state_and_schedule():
     assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(0.5**8)
     with pytest.raises(ValueError, match="first: expected averages of 2 models"):
         part.optimizer.load_state_dict({**part.optimizer.state_dict(), "first": torch.zeros(1, 8)})
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_float32_moves_as_float64_does(one_pass):
+    """Weights after 25 steps with the gradients of given outputs, which depend on no weight."""
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)) for _ in range(3)]
+
+    def run(dtype, **how):
+        stack = Stack([copy.deepcopy(m).to(dtype) for m in models])
+        optimizer = StackedAdamW(stack, lr=[0.1, 0.01, 0.02], weight_decay=[0.0, 0.1, 0.3], **how)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        g = torch.Generator().manual_seed(1)
+        for step in range(25):
+            for view in stack.parameters():
+                view.grad = torch.randn(view.shape, generator=g, dtype=torch.float64).to(dtype)
+            if step == 20:
+                for of_models in (stack, optimizer):
+                    of_models.keep([True, False, True])
+                for view in stack.parameters():
+                    view.grad = torch.ones_like(view)
+            optimizer.step()
+            if step < 10:
+                schedule.step()
+        return stack.flat
+
+    exact, own = run(torch.float64), run(torch.float32, one_pass=one_pass)
+    # a step moves by about lr <= 0.1 and adds a rounding of the weight and a few of the move
+    scale = float(exact.abs().max())
+    torch.testing.assert_close(own.double(), exact, rtol=0.0, atol=25 * 4 * torch.finfo(torch.float32).eps * scale)
 
 
 def test_losses_stand_in_the_order_of_the_models():

@@ -6,33 +6,34 @@ Parameters lie in one matrix ``[models, numbers]``; linear layers run as batched
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import refuse
+from ..core.distances import cdist
 from ..core.heads import ScalarHead
 from ..core.method import Method, needed
 from ..core.objective import Batch, Objective
+from ..core.reductions import widen
 from ..core.torch_private import AnyDropout
 from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
+from .by_hand import Affine, Chain, Differentiated, Last, Layer, Rectified, Run, weight_gradient
+from .joined import Joined, form_of
 
-TILE = 16
-"""Widths in multiples of it leave no rest in a matrix product's kernels, and round alike transposed."""
+if TYPE_CHECKING:
+    from ..losses.classification.harmonic import DistanceHead
 
-Run = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+_NORMS = {"euclidean": 2.0, "manhattan": 1.0}
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.Identity)
 
 
 class _Linear(torch.autograd.Function):
-    """``x W^T + b`` of each model, whose weights get their gradient in their own layout.
-
-    Autograd's own is the transpose of what it multiplied, which it then copies; where the other product has the same
-    rounding (widths that fill the kernels' tiles) that copy, a third of a small layer's time, is left out.
-    """
+    """``x W^T + b`` of each model, whose weights get their gradient in their own layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -42,8 +43,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        fits = all(width % TILE == 0 for width in weight.shape[1:])
-        own = torch.bmm(upstream.mT, x) if fits else torch.bmm(x.mT, upstream).mT
+        own = weight_gradient(x, upstream)
         return torch.bmm(upstream, weight) if ctx.needs_input_grad[0] else None, own, upstream.sum(1)
 
 
@@ -79,6 +79,9 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
         return affine
     if type(module) in _ELEMENTWISE:
         return lambda parameters, x: module(x)
+    if _power_of_distance(module):
+        weight, n, eps, p = prefix + "weight", module.n, module.eps, _NORMS[module.distance]
+        return lambda parameters, x: -n * torch.log(cdist(widen(x), widen(parameters[weight]), p) + eps)
     if not stackable(module):
         refuse("model", "layers without buffers and dropout in a stack", type(module).__name__)
     names = [name for name, _ in module.named_parameters()]
@@ -89,6 +92,29 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
 
     mapped = torch.func.vmap(call)
     return lambda parameters, x: mapped({name: parameters[prefix + name] for name in names}, x)
+
+
+def _power_of_distance(module: nn.Module) -> TypeGuard[DistanceHead]:
+    """Whether this is a head of distances that torch takes of many models at once."""
+    known = sys.modules.get("steepest.losses.classification.harmonic")
+    return known is not None and type(module) is known.DistanceHead and module.distance in _NORMS
+
+
+def layers_of(module: nn.Module, prefix: str = "") -> list[Layer]:
+    """The layers of ``module``, one after the other, each with its gradient."""
+    if type(module) is nn.Sequential:
+        layers: list[Layer] = []
+        for name, child in module.named_children():
+            over = bool(layers) and isinstance(layers[-1], Affine)  # which doesn't read its outputs again
+            layers += [Rectified(over)] if type(child) is nn.ReLU else layers_of(child, f"{prefix}{name}.")
+        return layers
+    if type(module) is Network:
+        return [*layers_of(module.backbone, prefix + "backbone."), *layers_of(module.head, prefix + "head.")]
+    if type(module) is ScalarHead:
+        return [*layers_of(module.linear, prefix + "linear."), Last()]
+    if type(module) is nn.Linear and module.bias is not None:
+        return [Affine(prefix)]
+    return [Differentiated(batched(module, prefix), [prefix + name for name, _ in module.named_parameters()])]
 
 
 def stackable(module: nn.Module) -> bool:
@@ -152,6 +178,7 @@ class Stack(nn.Module):
         self._backbone = batched(template.backbone, "backbone.") if isinstance(template, Network) else None
         self._head = batched(template.head, "head.") if isinstance(template, Network) else None
         self._run = batched(template)
+        self._chain = Chain(layers_of(template))
 
     def _build(self, flat: Tensor) -> None:
         """Take ``[M, numbers]`` and make each parameter a leaf that is a view of it."""
@@ -178,6 +205,17 @@ class Stack(nn.Module):
             return None, self(inputs)
         features = self._backbone(self.views, inputs)
         return features, self._head(self.views, features)
+
+    @torch.no_grad()
+    def outputs_by_hand(self, inputs: Tensor) -> Tensor:
+        """Outputs without a graph; then :meth:`gradients_by_hand` has what it needs."""
+        return self._chain.forward(self.views, inputs)
+
+    @torch.no_grad()
+    def gradients_by_hand(self, upstream: Tensor) -> None:
+        """Set the gradients of all parameters from that of the outputs."""
+        for name, gradient in self._chain.backward(self.views, upstream).items():
+            self.views[name].grad = gradient
 
     def member(self, model: int) -> dict[str, Tensor]:
         """The ``state_dict`` of one model, copied out."""
@@ -233,6 +271,12 @@ class StackedObjective(Objective):
         order = torch.tensor([number for group in self.groups for number in group])
         self._in_order = bool((order == torch.arange(len(order))).all())
         self._order, self._back = order, order.argsort()
+        members = [member for member in self.members if isinstance(member, Objective)]
+        own = any(next(member.parameters(), None) is not None for member in members)
+        self.of_outputs = not self.needs and not own
+        """Whether :meth:`rows` has the losses: they depend on the outputs and on nothing else that is trained."""
+        alike = len({type(member) for member in members}) == 1 and all(m.reduction == "mean" for m in members)
+        self._form = Joined(members) if self.of_outputs and alike and all(map(form_of, members)) else None
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         for member in self.members:
@@ -266,6 +310,28 @@ class StackedObjective(Objective):
                 losses = losses.index_select(0, self._back.to(losses.device))
         self.losses = losses.detach()
         return losses.sum()
+
+    def rows(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of the models' losses, and its gradient in the outputs, both without a graph;
+        where :attr:`of_outputs`.
+
+        Models whose objectives have a form of :mod:`~steepest.descent.joined` share one call.
+        """
+        if self._form is None or not self._form.takes(outputs, target):
+            with torch.enable_grad():
+                leaf = outputs.detach().requires_grad_()
+                total = self(leaf, target, **({} if weight is None else {"weight": weight}))
+            (gradient,) = torch.autograd.grad(total, leaf)
+            return total.detach(), gradient
+        gradient = torch.empty_like(outputs)
+        losses = self._form.rows(outputs, target, gradient)
+        if weight is None:
+            self.losses = losses.sum(1) / losses.shape[1]
+            return self.losses.sum(), gradient.mul_(1.0 / losses.shape[1])
+        weight = weight.to(losses.dtype)
+        whole = weight.sum(1)
+        self.losses = (losses * weight).sum(1) / whole
+        return self.losses.sum(), gradient.mul_((weight / whole.unsqueeze(1)).unsqueeze(2))
 
     def _cut(self, values: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
         """``[M, ...]`` of the models, group by group."""
@@ -313,12 +379,35 @@ class StackedObjective(Objective):
 
 
 class StackedStep(Method):
-    """The plain step for a :class:`Stack`."""
+    """The plain step for a :class:`Stack`.
+
+    Args:
+        by_hand: whether layers and objectives give their gradients themselves, where they can, with no graph over all
+            of them; :class:`~steepest.descent.Descent` then needs :meth:`gradients` as its ``gradients``.
+    """
 
     name = "stacked"
 
+    def __init__(self, by_hand: bool = False) -> None:
+        super().__init__()
+        self.by_hand = by_hand
+        self._upstream: Tensor | None = None
+
+    def gradients(self, loss: Tensor, model: nn.Module) -> None:
+        """Fill ``.grad`` of the stack from the last loss."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is None:
+            loss.backward()
+            return
+        assert isinstance(model, Stack)
+        model.gradients_by_hand(upstream)
+
     def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         assert isinstance(model, Stack)
+        if self.by_hand and isinstance(objective, StackedObjective) and objective.of_outputs:
+            outputs = model.outputs_by_hand(batch.inputs)
+            total, self._upstream = objective.rows(outputs, batch.target, batch.weight)
+            return total
         features, outputs = model.features_and_outputs(batch.inputs)
         loss: Tensor = objective(outputs, batch.target, **needed(objective, batch, features, None))
         return loss

@@ -223,7 +223,10 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
     stack = Stack(networks)
     objectives = [m.objective for m in members if m.objective is not None]
     optimizer = StackedAdamW(
-        stack, lr=[m.trial.lr for m in members], weight_decay=[m.trial.weight_decay for m in members]
+        stack,
+        lr=[m.trial.lr for m in members],
+        weight_decay=[m.trial.weight_decay for m in members],
+        one_pass=True,
     )
 
     shown: dict[tuple[int, ...], Tensor] = {}
@@ -265,12 +268,14 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
 
         watch = _Watch([m.length or 1 for m in members], finished)
         hook = watch
+    step = StackedStep(by_hand=True)
     Descent(
         stack,
         StackedObjective(objectives),
         batches,
-        method=StackedStep(),
+        method=step,
         optimizer=optimizer,
+        gradients=step.gradients,
         hooks=[hook, *_clocks(recipe)],
         device=device,
     ).fit(recipe.epochs)

@@ -128,7 +128,7 @@ def _of_rows(
         margin = pick(z, target) - torch.logsumexp(others, dim=-1)
         return -torch.exp(gamma * nnf.logsigmoid(-margin)) * nnf.logsigmoid(margin)
 
-    loss = rowwise(z, plain, _focal_rule(target.long(), gamma))
+    loss = rowwise(z, plain, focal_rule(target.long(), gamma))
     return loss if factors is None else factors.to(loss)[target.long()] * loss, valid
 
 
@@ -166,7 +166,7 @@ def _of_labels(
     return loss if factors is None else (factors[0].to(z) * (1 - t) + factors[1].to(z) * t) * loss, valid
 
 
-def _focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
+def focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
     r"""Value and gradient of the focal loss of each row, with r = 1 - p_y summed over the other classes.
 
     .. math:: \frac{\partial \ell}{\partial \log p_y} = \gamma\, p_y\, r^{\gamma} \frac{\log p_y}{r} - r^{\gamma}

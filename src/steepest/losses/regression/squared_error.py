@@ -54,11 +54,11 @@ def squared_error(
     if not target.is_floating_point():
         check_logits(outputs)
         check_index(target, outputs)
-        return reduce(rowwise(widen(outputs), *_one_hot(target.long())), reduction, weight)
+        return reduce(rowwise(widen(outputs), *one_hot_forms(target.long())), reduction, weight)
     return mse(outputs, target, weight=weight, reduction=reduction)
 
 
-def _one_hot(target: Tensor) -> tuple[Callable[[Tensor], Tensor], Rule]:
+def one_hot_forms(target: Tensor) -> tuple[Callable[[Tensor], Tensor], Rule]:
     """The mean squared error of each row to the one-hot code of its class: plain form and rule."""
 
     def plain(z: Tensor) -> Tensor:
