@@ -256,10 +256,28 @@ def test_outputs_and_gradients_of_layers(layer):
     graph = {name: view.grad for name, view in stack.views.items()}
     by_hand = stack.outputs_by_hand(x)
     assert not by_hand.requires_grad
-    assert torch.equal(by_hand, outputs)
+    torch.testing.assert_close(by_hand, outputs.detach(), rtol=1e-12, atol=1e-12)
     stack.gradients_by_hand(2 * by_hand)
     for name, view in stack.views.items():
         torch.testing.assert_close(view.grad, graph[name], rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_cosines_where_they_are_1_or_rows_are_0():
+    head = DistanceHead(3, 4, "cosine", n=2.0).double()
+    with torch.no_grad():
+        head.weight[1] = 0.0
+        head.weight[2] = torch.tensor([3.0, 4.0, 0.0])
+    stack, x = Stack([nn.Sequential(nn.Linear(3, 3), head)] * 2), torch.zeros(2, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for name, value in (("0.weight", torch.eye(3)), ("0.bias", torch.zeros(3))):
+            stack.views[name].copy_(value.expand_as(stack.views[name]))
+    x[0, 1], x[1, 2] = torch.tensor([6.0, 8.0, 0.0]), torch.tensor([0.0, -1.0, 2.0])
+    stack(x).sum().backward()
+    graph = {name: view.grad for name, view in stack.views.items()}
+    stack.gradients_by_hand(torch.ones_like(stack.outputs_by_hand(x)))
+    for name, view in stack.views.items():
+        assert view.grad.isfinite().all()
+        torch.testing.assert_close(view.grad, graph[name], rtol=1e-9, atol=1e-9)
 
 
 def test_state_and_schedule():

@@ -15,6 +15,9 @@ from torch import Tensor
 TILE = 16
 """Widths in multiples of it leave no rest in a matrix product's kernels, and round alike transposed."""
 
+NO_LENGTH = 1e-12
+"""Rows as short have no direction."""
+
 Parameters = Mapping[str, Tensor]
 Run = Callable[[Parameters, Tensor], Tensor]
 """``run(parameters, x)``, with a leading dimension of models everywhere."""
@@ -75,6 +78,39 @@ class Last:
         return upstream.unsqueeze(-1)
 
 
+class CosinePower:
+    """``-n log(1 - cos(x, w) + eps)`` for each centre w: the head of distances whose graph is the longest."""
+
+    def __init__(self, prefix: str, n: float, eps: float) -> None:
+        self.weight, self.n, self.eps = prefix + "weight", n, eps
+
+    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
+        (u, length), (v, size) = _directions(x), _directions(parameters[self.weight])
+        apart = (1.0 - torch.bmm(u, v.mT)).clamp_min_(0.0)
+        return -self.n * torch.log(apart + self.eps), (u, length, v, size, apart)
+
+    def backward(
+        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
+    ) -> Tensor | None:
+        u, length, v, size, apart = saved
+        # towards the cosine; none where rounding has taken it above 1 and the distance was held at 0
+        slope = (self.n * upstream / (apart + self.eps)).masked_fill_(apart == 0, 0.0)
+        gradients[self.weight] = _across(torch.bmm(slope.mT, u), v).div_(size)
+        return _across(torch.bmm(slope, v), u).div_(length) if needed else None
+
+
+def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows and their lengths; 0 and infinity where a row has no direction, as in ``core.cosine.unit_rows``."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length.masked_fill_(length <= NO_LENGTH, torch.inf)
+    return x / length, length
+
+
+def _across(slope: Tensor, unit: Tensor) -> Tensor:
+    """What is left of a slope across its row's direction: along it a cosine does not change."""
+    return slope.sub_(unit * (slope * unit).sum(-1, keepdim=True))
+
+
 class Differentiated:
     """Any layer, by autograd."""
 
@@ -99,7 +135,7 @@ class Differentiated:
         return slopes[-1] if needed else None
 
 
-Layer = Affine | Rectified | Last | Differentiated
+Layer = Affine | Rectified | Last | CosinePower | Differentiated
 
 
 class Chain:

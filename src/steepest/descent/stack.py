@@ -22,13 +22,14 @@ from ..core.reductions import widen
 from ..core.torch_private import AnyDropout
 from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
-from .by_hand import Affine, Chain, Differentiated, Last, Layer, Rectified, Run, weight_gradient
+from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run, weight_gradient
 from .joined import Joined, form_of
 
 if TYPE_CHECKING:
     from ..losses.classification.harmonic import DistanceHead
 
 _NORMS = {"euclidean": 2.0, "manhattan": 1.0}
+"""Distances that torch takes of many models at once, by the exponent of their norm."""
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.Identity)
 
 
@@ -79,7 +80,7 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
         return affine
     if type(module) in _ELEMENTWISE:
         return lambda parameters, x: module(x)
-    if _power_of_distance(module):
+    if _is_distance_head(module) and module.distance in _NORMS:
         weight, n, eps, p = prefix + "weight", module.n, module.eps, _NORMS[module.distance]
         return lambda parameters, x: -n * torch.log(cdist(widen(x), widen(parameters[weight]), p) + eps)
     if not stackable(module):
@@ -94,10 +95,9 @@ def batched(module: nn.Module, prefix: str = "") -> Run:
     return lambda parameters, x: mapped({name: parameters[prefix + name] for name in names}, x)
 
 
-def _power_of_distance(module: nn.Module) -> TypeGuard[DistanceHead]:
-    """Whether this is a head of distances that torch takes of many models at once."""
-    known = sys.modules.get("steepest.losses.classification.harmonic")
-    return known is not None and type(module) is known.DistanceHead and module.distance in _NORMS
+def _is_distance_head(module: nn.Module) -> TypeGuard[DistanceHead]:
+    harmonic = sys.modules.get("steepest.losses.classification.harmonic")  # not imported: there is no such head
+    return harmonic is not None and type(module) is harmonic.DistanceHead
 
 
 def layers_of(module: nn.Module, prefix: str = "") -> list[Layer]:
@@ -114,6 +114,12 @@ def layers_of(module: nn.Module, prefix: str = "") -> list[Layer]:
         return [*layers_of(module.linear, prefix + "linear."), Last()]
     if type(module) is nn.Linear and module.bias is not None:
         return [Affine(prefix)]
+    if (
+        _is_distance_head(module)
+        and module.distance == "cosine"
+        and module.weight.dtype in (torch.float32, torch.float64)
+    ):
+        return [CosinePower(prefix, module.n, module.eps)]
     return [Differentiated(batched(module, prefix), [prefix + name for name, _ in module.named_parameters()])]
 
 
