@@ -4,19 +4,30 @@ Set-up of the claim: an over-trained small convolutional network; MNIST digits a
 Fashion-MNIST. They are easier, so 1,000 rows train (for 40 epochs), which leaves about as many errors; of the other
 9,000 one half calibrates what is measured on the other, and the other way round, both measured together. Arms:
 uncalibrated, temperature scaling, the ensemble of 16 temperatures trained by the negative log-likelihood, and by the
-windowed loss, both for up to 150 epochs at rate 0.02 (2,000 at 0.005 in the paper). Effects are relative to temperature
-scaling, in per cent, over 15 bins. "Accuracy unchanged" is less than 0.05 points.
+windowed loss, both for up to 150 epochs (2,000 at 0.005 in the paper). Effects are relative to temperature scaling, in
+per cent, over 15 bins. "Accuracy unchanged" is less than 0.05 points.
+
+The baselines are fair: each ensemble has the rate of three with the smallest ECE over three seeds that are not reported
+(:func:`choose_rates`; both had 0.02 before); temperature scaling has no rate. The network must reach an accuracy of
+85%, which every seed checks. The claims are those of before; 28 seeds ran then and 16 do now.
+
+Class-wise ECE is contradicted, and what was checked is the rate: on the three seeds that chose it, it falls by 7 to 8%
+at each rate and by as much for the map trained by likelihood. One mixture of temperatures serves all classes, and
+leaves what is wrong with a single one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from ....core.calibrator import Calibrator
 from ....losses.classification.cross_entropy import CrossEntropyLoss
 from ....post.calibration.calibration_benchmark import TemperatureCalibrator, classwise_ece, ece
 from ....post.calibration.h_calibration import HCalibrationLoss, TemperatureEnsembleCalibrator
@@ -24,8 +35,9 @@ from ...classify import Arm, small_cnn, train
 from ...data import digits, halved, mnist_10k
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import best_setting, check_sane
 
-SEEDS = 28
+SEEDS = 16
 SCALED, LIKELIHOOD, WINDOWED = "temperature scaling", "ensemble, likelihood", "ensemble, windowed"
 CLAIMS = (
     Claim(
@@ -54,6 +66,7 @@ CLAIMS = (
         size=0.005,
         threshold=0.01,
         greater=False,
+        ours=True,
     ),
     Claim("accuracy", "accuracy is unchanged (points)", size=0.05, threshold=0.05, greater=False),
 )
@@ -64,32 +77,23 @@ def likelihood(p: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.nll_loss(p.clamp_min(1e-30).log(), target)
 
 
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {LIKELIHOOD: likelihood, WINDOWED: HCalibrationLoss()}
+EPOCHS = 150
+GRID = (5e-3, 2e-2, 5e-2)
+RATES = {LIKELIHOOD: 5e-2, WINDOWED: 5e-2}
+"""The rate of each ensemble: what :func:`choose_rates` gives."""
+SANITY = 85.0
+"""Accuracy in per cent that the network must reach."""
+
+
 def run(scale: str, seed: int) -> Evidence:
     """The measures of each arm."""
     full = scale == "full"
-    if full:
-        x, y = mnist_10k()
-        x, x_rest, y, y_rest = train_test_split(halved(x), y, train_size=1000, stratify=y, random_state=seed)
-    else:
-        x, y, x_rest, y_rest = digits(seed, train=300)
-    arm = Arm("network", CrossEntropyLoss)
-    data = (x, y, x_rest, y_rest)
-    train([arm], data, epochs=40 if full else 2, seed=seed, width=64, backbone=small_cnn, alone=True)
-    logits, target = arm.outputs, torch.as_tensor(y_rest).long()
-    steps = {"lr": 0.02, "epochs": 150 if full else 10}
-    arms = {
-        SCALED: TemperatureCalibrator(),
-        LIKELIHOOD: TemperatureEnsembleCalibrator(loss=likelihood, **steps),
-        WINDOWED: TemperatureEnsembleCalibrator(loss=HCalibrationLoss(), **steps),
-    }
-    # the rest is in random order already
-    half = len(logits) // 2
-    folds = [(slice(half), slice(half, None)), (slice(half, None), slice(half))]
-    found = {name: logits.softmax(1) for name in ("uncalibrated", *arms)}
-    for name, calibrator in arms.items():
-        for own, other in folds:
-            found[name][other] = calibrator.fit(logits[own], target[own]).transform(logits[other])
-    rows = [
+    logits, target = network_logits(full, seed)
+    found = {"uncalibrated": logits.softmax(1), SCALED: transformed(TemperatureCalibrator(), logits, target)}
+    for name, rate in RATES.items():
+        found[name] = transformed(ensemble(name, rate, EPOCHS if full else 10), logits, target)
+    rows: list[dict[str, Any]] = [
         {
             "arm": name,
             "ece": 100 * ece(p, target),
@@ -101,6 +105,8 @@ def run(scale: str, seed: int) -> Evidence:
     ]
     own = {str(row["arm"]): row for row in rows}
     base, ours = own[SCALED], own[WINDOWED]
+    if full:
+        check_sane("accuracy of the network", own["uncalibrated"]["accuracy"], SANITY)
     effects = {
         "ece": 100 * (ours["ece"] / base["ece"] - 1),
         "class-wise": 100 * (ours["class-wise"] / base["class-wise"] - 1),
@@ -109,6 +115,46 @@ def run(scale: str, seed: int) -> Evidence:
         "accuracy": abs(ours["accuracy"] - own["uncalibrated"]["accuracy"]),
     }
     return Evidence(rows, effects)
+
+
+def network_logits(full: bool, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits of the over-trained network on the rows that it was not trained on, in random order, and their classes.
+
+    In float64 at smoke scale, where the network has hardly begun to learn: rounding then moves no row to another bin.
+    """
+    if full:
+        x, y = mnist_10k()
+        x, x_rest, y, y_rest = train_test_split(halved(x), y, train_size=1000, stratify=y, random_state=seed)
+    else:
+        x, y, x_rest, y_rest = digits(seed, train=300)
+    arm = Arm("network", CrossEntropyLoss)
+    data, epochs, dtype = (x, y, x_rest, y_rest), 40 if full else 2, torch.float32 if full else torch.float64
+    train([arm], data, epochs=epochs, seed=seed, width=64, backbone=small_cnn, dtype=dtype, alone=True)
+    return arm.outputs, torch.as_tensor(y_rest).long()
+
+
+def ensemble(name: str, rate: float, epochs: int) -> TemperatureEnsembleCalibrator:
+    """An untrained ensemble of temperatures with the loss of this arm."""
+    return TemperatureEnsembleCalibrator(loss=LOSSES[name], lr=rate, epochs=epochs)
+
+
+def transformed(calibrator: Calibrator, logits: Tensor, target: Tensor) -> Tensor:
+    """Probabilities of each half by a calibrator that was fitted to the other."""
+    half = len(logits) // 2
+    parts = (slice(half), slice(half, None))
+    fitted = [calibrator.fit(logits[a], target[a]).transform(logits[b]) for a, b in (parts[::-1], parts)]
+    return torch.cat(fitted)
+
+
+def choose_rates() -> dict[str, float]:
+    """The rate with the smallest mean ECE over the pilot seeds, for each ensemble."""
+    pilot = cache(lambda seed: network_logits(True, seed))
+
+    def minus_ece(name: str, rate: float, seed: int) -> float:
+        logits, target = pilot(seed)
+        return -ece(transformed(ensemble(name, rate, EPOCHS), logits, target), target)
+
+    return {name: best_setting(GRID, lambda r, seed, name=name: minus_ece(name, r, seed)) for name in RATES}
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
