@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from steepest import cli
+from steepest.catalogue import systems, there
 from steepest.comparison import metrics
 from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
@@ -22,6 +25,7 @@ from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.names import metric_names, model_names, objective_names
 from steepest.comparison.parts import Part
 from steepest.comparison.work.store import Store
+from steepest.core.objective import Objective
 
 SLOW = {"torch", "sklearn", "pandas", "scipy", "matplotlib", "pyarrow"}
 DONE = {
@@ -202,6 +206,28 @@ def test_names_of_objectives_metrics_and_models_are_those_that_are_there():
     assert {"accuracy", "rmse", "exact_match", "mean_score"} <= known
     assert set(metric_names()) == {name for name in known if " of " not in name}
     assert list(model_names()) == list(MODELS)
+
+
+def test_objectives_read_from_the_text_are_the_classes_of_the_modules():
+    defined = {}
+    for row in filter(there, systems("losses")):
+        module = importlib.import_module(f"steepest.{row.module}")
+        classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Objective) and c.name]
+        own = [c for c in classes if c.__module__ == module.__name__ and (c.__name__ in row.names or c.tasks)]
+        defined |= {c.name: c for c in own if not inspect.isabstract(c)}
+    assert {name: cls for name, (cls, _) in known_objectives().items()} == defined
+
+
+def test_an_objective_is_found_without_the_modules_of_the_others():
+    code = (
+        "import sys; from steepest.comparison.design.objectives import find_objective, shortlist\n"
+        "for name in shortlist(): find_objective(name)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, *sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "steepest.losses.classification.focal" in loaded
+    assert "steepest.losses.classification.gradient_starvation" not in loaded
+    assert not {"scipy", "sklearn"} & set(loaded)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ..catalogue import keep, systems, there
 from ..catalogue.names import ancestry, attribute, facts_of, resolve
@@ -22,25 +24,45 @@ GROUPS = ("default", "all")
 """Words for several objectives."""
 
 
+class Home(NamedTuple):
+    """Where the objective of a word is defined, and its rank in the shortlist."""
+
+    module: str
+    name: str
+    rank: int | None
+
+
 @cache
+def objective_homes() -> MappingProxyType[str, Home]:
+    """Where each objective of the catalogue that is there is defined, by its word, in order.
+
+    >>> objective_homes()["focal"]
+    Home(module='losses.classification.focal', name='FocalLoss', rank=8)
+    """
+    homes: dict[str, Home] = {}
+    for row in systems("losses"):
+        if not there(row):
+            continue
+        classes = sorted(facts_of(row.module)["classes"])
+        offered = [name for name in classes if name in row.names or attribute(row.module, name, "tasks")]
+        first = [name for name in row.names if resolve(row.module, name) and _is_objective(row.module, name)][:1]
+        for name in (name for name in offered if _is_objective(row.module, name)):
+            if word := attribute(row.module, name, "name"):
+                homes.setdefault(word, Home(row.module, name, None))
+        for name in first:
+            if word := attribute(row.module, name, "name"):
+                homes[word] = Home(row.module, name, row.default)
+    keep()
+    return MappingProxyType(dict(sorted(homes.items())))
+
+
 def objective_names() -> tuple[str, ...]:
     """The words of all objectives, in order.
 
     >>> "ldr" in objective_names(), "nothing" in objective_names()
     (True, False)
     """
-    names = set()
-    for row in systems("losses"):
-        if not there(row):
-            continue
-        classes = facts_of(row.module)["classes"]
-        offered = [name for name in classes if name in row.names or attribute(row.module, name, "tasks")]
-        members = [name for name in row.names if resolve(row.module, name) is not None]
-        for name in (*offered, *[name for name in members if _is_objective(row.module, name)][:1]):
-            if _is_objective(row.module, name) and (word := attribute(row.module, name, "name")):
-                names.add(word)
-    keep()
-    return tuple(sorted(names))
+    return tuple(objective_homes())
 
 
 def _is_objective(module: str, name: str) -> bool:

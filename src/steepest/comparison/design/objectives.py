@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
-from functools import cache
 
-from ...catalogue import systems, there
 from ...core.objective import Objective
 from ..errors import InputError
-from ..names import GROUPS, objective_words, unknown_objective
+from ..names import GROUPS, objective_homes, objective_words, unknown_objective
 from ..own_parts import Trust, imported
 
 PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
@@ -18,26 +16,16 @@ SUPPORTED_NEEDS = {"index", "features", "inputs"}
 """What the tables of a comparison can give an objective."""
 
 
-@cache
 def known_objectives() -> dict[str, tuple[type[Objective], int | None]]:
-    """``name -> (class, rank in the shortlist or None)`` of every objective of the catalogue that is there."""
-    objectives: dict[str, tuple[type[Objective], int | None]] = {}
-    for row in systems():
-        if not row.room.startswith("losses.") or not there(row):
-            continue
-        module = importlib.import_module(f"steepest.{row.module}")
-        first = True
-        for _, cls in inspect.getmembers(module, lambda c: inspect.isclass(c) and issubclass(c, Objective)):
-            if cls.__module__ != module.__name__ or not cls.name or cls.name in objectives or inspect.isabstract(cls):
-                continue
-            if cls.__name__ in row.names or cls.tasks:
-                objectives[cls.name] = (cls, None)
-        for name in row.names:
-            cls = getattr(module, name, None)
-            if first and inspect.isclass(cls) and issubclass(cls, Objective):
-                objectives[cls.name] = (cls, row.default)
-                first = False
-    return dict(sorted(objectives.items()))
+    """``name -> (class, rank in the shortlist or None)`` of every objective of the catalogue: imports them all."""
+    return {name: (_class_of(name), home.rank) for name, home in objective_homes().items()}
+
+
+def _class_of(name: str) -> type[Objective]:
+    """The class of a name of the catalogue; nothing but its own module is imported."""
+    home = objective_homes()[name]
+    cls: type[Objective] = getattr(importlib.import_module(f"steepest.{home.module}"), home.name)
+    return cls
 
 
 def shortlist() -> list[str]:
@@ -46,7 +34,7 @@ def shortlist() -> list[str]:
     >>> shortlist()[0]
     'cross_entropy'
     """
-    ranks = {name: rank for name, (_, rank) in known_objectives().items() if rank is not None}
+    ranks = {name: home.rank for name, home in objective_homes().items() if home.rank is not None}
     return sorted(ranks, key=ranks.__getitem__)
 
 
@@ -75,9 +63,8 @@ def find_objective(name: str, *, trust: Trust = False) -> type[Objective]:
     Raises:
         InputError: unknown, own code that is not trusted, or not an objective.
     """
-    known = known_objectives()
-    if name in known:
-        return known[name][0]
+    if name in objective_homes():
+        return _class_of(name)
     if ":" in name:
         cls = imported("--objectives", name, trust=trust)
         if not inspect.isclass(cls) or not issubclass(cls, Objective):
@@ -85,7 +72,7 @@ def find_objective(name: str, *, trust: Trust = False) -> type[Objective]:
         if not cls.tasks:
             raise InputError(f"--objectives {name!r}: the class declares no tasks")
         return cls
-    raise unknown_objective(name, known)
+    raise unknown_objective(name, objective_homes())
 
 
 def choose_objectives(
@@ -108,21 +95,22 @@ def choose_objectives(
     ['cross_entropy', 'comp_sum']
     """
     words = objective_words(asked)
-    known = known_objectives()
-    fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted, kinds)]
     numbers = bool(kinds) and all(kind == "regression" for kind in kinds)
     names, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
         if word in GROUPS:
-            wanted = list(known) if word == "all" else shortlist()
-            chosen = [n for n in wanted if any(known[n][0].fits(each) for each in kinds or (task,))]
-            for name in chosen:
-                reason = why_not(known[name][0], task, weighted, kinds)
-                notes += [f"left out {name}: {reason}"] if reason else []
-            names += [name for name in chosen if name in fitting]
+            for name in objective_homes() if word == "all" else shortlist():
+                if not any(_class_of(name).fits(own_task) for own_task in kinds or (task,)):
+                    continue
+                if reason := why_not(_class_of(name), task, weighted, kinds):
+                    notes.append(f"left out {name}: {reason}")
+                else:
+                    names.append(name)
             continue
         reason = why_not(find_objective(word, trust=True), task, weighted, kinds)
         if reason:
+            known = known_objectives()
+            fitting = [name for name, (cls, _) in known.items() if not why_not(cls, task, weighted, kinds)]
             raise InputError(
                 f"objective {word!r} does not fit a {task} target: {reason}. Those that fit: {', '.join(fitting)}"
             )
