@@ -32,6 +32,7 @@ from steepest.losses import (
     CompSumLoss,
     CrossEntropyLoss,
     CrossEntropyWithOPL,
+    DeferredReweighting,
     DistanceHead,
     EnsLoss,
     FocalLoss,
@@ -115,6 +116,8 @@ CASES = {
     "each-its-own": (lambda m, i: FocalLoss(gamma=1.0 + m), "multiclass", residual_mlp, True),
     "scalar-head": (lambda m, i: HuberLoss(delta=0.5), "regression", mlp, True),
     "cosine-head": (lambda m, i: LDAMLoss.from_task(i, scale=10.0), "multiclass", mlp, False),
+    "class-weights": (lambda m, i: LDAMLoss.from_task(i, scale=10.0, deferred=0.2), "multiclass", mlp, True),
+    "late-weights": (lambda m, i: DeferredReweighting.from_task(i, start=0.2), "multiclass", mlp, False),
     "distance-head": (lambda m, i: HarmonicLoss(n=2.0 + m), "multiclass", mlp, True),
     "batch": (lambda m, i: AnyLoss("f1"), "binary", mlp, False),
     "batch-features": (lambda m, i: CrossEntropyWithOPL(0.5), "multiclass", mlp, False),
@@ -170,7 +173,9 @@ def test_settings_of_parts_separate_groups():
     other = StackedObjective([CrossEntropyWithOPL(1.0, 0.1), CrossEntropyWithOPL(1.0, 0.2)])
     assert (len(same.groups), len(other.groups)) == (1, 2)
     counts = StackedObjective([LDAMLoss((5, 3)), LDAMLoss((5, 3)), LDAMLoss((3, 5))])
-    assert counts.groups == [[0, 1], [2]]
+    assert counts.groups == [[0], [1], [2]], "each weighs its mean"
+    factors = StackedObjective([FocalLoss(alpha=[1.0, 2.0]), FocalLoss(alpha=[1.0, 2.0]), FocalLoss(alpha=[2.0, 1.0])])
+    assert factors.groups == [[0, 1], [2]]
 
 
 def test_early_stopping_of_a_stack_takes_models_out():

@@ -250,11 +250,16 @@ def _key(objective: nn.Module) -> tuple[object, ...]:
     return (buffers, parts)
 
 
+def _weighs_classes(objective: nn.Module) -> bool:
+    """Whether its mean may divide by weights of its own, which losses of rows don't tell."""
+    return any(name.rpartition(".")[2] == "class_weight" for name, _ in objective.named_buffers())
+
+
 class StackedObjective(Objective):
     """One objective a model: ``forward`` gives the sum of the models' losses; ``losses`` holds them, ``[M]``.
 
     Models with equal stateless objectives share one call: losses of unit "sample" on the joined rows, others under
-    ``vmap``. Stateful objectives are called one by one.
+    ``vmap``. Stateful objectives, and those that weigh classes, are called one by one.
     """
 
     name = "stacked"
@@ -271,7 +276,7 @@ class StackedObjective(Objective):
         groups: dict[object, list[int]] = {}
         for number, member in enumerate(self.members):
             assert isinstance(member, Objective)
-            alone = member.stateful or next(member.parameters(), None) is not None
+            alone = member.stateful or next(member.parameters(), None) is not None or _weighs_classes(member)
             groups.setdefault(number if alone else _key(member), []).append(number)
         self.groups = list(groups.values())
         order = torch.tensor([number for group in self.groups for number in group])
