@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import steepest
+from steepest import catalogue
 from steepest.catalogue import families, owners, systems, there
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,14 @@ def test_rooms_list_what_they_have(room):
     assert names <= set(dir(module))
     assert set(dir(module)) - names <= families(room)
     assert {name for name in space if name != "__builtins__"} == set(dir(module))
+
+
+def test_a_room_looks_for_its_files_once(monkeypatch):
+    """Whoever looks through all modules for a name asks each room for what it lacks."""
+    wanted = dir(steepest.losses)
+    monkeypatch.setattr(catalogue, "source_files", None)
+    assert dir(steepest.losses) == wanted
+    assert not hasattr(steepest.losses, "ldr_los")
 
 
 def defined_in(module):

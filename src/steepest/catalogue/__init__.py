@@ -306,10 +306,14 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         near = "" if name.startswith("__") else _nearest(name, listing())
         raise AttributeError(f"module {package!r} has no attribute {name!r}{near}", name=name, obj=module)
 
+    @cache  # whoever looks through all loaded modules for a name asks each room for what it lacks
+    def present() -> tuple[str, ...]:
+        exported = [name for name, path in names.items() if source_files(path)]
+        exported += [family for family in families(room) if source_files(f"{room}.{family}")]
+        return tuple(sorted(exported))
+
     def listing() -> list[str]:
-        present = [name for name, path in names.items() if source_files(path)]
-        present += [family for family in families(room) if source_files(f"{room}.{family}")]
-        return sorted(present)
+        return list(present())
 
     return get, listing
 
