@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steepest.comparison import Winner
+# It looks for each type of NumPy through all modules that are loaded, and asks lazy ones for what they would import:
+# before those of other tests are there.
+import skops.io  # noqa: F401
+from markupsafe import Markup
+
+from steepest.comparison import InputError, Winner
 from steepest.comparison.api import prepare
+from steepest.comparison.report import cost, figures, html, multiples
 from steepest.comparison.report.winner.fit import fit_winner
 from steepest.comparison.request import Request
 from steepest.comparison.scores.outcome import Outcome
@@ -144,6 +150,44 @@ mistakes.greater_is_better = False
 '''
 
 
+def _headline_left_out(head: dict[str, Any], *_: Any) -> Markup | None:
+    return None if None in (head["difference"], head["low"], head["high"]) else Markup("<svg></svg>")
+
+
+LEFT_OUT = [
+    (figures, "headline", _headline_left_out),
+    *((module, name, lambda *_: Markup("<svg></svg>")) for module, name in (
+        (figures, "forest"), (html, "paired"), (multiples, "curve"), (multiples, "reliability"), (cost, "cost"),
+    )),
+]  # fmt: skip
+"""In place of what draws for the page of a report."""
+DRAWN = [(module, name, getattr(module, name)) for module, name, _ in LEFT_OUT]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawings_left_out(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reports without drawings, which take more than half of a small run; the tests of reports have them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "report":
+            for place in LEFT_OUT:
+                patch.setattr(*place)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the drawings, where a test of reports looks at none."""
+    for place in LEFT_OUT:
+        monkeypatch.setattr(*place)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the drawings, as a user has a report."""
+    for place in DRAWN:
+        monkeypatch.setattr(*place)
+
+
 @pytest.fixture(scope="session")
 def own(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of an importable module with a user's own objectives, backbones and metrics."""
@@ -161,7 +205,7 @@ def make_blobs(rows: int = 90, classes: int = 3, spread: float = 1.0, seed: int 
     return centres[y] + rng.normal(0, spread, (rows, 4)), y
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def blobs() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return make_blobs
 
@@ -241,6 +285,30 @@ def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **
 def make_winner() -> Callable[..., Winner]:
     """``make_winner(folder, data, name, kind)`` saves a winner under ``folder/run/winner``."""
     return _make_winner
+
+
+@pytest.fixture(scope="session")
+def right_or_refused() -> Callable[..., str]:
+    """``right_or_refused(folder, rows, expected, **how)`` is ``"refused"`` where a winner's folder is, in one line.
+
+    It is ``"right"`` where the winner predicts what ``expected(folder, rows)`` makes of its files; else it fails.
+    """
+
+    def judge(folder: Path, rows: pd.DataFrame, expected: Callable[..., pd.DataFrame], **how: Any) -> str:
+        predicted, refusal = None, ""
+        try:
+            predicted = Winner.load(folder).predict(rows)
+        except InputError as error:
+            refusal = str(error)
+        assert "\n" not in refusal
+        if predicted is None:
+            return "refused"
+        right = expected(folder, rows)
+        assert predicted.columns.tolist() == right.columns.tolist(), how
+        pd.testing.assert_frame_equal(predicted, right, check_dtype=False, **how)
+        return "right"
+
+    return judge
 
 
 @pytest.fixture(scope="session")

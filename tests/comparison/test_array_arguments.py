@@ -6,6 +6,7 @@ are refused and those that give the same with lists. A function, or an array arg
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from dataclasses import dataclass, field
@@ -198,6 +199,7 @@ LEARNERS = {
 }  # fmt: skip
 
 
+@functools.cache
 def fitted(kind, task):
     y = Y if task == "classification" else REAL
     return kind(task, **SMALL.get(kind.name, {})).fit(X, y)

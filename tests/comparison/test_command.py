@@ -30,7 +30,7 @@ FAST = (*FAST, "--workers", 1)
 SAME = {"objectives": "comp_sum", "classical": False, "repeats": 1, "folds": 2, "trials": 2, "epochs": 2, "workers": 1}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished_once(tmp_path_factory: pytest.TempPathFactory, write_csv: Callable[[Path], Path]) -> Path:
     """A folder in which ``steepest compare small.csv`` was run as the tests below run it."""
     folder = tmp_path_factory.mktemp("finished")
@@ -67,7 +67,9 @@ def refused(command: Command, tmp_path: Path, *words: object, exit_code: int = 2
     return err
 
 
-def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, csv: Path, tmp_path: Path) -> None:
+def test_a_comparison_ends_with_its_sentence_report_and_files(
+    command: Command, csv: Path, tmp_path: Path, drawn: None
+) -> None:
     code, out, err = command("compare", csv, *FAST)
     assert (code, err) == (0, "")
     (folder,) = folders(tmp_path)
@@ -76,7 +78,9 @@ def test_a_comparison_ends_with_its_sentence_report_and_files(command: Command, 
     assert f"So do this: {results['advice']}\n" in out
     assert {"cross_entropy", results["winner"]["objective"]} & set(results["advice"].replace(",", " ").split())
     assert f"report: {Path('steepest-runs') / folder.name / 'report.html'}" in out
-    assert results["sentence"] in (folder / "report.html").read_text().replace("&#39;", "'")
+    page = (folder / "report.html").read_text()
+    assert results["sentence"] in page.replace("&#39;", "'")
+    assert page.count("<svg viewBox=") == 12  # headline, tier, pairs and costs in two widths; two of each multiple
     assert shlex.split(results["command"])[:3] == ["steepest", "compare", str(csv)]
     for name in ("leaderboard.csv", "leaderboard.md", "winner/winner.json", "winner/winner.safetensors"):
         assert (folder / name).stat().st_size > 0
@@ -230,7 +234,7 @@ def test_a_comparison_ends_with_a_report_however_slow_the_machine(
 ) -> None:
     slow_clock(monkeypatch, 1e6)
     words = ("--objectives", "comp_sum,focal,ldr", "--folds", 3, "--repeats", 1, "--workers", 1, "--metric", "accuracy")
-    words = (*words, "--no-classical")
+    words = (*words, "--no-classical", "--trials", 3, "--epochs", 12)
     code, _, err = command("compare", csv, *words, "--budget", 1, "--strict")
     assert code == 2
     assert "over the budget of 1m" in err
@@ -239,7 +243,7 @@ def test_a_comparison_ends_with_a_report_however_slow_the_machine(
     assert (code, err) == (0, "")
     (folder,) = folders(tmp_path)
     results = json.loads((folder / "results.json").read_text())
-    said = "1 trial instead of 8, 8 epochs instead of 60, 1 of 4 objectives, 1 of 3 folds"
+    said = "1 trial instead of 3, 8 epochs instead of 12, 1 of 4 objectives, 1 of 3 folds"
     assert results["sentence"].startswith(
         "Too little time to compare objectives: in the first fold cross_entropy reaches"
     )

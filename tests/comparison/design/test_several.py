@@ -9,12 +9,14 @@ import torch
 from sklearn import metrics as sk
 
 import steepest
+from steepest.comparison.api import prepare
 from steepest.comparison.design.several import SeveralFactory, counts_of, target_scale
 from steepest.comparison.errors import InputError
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.metrics.tables import metric_of
 from steepest.comparison.parts import Part
 from steepest.comparison.read import load_table
+from steepest.comparison.request import Request
 from steepest.comparison.scores.outcome import Outcome
 from steepest.core.objective import TaskInfo
 from steepest.losses import SquaredErrorLoss, SquentropyLoss
@@ -170,8 +172,11 @@ def test_a_multilabel_comparison(tmp_path):
 def test_a_label_that_is_absent_from_a_test_part_does_not_count_there(tmp_path):
     frame = labels_frame(60)
     frame["c"] = (np.arange(60) < 4).astype(int)
-    options = {**SMALL, "repeats": 4, "trials": 1, "classical": False, "objectives": "asymmetric"}
-    done = steepest.compare(frame[["u", "v", "w"]], frame[["a", "b", "c"]], out=tmp_path, **options)
+    options = {**SMALL, "folds": 4, "epochs": 2, "trials": 1, "classical": False, "objectives": "asymmetric"}
+    given = frame[["u", "v", "w"]], frame[["a", "b", "c"]]
+    context, _ = prepare(Request(*given, **{name: options[name] for name in ("folds", "repeats", "classical")}))
+    assert [int(frame["c"].iloc[fold.test].sum()) for fold in context.folds.values()].count(0) == 1
+    done = steepest.compare(*given, out=tmp_path, **options)
     assert done.report.is_file()
     assert done.results["data"]["task"] == "multilabel"
     assert done.results["headline"]["baseline"] == "binary_cross_entropy"
@@ -205,5 +210,6 @@ def test_a_multitask_comparison(tmp_path):
 
 def test_only_numbers_have_squared_error_for_a_baseline(tmp_path):
     frame = labels_frame(60).assign(y=lambda f: f["u"], z=lambda f: f["v"] * 2)
-    done = steepest.compare(frame[["u", "v", "w", "y", "z"]], target="y,z", objectives="huber", out=tmp_path, **SMALL)
+    options = {**SMALL, "folds": 2, "trials": 1, "objectives": "huber"}
+    done = steepest.compare(frame[["u", "v", "w", "y", "z"]], target="y,z", out=tmp_path, **options)
     assert done.results["headline"]["baseline"] == "squared_error"

@@ -242,7 +242,7 @@ def wrong(numbers: range, folder: Path) -> dict[int, list[str]]:
 @pytest.mark.parametrize("shortest", [whole.SHORTEST, 0], ids=["in blocks", "as a whole"])
 def test_some_made_up_tables_come_back_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int) -> None:
     monkeypatch.setattr(whole, "SHORTEST", shortest)
-    assert wrong(range(100), tmp_path) == {}
+    assert wrong(range(60), tmp_path) == {}
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_the_file_lies_beside_the_runs_and_is_the_same_for_the_same_runs(tmp_pat
 
 
 def test_a_winner_is_named_in_the_sentence() -> None:
-    scores = np.tile(np.linspace(0.5, 0.6, 12)[:, None], (1, 3)) + np.array([0.0, 0.1, -0.1])
+    scores = np.tile(np.linspace(0.5, 0.6, 7)[:, None], (1, 3)) + np.array([0.0, 0.1, -0.1])
     sentence = compare_across(results_of(scores))["sentence"]
     assert re.search(r"comp_sum beats cross_entropy \(p = [\d.]+, Holm\)", sentence)
     assert "focal loses to cross_entropy" in sentence

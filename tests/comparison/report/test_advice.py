@@ -73,7 +73,7 @@ def test_one_sentence_follows_from_the_declared_tests(results, sentence):
     assert advice(results) == sentence
 
 
-def test_what_to_do_stands_right_under_the_answer(make_results, parsed):
+def test_what_to_do_stands_right_under_the_answer(undrawn, make_results, parsed):
     results = make_results(3, 3, multiples=False)
     results["rows"][1]["name"] = results["winner"]["objective"] = "<b>mine"
     answer = parsed(report_html(results)).one("section", id="answer")
@@ -86,7 +86,7 @@ def test_what_to_do_stands_right_under_the_answer(make_results, parsed):
     assert lines[2].replace("\\", "") == f"**So do this:** {advice(make_results(3, 3, multiples=False))}"
 
 
-def test_the_expected_score_stands_beside_the_winner(make_results, parsed):
+def test_the_expected_score_stands_beside_the_winner(undrawn, make_results, parsed):
     results = make_results(3, 3, multiples=False)
     results["expected"] |= {"mean": 0.91237, "low": 0.89, "high": 0.9312}
     use = parsed(report_html(results)).one("section", id="use")
@@ -101,7 +101,7 @@ def test_the_expected_score_stands_beside_the_winner(make_results, parsed):
     assert use.all("pre")[0].text == "steepest predict <x>"
 
 
-def test_without_a_stored_one_a_network_has_the_score_of_the_choice(make_results, parsed):
+def test_without_a_stored_one_a_network_has_the_score_of_the_choice(undrawn, make_results, parsed):
     results = make_results(3, 3, multiples=False)
     results["expected"] = None
     procedure = next(row for row in results["rows"] if row["kind"] == "procedure")

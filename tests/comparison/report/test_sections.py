@@ -24,7 +24,7 @@ def shares(classes, wrong, seed=0):
     return (counts / counts.sum()).tolist()
 
 
-def test_confusion_is_in_per_cent_of_the_true_class(make_results, parsed):
+def test_confusion_is_in_per_cent_of_the_true_class(undrawn, make_results, parsed):
     results = make_results(3, 3, multiples=False)
     labels = results["confusion"]["classes"]
     labels[1] = EVIL
@@ -49,7 +49,7 @@ def test_confusion_is_in_per_cent_of_the_true_class(make_results, parsed):
     assert "others" not in section.text
 
 
-def test_of_many_classes_the_most_confused_are_shown(make_results, parsed):
+def test_of_many_classes_the_most_confused_are_shown(undrawn, make_results, parsed):
     results = make_results(3, 40, multiples=False)
     known = results["confusion"]
     known["winner"], known["baseline"] = shares(40, {3: 9, 20: 5, 30: 2}), shares(40, {11: 7})
@@ -142,7 +142,7 @@ def test_what_holds_nothing_is_left_out(make_results, parsed):
     assert not page.all("a", href="#tiers")
 
 
-def test_sources_are_named_once_and_arxiv_numbers_are_links(make_results, parsed):
+def test_sources_are_named_once_and_arxiv_numbers_are_links(undrawn, make_results, parsed):
     results = make_results(4, 3, multiples=False)
     results["rows"][1]["source"] = "code <i>; arXiv:2006.14567; arXiv:12"
     page = parsed(report_html(results))
@@ -163,7 +163,7 @@ NEW = ("advice", "expected", "folds", "confusion")
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])
-def test_results_of_earlier_versions_have_a_page_without_the_parts_they_lack(make_results, parsed, task):
+def test_results_of_earlier_versions_have_a_page_without_the_parts_they_lack(undrawn, make_results, parsed, task):
     results = make_results(4, 3, task=task, multiples=False)
     ids = {e.attributes.get("id") for e in parsed(report_html(results)).all("section")}
     assert "folds" in ids
@@ -181,7 +181,7 @@ def test_results_of_earlier_versions_have_a_page_without_the_parts_they_lack(mak
     assert page.one("section", id="use").all("dd")
 
 
-def test_every_wide_table_is_a_region_with_a_name_that_the_keyboard_reaches(make_results, parsed):
+def test_every_wide_table_is_a_region_with_a_name_that_the_keyboard_reaches(undrawn, make_results, parsed):
     page = parsed(report_html(make_results(4, 15, multiples=False)))
     frames = page.all("div", css="scroll")
     assert [len(frame.all("table")) for frame in frames] == [1] * len(frames)
@@ -192,7 +192,7 @@ def test_every_wide_table_is_a_region_with_a_name_that_the_keyboard_reaches(make
         assert frame.attributes["aria-label"]
 
 
-def test_every_fold_score_stands_under_its_name(make_results, parsed):
+def test_every_fold_score_stands_under_its_name(undrawn, make_results, parsed):
     results = make_results(4, 3, multiples=False)
     results["fold_scores"]["focal"][1] = None
     table = parsed(report_html(results)).one("table", css="folds")

@@ -80,7 +80,7 @@ GOOD = BASE + np.array([0.10, 0.11, 0.10, 0.12, 0.11, 0.10])
 EVEN = BASE + np.array([0.01, -0.02, 0.00, 0.02, -0.01, 0.08])
 
 
-def test_a_look_tests_and_takes_its_intervals_at_its_own_level(blobs: Callable, tmp_path: Path) -> None:
+def test_a_look_tests_and_takes_its_intervals_at_its_own_level(drawn: None, blobs: Callable, tmp_path: Path) -> None:
     context = classification(blobs)
     near = BASE + np.array([0.022, 0.033, 0.045, 0.045, 0.057, 0.068])
     scores = {"cross_entropy": BASE.tolist(), "comp_sum": GOOD.tolist(), "focal": near.tolist()}

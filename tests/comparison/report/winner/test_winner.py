@@ -23,6 +23,9 @@ from steepest.comparison.work.store import Store
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 3, "workers": 1, "classical": False, "quiet": True}
 
 
+Compared = dict[str, tuple[pd.DataFrame, Comparison]]
+
+
 def frame_of(blobs: Callable, task: str) -> pd.DataFrame:
     x, y = blobs(80, 3 if task == "multiclass" else 2, spread=2.0)
     frame = pd.DataFrame(x, columns=list("abcd"))
@@ -31,11 +34,20 @@ def frame_of(blobs: Callable, task: str) -> pd.DataFrame:
     return frame
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, blobs: Callable) -> Compared:
+    """For each task its rows and a comparison of them, which no test changes."""
+    finished = {}
+    for task in ("binary", "multiclass", "regression"):
+        frame, names = frame_of(blobs, task), "squared_error,huber" if task == "regression" else "comp_sum"
+        out = tmp_path_factory.mktemp(task)
+        finished[task] = frame, steepest.compare(frame, target="goal", objectives=names, out=out, **FAST)
+    return finished
+
+
 @pytest.fixture(params=["binary", "multiclass", "regression"])
-def finished(request: pytest.FixtureRequest, blobs: Callable, tmp_path: Path) -> tuple[str, pd.DataFrame, Comparison]:
-    frame = frame_of(blobs, request.param)
-    names = "squared_error,huber" if request.param == "regression" else "comp_sum"
-    return request.param, frame, steepest.compare(frame, target="goal", objectives=names, out=tmp_path, **FAST)
+def finished(request: pytest.FixtureRequest, compared: Compared) -> tuple[str, pd.DataFrame, Comparison]:
+    return request.param, *compared[request.param]
 
 
 def test_saved_and_loaded_predict_the_same_bits(finished: tuple[str, pd.DataFrame, Comparison], tmp_path: Path) -> None:
@@ -64,9 +76,9 @@ def test_a_file_gives_what_a_frame_gives(finished: tuple[str, pd.DataFrame, Comp
     pd.testing.assert_frame_equal(comparison.winner.predict_file(tmp_path / "rows.csv"), comparison.predict(again))
 
 
-def test_two_classes_are_cut_at_the_tuned_threshold(blobs: Callable, tmp_path: Path) -> None:
-    frame = frame_of(blobs, "binary")
-    winner = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path, **FAST).winner
+def test_two_classes_are_cut_at_the_tuned_threshold(compared: Compared) -> None:
+    frame, comparison = compared["binary"]
+    winner = Winner.load(comparison.folder / "winner")
     decision = winner.outcome(frame).decision
     for threshold in (winner.facts["threshold"], float(np.median(decision)), 1e9):
         winner.facts["threshold"] = threshold
@@ -74,9 +86,9 @@ def test_two_classes_are_cut_at_the_tuned_threshold(blobs: Callable, tmp_path: P
         assert winner.predict(frame)["prediction"].tolist() == expected.tolist()
 
 
-def test_probabilities_are_after_temperature(blobs: Callable, tmp_path: Path) -> None:
-    frame = frame_of(blobs, "multiclass")
-    winner = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path, **FAST).winner
+def test_probabilities_are_after_temperature(compared: Compared) -> None:
+    frame, comparison = compared["multiclass"]
+    winner = comparison.winner
     raw = np.log(winner.outcome(frame).probabilities) / winner.facts["temperature"]
     cooled = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
     np.testing.assert_allclose(winner.predict(frame)[["p_no", "p_so", "p_yes"]], cooled, rtol=1e-6)
@@ -105,9 +117,8 @@ def test_what_an_objective_learned_is_saved_with_the_network(blobs: Callable, ow
     assert np.array_equal(loaded.outcome(frame).probabilities, winner.outcome(frame).probabilities)
 
 
-def test_the_winner_is_fitted_on_all_rows_and_repeats(blobs: Callable, tmp_path: Path) -> None:
-    frame = frame_of(blobs, "binary")
-    first = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path / "a", **FAST)
+def test_the_winner_is_fitted_on_all_rows_and_repeats(compared: Compared, tmp_path: Path) -> None:
+    frame, first = compared["binary"]
     torch.manual_seed(9)
     second = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path / "b", **FAST)
     assert first.winner.facts == second.winner.facts
@@ -134,9 +145,8 @@ def damaged(folder: Path, how: str) -> None:
         (folder / "winner.safetensors").unlink()
 
 
-def test_a_damaged_winner_is_one_clear_line(blobs: Callable, tmp_path: Path) -> None:
-    frame = frame_of(blobs, "binary")
-    comparison = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path, **FAST)
+def test_a_damaged_winner_is_one_clear_line(compared: Compared, tmp_path: Path) -> None:
+    _, comparison = compared["binary"]
     for how in ("cut", "lacking", "a list", "width", "tensors", "gone"):
         comparison.winner.save(tmp_path / how)
         Winner.load(tmp_path / how)
@@ -145,8 +155,7 @@ def test_a_damaged_winner_is_one_clear_line(blobs: Callable, tmp_path: Path) -> 
             Winner.load(tmp_path / how)
 
 
-def test_a_missing_column_is_named(blobs: Callable, tmp_path: Path) -> None:
-    frame = frame_of(blobs, "binary")
-    comparison = steepest.compare(frame, target="goal", objectives="comp_sum", out=tmp_path, **FAST)
+def test_a_missing_column_is_named(compared: Compared) -> None:
+    frame, comparison = compared["binary"]
     with pytest.raises(InputError, match="have no column 'c'"):
         comparison.predict(frame.drop(columns="c"))
