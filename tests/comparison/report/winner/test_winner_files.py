@@ -30,6 +30,7 @@ from steepest.nn.convnet import small_resnet
 
 Command = Callable[..., tuple[int, str, str]]
 Change = Callable[..., None]
+Judge = Callable[..., str]
 Saved = dict[str, tuple[Path, Any]]
 CANARY = "steepest_canary"
 """A module that no test may import: a file names it."""
@@ -220,26 +221,15 @@ def change_winner(source: Path, folder: Path, rng: random.Random, change: Change
     (folder / "winner.safetensors").write_bytes(data)
 
 
-def outcome_of_change(saved: Saved, number: int, folder: Path, change: Change) -> str:
-    """``"refused"`` or ``"right"``; anything else fails."""
-    source, rows = saved[KINDS[number % len(KINDS)]]
-    change_winner(source, folder, random.Random(number), change)
-    found, refusal = None, ""
-    try:
-        found = Winner.load(folder).predict(rows)
-    except InputError as error:
-        refusal = str(error)
-    assert "\n" not in refusal
-    if found is None:
-        return "refused"
-    right = expected(folder, rows)
-    assert found.columns.tolist() == right.columns.tolist(), number
-    pd.testing.assert_frame_equal(found, right, check_dtype=False, rtol=1e-4, atol=1e-6, obj=f"change {number}")
-    return "right"
-
-
-def counts_of_changes(saved: Saved, numbers: range, folder: Path, change: Change) -> dict[str, int]:
-    said = [outcome_of_change(saved, number, folder / "changed", change) for number in numbers]
+def counts_of_changes(
+    saved: Saved, numbers: range, folder: Path, change: Change, right_or_refused: Judge
+) -> dict[str, int]:
+    said = []
+    for number in numbers:
+        source, rows = saved[KINDS[number % len(KINDS)]]
+        change_winner(source, folder / "changed", random.Random(number), change)
+        how = {"rtol": 1e-4, "atol": 1e-6, "obj": f"change {number}"}
+        said.append(right_or_refused(folder / "changed", rows, expected, **how))
     assert CANARY not in sys.modules
     assert not Path(CANARY).exists()
     return {word: said.count(word) for word in ("refused", "right")}
@@ -252,19 +242,19 @@ def test_unchanged_winners_predict_what_their_files_say(saved: Saved) -> None:
 
 
 def test_changed_winners_are_refused_or_right(
-    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, right_or_refused: Judge
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    counts = counts_of_changes(saved, range(200), tmp_path, change)
+    counts = counts_of_changes(saved, range(200), tmp_path, change, right_or_refused)
     assert min(counts.values()) > 0, counts
 
 
 @pytest.mark.slow
 def test_two_thousand_changed_winners_are_refused_or_right(
-    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, right_or_refused: Judge
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    counts = counts_of_changes(saved, range(2000), tmp_path, change)
+    counts = counts_of_changes(saved, range(2000), tmp_path, change, right_or_refused)
     print(f"\n2,000 changed winners: {counts}")
     assert min(counts.values()) > 0, counts
 

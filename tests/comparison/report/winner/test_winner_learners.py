@@ -28,6 +28,7 @@ from steepest.comparison.report.winner.learner import LEARNERS, SCHEMA, TYPES, p
 from steepest.comparison.work.classical import learners_of
 
 Change = Callable[..., None]
+Judge = Callable[..., str]
 Make = Callable[..., Winner]
 Saved = dict[str, tuple[Path, pd.DataFrame]]
 CANARY = "steepest_canary"
@@ -230,7 +231,7 @@ def change_archive(folder: Path, rng: random.Random, change: Change) -> bytes:
     return archive_of(schema, arrays)
 
 
-def outcome_of_change(saved: Saved, number: int, folder: Path, change: Change) -> str:
+def outcome_of_change(saved: Saved, number: int, folder: Path, change: Change, right_or_refused: Judge) -> str:
     """``"refused"`` or ``"right"``; anything else fails."""
     source, rows = saved[TYPICAL[number % len(TYPICAL)]]
     rng = random.Random(number)
@@ -239,30 +240,26 @@ def outcome_of_change(saved: Saved, number: int, folder: Path, change: Change) -
         facts = json.loads((folder / "winner.json").read_text())
         change(facts, rng)
         (folder / "winner.json").write_text(json.dumps(facts))
-    found, refusal = None, ""
-    try:
-        found = Winner.load(folder).predict(rows)
-    except InputError as error:
-        refusal = str(error)
-    assert "\n" not in refusal
-    if found is None:
-        return "refused"
-    right = expected(folder, rows)
-    pd.testing.assert_frame_equal(found, right, check_dtype=False, rtol=1e-6, obj=f"change {number}")
-    return "right"
+    return right_or_refused(folder, rows, expected, rtol=1e-6, obj=f"change {number}")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
-def test_changed_archives_are_refused_or_right(saved: Saved, tmp_path: Path, change: Change) -> None:
-    said = [outcome_of_change(saved, number, tmp_path / "changed", change) for number in range(120)]
+def test_changed_archives_are_refused_or_right(
+    saved: Saved, tmp_path: Path, change: Change, right_or_refused: Judge
+) -> None:
+    folder = tmp_path / "changed"
+    said = [outcome_of_change(saved, number, folder, change, right_or_refused) for number in range(120)]
     assert CANARY not in sys.modules
     assert min(said.count("refused"), said.count("right")) > 10
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
-def test_two_thousand_changed_archives_are_refused_or_right(saved: Saved, tmp_path: Path, change: Change) -> None:
-    said = [outcome_of_change(saved, number, tmp_path / "changed", change) for number in range(2000)]
+def test_two_thousand_changed_archives_are_refused_or_right(
+    saved: Saved, tmp_path: Path, change: Change, right_or_refused: Judge
+) -> None:
+    folder = tmp_path / "changed"
+    said = [outcome_of_change(saved, number, folder, change, right_or_refused) for number in range(2000)]
     print(f"\n2,000 changed archives: {said.count('refused')} refused, {said.count('right')} right")
     assert CANARY not in sys.modules
 
