@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Condition
 
 import numpy as np
 import pandas as pd
@@ -19,10 +21,26 @@ from steepest.comparison.read.raw import Text
 ROWS = 3000
 
 
+class Impatient(Condition):
+    """Threads that wait for each other end in an error, not for ever: nobody could end them from outside."""
+
+    expired = False
+
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        if Impatient.expired or not super().wait_for(predicate, timeout or 30):
+            Impatient.expired = True
+            raise AssertionError("a thread waits for ever")
+        return True
+
+
 @pytest.fixture(autouse=True)
-def _small_blocks_and_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_blocks_and_several_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(blocks, "Condition", Impatient)
+    monkeypatch.setattr(Impatient, "expired", False)
     monkeypatch.setattr(blocks, "_BLOCK", 1 << 10)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    yield
+    assert not Impatient.expired, "a thread waited for ever"
 
 
 def frame() -> pd.DataFrame:
