@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -161,33 +160,37 @@ def test_what_is_wrong_by_itself_is_refused_before_anything_slow(said, command):
 
 
 FIRST = """
-import os, sys
+import json, os, sys
 from steepest.cli import run
 class First:
     def write(self, text):
         if not text + "":  # typer probes, with bytes too
             return
-        os.write(2, repr([text, sorted(set(sys.argv[2].split(",")) & set(sys.modules))]).encode())
+        os.write(2, json.dumps([text, sorted(set(json.loads(sys.argv[2])) & set(sys.modules))]).encode() + b"\\n")
         os._exit(7)
     def flush(self): pass
     def isatty(self): return False
-sys.stdout = First()
-run(sys.argv[1].split())
+for command in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        sys.stdout = First()
+        run(command.split())
+        os._exit(1)
+    os.write(1, b"%d " % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-@pytest.mark.parametrize(
-    ("command", "line"),
-    [
-        ("compare wine", "reading wine, which is built in"),
-        ("compare data.csv --dry-run", "reading data.csv (8 bytes)"),
-        ("compare data.csv wine", "reading 2 data sets: data.csv, wine"),
-        ("compare images", "reading the images in images"),
-    ],
-)
-def test_the_first_line_says_what_is_read_before_anything_slow(folder, command, line):
-    done = in_process(folder, FIRST, command, ",".join(SLOW))
-    assert (done.returncode, done.stderr) == (7, repr([f"{line}\n", []]))
+def test_the_first_line_says_what_is_read_before_anything_slow(folder):
+    """Each command in a process forked from one that has imported no more than the command line."""
+    lines = {
+        "compare wine": "reading wine, which is built in",
+        "compare data.csv --dry-run": "reading data.csv (8 bytes)",
+        "compare data.csv wine": "reading 2 data sets: data.csv, wine",
+        "compare images": "reading the images in images",
+    }
+    done = in_process(folder, FIRST, json.dumps(list(lines)), json.dumps(sorted(SLOW)))
+    assert list(map(json.loads, done.stderr.splitlines())) == [[f"{line}\n", []] for line in lines.values()]
+    assert done.stdout.split() == ["7"] * len(lines)
 
 
 def test_quiet_and_json_say_nothing_first(folder, capsys, monkeypatch):
@@ -230,30 +233,49 @@ def test_an_objective_is_found_without_the_modules_of_the_others():
     assert not {"scipy", "sklearn"} & set(loaded)
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("steepest compare wi", ["wine"]),
-        ("steepest compare dat", ["data.csv"]),
-        ("steepest compare wine --objectives focal,squ", ["focal,squared_error", "focal,squentropy"]),
-        ("steepest compare wine --metric rm", ["rmse"]),
-        ("steepest compare wine --model res", ["residual", "resnet"]),
-        ("steepest show comp-s", ["comp-sum"]),
-        ("steepest systems --room losses.r", ["losses.ranking", "losses.regression", "losses.robust"]),
-        ("steepest lab run comp-s", ["comp-sum"]),
-        ("steepest report ab", ["abc"]),
-        ("steepest predict la", ["last"]),
-    ],
-)
-def test_a_shell_completes(folder, line, words):
-    code = (
-        "import sys\nfrom steepest.cli import main\ntry:\n    main()\nfinally:\n"
-        f"    print(sorted({SLOW} & set(sys.modules)), file=sys.stderr)"
-    )
-    count = str(len(shlex.split(line)) - 1)
-    environment = {"_STEEPEST_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": count}
-    done = in_process(folder, code, **environment)
-    assert (sorted(done.stdout.split()), done.stderr.strip()) == (words, "[]")
+COMPLETED = {
+    "steepest compare wi": ["wine"],
+    "steepest compare dat": ["data.csv"],
+    "steepest compare wine --objectives focal,squ": ["focal,squared_error", "focal,squentropy"],
+    "steepest compare wine --metric rm": ["rmse"],
+    "steepest compare wine --model res": ["residual", "resnet"],
+    "steepest show comp-s": ["comp-sum"],
+    "steepest systems --room losses.r": ["losses.ranking", "losses.regression", "losses.robust"],
+    "steepest lab run comp-s": ["comp-sum"],
+    "steepest report ab": ["abc"],
+    "steepest predict la": ["last"],
+}
+COMPLETE = """
+import json, os, sys
+from steepest.cli import main
+for line in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        os.environ |= {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        try:
+            main()
+        finally:
+            print(sorted(set(json.loads(sys.argv[2])) & set(sys.modules)))
+            sys.stdout.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.write(1, b"\\0")
+"""
+
+
+@pytest.fixture(scope="module")
+def completed(folder):
+    """What a shell is given for each line, and the slow modules that were imported for it; a process a line."""
+    environment = {"_STEEPEST_COMPLETE": "complete_bash"}
+    done = in_process(folder, COMPLETE, json.dumps(list(COMPLETED)), json.dumps(sorted(SLOW)), **environment)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(COMPLETED, done.stdout.split("\0")))
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+def test_a_shell_completes(completed, line):
+    *words, slow = completed[line].splitlines()
+    assert (sorted(words), slow) == (COMPLETED[line], "[]")
 
 
 def test_completion_installs(folder, tmp_path):
