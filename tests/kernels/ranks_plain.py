@@ -60,7 +60,13 @@ def vocabulary(group, dtype=torch.float32, memory="auto", sizes=None, given=None
 
 
 def every_option_alone():
-    for group, memory, reduction in itertools.product(groups(), MEMORY.values(), ("mean", "sum", "none")):
+    """A slab of the vocabulary at a time with two reductions; the third is the mean without its divisor."""
+    ways = [
+        *itertools.product([MEMORY["keep"]], ("mean", "sum", "none")),
+        (MEMORY["slab"], "mean"),
+        (MEMORY["slab"], "none"),
+    ]
+    for group, (memory, reduction) in itertools.product(groups(), ways):
         first = group is dist.group.WORLD and memory == "auto" and reduction == "mean"
         for name in (None, *OPTIONS) if first else (None,):
             options = {name: OPTIONS[name]} if name else {}
@@ -88,7 +94,7 @@ def parts_of_any_size():
         ranks = dist.get_world_size(group)
         for sizes in ([CLASSES] + [0] * (ranks - 1), [0] * (ranks - 1) + [CLASSES], [1] * (ranks - 1) + [0]):
             sizes[sizes.index(max(sizes))] += CLASSES - sum(sizes)
-            for dtype in (torch.float64, torch.bfloat16):
+            for dtype in (torch.float64, torch.bfloat16) if sizes[-1] > 1 else (torch.float64,):
                 vocabulary(group, dtype, memory, sizes, reduction=reduction, label_smoothing=0.1, bias=True)
         vocabulary(group, torch.float64, memory, given=problem((7,), 3), reduction=reduction)
 
@@ -203,9 +209,12 @@ def tokens(group, dtype, both, uneven, memory, **options):
 
 
 def shares_of_the_tokens(both=False):
-    for reduction, c in itertools.product(("mean", "sum", "none"), (None, OPTIONS["class_weight"])):
-        for group, dtype in itertools.product(groups(), (torch.float64, torch.float32)):
-            tokens(group, dtype, both, True, "auto", reduction=reduction, class_weight=c, z_loss=0.1)
+    """Class weights in every reduction; without them, and in float32, the mean, whose divisor they change."""
+    c = OPTIONS["class_weight"]
+    ways = [(torch.float64, reduction, c) for reduction in ("mean", "sum", "none")]
+    ways += [(torch.float64, "mean", None), (torch.float32, "mean", c)]
+    for group, (dtype, reduction, weights) in itertools.product(groups(), ways):
+        tokens(group, dtype, both, True, "auto", reduction=reduction, class_weight=weights, z_loss=0.1)
 
 
 def shares_with_every_option():

@@ -93,6 +93,10 @@ def two_classes(generator: torch.Generator, shape: tuple[int, int]) -> tuple[Ten
     return x, (x[:, 0] + 0.3 * torch.randn(len(x), generator=generator, dtype=torch.float64) > 0).long()
 
 
+ROUNDS = 6
+"""Of a bootstrap: both draw the same rows, so that each agrees by itself."""
+
+
 def _bootstrap(name: str) -> Callable[[Tensor, Tensor], Any]:
     def function(x: Tensor, y: Tensor) -> Any:
         from mlxtend.evaluate import BootstrapOutOfBag
@@ -103,7 +107,7 @@ def _bootstrap(name: str) -> Callable[[Tensor, Tensor], Any]:
             return found
 
         with mock.patch("steepest.comparison.statistics.bootstrap.bootstrap_splits", splits):
-            return getattr(statistics, name)(KNeighborsClassifier(1), x.numpy(), y.numpy(), 20, 1).error
+            return getattr(statistics, name)(KNeighborsClassifier(1), x.numpy(), y.numpy(), ROUNDS, 1).error
 
     return function
 
@@ -114,7 +118,7 @@ def _peer_bootstrap(method: str) -> Callable[[Tensor, Tensor], Any]:
         from sklearn.neighbors import KNeighborsClassifier
 
         model = KNeighborsClassifier(1)
-        found = bootstrap_point632_score(model, x.numpy(), y.numpy(), n_splits=20, method=method, random_seed=1)
+        found = bootstrap_point632_score(model, x.numpy(), y.numpy(), n_splits=ROUNDS, method=method, random_seed=1)
         return 1 - found.mean()
 
     return function
