@@ -110,7 +110,7 @@ def test_a_diverging_objective_ends_as_the_worst(blobs: Callable, own: str, tmp_
     assert np.isfinite(found.fold_scores.to_numpy()).all()
     numbers = steepest.compare(
         x, x @ [3.0, 1.0, 0.0, 0.0], task="regression", objectives=f"{own}:BrokenNumber", out=tmp_path,
-        **{**options, "epochs": 20},
+        **{**options, "epochs": 20, "trials": 1},
     )  # fmt: skip
     row = numbers.leaderboard.set_index("name").loc[f"{own}:BrokenNumber"]
     assert row["tier"] == "worse"

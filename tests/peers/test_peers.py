@@ -36,7 +36,11 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair.name for pair in PAIRS])
+SLOW = {"dcor": pytest.mark.slow}
+"""What its import costs more than all other pairs: it compiles."""
+
+
+@pytest.mark.parametrize("pair", [pytest.param(pair, id=pair.name, marks=SLOW.get(pair.package, ())) for pair in PAIRS])
 def test_pair(pair):
     assert max(pair.differences()) <= pair.tolerance
 
