@@ -7,7 +7,7 @@ same rows turned by 30 degrees and with Gaussian noise of deviation 0.4; effects
 Arms: uncalibrated, temperature scaling, the network of views trained with cross-entropy, and with the correctness-aware
 loss, balanced as in the official code. "About equal" on clean data is less than one point of ECE.
 
-The baselines are fair: both trainings of the network of views run 4,500 steps of Adam on batches of 1,000 (the paper's
+The baselines are fair: both trainings of the network of views run 3,600 steps of Adam on batches of 1,000 (the paper's
 500 epochs of 25,000 rows are 12,500), each at the rate of 1e-4 (the paper's, in the official code as well), 1e-3 or
 1e-2 that has the highest AUROC on the shifted test sets of two seeds that are not reported, after 900 steps
 (:func:`choose_rates`); temperature scaling has no rate. Before, they ran 900 steps at 1e-2, where the network of views
@@ -16,7 +16,7 @@ seed checks.
 
 ECE on clean rows is contradicted by far, and what was checked is the length: after 900 steps (ten seeds, same rates) it
 differs by 0.9 points [0.4, 1.5] and ECE on shifted rows by -0.8 [-2.5, 0.8]. The official balance gives wrong answers,
-2% of clean rows, the weight of right ones, so the longer the training, the lower the confidence: a loss on clean rows
+7% of clean rows, the weight of right ones, so the longer the training, the lower the confidence: a loss on clean rows
 and a gain on shifted ones, where more answers are wrong.
 """
 
@@ -48,8 +48,8 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import PILOTS, best_setting, check_sane
 
-SEEDS = 8
-EPOCHS = 1500
+SEEDS = 7
+EPOCHS = 1200
 SANITY = 90.0
 SHIFTED = ("turned", "noisy")
 GRID = (1e-4, 1e-3, 1e-2)
@@ -83,7 +83,10 @@ VIEWS = (partial(rotate, degrees=15.0), partial(shift, down=1, right=0), partial
 
 
 def data(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Images ``[N, 1, side, side]`` in [0, 1] and labels: training, calibration, test."""
+    """Images ``[N, 1, side, side]`` in [0, 1] and labels: training, calibration, test.
+
+    In float64 at smoke scale, where networks have hardly begun to learn: rounding then swaps no ranks of confidences.
+    """
     if full:
         x, y = mnist_10k()
         x, sizes = halved(x), (2000, 3000)
@@ -93,7 +96,8 @@ def data(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor,
         x, y = load_digits(return_X_y=True)
         x, sizes = x / 16.0, (400, 600)
     side = int(x.shape[1] ** 0.5)
-    images, labels = torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, side, side), torch.as_tensor(y).long()
+    dtype = torch.float32 if full else torch.float64
+    images, labels = torch.as_tensor(x, dtype=dtype).reshape(-1, 1, side, side), torch.as_tensor(y).long()
     first, rest = train_test_split(np.arange(len(y)), train_size=sizes[0], stratify=y, random_state=seed)
     second, third = train_test_split(rest, train_size=sizes[1], stratify=y[rest], random_state=seed)
     return images[first], labels[first], images[second], labels[second], images[third], labels[third]
@@ -135,10 +139,11 @@ def classifier(full: bool, seed: int) -> tuple[nn.Module, tuple[Tensor, Tensor],
     x, y, x_held, y_held, x_test, y_test = data(full, seed)
     arm = Arm("network", CrossEntropyLoss, lr=3e-3)
     flat = (x.flatten(1).numpy(), y.numpy(), x_test.flatten(1).numpy(), y_test.numpy())
-    train([arm], flat, epochs=12 if full else 2, seed=seed, width=64, backbone=small_cnn, alone=True)
+    epochs = 12 if full else 2
+    train([arm], flat, epochs=epochs, seed=seed, width=64, backbone=small_cnn, dtype=x.dtype, alone=True)
     assert arm.network is not None
     model = nn.Sequential(nn.Flatten(), arm.network).eval()
-    noise = torch.randn(x_test.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(x_test.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
     tests = {"clean": x_test, "turned": rotate(x_test, 30.0), "noisy": x_test + 0.4 * noise}
     return model, (x_held, y_held), tests, y_test
 
@@ -150,7 +155,7 @@ def with_views(
     calibrator = TransformTemperatureCalibrator(
         VIEWS, loss=LOSSES[name], lr=rate, batch_size=1000, epochs=epochs, seed=seed
     )
-    return calibrator.fit_model(model, *held)
+    return calibrator.to(held[0].dtype).fit_model(model, *held)
 
 
 def choose_rates() -> dict[str, float]:
