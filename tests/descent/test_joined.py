@@ -91,6 +91,7 @@ def test_outputs_and_targets_that_a_form_does_not_take():
     assert not joined.takes(outputs, torch.full_like(target, CLASSES))
     assert not joined.takes(outputs, torch.full_like(target, -100))
     assert not joined.takes(outputs.half(), target)
+    assert not joined.takes(outputs.to("meta"), target.to("meta")), "values that cannot be seen"
     assert not joined.takes(outputs[:, :0], target[:, :0])
     assert not joined.takes(torch.zeros(2, 3, 10**5), torch.zeros(2, 3, dtype=torch.int64))
 

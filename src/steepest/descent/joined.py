@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.checks import values_visible
 from ..core.lazy import late
 from ..core.objective import Objective
 from ..core.rowwise import PIECE, add_at, at, softmax_into
@@ -154,6 +155,8 @@ class Joined:
         if outputs.dtype not in (torch.float32, torch.float64) or outputs.shape[2] < 2:
             return False
         if not outputs.numel() or outputs.numel() * outputs.element_size() > PIECE:
+            return False
+        if not values_visible(target):  # on an accelerator a look at them would wait for it
             return False
         least, greatest = target.aminmax()
         return int(least) >= 0 and int(greatest) < outputs.shape[2]
