@@ -6,11 +6,17 @@ seed. Expected: cross-entropy in float32 ends at 0% test accuracy with half of t
 2000; with the gradient's part along the weights removed (PerpGrad) test accuracy is 98% at step 300; StableMax needs
 far more steps than 3000 (train 100%, test near 0 there): 30,000 at a rate of 0.01, or it is reported as slow.
 
-Five seeds (of pairs and weights) take the place of one; PerpGrad, which is short and varies most, has eight starts in
-each. StableMax is reported as slow: it is trained for 3000 steps at 0.01 with beta2 0.999, and nothing is claimed of
-later ones. Its late rise is thus not tested; what is tested beside its slowness is that none of its own training losses
-is 0. "Near 0" and "0%" are taken as below 5% (chance is 2%), 98% as above 90%, 100% as above 99%. A rise of the share
-of losses that are 0 since step 500 has no number: 0.2 is taken.
+Five seeds (of pairs and weights) take the place of one; PerpGrad, which is short and varies most, has four starts in
+each (eight before: four find the claimed 8 points as surely, in a sixth less time). Rates and optimizers are those of
+the claim, as collapse and delay are named at them; that cross-entropy has learned what it can is a claim of its own
+(100% of the training pairs). StableMax is reported as slow: it is trained for 3000 steps at 0.01 with beta2 0.999, and
+nothing is claimed of later ones. Its late rise is thus not tested; what is tested beside its slowness is that none of
+its own training losses is 0. "Near 0" and "0%" are taken as below 5% (chance is 2%), 98% as above 90%, 100% as above
+99%. A rise of the share of losses that are 0 since step 500 has no number: 0.2 is taken.
+
+Cross-entropy is torch's own, as published: the collapse is one of rounding. That of this library adds the largest logit
+to the log-partition before it is subtracted, so that losses below the rounding of a logit are 0 sooner: by step 2000
+the weights have drifted less and 34% of the losses are 0, against torch's 52%.
 """
 
 from __future__ import annotations
@@ -22,15 +28,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ....core.objective import Objective
-from ....losses.classification.cross_entropy import CrossEntropyLoss
 from ....losses.classification.stablemax import StableMaxCrossEntropy, nlm_alignment
 from ....optim import PerpGrad
 from ...experiment import Claim, Evidence
 from ...figures import arms_figure
 
 MODULUS, WIDTH = 47, 128
-STARTS = 8
+STARTS = 4
 STEPS = (50, 100, 200, 300, 500, 1000, 1500, 2000, 3000)
 SOFTMAX, ACROSS, STABLE = "cross-entropy, float32", "PerpGrad", "StableMax"
 LAST = {SOFTMAX: 2000, ACROSS: 300, STABLE: 3000}
@@ -46,8 +50,15 @@ CLAIMS = (
     Claim("collapse", "cross-entropy: half of its training losses are exactly 0 at step 2000", size=0.2, threshold=0.5),
     Claim("rising", "cross-entropy: more of its training losses are 0 at step 2000 than at 500", size=0.2),
     Claim("across", "PerpGrad: test accuracy is above 90% at step 300 (98% expected)", size=8.0, threshold=90.0),
-    Claim("slow", "StableMax: test accuracy is still near 0 at step 3000", size=3.0, threshold=5.0, greater=False),
-    Claim("fitted", "StableMax: training accuracy is 100% there", size=1.0, threshold=99.0),
+    Claim(
+        "slow",
+        "StableMax: test accuracy is still near 0 at step 3000",
+        size=3.0,
+        threshold=5.0,
+        greater=False,
+        ours=True,
+    ),
+    Claim("fitted", "StableMax: training accuracy is 100% there", size=1.0, threshold=99.0, ours=True),
     Claim(
         "no collapse",
         "StableMax: the share of its own training losses that are 0 is below cross-entropy's, each at its end",
@@ -65,9 +76,9 @@ def run(scale: str, seed: int) -> Evidence:
     found: dict[str, list[dict[str, Any]]] = {}
     ends_across = []
     for label, objective, kind, options, start in (
-        (SOFTMAX, CrossEntropyLoss(), torch.optim.AdamW, plain, seed),
+        (SOFTMAX, nn.CrossEntropyLoss(), torch.optim.AdamW, plain, seed),
         (STABLE, StableMaxCrossEntropy(), torch.optim.AdamW, slow, seed),
-        *((ACROSS, CrossEntropyLoss(), PerpGrad, plain, seed + 1000 * k) for k in range(STARTS)),
+        *((ACROSS, nn.CrossEntropyLoss(), PerpGrad, plain, seed + 1000 * k) for k in range(STARTS)),
     ):
         torch.manual_seed(start)
         pairs, target = sums(modulus)
@@ -114,7 +125,7 @@ def network(modulus: int, width: int) -> nn.Sequential:
 def follow(
     label: str,
     model: nn.Module,
-    objective: Objective,
+    objective: nn.Module,
     optimizer: torch.optim.Optimizer,
     pairs: Tensor,
     target: Tensor,
@@ -135,7 +146,7 @@ def follow(
 
 
 @torch.no_grad()
-def look(model: nn.Module, objective: Objective, pairs: Tensor, target: Tensor) -> dict[str, float]:
+def look(model: nn.Module, objective: nn.Module, pairs: Tensor, target: Tensor) -> dict[str, float]:
     """Accuracies in percent and the share of training losses that are exactly 0, of the training objective itself."""
     half = len(pairs) // 2
     outputs = model(pairs)
