@@ -4,9 +4,13 @@ Set-up of the claim: images with exponential class counts, ratio 100; cross-entr
 cross-entropy with deferred re-weighting (DRW), LDAM with DRW; balanced accuracy. MNIST digits, pooled to 14 x 14, take
 the place of Fashion-MNIST. 10,000 images hold no class of 2,000: the largest has 600 training images and the smallest 6
 (1,489 in all), with 280 others of each class to test. Which class is rare is drawn by the seed. An MLP of 2 x 128 takes
-the place of the small CNN, for time. Every arm trains for 60 epochs in batches of 100 by Adam at 1e-3; the rate drops
-at 80%, where DRW starts, and again at 90%, as published, but by 10 and not by 100: the last fifth has 180 steps here
-and not 4,000, and at a rate of 1e-5 nothing would move in them. 24 seeds take the place of three.
+the place of the small CNN, for time. Every arm trains for 40 epochs in batches of 100 by Adam; the rate drops at
+80%, where DRW starts, and again at 90%, as published, but by 10 and not by 100: the last fifth has 120 steps here and
+not 4,000, and at a hundredth of a rate nothing would move in them. 18 seeds take the place of three.
+
+The baseline is fair: every arm has the rate of four with the best mean balanced accuracy over two seeds that are not
+reported (one of 1e-3 for all, as it was before, is too small for cross-entropy, which wants ten times as much);
+cross-entropy must reach 70%, which every seed checks.
 
 Expected: LDAM alone and DRW alone 1 to 3 points above cross-entropy, both together 3 to 6 and above either, the gain
 concentrated on the tail. The size of a claimed gain is the middle of its range. The card gives the last a range only
@@ -15,7 +19,8 @@ for the whole: 5 points more on the three rarest classes than on the three most 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,16 +29,20 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ....core.objective import Objective, TaskInfo
-from ....descent import ArrayBatches, Descent
+from ....descent.batches import seeded
 from ....losses.classification.cross_entropy import CrossEntropyLoss
 from ....losses.classification.ldam import DeferredReweighting, LDAMLoss
 from ....nn.networks import Network, mlp
 from ...data import halved, mnist_10k
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import PILOTS, best_setting, check_sane
 
-SEEDS = 24
-RATIO = 100
+SEEDS = 18
+RATIO, EPOCHS, BATCH = 100, 40, 100
+RATES = (1e-3, 3e-3, 1e-2, 2e-2)
+SANITY = 70.0
+"""Balanced accuracy in percent that cross-entropy must reach."""
 CLAIMS = (
     Claim("LDAM", "LDAM alone is at least 1 point above cross-entropy (1 to 3 expected)", size=1.0, threshold=1.0),
     Claim("DRW", "DRW alone is at least 1 point above cross-entropy (1 to 3 expected)", size=1.0, threshold=1.0),
@@ -43,27 +52,29 @@ CLAIMS = (
 )
 
 
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]
+ARMS: dict[str, Callable[[TaskInfo], Objective]] = {
+    "cross-entropy": lambda info: CrossEntropyLoss(),
+    "re-weighted": lambda info: DeferredReweighting(CrossEntropyLoss(), info.class_counts, start=0.0),
+    "LDAM": lambda info: LDAMLoss.from_task(info, deferred=None),
+    "DRW": DeferredReweighting.from_task,
+    "LDAM and DRW": LDAMLoss.from_task,
+}
+
+
 def run(scale: str, seed: int) -> Evidence:
     """Balanced accuracy and recall of frequent and rare classes, for five losses."""
     full = scale == "full"
-    x, y, x_test, y_test, counts = long_tail(full, seed)
-    epochs, batch = (60 if full else 3), 100
-    steps = -(-len(x) // batch)
-    info = TaskInfo("multiclass", len(x), 10, tuple(counts.tolist()), 128, epochs, steps, seed)
-    arms: dict[str, Objective] = {
-        "cross-entropy": CrossEntropyLoss(),
-        "re-weighted": DeferredReweighting(CrossEntropyLoss(), info.class_counts, start=0.0),
-        "LDAM": LDAMLoss.from_task(info, deferred=None),
-        "DRW": DeferredReweighting.from_task(info),
-        "LDAM and DRW": LDAMLoss.from_task(info),
-    }
-    frequency = np.argsort(-counts, kind="stable")
+    rates = rates_of() if full else dict.fromkeys(ARMS, RATES[0])
+    parts = long_tail(full, seed)
+    frequency = np.argsort(-parts[-1], kind="stable")
     rows: list[dict[str, float | str]] = []
-    for label, objective in arms.items():
-        recall = 100 * np.array(fit(objective, info, x, y, x_test, y_test, batch))
+    for arm, rate in rates.items():
+        recall = recalls(arm, parts, rate, EPOCHS if full else 3, seed)
         rows.append(
             {
-                "arm": label,
+                "arm": arm,
+                "rate": rate,
                 "balanced accuracy": float(recall.mean()),
                 "frequent": float(recall[frequency[:3]].mean()),
                 "rare": float(recall[frequency[-3:]].mean()),
@@ -74,7 +85,9 @@ def run(scale: str, seed: int) -> Evidence:
     def gain(arm: str, key: str) -> float:
         return float(found[arm][key]) - float(found["cross-entropy"][key])
 
-    whole = {arm: gain(arm, "balanced accuracy") for arm in arms}
+    whole = {arm: gain(arm, "balanced accuracy") for arm in ARMS}
+    if full:
+        check_sane("balanced accuracy of cross-entropy", float(found["cross-entropy"]["balanced accuracy"]), SANITY)
     effects = {
         "LDAM": whole["LDAM"],
         "DRW": whole["DRW"],
@@ -85,7 +98,18 @@ def run(scale: str, seed: int) -> Evidence:
     return Evidence(rows, effects)
 
 
-def long_tail(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, np.ndarray]:
+@cache
+def rates_of() -> dict[str, float]:
+    """The rate of each arm with the best mean balanced accuracy over two pilot seeds."""
+    parts = {seed: long_tail(True, seed) for seed in PILOTS[:2]}
+
+    def score(arm: str, rate: float, seed: int) -> float:
+        return float(recalls(arm, parts[seed], rate, EPOCHS, seed).mean())
+
+    return {arm: best_setting(RATES, lambda rate, seed, arm=arm: score(arm, rate, seed), PILOTS[:2]) for arm in ARMS}
+
+
+def long_tail(full: bool, seed: int) -> Parts:
     """``(x, y, x_test, y_test, counts)``: exponential counts over classes in random order, a balanced test."""
     x, y = mnist_10k() if full else load_digits(return_X_y=True)
     x = halved(x) if full else x / 16
@@ -104,23 +128,30 @@ def long_tail(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, np
     return inputs[train], labels[train], inputs[test], labels[test], counts
 
 
-def fit(
-    objective: Objective, info: TaskInfo, x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, batch: int
-) -> list[float]:
-    """Test recall of each class after training, with two drops of the rate."""
-    torch.manual_seed(info.seed)
+def recalls(arm: str, parts: Parts, rate: float, epochs: int, seed: int) -> np.ndarray:
+    """Test recall in percent of each class after training, with two drops of the rate."""
+    x, y, x_test, y_test, counts = parts
+    steps = -(-len(x) // BATCH)
+    info = TaskInfo("multiclass", len(x), len(counts), tuple(counts.tolist()), 128, epochs, steps, seed)
+    objective = ARMS[arm](info)
+    torch.manual_seed(seed)
     backbone = mlp(x.shape[1], width=info.feature_dim)
-    torch.manual_seed(info.seed + 1)
+    torch.manual_seed(seed + 1)
     net = Network(backbone, objective.head(info.feature_dim, info))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    total = info.epochs * info.steps_per_epoch
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(0.8 * total), int(0.9 * total)], gamma=0.1)
-    batches = ArrayBatches(x, y, batch_size=batch, steps=info.steps_per_epoch, seed=info.seed)
-    Descent(net, objective, batches, optimizer=optimizer, schedule=schedule).fit(info.epochs)
-    net.eval()
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    drops = [int(0.8 * epochs * steps), int(0.9 * epochs * steps)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=0.1)
+    for epoch in range(1, epochs + 1):
+        objective.start_epoch(epoch, epochs)
+        for rows in torch.randperm(len(x), generator=seeded(seed, epoch)).split(BATCH):
+            optimizer.zero_grad()
+            objective(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+            objective.after_step()
+            schedule.step()
     with torch.no_grad():
         right = objective.predict(net(x_test)) == y_test
-    return [float(right[y_test == label].float().mean()) for label in range(info.num_classes)]
+    return 100 * np.array([float(right[y_test == label].float().mean()) for label in range(len(counts))])
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
