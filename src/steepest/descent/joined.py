@@ -19,8 +19,8 @@ from ..core.lazy import late
 from ..core.objective import Objective
 from ..core.rowwise import PIECE, add_at, at, softmax_into
 
-_squared_error_module = late("steepest.losses.regression.squared_error")
-_focal_module = late("steepest.losses.classification.focal")
+_one_hot = late("steepest.losses.regression._one_hot")
+_focal = late("steepest.losses.classification._focal")
 _robust = late("steepest.losses.classification._robust")
 
 Columns = dict[str, Any]
@@ -50,8 +50,8 @@ def _harmonic(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
     return losses
 
 
-def _focal(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    losses: Tensor = _focal_module.focal_rule(y, columns["gamma"])(z, g, slice(None))
+def _focal_loss(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
+    losses: Tensor = _focal.focal_rule(y, columns["gamma"])(z, g, slice(None))
     return losses
 
 
@@ -65,7 +65,7 @@ def _ldr(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
 
 
 def _squared_error(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    losses: Tensor = _squared_error_module.one_hot_forms(y)[1](z, g, slice(None))
+    losses: Tensor = _one_hot.one_hot_forms(y)[1](z, g, slice(None))
     return losses
 
 
@@ -106,7 +106,7 @@ class Entry:
 FORMS = {
     "classification.cross_entropy.CrossEntropyLoss": Entry(_cross_entropy),
     "classification.cross_entropy.SmoothedCrossEntropyLoss": Entry(_smoothed, ("label_smoothing",)),
-    "classification.focal.FocalLoss": Entry(_focal, ("gamma",), {"alpha": None, "form": None}),
+    "classification.focal.FocalLoss": Entry(_focal_loss, ("gamma",), {"alpha": None, "form": None}),
     "classification.harmonic.HarmonicLoss": Entry(_harmonic, ("n",)),
     "classification.ldr.LDRLoss": Entry(_ldr, ("lam", "margin"), {"normalize": None}),
     "classification.squentropy.SquentropyLoss": Entry(_squentropy, (), {"square_weight": 1.0}),

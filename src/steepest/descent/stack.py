@@ -324,7 +324,7 @@ class StackedObjective(Objective):
 
     def rows(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the models' losses, and its gradient in the outputs, both without a graph;
-        where :attr:`of_outputs`.
+        where ``of_outputs``.
 
         Models whose objectives have a form of :mod:`~steepest.descent.joined` share one call.
         """

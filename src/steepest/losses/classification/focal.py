@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as nnf
 from jaxtyping import Float as F
-from jaxtyping import Int as I
 from torch import Tensor
 
 from ...core.checks import (
@@ -21,9 +20,10 @@ from ...core.checks import (
 from ...core.logpartition import class_mask, pick
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
-from ...core.rowwise import Rule, add_at, at, rowwise, softmax_into
+from ...core.rowwise import rowwise
 from ...core.scalars import is_number
 from ...core.search import Float
+from ._focal import focal_rule
 from ._targets import class_targets
 
 FORMS = (None, "softmax", "sigmoid")
@@ -164,29 +164,6 @@ def _of_labels(
     wrong = torch.logaddexp((1 - t).log() + log_p, t.log() + log_rest)
     loss = torch.exp(gamma * wrong) * entropy
     return loss if factors is None else (factors[0].to(z) * (1 - t) + factors[1].to(z) * t) * loss, valid
-
-
-def focal_rule(target: I[Tensor, " batch"], gamma: float) -> Rule:
-    r"""Value and gradient of the focal loss of each row, with r = 1 - p_y summed over the other classes.
-
-    .. math:: \frac{\partial \ell}{\partial \log p_y} = \gamma\, p_y\, r^{\gamma} \frac{\log p_y}{r} - r^{\gamma}
-    """
-
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y = target[rows]
-        partition = softmax_into(z, g)
-        p = at(g, y)
-        g.scatter_(1, y.unsqueeze(1), 0.0)
-        rest = g.sum(1, keepdim=True)
-        log_p = torch.where(p > 0.5, -torch.log1p(rest / p), at(z, y) - partition)
-        power = rest.pow(gamma)
-        # log p / r tends to -1 as the rest vanishes
-        slope = gamma * p * power * torch.where(rest > 0, log_p / rest, -1.0) - power
-        g.mul_(-slope)
-        add_at(g, y, slope * rest)
-        return (-power * log_p).squeeze(1)
-
-    return rule
 
 
 class FocalLoss(Objective):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jaxtyping import Float as F
 from torch import Tensor
 
 from ...core.checks import check_index, check_logits, check_tensor
-from ...core.logpartition import class_mask
 from ...core.objective import Objective
 from ...core.reductions import reduce, widen
-from ...core.rowwise import Rule, add_at, rowwise
+from ...core.rowwise import rowwise
+from ._one_hot import one_hot_forms
 from .survey import mse
 
 
@@ -56,22 +54,6 @@ def squared_error(
         check_index(target, outputs)
         return reduce(rowwise(widen(outputs), *one_hot_forms(target.long())), reduction, weight)
     return mse(outputs, target, weight=weight, reduction=reduction)
-
-
-def one_hot_forms(target: Tensor) -> tuple[Callable[[Tensor], Tensor], Rule]:
-    """The mean squared error of each row to the one-hot code of its class: plain form and rule."""
-
-    def plain(z: Tensor) -> Tensor:
-        return (z - class_mask(target, z.shape[1]).to(z.dtype)).square().mean(-1)
-
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        g.copy_(z)
-        add_at(g, target[rows], -1.0)
-        loss = g.square().mean(1)
-        g.mul_(2.0 / z.shape[1])
-        return loss
-
-    return plain, rule
 
 
 class SquaredErrorLoss(Objective):
