@@ -1,23 +1,29 @@
 """Betti matching beside Dice against Dice alone: topology at equal Dice.
 
 Networks (edges of random Voronoi cells) and rings, 48 x 48, on photographs, with noise and gaps (the card's images are
-networks only): 160 to train on, 80 to test. A U-Net of 8 channels and three resolutions, batches of 8, Adam: 150 steps
-of Dice at 0.003, then from this one model 150 steps of each arm, one order for all, at a rate that falls from 0.003 to
-nothing along a cosine. Arms: Dice; half Dice and half soft-clDice, whose skeletons take three erosions; Dice + 0.5
-Betti matching (superlevel sets, union). Masks are probabilities above 1/2. Dice coefficient in per cent and Betti
-errors are means over test images. "Down 20-50%" is taken as more than 20%, with a size of 15 from there to the middle
-of the range; "within 1 point" as at most 1 point below Dice, for being better is no fault. Six seeds.
+networks only): 160 to train on, 80 to test. A U-Net of 8 channels and three resolutions, batches of 8, Adam: 100 steps
+of Dice at 0.003, then from this one model 100 steps of each arm, one order for all, at a rate that falls to nothing
+along a cosine. Arms: Dice; half Dice and half soft-clDice, whose skeletons take three erosions; Dice + 0.5 Betti
+matching (superlevel sets, union), the published weight; Dice + 0.01 Betti matching. Masks are probabilities above 1/2.
+Dice coefficient in per cent and Betti errors are means over test images. "Down 20-50%" is taken as more than 20%, with
+a size of 15 from there to the middle of the range; "within 1 point" as at most 1 point below Dice, for being better is
+no fault. The comparison is fair: each arm has the best of three rates by the Dice coefficient on the test images of a
+seed that is not reported (:func:`choose_rates`), and Dice must reach 80%, which every seed checks.
 
-An earlier run gave each arm its own loss for 300 steps from the start, as the card reads. By then Betti matching had
-hardly begun to find the lines: in three seeds Dice was 32 to 44 points below that of Dice alone, for the sum over the
-many short bars of an untrained network drowns the Dice term. The published training, which starts from scratch, takes
-1,000 epochs, or goes on from a trained model; so does this one.
+That Dice falls by far more at the published weight was looked into. Betti matching is a sum over bars, several an
+image, against a Dice term below 0.2: at 0.5 it outweighs Dice by an order of magnitude and the lines are drawn half as
+wide again; framed maps (``relative=True``, as in the authors' configurations) do so too, and at 0.05 Dice still loses 4
+points. At 0.01 both terms are of one size. The claims are made for both weights; those of 0.01, chosen on the seed of
+the rates, are ours. The published training goes on for 100 to 1,000 epochs. Before, each phase had 150 steps at 0.003
+and there was no smaller weight. From scratch, with each arm's own loss from the start, Betti matching at 0.5 had hardly
+begun to find the lines after 300 steps.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
@@ -29,9 +35,18 @@ from ....losses.dense.dice import soft_dice_loss
 from ....nn.unet import UNet
 from ...data.shapes import shapes
 from ...experiment import Claim, Evidence
+from ...settings import best_setting, check_sane
+from ...tuning import UNREPORTED
 
 SEEDS = 6
-RATE, BATCH, EROSIONS = 3e-3, 8, 3
+STEPS, BATCH, EROSIONS = 100, 8, 3
+START_RATE = 3e-3
+GRID = (1e-3, 3e-3, 1e-2)
+DICE, CLDICE, MATCHING, LIGHT = "Dice", "Dice + clDice", "Dice + 0.5 Betti matching", "Dice + 0.01 Betti matching"
+RATES = {DICE: 3e-3, CLDICE: 3e-3, MATCHING: 1e-3, LIGHT: 3e-3}
+"""Of each arm: what :func:`choose_rates` gives."""
+SANITY = 80.0
+"""Dice coefficient in percent that Dice must reach."""
 CLAIMS = (
     Claim(
         "error reduction",
@@ -40,37 +55,72 @@ CLAIMS = (
         threshold=20.0,
     ),
     Claim("Dice loss", "Dice falls by less than 1 point", size=1.0, threshold=1.0, greater=False),
+    Claim(
+        "light error reduction",
+        "at a weight of 0.01 the Betti matching error is more than 20% below that of Dice",
+        size=15.0,
+        threshold=20.0,
+        ours=True,
+    ),
+    Claim(
+        "light Dice loss",
+        "at a weight of 0.01 Dice falls by less than 1 point",
+        size=1.0,
+        threshold=1.0,
+        greater=False,
+        ours=True,
+    ),
 )
+Pairs = tuple[Tensor, Tensor]
 
 
 def run(scale: str, seed: int) -> Evidence:
     """Dice and Betti errors of each arm on the test images."""
     full = scale == "full"
-    train, test = (
-        [torch.from_numpy(each) for each in shapes(count, seed, part=part)]
-        for part, count in (("train", 160 if full else 8), ("test", 80 if full else 4))
-    )
-    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "Dice": _dice,
-        "Dice + clDice": lambda z, y: 0.5 * _dice(z, y) + 0.5 * soft_cldice_loss(z.sigmoid(), y),
-        "Dice + Betti matching": DiceBettiMatchingLoss(),
-    }
-    steps = 150 if full else 2
-    torch.manual_seed(seed)
-    start = _train(UNet(1, 1, width=8, depth=3), _dice, train[0], train[1], steps, seed, falling=False)
-    rows, found = [], {}
-    for arm, loss in losses.items():
-        model = _train(copy.deepcopy(start), loss, train[0], train[1], steps, seed, falling=True)
-        found[arm] = _score(model, test[0], test[1])
-        rows.append({"arm": arm, **found[arm]})
-    base, ours = found["Dice"], found["Dice + Betti matching"]
+    train, test = _data(seed, full)
+    steps = STEPS if full else 2
+    start = _start(train, steps, seed)
+    scores = {arm: _score(_train(start, arm, train, RATES[arm], steps, seed), test) for arm in RATES}
+    if full:
+        check_sane("Dice coefficient of Dice", scores[DICE]["Dice, %"], SANITY)
     error = "Betti matching error"
-    effects = {
+    effects = {}
+    for label, arm in (("", MATCHING), ("light ", LIGHT)):
         # nothing wrong in either arm is no reduction
-        "error reduction": 100 * (1 - ours[error] / base[error]) if base[error] else 0.0,
-        "Dice loss": base["Dice, %"] - ours["Dice, %"],
+        ratio = scores[arm][error] / scores[DICE][error] if scores[DICE][error] else 1.0
+        effects[f"{label}error reduction"] = 100 * (1 - ratio)
+        effects[f"{label}Dice loss"] = scores[DICE]["Dice, %"] - scores[arm]["Dice, %"]
+    return Evidence([{"arm": arm, **of_arm} for arm, of_arm in scores.items()], effects)
+
+
+def choose_rates(seed: int = UNREPORTED) -> dict[str, float]:
+    """The rate of each arm with the highest Dice coefficient on the test images of a seed that is not reported."""
+    train, test = _data(seed, True)
+    start = _start(train, STEPS, seed)
+
+    def score(arm: str, rate: float, seed: int) -> float:
+        return _score(_train(start, arm, train, rate, STEPS, seed), test)["Dice, %"]
+
+    return {arm: best_setting(GRID, partial(score, arm), (seed,)) for arm in RATES}
+
+
+def _data(seed: int, full: bool) -> tuple[Pairs, Pairs]:
+    """Images and masks to train and to test on; in double precision at smoke scale, compared between machines."""
+    counts = (160, 80) if full else (8, 4)
+    parts = [shapes(count, seed, part=part) for part, count in zip(("train", "test"), counts)]
+    dtype = torch.float32 if full else torch.float64
+    train, test = ((torch.from_numpy(x).to(dtype), torch.from_numpy(y).to(dtype)) for x, y in parts)
+    return train, test
+
+
+def _loss(arm: str) -> Callable[[Tensor, Tensor], Tensor]:
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        DICE: _dice,
+        CLDICE: lambda z, y: 0.5 * _dice(z, y) + 0.5 * soft_cldice_loss(z.sigmoid(), y),
+        MATCHING: DiceBettiMatchingLoss(alpha=0.5),
+        LIGHT: DiceBettiMatchingLoss(alpha=0.01),
     }
-    return Evidence(rows, effects)
+    return losses[arm]
 
 
 def _dice(z: Tensor, y: Tensor) -> Tensor:
@@ -101,19 +151,36 @@ def _skeleton(x: Tensor) -> Tensor:
     return skeleton
 
 
-def _train(
+def _start(pairs: Pairs, steps: int, seed: int) -> nn.Module:
+    """The model that all arms go on from: Dice at one rate."""
+    torch.manual_seed(seed)
+    model = UNet(1, 1, width=8, depth=3).to(pairs[0].dtype)
+    if pairs[0].dtype == torch.float64:
+        # normal weights differ between machines in the last digits of single precision
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.round(decimals=4))
+    return _descend(model, _dice, pairs, START_RATE, steps, 2 * seed, falling=False)
+
+
+def _train(start: nn.Module, arm: str, pairs: Pairs, rate: float, steps: int, seed: int) -> nn.Module:
+    return _descend(copy.deepcopy(start), _loss(arm), pairs, rate, steps, 2 * seed + 1, falling=True)
+
+
+def _descend(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
+    pairs: Pairs,
+    rate: float,
     steps: int,
     seed: int,
     *,
     falling: bool,
 ) -> nn.Module:
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    x, y = pairs
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(2 * seed + falling)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         own = torch.randint(len(x), (BATCH,), generator=generator)
         value = loss(model(x[own]), y[own])
@@ -126,7 +193,8 @@ def _train(
 
 
 @torch.no_grad()
-def _score(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+def _score(model: nn.Module, pairs: Pairs) -> dict[str, float]:
+    x, y = pairs
     masks = (model(x) > 0).to(y.dtype)
     dice = (2 * (masks * y).flatten(1).sum(1) + 1e-5) / (masks.flatten(1).sum(1) + y.flatten(1).sum(1) + 1e-5)
     return {
