@@ -5,20 +5,28 @@ abdominal CT), 8,000 images for training, test pairs from the other 2,000; sciki
 scale. A small U-Net (width 8, three resolutions) sees moving and fixed image and gives the displacement in cells; the
 mask of an image is where it exceeds 0.5, seen by the loss only. Arms, of the same start, pairs and number of steps:
 N (NCC), NSD (NCC, SSIM, generalised Dice at fixed weights of 1/3), UW-NSD (the same, weights trained by the network's
-optimizer). Every arm regularises with 5e-3 times the smoothness term, in UW-NSD where that weight starts: since weights
-sum to 1 in each arm, neither the scale of the loss nor the share of the regulariser tells them apart. Adam at 2e-3, 300
-steps of 16 pairs. Dice of the warped mask (linear, cut at 0.5) and the fixed one, mean over 300 test pairs, in points;
-folding is the share of cells whose Jacobian determinant is 0 or less.
+optimizer). Every arm regularises with 5e-3 times the smoothness term, as published, in UW-NSD where that weight starts:
+since weights sum to 1 in each arm, neither the scale of the loss nor the share of the regulariser tells them apart.
+Adam, 150 steps of 16 pairs at a rate that falls to 0 along a cosine (300 at a constant 0.002 before). Dice of the
+warped mask (linear, cut at 0.5) and the fixed one, mean over 300 test pairs, in points; folding is the share of cells
+whose Jacobian determinant is 0 or less. The comparison is fair: each arm has the best of three rates by Dice on a seed
+that is not reported (:func:`choose_rates`), and N must reach a Dice of 75 from the 46 before registration, which every
+seed checks.
 
 "+2 to +8" is taken as more than 2, "+0 to +1" as more than 0 with a middle of 0.5. The card's caution, that weight goes
 to the easiest term, is a claim as well. "Inference unchanged" needs no test: the parameters at inference are counted
-in each row. Eight seeds. Masks are thresholds of the images, so they tell the losses little that the images don't; in
-the source they are organs drawn by hand. Without a bound on folding every arm folds an eighth of the cells or so.
+in each row. Six seeds.
+
+That guidance adds less than 2 points was looked into: masks are thresholds of the images, so they tell the losses
+little that the images don't; in the source they are organs drawn by hand. On the seed of the rates NSD was 0.2 to 1.0
+points above N at 0.003 and at 0.01, with the regulariser at 5e-3 and at 5e-2. Without a bound on folding every arm
+folds a tenth of the cells or so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,9 +47,17 @@ from ....nn.unet import UNet
 from ...data import mnist_10k
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import best_setting, check_sane
+from ...tuning import UNREPORTED
 
 SIDE = 32
-SEEDS = 8
+SEEDS = 6
+STEPS, BATCH = 150, 16
+GRID = (3e-3, 1e-2, 3e-2)
+RATES = {"N": 1e-2, "NSD": 1e-2, "UW-NSD": 1e-2}
+"""Of each arm: what :func:`choose_rates` gives."""
+SANITY = 75.0
+"""Dice in points that N must reach."""
 TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "NCC": ncc_loss,
     "SSIM": ssim_loss,
@@ -51,23 +67,17 @@ ARMS = {"N": (("NCC",), False), "NSD": (tuple(TERMS), False), "UW-NSD": (tuple(T
 CLAIMS = (
     Claim("guided gain", "segmentation guidance (NSD) adds more than 2 points of Dice to N", size=2.0, threshold=2.0),
     Claim("adaptive gain", "trained weights (UW-NSD) add to NSD", size=0.5),
-    Claim("drift", "the weight of the term that is smallest in the end has grown", size=0.05),
+    Claim("drift", "the weight of the term that is smallest in the end has grown", size=0.05, ours=True),
 )
 
 
 def run(scale: str, seed: int) -> Evidence:
     """Dice, folding and weights of each arm."""
     full = scale == "full"
-    rng = np.random.default_rng([seed, 31])
-    images, labels = _images(full)
-    order = rng.permutation(len(images))
-    train, rest = np.split(order, [8000 if full else 1400])
-    steps, batch = (300, 16) if full else (4, 8)
-    test = images[_pairs(rng, labels, rest, 300 if full else 40)]
-    plan = _pairs(rng, labels, train, steps * batch).reshape(steps, batch, 2)
+    images, plan, test = _data(seed, full)
     rows, drift = [], 0.0
     for arm, (names, trained) in ARMS.items():
-        net, weighting, last = _train(images, plan, names, trained, seed)
+        net, weighting, last = _train(images, plan, arm, RATES[arm], seed)
         weights = dict(zip(names, weighting.weights().tolist()))
         if trained:
             drift = weights[names[int(last.argmin())]] - 1 / len(names)
@@ -81,6 +91,8 @@ def run(scale: str, seed: int) -> Evidence:
             }
         )
     dice = {row["arm"]: row["Dice"] for row in rows}
+    if full:
+        check_sane("Dice of N", dice["N"], SANITY)
     effects = {
         "guided gain": dice["NSD"] - dice["N"],
         "adaptive gain": dice["UW-NSD"] - dice["NSD"],
@@ -89,15 +101,36 @@ def run(scale: str, seed: int) -> Evidence:
     return Evidence(rows, effects)
 
 
+def choose_rates(seed: int = UNREPORTED) -> dict[str, float]:
+    """The rate of each arm with the highest Dice on a seed that is not reported."""
+    images, plan, test = _data(seed, True)
+
+    def score(arm: str, rate: float, seed: int) -> float:
+        return _scores(_train(images, plan, arm, rate, seed)[0], test)["Dice"]
+
+    return {arm: best_setting(GRID, partial(score, arm), (seed,)) for arm in ARMS}
+
+
+def _data(seed: int, full: bool) -> tuple[Tensor, np.ndarray, Tensor]:
+    """Images, which pairs each step takes ``[steps, batch, 2]``, and test pairs ``[P, 2, 1, 32, 32]``."""
+    rng = np.random.default_rng([seed, 31])
+    images, labels = _images(full)
+    order = rng.permutation(len(images))
+    train, rest = np.split(order, [8000 if full else 1400])
+    steps, batch = (STEPS, BATCH) if full else (4, 8)
+    test = images[_pairs(rng, labels, rest, 300 if full else 40)]
+    return images, _pairs(rng, labels, train, steps * batch).reshape(steps, batch, 2), test
+
+
 def _images(full: bool) -> tuple[Tensor, np.ndarray]:
-    """Digits ``[N, 1, 32, 32]`` in [0, 1] and their labels."""
+    """Digits ``[N, 1, 32, 32]`` in [0, 1] and their labels; in double precision at smoke scale."""
     if full:
         x, y = mnist_10k()
         return pad(torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 28, 28), (2, 2, 2, 2)), y
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
-    small = torch.as_tensor(x / 16, dtype=torch.float32).view(-1, 1, 8, 8)
+    small = torch.as_tensor(x / 16, dtype=torch.float64).view(-1, 1, 8, 8)
     return interpolate(small, size=SIDE, mode="bilinear", align_corners=False), y
 
 
@@ -109,13 +142,20 @@ def _pairs(rng: np.random.Generator, labels: np.ndarray, among: np.ndarray, coun
 
 
 def _train(
-    images: Tensor, plan: np.ndarray, names: Sequence[str], trained: bool, seed: int
+    images: Tensor, plan: np.ndarray, arm: str, rate: float, seed: int
 ) -> tuple[nn.Module, AdaptiveLossWeights, Tensor]:
     """The network, the weights, and the mean of each term over the last fifth of the steps."""
+    names, trained = ARMS[arm]
     torch.manual_seed(seed)
-    net = UNet(2, 2)
-    weighting = AdaptiveLossWeights(len(names)).requires_grad_(trained)
-    optimizer = torch.optim.Adam([*net.parameters(), *weighting.parameters()], lr=2e-3)
+    net = UNet(2, 2).to(images.dtype)
+    if images.dtype == torch.float64:
+        # normal weights differ between machines in the last digits of single precision
+        with torch.no_grad():
+            for weight in net.parameters():
+                weight.copy_(weight.round(decimals=4))
+    weighting = AdaptiveLossWeights(len(names)).to(images.dtype).requires_grad_(trained)
+    optimizer = torch.optim.Adam([*net.parameters(), *weighting.parameters()], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(plan))
     seen = []
     for own in plan:
         moving, fixed = images[own].unbind(1)
@@ -127,6 +167,7 @@ def _train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         seen.append(torch.stack(terms).detach())
     return net, weighting, torch.stack(seen[-max(1, len(seen) // 5) :]).mean(0)
 
