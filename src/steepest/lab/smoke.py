@@ -27,24 +27,12 @@ LOOSE: dict[str, dict[str, float]] = {
         **dict.fromkeys(("seconds", "chunk time", "slab time"), MEASURED),
         **dict.fromkeys(("hidden error", "weight error"), 1.0),
     },
-    # pixels near the threshold of a mask, cells that nearly fold
-    "adaptive-registration": {"folding, %": 0.05, **dict.fromkeys(("guided gain", "adaptive gain"), 0.2)},
-    # networks that have hardly begun to learn: pixels near the threshold make or join components and holes
-    "betti-matching": {
-        "Dice, %": 0.03,
-        **dict.fromkeys(("Betti matching error", "of components", "Betti number error"), 0.2),
-        **dict.fromkeys(("of holes", "error reduction", "Dice loss"), 0.7),
-    },
-    # kernels that see few neighbours: information rests on a few small terms
-    "cs-ib": {"information": 2e-3},
     # losses whose errors are nearly equal change places
     "regression-losses-survey": {"MAPE": 1e-3, "mean rank": 0.3, "clean": 0.5},
     # log10 of a deviation that is rounding alone
     "sparse-ot": {"imbalance": 0.1},
     # the angle of gradient and weights where most losses are 0: the gradient is rounding
     "stablemax": {"alignment": 0.02},
-    # the accuracy of a probe on 100 rows, of which one changes sides
-    "wasserstein-dependency": {"accuracy": 0.1, "gain at 9": 0.5},
 }
 """By slug, the columns and effects whose numbers differ by more between instruction sets, with their tolerance: several
 times what they were seen to differ by (torch's ``default`` and ``avx2``, MKL and oneDNN down to SSE 4)."""
