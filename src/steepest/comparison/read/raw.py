@@ -47,7 +47,8 @@ class Text:
     def from_codes(cls, codes: np.ndarray, words: Any, declared: bool = False) -> Self:
         """From positions in ``words``, -1 for missing."""
         words = stripped(arrow(words))
-        used = np.bincount(codes[codes >= 0], minlength=len(words)) > 0
+        filled = codes if len(codes) and codes.min() >= 0 else codes[codes >= 0]
+        used = np.bincount(filled, minlength=len(words)) > 0
         if not used.all():
             places = np.append(np.cumsum(used) - 1, -1)
             codes, words = places[codes], pc.filter(words, pa.array(used))

@@ -96,8 +96,7 @@ def read_whole(path: Path, offset: int, lines: int, layout: Layout, kinds: Kinds
     Raises:
         IrregularError: the text is not UTF-8 or not regular, or a column of numbers holds a word.
     """
-    inferred = kinds.wordy - kinds.numeric  # as text, since pandas makes no number of a word, and sooner than if told
-    types: dict[int, Any] = {i: np.float64 if i in kinds.numeric else str for i in range(layout.width)}
+    texts = [i for i in range(layout.width) if i not in kinds.numeric]
     state = path.stat()
     try:
         frame = pd.read_csv(
@@ -105,7 +104,8 @@ def read_whole(path: Path, offset: int, lines: int, layout: Layout, kinds: Kinds
             sep=layout.separator,
             header=None,
             skiprows=lines,
-            dtype={i: kind for i, kind in types.items() if i not in inferred},
+            # what is no number, or has a word, comes so by itself, and sooner than if pandas is told
+            dtype={i: str for i in texts if i not in kinds.wordy},
             keep_default_na=False,
             na_values=[""],
             encoding="utf-8",
@@ -114,8 +114,9 @@ def read_whole(path: Path, offset: int, lines: int, layout: Layout, kinds: Kinds
         raise IrregularError from None
     if frame.shape[1] != layout.width:
         raise IrregularError
-    columns: dict[int, Column] = {i: frame[i].to_numpy(copy=False) for i in kinds.numeric}
-    texts = [i for i in range(layout.width) if i not in kinds.numeric]
+    if any(frame[i].dtype.kind not in "iuf" for i in kinds.numeric):
+        raise IrregularError
+    columns: dict[int, Column] = {i: frame[i].to_numpy(np.float64, copy=False) for i in kinds.numeric}
     columns |= zip(texts, side_by_side(lambda i: _text(frame[i], i in kinds.repeated), texts))
     # pandas refuses a row that is longer than those before it, and fills a shorter one: the last cell is then missing
     short = missing_cells(columns[layout.width - 1]).any()
