@@ -27,8 +27,6 @@ LOOSE: dict[str, dict[str, float]] = {
         **dict.fromkeys(("seconds", "chunk time", "slab time"), MEASURED),
         **dict.fromkeys(("hidden error", "weight error"), 1.0),
     },
-    # losses whose errors are nearly equal change places
-    "regression-losses-survey": {"MAPE": 1e-3, "mean rank": 0.3, "clean": 0.5},
     # log10 of a deviation that is rounding alone
     "sparse-ot": {"imbalance": 0.1},
     # the angle of gradient and weights where most losses are 0: the gradient is rounding
