@@ -291,6 +291,28 @@ def test_a_cell_far_over_its_estimate_lowers_the_level_for_all(
     assert machine.now <= 200
 
 
+def test_the_level_rises_where_all_is_done_long_before_the_deadline(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 0.04))  # somebody else has the machine
+    real = machine.run
+
+    def faster(context: Context, job: Job, known: Any, ends_at: float) -> Any:
+        if len(machine.done) == 3:
+            machine.speed = dict.fromkeys(NAMES, 0.0004)
+        return real(context, job, known, ends_at)
+
+    for module in (schedule, executor):
+        monkeypatch.setattr(module, "run_until", faster)
+    _, basis = run(context, machine, tmp_path, 100)
+    assert level_of(basis) == (2000, 60, 8)
+    assert (len(basis.pairs), basis.names, basis.whole) == (15, NAMES, True)
+    levels = list(dict.fromkeys(job.level for job in machine.done if job.name == "a"))
+    assert levels[0] != levels[-1] == basis.level, "it began lower"
+    assert machine.now <= 100
+    assert len({(job.name, job.cells, job.level) for job in machine.done}) == len(machine.done)
+
+
 def test_what_was_typed_is_kept_before_the_rest(
     context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

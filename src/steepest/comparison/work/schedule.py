@@ -316,17 +316,36 @@ class Schedule:
             self._begin(course, fixed=False)
             self._here(pilot[0], self._ends_at(course.level))  # what early stopping leaves is known then
             place, course = self._decided() or self.choose()
-        self._begin(course)
+        higher: tuple[int, Course] | None = (place, course)
         with self._executor(course) as executor:
-            course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
-            if not self._missing(course.first, self.first_round, course.level):
-                for part in self._rest(course):
-                    if part and not self._fits(sum(self._cost(job) for job in part) / self.workers, course.level):
-                        break
-                    self._run(part, course, None, executor)
+            while higher is not None:
+                place, course = higher
+                self._begin(course)
+                course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
+                higher = self._higher(course) if self._finish(course, executor) else None
         if not any(cell[0] == settings.baseline for cell in self.finished):
             self._first(lowest)
         return self.computed
+
+    def _finish(self, course: Course, executor: Executor) -> bool:
+        """What follows the first round, as far as it fits; whether all of it did."""
+        if self._missing(course.first, self.first_round, course.level):
+            return False
+        for jobs in self._rest(course):
+            if jobs and not self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
+                return False
+            self._run(jobs, course, None, executor)
+        return True
+
+    def _higher(self, course: Course) -> tuple[int, Course] | None:
+        """A larger design that fits what is left, and its place, when one is done; estimates were too high then."""
+        if self.late:
+            return None
+        here = [(design.level, design.objectives) for design in self.designs].index(
+            (course.level, len(course.objectives))
+        )
+        place, larger = self.choose()
+        return (place, larger) if place < here else None
 
     def _time_others(self) -> None:
         """How much others slow this process down: it alone has worked until now."""
