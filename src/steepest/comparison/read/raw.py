@@ -207,10 +207,11 @@ class RawTable:
 
     def start_digest(self) -> Callable[[], str]:
         """Begin with the SHA-256 of the data read; what is returned waits for it."""
-        if isinstance(self.sha256, str):
-            return str(self.sha256).__str__
-        self.sha256.start()
-        return self.sha256.hexdigest
+        digest = self.sha256
+        if isinstance(digest, str):
+            return lambda: digest
+        digest.start()
+        return digest.hexdigest
 
     def find(self, name: object, option: str) -> int:
         """The position of a column by name, or by its number as text (1 is the first, -1 the last)."""
