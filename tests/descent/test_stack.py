@@ -136,15 +136,14 @@ def test_each_model_as_alone(name, by_hand):
     data = datasets(kind, weighted)
     objectives, networks = setting(make, kind, backbone, data)
     twins = copy.deepcopy((objectives, networks))
-    stack, step = Stack(networks), StackedStep(by_hand)
+    stack = Stack(networks)
     watch = DropAt({3: [1], 5: [0, 3]})
     Descent(
         stack,
         StackedObjective(objectives),
         StackedBatches(data, WHICH, SEEDS, batch_size=8, steps=4),
-        method=step,
+        method=StackedStep(by_hand),
         optimizer=StackedAdamW(stack, lr=RATES, weight_decay=DECAYS),
-        gradients=step.gradients if by_hand else None,
         hooks=[watch],
     ).fit(7)
     watch.final[2] = stack.member(0)
@@ -259,12 +258,12 @@ def test_outputs_and_gradients_of_layers(layer):
         for name, p in model.named_parameters():
             torch.testing.assert_close(stack.views[name].grad[m], p.grad, rtol=1e-12, atol=1e-12)
     graph = {name: view.grad for name, view in stack.views.items()}
-    by_hand = stack.outputs_by_hand(x)
-    assert not by_hand.requires_grad
+    with torch.no_grad():
+        by_hand = stack.outputs_by_hand(x)
+        gradients = stack.gradients_by_hand(2 * by_hand)
     torch.testing.assert_close(by_hand, outputs.detach(), rtol=1e-12, atol=1e-12)
-    stack.gradients_by_hand(2 * by_hand)
-    for name, view in stack.views.items():
-        torch.testing.assert_close(view.grad, graph[name], rtol=1e-12, atol=1e-12)
+    for name, gradient in zip(stack.views, gradients, strict=True):
+        torch.testing.assert_close(gradient, graph[name], rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_of_cosines_where_they_are_1_or_rows_are_0():
@@ -279,10 +278,11 @@ def test_gradients_of_cosines_where_they_are_1_or_rows_are_0():
     x[0, 1], x[1, 2] = torch.tensor([6.0, 8.0, 0.0]), torch.tensor([0.0, -1.0, 2.0])
     stack(x).sum().backward()
     graph = {name: view.grad for name, view in stack.views.items()}
-    stack.gradients_by_hand(torch.ones_like(stack.outputs_by_hand(x)))
-    for name, view in stack.views.items():
-        assert view.grad.isfinite().all()
-        torch.testing.assert_close(view.grad, graph[name], rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        gradients = stack.gradients_by_hand(torch.ones_like(stack.outputs_by_hand(x)))
+    for name, gradient in zip(stack.views, gradients, strict=True):
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient, graph[name], rtol=1e-9, atol=1e-9)
 
 
 def test_state_and_schedule():
@@ -340,6 +340,35 @@ def test_float32_moves_as_float64_does(one_pass):
     # a step moves by about lr <= 0.1 and adds a rounding of the weight and a few of the move
     scale = float(exact.abs().max())
     torch.testing.assert_close(own.double(), exact, rtol=0.0, atol=25 * 4 * torch.finfo(torch.float32).eps * scale)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "objective", "scheduled", "graph"),
+    [
+        (True, CrossEntropyLoss, False, False),
+        (False, CrossEntropyLoss, False, True),
+        (True, CrossEntropyLoss, True, True),
+        (True, lambda: CrossEntropyWithOPL(0.5), False, True),
+    ],
+)
+def test_a_whole_step_needs_no_graph(by_hand, objective, scheduled, graph):
+    """And is left to the loop where a schedule, or what an objective needs, takes part."""
+    networks = [Network(mlp(3, width=4), nn.Linear(4, 2)) for _ in range(2)]
+    stack = Stack(networks)
+    optimizer = StackedAdamW(stack, lr=[0.1, 0.2], weight_decay=[0.0, 0.1])
+    data = [(torch.randn(8, 3), torch.arange(8) % 2, None)]
+    before = stack.flat.clone()
+    Descent(
+        stack,
+        StackedObjective([objective(), objective()]),
+        StackedBatches(data, [0, 0], [1, 2], batch_size=4, steps=2),
+        method=StackedStep(by_hand),
+        optimizer=optimizer,
+        schedule=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5) if scheduled else None,
+    ).fit(1)
+    assert [view.grad is not None for view in stack.views.values()] == [graph] * len(stack.views)
+    assert optimizer.steps == 2
+    assert not torch.equal(stack.flat, before)
 
 
 def test_losses_stand_in_the_order_of_the_models():

@@ -28,37 +28,47 @@ def runs(*tensors: Tensor) -> bool:
     )
 
 
-def step(
-    flat: Tensor,
-    first: Tensor,
-    second: Tensor,
-    gradients: Sequence[Tensor],
-    rate: Tensor,
-    shrink: Tensor,
-    scalars: Sequence[float],
-) -> None:
-    """Move weights ``[M, numbers]`` and the averages of gradients and of their squares, in place.
+class Step:
+    """What moves some weights ``[M, numbers]`` and the averages of gradients and of their squares, in place.
 
     Args:
-        flat, first, second: ``[M, numbers]``.
-        gradients: one tensor ``[M, ...]`` a parameter, in the order in which their numbers lie in a row.
+        flat, first, second: ``[M, numbers]``; for which :func:`runs`.
+        sizes: numbers of each parameter, in the order in which they lie in a row.
         rate, shrink: of each model its learning rate, and one less rate times decay.
-        scalars: one less beta_1, beta_2, one less beta_2, (1 - beta_2^t)^(-1/2), eps, -1 / (1 - beta_1^t).
     """
-    library = _library(native.level())
-    assert library is not None
-    models, count = len(flat), len(gradients)
-    sizes = [gradient.numel() // models for gradient in gradients]
-    library.adamw_step(
-        *(ctypes.c_void_p(t.data_ptr()) for t in (flat, first, second)),
-        (ctypes.c_void_p * count)(*(gradient.data_ptr() for gradient in gradients)),
-        (ctypes.c_int64 * count)(*sizes),
-        *(ctypes.c_void_p(t.data_ptr()) for t in (rate, shrink)),
-        ctypes.c_int64(count),
-        ctypes.c_int64(models),
-        ctypes.c_int64(flat.shape[1]),
-        (ctypes.c_float * 6)(*scalars),
-    )
+
+    def __init__(
+        self, flat: Tensor, first: Tensor, second: Tensor, sizes: Sequence[int], rate: Tensor, shrink: Tensor
+    ) -> None:
+        library = _library(native.level())
+        assert library is not None
+        models, count = len(flat), len(sizes)
+        self._call = library.adamw_step
+        self._tensors = (flat, first, second, rate, shrink)  # their memory is what the pointers are of
+        self._gradients = (ctypes.c_void_p * count)()
+        self._scalars = (ctypes.c_float * 6)()
+        self._arguments = (
+            *(ctypes.c_void_p(t.data_ptr()) for t in (flat, first, second)),
+            self._gradients,
+            (ctypes.c_int64 * count)(*sizes),
+            *(ctypes.c_void_p(t.data_ptr()) for t in (rate, shrink)),
+            ctypes.c_int64(count),
+            ctypes.c_int64(models),
+            ctypes.c_int64(flat.shape[1]),
+            self._scalars,
+        )
+
+    def __call__(self, gradients: Sequence[Tensor], scalars: Sequence[float]) -> None:
+        """One step.
+
+        Args:
+            gradients: one tensor ``[M, ...]`` a parameter, float32 on the CPU.
+            scalars: one less beta_1, beta_2, one less beta_2, (1 - beta_2^t)^(-1/2), eps, -1 / (1 - beta_1^t).
+        """
+        rows = [gradient.contiguous() for gradient in gradients]
+        self._gradients[:] = [row.data_ptr() for row in rows]
+        self._scalars[:] = list(scalars)
+        self._call(*self._arguments)
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from .arguments import Arguments
@@ -14,7 +16,7 @@ from .objective import Batch, Objective
 class Method(Arguments, nn.Module):
     """One step's loss from the model, the batch and the objective (mixing, attacks, two modalities ...).
 
-    The loop knows only :meth:`loss`. State belongs in buffers, so that it is saved and resumed.
+    The loop needs only :meth:`loss`. State belongs in buffers, so that it is saved and resumed.
     """
 
     name: ClassVar[str] = ""
@@ -24,6 +26,16 @@ class Method(Arguments, nn.Module):
     def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         """The loss to go down, a scalar."""
         raise NotImplementedError
+
+    def whole_step(
+        self, model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer
+    ) -> Callable[[Batch], Tensor] | None:
+        """``step(batch) -> loss`` that does all of a step, the optimizer's part too; None leaves that to the loop.
+
+        The loop asks before each epoch, where nothing else takes part in a step: no schedule, no aggregator, no
+        autocast.
+        """
+        return None
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, 1-based."""

@@ -3,8 +3,9 @@
 from .batches import ArrayBatches, Batches, LoaderBatches
 from .hooks import Checkpoint, EarlyStopping, drop
 from .loop import Descent, Hook
-from .stack import Stack, StackedBatches, StackedObjective, StackedStep, architecture, stackable
+from .stack import Stack, StackedBatches, StackedObjective, architecture, stackable
 from .stacked_adamw import StackedAdamW
+from .stacked_step import StackedStep
 
 __all__ = [
     "ArrayBatches",

@@ -206,10 +206,14 @@ class Descent:
             for _ in range(done):
                 next(source, None)
             self._set_random_state(now)
+        whole = self._whole_step()
         for batch in source:
             batch = self._to_device(batch)
-            closure = Closure(self, batch)
-            loss = torch.as_tensor(self.optimizer.step(closure)).detach()  # type: ignore[arg-type]
+            if whole is not None:
+                loss = whole(batch)
+            else:
+                closure = Closure(self, batch)
+                loss = torch.as_tensor(self.optimizer.step(closure)).detach()  # type: ignore[arg-type]
             if self.schedule is not None:
                 self.schedule.step()
             self.objective.after_step()
@@ -224,6 +228,11 @@ class Descent:
         self.history.append({"epoch": float(number), "loss": mean})
         self.epoch, self.step, self._sum = number, 0, None
         self._call("on_epoch_end")
+
+    def _whole_step(self) -> Callable[[Batch], Tensor] | None:
+        if self.schedule is not None or self.gradients is not None or self.autocast is not None:
+            return None
+        return self.method.whole_step(self.model, self.objective, self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors and plain values."""

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from ..core.checks import refuse
 from ..core.distances import cdist
 from ..core.heads import ScalarHead
-from ..core.method import Method, needed
 from ..core.objective import Batch, Objective
 from ..core.reductions import widen
 from ..core.torch_private import AnyDropout
 from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
-from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run, weight_gradient
+from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run
 from .joined import Joined, form_of
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        own = weight_gradient(x, upstream)
-        return torch.bmm(upstream, weight) if ctx.needs_input_grad[0] else None, own, upstream.sum(1)
+        below = torch.bmm(upstream, weight) if ctx.needs_input_grad[0] else None
+        return below, torch.bmm(upstream.mT, x), upstream.sum(1)
 
 
 def batched(module: nn.Module, prefix: str = "") -> Run:
@@ -212,16 +211,14 @@ class Stack(nn.Module):
         features = self._backbone(self.views, inputs)
         return features, self._head(self.views, features)
 
-    @torch.no_grad()
     def outputs_by_hand(self, inputs: Tensor) -> Tensor:
-        """Outputs without a graph; then :meth:`gradients_by_hand` has what it needs."""
+        """Outputs, under ``torch.no_grad()``; then :meth:`gradients_by_hand` has what it needs."""
         return self._chain.forward(self.views, inputs)
 
-    @torch.no_grad()
-    def gradients_by_hand(self, upstream: Tensor) -> None:
-        """Set the gradients of all parameters from that of the outputs."""
-        for name, gradient in self._chain.backward(self.views, upstream).items():
-            self.views[name].grad = gradient
+    def gradients_by_hand(self, upstream: Tensor) -> list[Tensor]:
+        """The gradients of all parameters, in their order, from that of the outputs; under ``torch.no_grad()``."""
+        gradients = self._chain.backward(self.views, upstream)
+        return [gradients[name] for name in self.views]
 
     def member(self, model: int) -> dict[str, Tensor]:
         """The ``state_dict`` of one model, copied out."""
@@ -387,41 +384,6 @@ class StackedObjective(Objective):
 
         mapped: Tensor = torch.func.vmap(one)(outputs, target, *(named[n] for n in names))
         return mapped
-
-
-class StackedStep(Method):
-    """The plain step for a :class:`Stack`.
-
-    Args:
-        by_hand: whether layers and objectives give their gradients themselves, where they can, with no graph over all
-            of them; :class:`~steepest.descent.Descent` then needs :meth:`gradients` as its ``gradients``.
-    """
-
-    name = "stacked"
-
-    def __init__(self, by_hand: bool = False) -> None:
-        super().__init__()
-        self.by_hand = by_hand
-        self._upstream: Tensor | None = None
-
-    def gradients(self, loss: Tensor, model: nn.Module) -> None:
-        """Fill ``.grad`` of the stack from the last loss."""
-        upstream, self._upstream = self._upstream, None
-        if upstream is None:
-            loss.backward()
-            return
-        assert isinstance(model, Stack)
-        model.gradients_by_hand(upstream)
-
-    def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
-        assert isinstance(model, Stack)
-        if self.by_hand and isinstance(objective, StackedObjective) and objective.of_outputs:
-            outputs = model.outputs_by_hand(batch.inputs)
-            total, self._upstream = objective.rows(outputs, batch.target, batch.weight)
-            return total
-        features, outputs = model.features_and_outputs(batch.inputs)
-        loss: Tensor = objective(outputs, batch.target, **needed(objective, batch, features, None))
-        return loss
 
 
 class StackedBatches:

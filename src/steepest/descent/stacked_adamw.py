@@ -57,6 +57,7 @@ class StackedAdamW(torch.optim.Optimizer):
         self.first, self.second = torch.zeros_like(flat), torch.zeros_like(flat)
         self.steps = 0
         self._made: tuple[float, Tensor, Tensor] | None = None
+        self._step: tuple[tuple[Tensor, ...], adamw.Step | None] | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A group as torch makes it, without the compiler that torch's own call and ``zero_grad`` import: seconds."""
@@ -84,23 +85,19 @@ class StackedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        views = self.stack.views.values()
+        self.move([_gradient(view) for view in self.stack.views.values()])
+        return loss
+
+    def move(self, gradients: Sequence[Tensor]) -> None:
+        """One step with these gradients of the stack's parameters, in their order; under ``torch.no_grad()``."""
         self.steps += 1
         b1, b2 = self.betas
         rate, shrink = self._rates()
-        if self.one_pass and adamw.runs(self.stack.flat, self.first, self.second):
+        if self.one_pass and (move := self._one_pass(rate, shrink)) is not None:
             correction, length = (1 - b2**self.steps) ** -0.5, -1 / (1 - b1**self.steps)
-            adamw.step(
-                self.stack.flat,
-                self.first,
-                self.second,
-                [_gradient(view).contiguous() for view in views],
-                rate,
-                shrink,
-                (1 - b1, b2, 1 - b2, correction, self.eps, length),
-            )
-            return loss
-        gradient = torch.cat([_gradient(view).flatten(1) for view in views], 1)
+            move(gradients, (1 - b1, b2, 1 - b2, correction, self.eps, length))
+            return
+        gradient = torch.cat([own.flatten(1) for own in gradients], 1)
         self.first.lerp_(gradient, 1 - b1)
         self.second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         torch.sqrt(self.second, out=gradient)
@@ -109,7 +106,17 @@ class StackedAdamW(torch.optim.Optimizer):
         flat = self.stack.flat
         flat.mul_(shrink)
         flat.addcmul_(gradient, rate, value=-1 / (1 - b1**self.steps))
-        return loss
+
+    def _one_pass(self, rate: Tensor, shrink: Tensor) -> adamw.Step | None:
+        """The step in C++, made when one of its tensors has changed."""
+        tensors = (self.stack.flat, self.first, self.second, rate, shrink)
+        if self._step is None or any(a is not b for a, b in zip(self._step[0], tensors)):
+            step = None
+            if adamw.runs(*tensors):
+                sizes = [view.numel() // len(self.stack) for view in self.stack.views.values()]
+                step = adamw.Step(*tensors[:3], sizes, rate, shrink)
+            self._step = tensors, step
+        return self._step[1]
 
     def _rates(self) -> tuple[Tensor, Tensor]:
         """Each model's learning rate, and what its decay leaves of a weight; made when one of them has changed."""

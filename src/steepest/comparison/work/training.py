@@ -268,14 +268,12 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
 
         watch = _Watch([m.length or 1 for m in members], finished)
         hook = watch
-    step = StackedStep(by_hand=True)
     Descent(
         stack,
         StackedObjective(objectives),
         batches,
-        method=step,
+        method=StackedStep(by_hand=True),
         optimizer=optimizer,
-        gradients=step.gradients,
         hooks=[hook, *_clocks(recipe)],
         device=device,
     ).fit(recipe.epochs)
