@@ -126,21 +126,21 @@ class Context:
         target[hit] = (target[hit] + rng.integers(1, self.classes, len(hit))) % self.classes
         return target
 
-    def split(self, pair: Pair, part: int) -> Split:
-        """Part ``0, 1 ..`` of the inner splits, or -1: the whole outer training part against the test part."""
-        return self._split(pair, part)
+    def split(self, pair: Pair, inner_fold: int) -> Split:
+        """Inner fold ``0, 1 ..``, or -1: the whole outer training part against the test part."""
+        return self._split(pair, inner_fold)
 
-    def _make_split(self, pair: Pair, part: int) -> Split:
+    def _make_split(self, pair: Pair, inner_fold: int) -> Split:
         table, fold = self.table, self.folds[pair]
-        rows, others = (fold.train, fold.test) if part < 0 else self.inner(pair)[part]
+        rows, others = (fold.train, fold.test) if inner_fold < 0 else self.inner(pair)[inner_fold]
         target = self.training_target(pair)
         prepared = fit_inputs(table, rows)
         weights = table.weights
         other_target, other_weight = target[others], None if weights is None else weights[others]
         test_inputs = None
-        if self.settings.one_cycle and part >= 0:
+        if self.settings.one_cycle and inner_fold >= 0:
             test_inputs = transform(prepared, *((table, fold.test) if self.test is None else (self.test,)))
-        if part < 0 and self.test is not None:
+        if inner_fold < 0 and self.test is not None:
             other_inputs = transform(prepared, self.test)
             other_target, other_weight = self.test.target, self.test.weights
         else:
@@ -159,9 +159,9 @@ class Context:
             test_inputs,
         )
 
-    def info(self, pair: Pair, part: int) -> TaskInfo:
+    def info(self, pair: Pair, inner_fold: int) -> TaskInfo:
         """What an objective may know of the training split."""
-        split, task = self.split(pair, part), self.table.task
+        split, task = self.split(pair, inner_fold), self.table.task
         counts = counts_of(split.target, task, self.classes, self.parts)
         outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, self.classes)
         rows = len(split.inputs)

@@ -93,9 +93,9 @@ def _halves(value: int, least: int, *, whole: bool = False) -> Iterator[int]:
         yield value
 
 
-def levels_of(found: Sequence[Design]) -> list[Level]:
+def levels_of(designs: Sequence[Design]) -> list[Level]:
     """The levels of designs, highest first."""
-    return list(dict.fromkeys(design.level for design in found))
+    return list(dict.fromkeys(design.level for design in designs))
 
 
 def trial_groups(levels: Sequence[Level], level: Level) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
             f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
         )
     parts = getattr(table, "parts", ())
-    kinds = [part.task for part in parts] if table.task == "multitask" else []
+    kinds = [target.task for target in parts] if table.task == "multitask" else []
     chosen, notes = choose_objectives(
         _specs(request.objectives), table.task, weighted=table.weights is not None, kinds=kinds
     )

@@ -25,7 +25,7 @@ def target_scale(y: np.ndarray, task: str, parts: Sequence[Part]) -> tuple[np.nd
     if task == "regression":
         scale: tuple[Any, Any] = (float(y.mean()), float(y.std()) or 1.0)
     elif task == "multitask":
-        numbers = np.array([part.task == "regression" for part in parts])
+        numbers = np.array([target.task == "regression" for target in parts])
         deviation = np.where(numbers & (y.std(0) > 0), y.std(0), 1.0)
         scale = (np.where(numbers, y.mean(0), 0.0), deviation)
     else:
@@ -40,8 +40,12 @@ def counts_of(target: Tensor, task: str, classes: int, parts: Sequence[Part]) ->
     if task == "multilabel":
         return tuple(int(n) for n in target.sum(0))
     if task == "multitask":
-        columns = [(target[:, t].long(), part) for t, part in enumerate(parts) if part.classes]
-        return tuple(n for y, part in columns for n in counts_of(y, "multiclass", len(part.classes), ()))
+        columns = [
+            (target[:, t].long(), single_target) for t, single_target in enumerate(parts) if single_target.classes
+        ]
+        return tuple(
+            n for y, single_target in columns for n in counts_of(y, "multiclass", len(single_target.classes), ())
+        )
     return tuple(torch.bincount(target, minlength=classes).tolist())
 
 
@@ -90,9 +94,9 @@ class SeveralTargets(Objective):
     def split(self, outputs: Tensor) -> list[Tensor]:
         """Each member's outputs: ``[B, C]``, or ``[B]`` for numbers and for one score."""
         outputs_of, place = [], 0
-        for member, part in zip(self._all(), self.parts):
-            scalar = part.task == "regression" or (member.domain == "score" and part.task == "binary")
-            width = 1 if scalar else part.width
+        for member, target in zip(self._all(), self.parts):
+            scalar = target.task == "regression" or (member.domain == "score" and target.task == "binary")
+            width = 1 if scalar else target.width
             piece = outputs[..., place : place + width]
             outputs_of.append(piece.squeeze(-1) if scalar else piece)
             place += width
@@ -102,8 +106,8 @@ class SeveralTargets(Objective):
         """The sum of the members' losses on outputs ``[B, W]`` and targets ``[B, T]``."""
         check_tensor("target", target, floating=True, shape=(outputs.shape[0], len(self.parts)))
         total = outputs.new_zeros(())
-        for t, (member, part, piece) in enumerate(zip(self._all(), self.parts, self.split(outputs))):
-            column = target[:, t] if part.task == "regression" else target[:, t].long()
+        for t, (member, single_target, piece) in enumerate(zip(self._all(), self.parts, self.split(outputs))):
+            column = target[:, t] if single_target.task == "regression" else target[:, t].long()
             total = total + member(piece, column, **{need: named[need] for need in member.needs})
         return total
 
@@ -131,10 +135,12 @@ def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust =
 def part_infos(info: TaskInfo, parts: Sequence[Part]) -> list[TaskInfo]:
     """What each member may know: ``info.class_counts`` holds the counts of all class targets, one after another."""
     infos, place = [], 0
-    for part in parts:
-        counts = info.class_counts[place : place + len(part.classes)]
-        place += len(part.classes)
-        infos.append(TaskInfo(**{**vars(info), "task": part.task, "num_classes": part.width, "class_counts": counts}))
+    for target in parts:
+        counts = info.class_counts[place : place + len(target.classes)]
+        place += len(target.classes)
+        infos.append(
+            TaskInfo(**{**vars(info), "task": target.task, "num_classes": target.width, "class_counts": counts})
+        )
     return infos
 
 
@@ -143,8 +149,8 @@ class SeveralFactory:
     baseline of the others' kind for the rest."""
 
     def __init__(self, cls: type[Objective], parts: Sequence[Part], fallback: Callable[[str], type[Objective]]) -> None:
-        self.classes = [cls if cls.fits(part.task) else fallback(part.task) for part in parts]
-        self.own = [cls.fits(part.task) for part in parts]
+        self.classes = [cls if cls.fits(target.task) else fallback(target.task) for target in parts]
+        self.own = [cls.fits(target.task) for target in parts]
         self.parts, self.search, self.name, self.unit = list(parts), cls.search, cls.name, "batch"
 
     def from_task(self, info: TaskInfo, **hyper: Any) -> SeveralTargets:

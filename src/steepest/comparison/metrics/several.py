@@ -35,12 +35,12 @@ def _ranked(score: Callable[..., np.ndarray]) -> Function:
     return function
 
 
-def _macro(part: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Function:
-    """Mean over labels of 2 TP / what ``part`` makes of the weights of positives and predictions; 0 where that is 0."""
+def _macro(denominator: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Function:
+    """Mean over labels of 2 TP / ``denominator`` of the weights of positives and predictions; 0 where that is 0."""
 
     def score(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) -> float:
         both = 2 * np.average(y * predicted, axis=0, weights=weights)
-        whole = part(np.average(y, axis=0, weights=weights), np.average(predicted, axis=0, weights=weights))
+        whole = denominator(np.average(y, axis=0, weights=weights), np.average(predicted, axis=0, weights=weights))
         return float(np.mean(np.divide(both, whole, out=np.zeros_like(both), where=whole > 0)))
 
     return _labels(score)
@@ -92,24 +92,26 @@ def multitask_metrics(parts: Sequence[Part]) -> dict[str, Metric]:
     ['mean_score', 'r2 of a', 'accuracy of b']
     """
 
-    def own(place: int, part: Part) -> Function:
-        single = functions.r2 if part.task == "regression" else functions.accuracy
+    def own(place: int, target: Part) -> Function:
+        single = functions.r2 if target.task == "regression" else functions.accuracy
 
         def function(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
             return single(y[:, place], Outcome(outcome.predicted[:, place]), weights)
 
         return function
 
-    by_target = [own(place, part) for place, part in enumerate(parts)]
+    by_target = [own(place, target) for place, target in enumerate(parts)]
 
     def mean(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> float | None:
         values = [function(y, outcome, weights) for function in by_target]
         return None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
 
     metrics = [Metric("mean_score", True, "Mean score", mean)]
-    for part, function in zip(parts, by_target):
-        kind = "r2" if part.task == "regression" else "accuracy"
+    for target, function in zip(parts, by_target):
+        kind = "r2" if target.task == "regression" else "accuracy"
         metrics.append(
-            Metric(f"{kind} of {part.name}", True, f"{'R²' if kind == 'r2' else 'Accuracy'} of {part.name}", function)
+            Metric(
+                f"{kind} of {target.name}", True, f"{'R²' if kind == 'r2' else 'Accuracy'} of {target.name}", function
+            )
         )
     return {metric.name: metric for metric in metrics}

@@ -74,26 +74,26 @@ def build(
         decisions.append(f"left out: {count(int((~some).sum()), 'row')} of weight 0")
         columns = [column[some] for column in columns]
         values = {role: None if v is None else v[some] for role, v in values.items()}
-    made, parts = _target(raw, columns, goals, options, task, rare, folds, positive)
-    decisions += made.decisions
-    warned += made.warnings
+    typed_target, parts = _target(raw, columns, goals, options, task, rare, folds, positive)
+    decisions += typed_target.decisions
+    warned += typed_target.warnings
     if dropped:
         decisions.append(f"dropped as asked: {listing([raw.names[i] for i in dict.fromkeys(dropped)], limit=200)}")
-    if not made.keep.all():
-        values = {role: None if v is None else v[made.keep] for role, v in values.items()}
-    if values["group"] is not None and made.classes and not parts:
-        warned += _lonely_classes(made, values["group"], columns[roles["group"]])
+    if not typed_target.keep.all():
+        values = {role: None if v is None else v[typed_target.keep] for role, v in values.items()}
+    if values["group"] is not None and typed_target.classes and not parts:
+        warned += _lonely_classes(typed_target, values["group"], columns[roles["group"]])
     rest = [i for i in range(len(raw.names)) if i not in {*goals, *roles.values(), *dropped}]
-    features = _Features(raw, columns, rest, made.keep, options)
+    features = _Features(raw, columns, rest, typed_target.keep, options)
     decisions += features.lines
     warned += features.warnings
     from .leaks import find_copies, find_leaks_of  # slow to import
 
     searches: tuple[Callable[[], list[str]], ...] = (
-        lambda: find_copies(features.frame, made.values),
-        lambda: find_leaks_of(features.frame, made.values, made.task, parts),
+        lambda: find_copies(features.frame, typed_target.values),
+        lambda: find_leaks_of(features.frame, typed_target.values, typed_target.task, parts),
     )
-    several = side_by_side if len(made.values) >= LONG else map
+    several = side_by_side if len(typed_target.values) >= LONG else map
     for lines in several(lambda search: search(), searches):
         warned += lines
     if group is None and time is None:
@@ -105,11 +105,11 @@ def build(
         "frame": features.frame,
         "types": features.types,
         "options": options,
-        "target": made.values,
+        "target": typed_target.values,
         "target_name": target_name,
-        "task": made.task,
-        "classes": made.classes,
-        "label_dtype": made.dtype,
+        "task": typed_target.task,
+        "classes": typed_target.classes,
+        "label_dtype": typed_target.dtype,
         "groups": values["group"],
         "times": values["time"],
         "weights": values["weight"],
@@ -163,7 +163,7 @@ def _target(
         task = "classification"
     elif kind == "number" and task == "auto":
         task = "regression"
-    made = read_target(
+    target = read_target(
         column,
         names[0],
         task=task,
@@ -174,17 +174,17 @@ def _target(
         positive=positive,
         dtype=raw.dtypes.get(raw.names[goal]),
     )
-    return made, ()
+    return target, ()
 
 
-def _lonely_classes(made: Target, groups: np.ndarray, cells: Column) -> list[str]:
+def _lonely_classes(target: Target, groups: np.ndarray, cells: Column) -> list[str]:
     """A warning for classes that live in one group: no fold can learn and test them; ``cells`` name the groups."""
-    pairs = pd.DataFrame({"class": made.values, "group": groups}).drop_duplicates()
+    pairs = pd.DataFrame({"class": target.values, "group": groups}).drop_duplicates()
     homes = pairs["class"].value_counts()
-    lonely = [made.classes[code] for code in sorted(homes.index[homes == 1])]
+    lonely = [target.classes[code] for code in sorted(homes.index[homes == 1])]
     if not lonely:
         return []
-    row = int(np.flatnonzero(made.keep)[made.values == made.classes.index(lonely[0])][0])
+    row = int(np.flatnonzero(target.keep)[target.values == target.classes.index(lonely[0])][0])
     home = cells.cells[row].as_py() if isinstance(cells, Text) else cells[row]
     if len(lonely) == 1:
         said = f"the class {show(lonely[0])} lives in one group {show(home)}"

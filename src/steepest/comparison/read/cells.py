@@ -186,14 +186,14 @@ def _names(shape: Shape) -> list[str]:
     """Names of the columns: those of the header, ``Unnamed: 0`` for an empty one, or ``c1 .. cN``."""
     if shape.names is None:
         return [f"c{i + 1}" for i in range(len(shape.rows[0]))]
-    found, taken = list(shape.names), set(shape.names)
-    for i, cell in enumerate(found):
+    names, taken = list(shape.names), set(shape.names)
+    for i, cell in enumerate(names):
         if not cell:
-            found[i] = f"Unnamed: {i}"
-            while found[i] in taken:
-                found[i] += "_"
-            taken.add(found[i])
-    return found
+            names[i] = f"Unnamed: {i}"
+            while names[i] in taken:
+                names[i] += "_"
+            taken.add(names[i])
+    return names
 
 
 def _comma(shape: Shape) -> str:

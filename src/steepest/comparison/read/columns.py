@@ -66,13 +66,15 @@ def drop_empty_rows(raw: RawTable) -> None:
         raw.decisions.append(f"left out: {count(int(empty.sum()), 'row')} of empty cells")
 
 
-def _equal(one: Column, other: Column) -> bool:
-    if isinstance(one, Text) and isinstance(other, Text):
-        same = pc.or_kleene(pc.equal(one.cells, other.cells), pc.and_(pc.is_null(one.cells), pc.is_null(other.cells)))
+def _equal(first: Column, second: Column) -> bool:
+    if isinstance(first, Text) and isinstance(second, Text):
+        same = pc.or_kleene(
+            pc.equal(first.cells, second.cells), pc.and_(pc.is_null(first.cells), pc.is_null(second.cells))
+        )
         return bool(true(same).all())
-    if isinstance(one, Text) or isinstance(other, Text):
+    if isinstance(first, Text) or isinstance(second, Text):
         return False
-    return bool(((one == other) | (missing_cells(one) & missing_cells(other))).all())
+    return bool(((first == second) | (missing_cells(first) & missing_cells(second))).all())
 
 
 def counts_rows(column: Column) -> bool:

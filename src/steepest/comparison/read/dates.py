@@ -15,7 +15,7 @@ pd = late("pandas")
 pa = late("pyarrow")
 pc = late("pyarrow.compute")
 
-_MINUTES = r":(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<part>\d{1,9}))?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?"
+_MINUTES = r":(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?\s*(?P<half>[AaPp]\.?[Mm]\.?)?"
 _CLOCK = rf"(?:[T ]+(?P<hour>\d{{1,2}}){_MINUTES}\s*(?P<zone>Z|UTC|GMT|[+-]\d{{2}}(?::?\d{{2}})?)?)?$"
 _CLOCK_ALONE = rf"^(?P<hour>\d{{1,3}}){_MINUTES}$"
 _YEAR_FIRST = r"^(?P<year>\d{4})(?P<mark>[-/.])(?P<one>\d{1,2})(?:(?P<again>[-/.])(?P<two>\d{1,2}))?" + _CLOCK
@@ -63,22 +63,22 @@ def read_dates(text: Text, dayfirst: bool | None = None) -> Dates:
         dayfirst: whether the day comes before the month where no cell decides (None: only between points, as in
             03.04.2024).
 
-    >>> found = read_dates(Text.of(["03/04/2024", "01/05/2024"]))
-    >>> found.values.astype("M8[D]").tolist(), found.doubt
+    >>> dates = read_dates(Text.of(["03/04/2024", "01/05/2024"]))
+    >>> dates.values.astype("M8[D]").tolist(), dates.doubt
     ([datetime.date(2024, 3, 4), datetime.date(2024, 1, 5)], '03/04/2024')
     >>> read_dates(Text.of(["13/04/2024", "01/05/2024"])).values.astype("M8[D]").tolist()
     [datetime.date(2024, 4, 13), datetime.date(2024, 5, 1)]
     """
     words, counts = text.words, text.counts
     values = np.full(len(words), np.datetime64("NaT"), dtype="M8[us]")
-    found = Dates(values, 0)
+    dates = Dates(values, 0)
     for form in (_YEAR_FIRST, _YEAR_LAST):
         mask = true(pc.match_substring_regex(words, form))
         if mask.any():
             fields = _Fields(pc.extract_regex(pc.filter(words, pa.array(mask)), form))
             swapped = False
             if form == _YEAR_LAST:
-                swapped = _day_is_first(fields, counts[mask], dayfirst, found)
+                swapped = _day_is_first(fields, counts[mask], dayfirst, dates)
             values[mask] = fields.dates(swapped)
     named = np.isnat(values) & true(pc.match_substring_regex(words, _NAMED))
     if named.any():
@@ -88,11 +88,11 @@ def read_dates(text: Text, dayfirst: bool | None = None) -> Dates:
         values[clock] = _Clock(pc.extract_regex(pc.filter(words, pa.array(clock)), _CLOCK_ALONE)).times()
     wrong = np.flatnonzero(np.isnat(values))
     examples = wrong[:_EXAMPLES]
-    found.words = Counter(dict(zip(pc.take(words, pa.array(examples)).to_pylist(), counts[examples].tolist())))
-    found.others = int(counts[wrong].sum())
-    found.cells = int(counts.sum()) - found.others
-    found.values = np.append(values, np.datetime64("NaT"))[text.codes]
-    return found
+    dates.words = Counter(dict(zip(pc.take(words, pa.array(examples)).to_pylist(), counts[examples].tolist())))
+    dates.others = int(counts[wrong].sum())
+    dates.cells = int(counts.sum()) - dates.others
+    dates.values = np.append(values, np.datetime64("NaT"))[text.codes]
+    return dates
 
 
 def both_readings(cell: str) -> str:
@@ -124,8 +124,8 @@ class _Clock:
         half = pc.utf8_lower(pc.utf8_slice_codeunits(self.parts.field("half"), 0, 1))
         noon, morning = true(pc.equal(half, "p")), true(pc.equal(half, "a"))
         hour = np.where(noon & (hour < 12), hour + 12, np.where(morning & (hour == 12), 0, hour))
-        part = pc.utf8_slice_codeunits(pc.utf8_rpad(self.parts.field("part"), 6, "0"), 0, 6)
-        micro = np.array(pc.cast(part, pa.int64()).to_numpy(zero_copy_only=False))
+        fraction = pc.utf8_slice_codeunits(pc.utf8_rpad(self.parts.field("fraction"), 6, "0"), 0, 6)
+        micro = np.array(pc.cast(fraction, pa.int64()).to_numpy(zero_copy_only=False))
         return ((hour * 60 + minute) * 60 + second) * 1_000_000 + micro, good
 
     def times(self) -> np.ndarray:
@@ -165,21 +165,21 @@ class _Fields(_Clock):
         digits = pc.cast(pc.utf8_slice_codeunits(pc.utf8_rpad(zone, 5, "0"), 1, 5), pa.int64())
         ahead = np.array(digits.to_numpy(zero_copy_only=False))
         ahead = (ahead // 100 * 60 + ahead % 100) * np.where(true(pc.starts_with(zone, "-")), -1, 1)
-        found = days.astype("M8[us]") + (micro - ahead * 60_000_000)
-        found[~good] = np.datetime64("NaT")
-        return found
+        moments = days.astype("M8[us]") + (micro - ahead * 60_000_000)
+        moments[~good] = np.datetime64("NaT")
+        return moments
 
 
-def _day_is_first(fields: _Fields, counts: np.ndarray, dayfirst: bool | None, found: Dates) -> bool:
+def _day_is_first(fields: _Fields, counts: np.ndarray, dayfirst: bool | None, dates: Dates) -> bool:
     """Whether days come before months: what the cells say, else the option, else only between points."""
     balance = int(counts[fields.one > 12].sum()) - int(counts[fields.two > 12].sum())
     points = true(pc.equal(fields.mark, "."))
-    found.sure = balance != 0
-    found.dayfirst = balance > 0 if balance else bool(points.all()) if dayfirst is None else dayfirst
+    dates.sure = balance != 0
+    dates.dayfirst = balance > 0 if balance else bool(points.all()) if dayfirst is None else dayfirst
     doubtful = np.flatnonzero((fields.one != fields.two) & ~points)
     if not balance and dayfirst is None and doubtful.size:
-        found.doubt = fields.text(int(doubtful[0]))
-    return found.dayfirst
+        dates.doubt = fields.text(int(doubtful[0]))
+    return dates.dayfirst
 
 
 def _parsed(cells: pa.Array) -> np.ndarray:

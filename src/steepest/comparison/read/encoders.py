@@ -22,26 +22,26 @@ WIDTH, NGRAMS = MOST_CATEGORIES, (2, 4)
 PARTS = ("days", "year", "month", "day", "weekday", "hour")
 
 
-def calendar_part(values: np.ndarray, part: str) -> np.ndarray:
-    """One part of datetime64 ``[rows]`` as float64, NaN where missing.
+def calendar_part(values: np.ndarray, unit: str) -> np.ndarray:
+    """One calendar unit of datetime64 ``[rows]`` as float64, NaN where missing.
 
     >>> calendar_part(np.array(["2024-05-06T12:00"], dtype="M8[us]"), "weekday").tolist()
     [0.0]
     """
     days = values.astype("M8[D]")
-    if part == "days":  # since 1970, with the time of day as a fraction
-        found = values.astype(np.int64) / 86_400e6
-    elif part == "year":
-        found = values.astype("M8[Y]").astype(np.int64) + 1970.0
-    elif part == "month":
-        found = values.astype("M8[M]").astype(np.int64) % 12 + 1.0
-    elif part == "day":
-        found = (days - values.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1.0
-    elif part == "weekday":
-        found = (days.astype(np.int64) + 3.0) % 7  # 1970 began on a Thursday; Monday is 0
+    if unit == "days":  # since 1970, with the time of day as a fraction
+        numbers = values.astype(np.int64) / 86_400e6
+    elif unit == "year":
+        numbers = values.astype("M8[Y]").astype(np.int64) + 1970.0
+    elif unit == "month":
+        numbers = values.astype("M8[M]").astype(np.int64) % 12 + 1.0
+    elif unit == "day":
+        numbers = (days - values.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1.0
+    elif unit == "weekday":
+        numbers = (days.astype(np.int64) + 3.0) % 7  # 1970 began on a Thursday; Monday is 0
     else:
-        found = (values - days).astype(np.int64) // 3_600_000_000 + 0.0
-    return np.where(np.isnat(values), np.nan, found)
+        numbers = (values - days).astype(np.int64) // 3_600_000_000 + 0.0
+    return np.where(np.isnat(values), np.nan, numbers)
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class NumberPlace:
 def fit_numbers(
     columns: Sequence[tuple[str, str | None, np.ndarray]], weight: np.ndarray | None, standardise: bool
 ) -> list[NumberPlace]:
-    """A place for each column of numbers: ``(name, part, values [rows])``.
+    """A place for each column of numbers: ``(name, unit, values [rows])``.
 
     A column whose variance is rounding error has scale 1, as in scikit-learn's ``StandardScaler``.
     """
     return [
-        NumberPlace(name, part, *_statistics(values, weight, standardise), bool(np.isnan(values).any()))
-        for name, part, values in columns
+        NumberPlace(name, unit, *_statistics(values, weight, standardise), bool(np.isnan(values).any()))
+        for name, unit, values in columns
     ]
 
 
@@ -149,13 +149,13 @@ class CategoryPlaces:
 def fit_categories(column: str, text: Text) -> CategoryPlaces:
     """Categories in order, missing last; of more than ``MOST_ONE_HOT`` the most frequent, and a place for the rest."""
     words, counts = text.words.to_pylist(), text.counts
-    other = len(words) > MOST_ONE_HOT
-    if other:
+    pooled = len(words) > MOST_ONE_HOT
+    if pooled:
         words = [words[i] for i in np.argsort(-counts, kind="stable")[: MOST_ONE_HOT - 1]]
     categories: list[str | None] = sorted(words)
     if text.missing.any():
         categories.append(None)
-    return CategoryPlaces(column, tuple(categories), other)
+    return CategoryPlaces(column, tuple(categories), pooled)
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,11 @@ class TextPlaces:
 def date_parts(values: np.ndarray) -> list[str]:
     """The calendar parts that differ among dates; the days since 1970 always."""
     known = values[~np.isnat(values)]
-    differing = [part for part in PARTS[1:] if len(known) and np.ptp(calendar_part(known, part)) > 0]
+    differing = [unit for unit in PARTS[1:] if len(known) and np.ptp(calendar_part(known, unit)) > 0]
     return ["days", *differing]
 
 
-def numbers_of(values: Column, part: str | None) -> np.ndarray:
-    """A column of numbers as it is, one of dates as one part."""
+def numbers_of(values: Column, unit: str | None) -> np.ndarray:
+    """A column of numbers as it is, one of dates as one unit."""
     assert isinstance(values, np.ndarray)
-    return values if part is None else calendar_part(values, part)
+    return values if unit is None else calendar_part(values, unit)

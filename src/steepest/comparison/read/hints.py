@@ -32,12 +32,12 @@ def _words(name: str) -> list[str]:
     >>> _words("PatientID"), _words("user_id"), _words("sessionid 2")
     (['patient', 'id'], ['user', 'id'], ['session', 'id'])
     """
-    found = []
+    words = []
     for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name):
         word = word.lower()
         stem = word[:-2] if word.endswith("id") else word.removesuffix("s")
-        found += [stem, "id"] if stem in _WHO and word.endswith("id") else [stem if stem in _WHO else word]
-    return found
+        words += [stem, "id"] if stem in _WHO and word.endswith("id") else [stem if stem in _WHO else word]
+    return words
 
 
 def names_an_id(name: str) -> bool:

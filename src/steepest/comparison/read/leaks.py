@@ -37,11 +37,11 @@ def find_leaks_of(frame: pd.DataFrame, target: np.ndarray, task: str, parts: Seq
     if not parts:
         return find_leaks(frame, target, task)
     if task == "multilabel":
-        return find_label_leaks(frame, target, [part.name for part in parts])
+        return find_label_leaks(frame, target, [single_target.name for single_target in parts])
     warned = []
-    for values, part in zip(target.T, parts):
-        own = values if part.task == "regression" else values.astype(np.int64)
-        warned += find_leaks(frame, own, part.task, f"the target {show(part.name)}")
+    for values, single_target in zip(target.T, parts):
+        own = values if single_target.task == "regression" else values.astype(np.int64)
+        warned += find_leaks(frame, own, single_target.task, f"the target {show(single_target.name)}")
     return warned
 
 

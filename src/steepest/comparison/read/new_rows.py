@@ -49,15 +49,15 @@ def rows_like(
     if isinstance(X, (str, Path)):
         words = {*more, *(name for name, type in columns.items() if type.kind != "number")}
 
-        def exact(found: list[str]) -> set[int]:
-            if all(name in found for name in names):
-                return {found.index(name) for name in words}
-            return {i for i, name in enumerate(names) if name in words and i < len(found)}
+        def exact(header: list[str]) -> set[int]:
+            if all(name in header for name in names):
+                return {header.index(name) for name in words}
+            return {i for i, name in enumerate(names) if name in words and i < len(header)}
 
         raw = read_source(X, options, exact)
     else:
-        found, own, given = feature_columns(X)
-        raw = RawTable(found, own, given, "", arrays=True)
+        header, own, given = feature_columns(X)
+        raw = RawTable(header, own, given, "", arrays=True)
     merge_same_names(raw)
     places = _places(raw, names, extra)
     raw.names, raw.columns = names, [raw.columns[i] for i in places]

@@ -143,17 +143,17 @@ def read_numbers(text: Text, comma: str = "no") -> Numbers:
         comma: whether a comma is a decimal comma where no cell decides: ``"no"``, ``"likely"``, or ``"certain"`` (then
             points before three digits part thousands too).
 
-    >>> found = read_numbers(Text.of(["1,320.5", "$7.76", "7%", "n/a", "many"]))
-    >>> found.values.tolist(), found.missing, found.words
+    >>> numbers = read_numbers(Text.of(["1,320.5", "$7.76", "7%", "n/a", "many"]))
+    >>> numbers.values.tolist(), numbers.missing, numbers.words
     ([1320.5, 7.76, 7.0, nan, nan], Counter({'n/a': 1}), Counter({'many': 1}))
     >>> read_numbers(Text.of(["1.234,5", "0,25"])).values.tolist()
     [1234.5, 0.25]
     """
     if text.many:
         return _read(text.cells, np.ones(len(text), dtype=np.int64), comma)
-    found = _read(text.words, text.counts, comma)
-    found.values = np.append(found.values, np.nan)[text.codes]
-    return found
+    numbers = _read(text.words, text.counts, comma)
+    numbers.values = np.append(numbers.values, np.nan)[text.codes]
+    return numbers
 
 
 def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
@@ -167,7 +167,7 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
     bare, written = _bare(rest.words)
     gone = true(pc.is_in(pc.utf8_lower(rest.words), value_set=pa.array(sorted(MISSING_IN_NUMBERS))))
     point, with_comma = (true(pc.match_substring_regex(bare, form)) & ~gone for form in (POINT, COMMA))
-    found = Numbers(np.full(len(cells), np.nan), int(counts[plain].sum()))
+    numbers = Numbers(np.full(len(cells), np.nan), int(counts[plain].sum()))
     use_comma, good = False, point
     points_decide = np.zeros(len(cells), dtype=bool)  # plain cells that a decimal comma rules out
     if with_comma.any() or comma == "certain":
@@ -175,34 +175,34 @@ def _read(cells: pa.Array, counts: np.ndarray, comma: str) -> Numbers:
         points_decide = plain & ~threes & true(pc.match_substring(cells, "."))
         balance = int(often[with_comma].sum()) - int(often[point].sum()) - int(counts[points_decide].sum())
         either = point & with_comma & true(pc.match_substring(bare, ","))
-        use_comma, found.sure = balance > 0, balance != 0
+        use_comma, numbers.sure = balance > 0, balance != 0
         if balance == 0 and (either.any() or threes.any()):
             use_comma = comma == "certain" or (comma == "likely" and bool(either.any()))
             examples = pc.filter(rest.words, pa.array(either)) if either.any() else pc.filter(cells, pa.array(threes))
-            found.doubt = examples[0].as_py()
+            numbers.doubt = examples[0].as_py()
     if use_comma:
         good = with_comma
-        found.decimal = ","
-        found.cells -= int(counts[points_decide].sum())
+        numbers.decimal = ","
+        numbers.cells -= int(counts[points_decide].sum())
         plain, lost = plain & ~points_decide, pc.filter(cells, pa.array(points_decide))
-        found.others = int(counts[points_decide].sum())
-        found.words.update(lost.slice(0, _EXAMPLES).to_pylist())
-        found.values[plain] = _cast(pc.replace_substring(pc.filter(cells, pa.array(plain)), ".", ""))
+        numbers.others = int(counts[points_decide].sum())
+        numbers.words.update(lost.slice(0, _EXAMPLES).to_pylist())
+        numbers.values[plain] = _cast(pc.replace_substring(pc.filter(cells, pa.array(plain)), ".", ""))
     elif plain.any():
-        found.values[plain] = _cast(pc.filter(cells, pa.array(plain)))
+        numbers.values[plain] = _cast(pc.filter(cells, pa.array(plain)))
     values = np.full(len(rest.words), np.nan)
     if good.any():
-        found.mixed = _mixed(rest.words, often, good, written, int(counts[plain].sum()))
+        numbers.mixed = _mixed(rest.words, often, good, written, int(counts[plain].sum()))
         values[good] = _cast(_ungrouped(pc.filter(bare, pa.array(good)), use_comma))
         gaps = true(pc.match_substring_regex(bare, rf"\d[{'.' if use_comma else ','}{_GAPS}]\d{{3}}"))
         written |= {"thousands set apart": gaps, "decimal commas": good & use_comma}
-        found.written = [name for name, mask in written.items() if (mask & good).any()]
-    found.values[others] = values[rest.codes]
-    found.cells += int(often[good].sum())
-    found.missing = _counted(rest.words, often, gone)
-    found.others += int(often[~gone & ~good].sum())
-    found.words += _counted(rest.words, often, ~gone & ~good)
-    return found
+        numbers.written = [name for name, mask in written.items() if (mask & good).any()]
+    numbers.values[others] = values[rest.codes]
+    numbers.cells += int(often[good].sum())
+    numbers.missing = _counted(rest.words, often, gone)
+    numbers.others += int(often[~gone & ~good].sum())
+    numbers.words += _counted(rest.words, often, ~gone & ~good)
+    return numbers
 
 
 @cache

@@ -101,9 +101,9 @@ def read_types(types: str | Path | Mapping[Any, str]) -> dict[str, str]:
     >>> read_types({"zip": "category"})
     {'zip': 'category'}
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     if isinstance(types, Mapping):
-        found = {str(column): kind for column, kind in types.items()}
+        kinds = {str(column): kind for column, kind in types.items()}
     else:
         try:
             text = Path(types).read_text(encoding="utf-8-sig")
@@ -111,7 +111,7 @@ def read_types(types: str | Path | Mapping[Any, str]) -> dict[str, str]:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"types: cannot read {show(types, limit=200)}: {reason}") from None
         if text.lstrip().startswith("{"):
-            found = parse_json(text, f"types: {show(types)}")
+            kinds = parse_json(text, f"types: {show(types)}")
         else:
             for number, line in enumerate(text.splitlines(), 1):
                 if not line.strip() or line.lstrip().startswith("#"):
@@ -119,9 +119,9 @@ def read_types(types: str | Path | Mapping[Any, str]) -> dict[str, str]:
                 places = [line.rfind(mark) for mark in ":=,\t"]
                 if max(places) < 1:
                     raise InputError(f"types: line {number} of {show(types)}: expected column: kind, got {show(line)}")
-                found[line[: max(places)].strip()] = line[max(places) + 1 :].strip()
-    for column, kind in found.items():
+                kinds[line[: max(places)].strip()] = line[max(places) + 1 :].strip()
+    for column, kind in kinds.items():
         if kind not in KINDS:
             hint = nearest(str(kind), KINDS)
             raise InputError(f"types: {show(column)}: expected one of {', '.join(KINDS)}, got {show(kind)}{hint}")
-    return found
+    return kinds

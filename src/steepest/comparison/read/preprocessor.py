@@ -97,7 +97,7 @@ class Preprocessor:
                 else:
                     self.categories.append(fit_categories(name, values))
             elif kind == "date":
-                dates += [(name, part, numbers_of(values, part)) for part in date_parts(values)]
+                dates += [(name, unit, numbers_of(values, unit)) for unit in date_parts(values)]
             else:
                 numbers.append((name, None, values))
         self.numbers = fit_numbers([*numbers, *dates], weight, self.standardise)

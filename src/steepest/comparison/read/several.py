@@ -22,7 +22,7 @@ def target_names(target: object, names: Sequence[str]) -> list[str]:
     (['a', 'b'], ['a,b'], ['a', 'c'])
     """
     if isinstance(target, (list, tuple)):
-        return [str(each) for each in target]
+        return [str(column) for column in target]
     text = str(target)
     if text in names or "," not in text:
         return [text]
@@ -68,21 +68,21 @@ def read_targets(
         given = {} if dtypes is None else dtypes
         parts = tuple(Part(name, "binary", ("0", "1"), given.get(name, "int64")) for name in names)
         return Target(matrix, keep, "multilabel", tuple(names), [line], []), parts
-    each = []
+    targets = []
     for column, name in zip(columns, names):
         try:
             dtype = (dtypes or {}).get(name)
-            each.append(read_target(column, name, folds=folds, comma=comma, missing=missing, dtype=dtype))
+            targets.append(read_target(column, name, folds=folds, comma=comma, missing=missing, dtype=dtype))
         except InputError as error:  # with several targets, rows cannot be dropped for the sake of one
             raise InputError(
                 str(error).replace("choose --rare drop or --rare merge", "leave it out of the target")
             ) from error
-    values = [target.values for target in each]
-    warnings = [line for target in each for line in target.warnings]
+    values = [target.values for target in targets]
+    warnings = [line for target in targets for line in target.warnings]
     keep = np.ones(rows, dtype=bool)
-    parts = tuple(Part(name, target.task, target.classes, target.dtype) for name, target in zip(names, each))
-    lines = [f"task: multitask, {len(each)} targets"]
-    lines += [f"{name}: {line}" for name, target in zip(names, each) for line in target.decisions]
+    parts = tuple(Part(name, target.task, target.classes, target.dtype) for name, target in zip(names, targets))
+    lines = [f"task: multitask, {len(targets)} targets"]
+    lines += [f"{name}: {line}" for name, target in zip(names, targets) for line in target.decisions]
     return Target(np.stack(values, 1).astype(np.float64), keep, "multitask", (), lines, warnings), parts
 
 

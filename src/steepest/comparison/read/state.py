@@ -115,11 +115,11 @@ def _check_places(
     lists |= {"category": list(categories), "text": list(texts)}
     for kind, places in lists.items():
         wanted = [name for name, type in types.items() if type.kind == kind]
-        found = list(dict.fromkeys(place.column for place in places))
+        columns = list(dict.fromkeys(place.column for place in places))
         name = {"number": "numeric", "date": "numeric", "category": "categories"}.get(kind, kind)
-        if found != wanted:
-            refuse_stored(f"{where}.{name}", f"a place for each column of kind {kind}, in order", found)
+        if columns != wanted:
+            refuse_stored(f"{where}.{name}", f"a place for each column of kind {kind}, in order", columns)
         if len({(place.column, getattr(place, "part", None)) for place in places}) < len(places):
-            refuse_stored(f"{where}.{name}", "one or more columns, each once", found)
+            refuse_stored(f"{where}.{name}", "one or more columns, each once", columns)
     if [place.part is None for place in numbers] != sorted((place.part is None for place in numbers), reverse=True):
         refuse_stored(f"{where}.numeric", "the parts of dates last", [place.column for place in numbers])

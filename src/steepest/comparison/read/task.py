@@ -96,17 +96,17 @@ def read_target(
         task = "classification" if numbers is None or few or is_flag else "regression"
         why = f" ({'true or false' if is_flag else _why(numbers is not None, integers, few, distinct)})"
     if task == "regression":
-        found = _regression(numbers, labels(column), what, folds, why, distinct)
+        target = _regression(numbers, labels(column), what, folds, why, distinct)
     else:
         words = target_labels(column, numbers)
-        found = _classes(words, what, task, rare, folds, why, positive)
+        target = _classes(words, what, task, rare, folds, why, positive)
         coded = numbers is None or first_code(words) is not None
         by_cells = "str" if coded else "int64" if plain_integers(words) else "float64"
-        found.dtype = dtype if dtype in LABEL_DTYPES else by_cells
-    if positive is not None and found.task != "binary":
-        raise InputError(f"positive: {what} makes a task of {found.task}; a positive class is for two classes")
-    found.warnings = warnings + found.warnings
-    return found
+        target.dtype = dtype if dtype in LABEL_DTYPES else by_cells
+    if positive is not None and target.task != "binary":
+        raise InputError(f"positive: {what} makes a task of {target.task}; a positive class is for two classes")
+    target.warnings = warnings + target.warnings
+    return target
 
 
 def target_numbers(

@@ -148,8 +148,8 @@ def convert(
             raise InputError(f"column {show(name)} has dates with the {order} first, unlike the rows it was learnt on")
         if strict and not _few(dates.others, dates.cells):
             raise _stranger(column, name, dates.words, "a date")
-        found = _date(name, dates, type.dayfirst)
-        return Typed(found.values, found.type if type.dayfirst is None else type, found.notes, found.warnings)
+        typed = _date(name, dates, type.dayfirst)
+        return Typed(typed.values, typed.type if type.dayfirst is None else type, typed.notes, typed.warnings)
     text = labels(column)
     return Typed(Text(text.without(missing).cells, text.declared), ColumnType(type.kind))
 
@@ -214,30 +214,30 @@ def _booleans(text: Text) -> np.ndarray | None:
 
 
 def _number(text: Text, name: str, numbers: Numbers, missing: tuple[str, ...]) -> Typed:
-    found = Typed(numbers.values, ColumnType("number", numbers.decimal))
+    typed = Typed(numbers.values, ColumnType("number", numbers.decimal))
     if numbers.written:
-        found.notes.append(f"{show(name)} is read as numbers: {', '.join(numbers.written)}")
+        typed.notes.append(f"{show(name)} is read as numbers: {', '.join(numbers.written)}")
     if numbers.doubt:
-        other = "," if numbers.decimal == "." else "."
-        one, two = (_reading(numbers.doubt, mark) for mark in (numbers.decimal, other))
-        found.warnings.append(
-            f"{show(name)}: {show(numbers.doubt)} is read as {one:.15g}; with {show(other)} as the decimal mark it is "
-            f"{two:.15g}"
+        swapped_mark = "," if numbers.decimal == "." else "."
+        one, two = (_reading(numbers.doubt, mark) for mark in (numbers.decimal, swapped_mark))
+        typed.warnings.append(
+            f"{show(name)}: {show(numbers.doubt)} is read as {one:.15g}; with {show(swapped_mark)} as the decimal mark "
+            f"it is {two:.15g}"
         )
     if numbers.mixed:
-        found.warnings.append(f"{show(name)} mixes units: {numbers.mixed}; the numbers are taken as they stand")
+        typed.warnings.append(f"{show(name)} mixes units: {numbers.mixed}; the numbers are taken as they stand")
     unusual = Counter({word: n for word, n in numbers.missing.items() if word not in missing})
     if unusual:
-        found.warnings.append(f"{show(name)} is taken as numbers; missing there: {_cells(unusual)}")
+        typed.warnings.append(f"{show(name)} is taken as numbers; missing there: {_cells(unusual)}")
     if numbers.others:
         more = numbers.others - sum(numbers.words.values())
         rest = f" and {count(more, 'further cell')}" if more > 0 else ""
         word = next(iter(numbers.words))
-        found.warnings.append(
+        typed.warnings.append(
             f"{show(name)} is taken as numbers: {count(numbers.others, 'word')} among them now missing "
             f"(first: {show(word)}, row {text.first(word)}): {_cells(numbers.words)}{rest}"
         )
-    return found
+    return typed
 
 
 def _reading(cell: str, decimal: str) -> float:
@@ -247,14 +247,14 @@ def _reading(cell: str, decimal: str) -> float:
 def _date(name: str, dates: Dates, dayfirst: bool | None) -> Typed:
     """Dates; ``dayfirst`` was said of those that later rows may bring, where none of these needed it."""
     own = dayfirst if dates.dayfirst is None else dates.dayfirst
-    found = Typed(dates.values, ColumnType("date", dayfirst=own))
+    typed = Typed(dates.values, ColumnType("date", dayfirst=own))
     if dates.doubt:
-        found.warnings.append(
+        typed.warnings.append(
             f"{show(name)}: {both_readings(dates.doubt)}; the month is taken, --dayfirst takes the day"
         )
     if dates.others:
-        found.warnings.append(f"{show(name)} is taken as dates; missing there: {_cells(dates.words)}")
-    return found
+        typed.warnings.append(f"{show(name)} is taken as dates; missing there: {_cells(dates.words)}")
+    return typed
 
 
 def _cells(words: Counter[str]) -> str:
@@ -278,8 +278,8 @@ def _convert_numbers(
         numbers.words = Counter({w: n for w, n in numbers.words.items() if w.lower() not in ("true", "false")})
     if strict and not _few(numbers.others, numbers.cells):
         raise _stranger(text, name, numbers.words, "a number")
-    found = _number(text, name, numbers, missing)
-    return Typed(found.values, type if strict else found.type, found.notes, found.warnings)
+    typed = _number(text, name, numbers, missing)
+    return Typed(typed.values, type if strict else typed.type, typed.notes, typed.warnings)
 
 
 def _stranger(text: Text, name: str, words: Counter[str], wanted: str) -> InputError:

@@ -79,7 +79,7 @@ def takes_whole(size: int, layout: Layout, kinds: Kinds) -> bool:
     texts = layout.width - len(kinds.numeric | kinds.repeated)
     if texts > max(1, _MOST_TEXT * layout.width):
         return False
-    modern = tuple(int(part) for part in pd.__version__.split(".")[:2]) >= (3, 1)
+    modern = tuple(int(number) for number in pd.__version__.split(".")[:2]) >= (3, 1)
     return modern and size >= SHORTEST and layout.width > 1 and layout.separator.isascii() and layout.end == b"\n"
 
 

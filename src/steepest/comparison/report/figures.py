@@ -139,15 +139,15 @@ def reach(rows: Sequence[dict[str, Any]]) -> float:
     return 1.05 * min(positive[-1], 4 * positive[(len(positive) - 1) // 2]) if positive else 1.0
 
 
-def _zero_line(axes: Any, limit: float, found: float | None) -> None:
+def _zero_line(axes: Any, limit: float, detectable: float | None) -> None:
     axes.set_xlim(-limit, limit)
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(_ticks(limit, 2))
     axes.xaxis.set_major_formatter(_tick_text)
-    if found:
-        axes.fill_between([-found, found], -1, 1, color=LIGHT["line"], alpha=0.5, linewidth=0)
+    if detectable:
+        axes.fill_between([-detectable, detectable], -1, 1, color=LIGHT["line"], alpha=0.5, linewidth=0)
     axes.axvline(0, color=LIGHT["ink"], linewidth=1.2)
 
 

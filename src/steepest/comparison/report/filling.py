@@ -149,6 +149,6 @@ class Filling:
             return None
         if gaps not in self._halves:
             test = self.ratio / (1 + self.ratio)
-            found = corrected_resampled_ttest(np.array(gaps), test_fraction=test, confidence=1 - self.alpha)
-            self._halves[gaps] = None if found.degenerate else (found.high - found.low) / 2
+            interval = corrected_resampled_ttest(np.array(gaps), test_fraction=test, confidence=1 - self.alpha)
+            self._halves[gaps] = None if interval.degenerate else (interval.high - interval.low) / 2
         return self._halves[gaps]

@@ -112,14 +112,14 @@ def _simplify(element: ElementTree.Element, ident: str, used: set[str]) -> None:
         element.set("clip-path", clip.replace("url(#", f"url(#{ident}-"))
     for key in ("d", "x", "y", "width", "height"):
         if (value := element.get(key)) is not None:
-            short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+            short = re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value)
             element.set(key, re.sub(r"\s*([A-Za-z])\s*", r"\1", short).strip())
     if (element.get("transform") or "").startswith(("rotate(-0 ", "rotate(0 ")):
         del element.attrib["transform"]
     if style := element.get("style"):
         declarations = [declaration for declaration in style.split("; ") if not declaration.startswith("font-family")]
         coloured = [
-            re.sub(r"#[0-9a-f]{6}", lambda found: NAMES.get(found[0], found[0]), declaration)
+            re.sub(r"#[0-9a-f]{6}", lambda match: NAMES.get(match[0], match[0]), declaration)
             for declaration in declarations
         ]
         element.set("style", ";".join(declaration.replace(": ", ":") for declaration in coloured))

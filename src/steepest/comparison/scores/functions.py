@@ -44,9 +44,9 @@ def _masses(y: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None) ->
     return np.bincount(y, weights, minlength=size), np.bincount(predicted, weights, minlength=size), agreed
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _share(count: np.ndarray, total: np.ndarray) -> np.ndarray:
     """part / whole, and 0 where the whole is 0: scikit-learn's ``zero_division=0``."""
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return np.divide(count, total, out=np.zeros(len(count)), where=total > 0)
 
 
 def _rates(y: np.ndarray, outcome: Outcome, weights: np.ndarray | None) -> tuple[np.ndarray, ...]:

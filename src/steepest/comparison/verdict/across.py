@@ -86,18 +86,18 @@ def _nothing(names: Sequence[str], why: str) -> dict[str, Any]:
     }
 
 
-def _sentence(found: dict[str, Any], apart: Sequence[str], greater: bool) -> str:
+def _sentence(results: dict[str, Any], apart: Sequence[str], greater: bool) -> str:
     """What the tests say, in one sentence."""
-    baseline, names = found["baseline"], found["objectives"]
-    scores = np.array(found["scores"])
+    baseline, names = results["baseline"], results["objectives"]
+    scores = np.array(results["scores"])
     gains = (1 if greater else -1) * (scores - scores[:, :1])
     middle = dict(zip(names, np.median(gains, axis=0)))
     over = f"Over {len(scores)} data sets "
     if not apart:
-        best = names[int(np.argmin(found["ranks"]))] if "ranks" in found else None
-        rank = "" if best is None else f"; {best} has the best mean rank, {min(found['ranks']):.2f}"
+        best = names[int(np.argmin(results["ranks"]))] if "ranks" in results else None
+        rank = "" if best is None else f"; {best} has the best mean rank, {min(results['ranks']):.2f}"
         return f"{over}no objective was told apart from {baseline}{rank}."
-    adjusted = found["wilcoxon_holm"]
+    adjusted = results["wilcoxon_holm"]
     parts = [
         f"{name} {'beats' if middle[name] > 0 else 'loses to'} {baseline} (p = {adjusted[name]:.2g}, Holm)"
         for name in apart

@@ -88,12 +88,12 @@ def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None 
     )
 
 
-def member_of(context: Context, pair: Pair, part: int, trial: Trial, length: int | None = None) -> Member:
+def member_of(context: Context, pair: Pair, inner_fold: int, trial: Trial, length: int | None = None) -> Member:
     """One training in one split; equal folds have equal backbones and orders, whatever the objective."""
     seed = context.settings.seed
     seeds = {role: seed_of(seed, *pair, role) for role in ("backbone", "head", "objective")}
-    seeds["order"] = seed_of(seed, pair[0], pair[1] * 64 + part + 1, "order")
-    return Member(context.split(pair, part), trial, context.info(pair, part), seeds, length)
+    seeds["order"] = seed_of(seed, pair[0], pair[1] * 64 + inner_fold + 1, "order")
+    return Member(context.split(pair, inner_fold), trial, context.info(pair, inner_fold), seeds, length)
 
 
 def run_job(
@@ -185,7 +185,9 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
     def search(pairs: Sequence[Pair], numbers: Sequence[int]) -> None:
         """Train trials as one stack."""
         own = {
-            (pair, t): [member_of(context, pair, part, settings[t]) for part in range(len(context.inner(pair)))]
+            (pair, t): [
+                member_of(context, pair, inner_fold, settings[t]) for inner_fold in range(len(context.inner(pair)))
+            ]
             for pair in pairs
             for t in numbers
         }

@@ -97,10 +97,10 @@ def read_idx(images: Path, labels: Path) -> RawImages:
     x, _ = to_nhwc(x, named)
     (pixels,), line = to_bytes([x], named)
     clear = pixels.shape[3] == 4
-    part = RawPart(over_white(pixels) if clear else pixels, to_labels(y, len(pixels), show(labels.name)))
+    labelled = RawPart(over_white(pixels) if clear else pixels, to_labels(y, len(pixels), show(labels.name)))
     sha256 = hashlib.sha256(b"".join(bodies)).hexdigest()
     decisions = [*([line] if line else []), *(["transparency: laid over white"] if clear else [])]
-    return RawImages(images.name, part, None, sha256, show(labels.name), decisions)
+    return RawImages(images.name, labelled, None, sha256, show(labels.name), decisions)
 
 
 def _parse(body: bytes, path: Path) -> np.ndarray:

@@ -45,31 +45,37 @@ def read_folder(path: Path, size: int | None = None) -> RawImages:
     """
     try:
         layout = _layout(path)
-        files = [[f for c in part for f in images_in(c)] for part in (layout.train, layout.test) if part is not None]
-        contents = [_Contents(path, part, size) for part in files]
+        files = [
+            [f for c in class_folders for f in images_in(c)]
+            for class_folders in (layout.train, layout.test)
+            if class_folders is not None
+        ]
+        contents = [_Contents(path, paths, size) for paths in files]
     except OSError as error:
         raise InputError(f"cannot read {show(path, limit=200)}: {error.strerror or error}") from None
-    everything = [entry for part in contents for entry in part.entries]
+    everything = [entry for content in contents for entry in content.entries]
     deep = [image for _, image, _ in everything if image.dtype != np.uint8]
     if deep:
         _, line = to_bytes(deep, f"{show(path.resolve().name)}, images of 16 bits")
         bits = int(line.split()[1]) if line and "bits" in line else 8
-        for part in contents:
-            part.entries = [(n, i if i.dtype == np.uint8 else scaled(i, bits), c) for n, i, c in part.entries]
-        everything = [entry for part in contents for entry in part.entries]
+        for content in contents:
+            content.entries = [(n, i if i.dtype == np.uint8 else scaled(i, bits), c) for n, i, c in content.entries]
+        everything = [entry for content in contents for entry in content.entries]
         layout.decisions.append(f"{line}: {len(deep)} of {len(everything)} images")
-    if any(part.transparent for part in contents):
-        layout.decisions.append(f"transparency: {sum(part.transparent for part in contents)} images laid over white")
+    if any(content.transparent for content in contents):
+        layout.decisions.append(
+            f"transparency: {sum(content.transparent for content in contents)} images laid over white"
+        )
     grey = sum(e[1].ndim == 2 for e in everything)
     if 0 < grey < len(everything):
         plural = "image is" if grey == 1 else "images are"
         layout.decisions.append(f"channels: 3; {grey} of {len(everything)} {plural} grey, repeated in each channel")
-    if size is not None and any(part.resized for part in contents):
-        layout.decisions.append(f"resized to {size} x {size}: {sum(part.resized for part in contents)} images")
+    if size is not None and any(content.resized for content in contents):
+        layout.decisions.append(f"resized to {size} x {size}: {sum(content.resized for content in contents)} images")
     _check_sizes(everything)
-    parts = [part.stack(colour=grey < len(everything)) for part in contents]
+    parts = [content.stack(colour=grey < len(everything)) for content in contents]
     digest = hashlib.sha256()
-    for name, sha in sorted((name, sha) for part in contents for name, sha in part.hashes):
+    for name, sha in sorted((name, sha) for content in contents for name, sha in content.hashes):
         digest.update(f"{name}\0{sha}\n".encode())
     name = path.resolve().name
     test = parts[1] if len(parts) == 2 else None
@@ -126,10 +132,10 @@ def _open(file: Path, name: str) -> tuple[Image.Image, bool]:
 
 def _check_sizes(entries: list[tuple[str, np.ndarray, str]]) -> None:
     name, first, _ = entries[0]
-    for other, image, _ in entries:
+    for file, image, _ in entries:
         if image.shape[:2] != first.shape[:2]:
             raise InputError(
-                f"images differ in size: {show(name)} is {size_of(first.shape[:2])}, {show(other)} is "
+                f"images differ in size: {show(name)} is {size_of(first.shape[:2])}, {show(file)} is "
                 f"{size_of(image.shape[:2])} (height x width); choose --size to resize all"
             )
 
@@ -139,10 +145,10 @@ def _layout(path: Path) -> _Layout:
         raise InputError(f"no folder {show(path, limit=200)}")
     folders, decisions, warned = folders_in(path), [], []
     named = {f.name.lower(): f for f in folders if any(map(images_in, folders_in(f)))}
-    found = [next((named[n] for n in names if n in named), None) for names in (TRAIN, TEST, VALIDATION)]
-    train, test, validation = found
+    split_folders = [next((named[n] for n in names if n in named), None) for names in (TRAIN, TEST, VALIDATION)]
+    train, test, validation = split_folders
     if train is not None and (test is not None or validation is not None):
-        used = [f for f in found if f is not None]
+        used = [f for f in split_folders if f is not None]
         aside = [f.name for f in folders if f not in used]
         if aside:
             warned.append(f"{count(len(aside), 'folder')} beside the parts not used: {listing(aside)}")

@@ -77,7 +77,8 @@ def load_images(
     if split == "pool" and raw.test is not None:
         raw.decisions.append(f"split: folds of both parts joined ({len(raw.train.pixels)} + {len(raw.test.pixels)})")
         pixels, labels = (
-            np.concatenate([getattr(part, key) for part in (raw.train, raw.test)]) for key in ("pixels", "labels")
+            np.concatenate([getattr(raw_part, key) for raw_part in (raw.train, raw.test)])
+            for key in ("pixels", "labels")
         )
         raw.train, raw.test = RawPart(pixels, labels), None
     elif raw.test is not None:
@@ -95,9 +96,9 @@ def _read(source: str, size: int | None) -> RawImages:
     raw = read_npz(Path(source)) if pair is None else read_idx(Path(pair[0]), Path(pair[1]))
     if size is not None and raw.train.pixels.shape[1:3] != (size, size):
         raw.decisions.append(f"resized from {size_of(raw.train.pixels.shape[1:3])} to {size} x {size}")
-        for part in (raw.train, raw.test):
-            if part is not None:
-                part.pixels = _resize(part.pixels, size)
+        for raw_part in (raw.train, raw.test):
+            if raw_part is not None:
+                raw_part.pixels = _resize(raw_part.pixels, size)
     return raw
 
 
@@ -119,10 +120,12 @@ def _build(raw: RawImages, folds: int) -> tuple[Images, Images | None]:
         f"task: {task}, {len(classes)} classes ({_shares(classes, target)})",
         *raw.decisions,
     ]
-    found = copies(pixels)
-    if found:
-        verb = "repeats" if found == 1 else "repeat"
-        raw.warnings.append(f"{count(found, 'image')} {verb} an earlier one: copies may fall on both sides of a split")
+    repeated = copies(pixels)
+    if repeated:
+        verb = "repeats" if repeated == 1 else "repeat"
+        raw.warnings.append(
+            f"{count(repeated, 'image')} {verb} an earlier one: copies may fall on both sides of a split"
+        )
     train = Images(
         name=raw.name,
         pixels=pixels,
@@ -140,15 +143,15 @@ def _build(raw: RawImages, folds: int) -> tuple[Images, Images | None]:
     return train, None if raw.test is None else _test_part(train, raw.test, raw.label)
 
 
-def _test_part(train: Images, part: RawPart, label: str) -> Images:
-    unknown = in_order([text for text in set(part.labels) if text not in train.classes])
+def _test_part(train: Images, test: RawPart, label: str) -> Images:
+    unknown = in_order([text for text in set(test.labels) if text not in train.classes])
     if unknown:
         known = listing(list(train.classes))
         raise InputError(f"{label}: the test part has an unknown class {show(unknown[0])}; expected one of {known}")
-    target = _codes(part.labels, train.classes)
-    read = f"read: {count(len(target), 'image')} {size_of(part.pixels.shape[1:])}, the test part"
+    target = _codes(test.labels, train.classes)
+    read = f"read: {count(len(target), 'image')} {size_of(test.pixels.shape[1:])}, the test part"
     warned = []
-    shared = copies(part.pixels, train.pixels)
+    shared = copies(test.pixels, train.pixels)
     if shared:
         verb = "is" if shared == 1 else "are"
         warned.append(f"{shared} of {count(len(target), 'test image')} {verb} also in the training part")
@@ -156,7 +159,7 @@ def _test_part(train: Images, part: RawPart, label: str) -> Images:
     if absent:
         warned.append(f"the test part has no image of {count(len(absent), 'class', 'classes')}: {listing(absent)}")
     decisions = (read, f"classes as in the training part ({_shares(train.classes, target)})")
-    return replace(train, pixels=part.pixels, target=target, decisions=decisions, warnings=tuple(warned))
+    return replace(train, pixels=test.pixels, target=target, decisions=decisions, warnings=tuple(warned))
 
 
 def _check_classes(labels: np.ndarray, where: str, least: int) -> tuple[str, ...]:

@@ -50,13 +50,13 @@ def size_of(shape: tuple[int, ...]) -> str:
 def copies(pixels: np.ndarray, others: np.ndarray | None = None) -> int:
     """How many images equal an earlier one, or one of ``others`` if these are given."""
     known = set() if others is None else {_digest(image) for image in others}
-    found = 0
+    repeated = 0
     for image in pixels:
         digest = _digest(image)
-        found += digest in known
+        repeated += digest in known
         if others is None:
             known.add(digest)
-    return found
+    return repeated
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -182,7 +182,7 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
         Word(KINDS).check(kind, inside(FILE, "kind"))
     FACTS[kind if isinstance(kind, str) else KINDS[0]].check(values, FILE)
     task = values["info"]["task"] if kind == "objective" else values["task"]
-    parts = [Part.from_json(part) for part in values["parts"]]
+    parts = [Part.from_json(fields) for fields in values["parts"]]
     outputs = _check_targets(values, task, parts)
     if kind == "objective":
         info = TaskInfo(**{**values["info"], "class_counts": tuple(values["info"]["class_counts"])})
@@ -227,18 +227,18 @@ def _check_targets(values: dict[str, Any], task: str, parts: list[Part]) -> int:
     least, most = counts.get(task, (0, 0))
     if len(classes) < least or (most is not None and len(classes) > most):
         refuse(inside(FILE, "classes"), f"{most or f'{least} or more'} of them for a {task} target", classes)
-    for part in parts:
-        fits = {"binary": len(part.classes) == 2, "multiclass": len(part.classes) > 1}
-        if len(set(part.classes)) < len(part.classes) or not fits.get(part.task, not part.classes):
-            refuse(inside(FILE, "parts"), f"the classes of a {part.task} target, each once", list(part.classes))
-    names = [part.name for part in parts]
+    for target in parts:
+        fits = {"binary": len(target.classes) == 2, "multiclass": len(target.classes) > 1}
+        if len(set(target.classes)) < len(target.classes) or not fits.get(target.task, not target.classes):
+            refuse(inside(FILE, "parts"), f"the classes of a {target.task} target, each once", list(target.classes))
+    names = [target.name for target in parts]
     if len(set(names)) < len(names):
         refuse(inside(FILE, "parts"), "each name once", names)
-    labels = task == "multilabel" and names == classes and all(part.task == "binary" for part in parts)
+    labels = task == "multilabel" and names == classes and all(target.task == "binary" for target in parts)
     mix = task == "multitask" and len(parts) > 1
     if not (labels or mix or (not parts and task not in ("multilabel", "multitask"))):
         refuse(inside(FILE, "parts"), f"the targets of a {task} task", names)
-    return sum(part.width for part in parts) if task == "multitask" else max(1, len(classes))
+    return sum(target.width for target in parts) if task == "multitask" else max(1, len(classes))
 
 
 def _check_rows(info: TaskInfo, parts: list[Part]) -> None:
@@ -246,7 +246,7 @@ def _check_rows(info: TaskInfo, parts: list[Part]) -> None:
     where = inside(FILE, "info.class_counts")
     groups = [info.num_classes] if info.task in CLASSES else []
     if info.task == "multitask":
-        groups = [len(part.classes) for part in parts if part.classes]
+        groups = [len(target.classes) for target in parts if target.classes]
     expected = info.num_classes if info.task == "multilabel" else sum(groups)
     if len(info.class_counts) != expected:
         refuse(where, f"{expected} counts", list(info.class_counts))
@@ -288,7 +288,7 @@ def _check_outputs(values: dict[str, Any], task: str, parts: list[Part]) -> None
         several = (len(parts), len(parts))
         Row(tuple(Listed(shape, *several) for shape in _SCALE)).check(values["scale"], where)
         pairs = list(zip(parts, *values["scale"]))
-        if any(part.classes and (mean, deviation) != (0, 1) for part, mean, deviation in pairs):
+        if any(target.classes and (mean, deviation) != (0, 1) for target, mean, deviation in pairs):
             refuse(where, "0 and 1 for classes", values["scale"])
     else:
         Row(_SCALE).check(values["scale"], where)
@@ -312,7 +312,7 @@ def _objective(values: dict[str, Any], info: TaskInfo, parts: list[Part], trust:
     """The objective's class, which fits the task and has these hyper-parameters."""
     name, hyper = values["objective"], values["hyper"]
     cls = find_objective(name, trust=trust)
-    reason = why_not(cls, info.task, False, [part.task for part in parts] if info.task == "multitask" else ())
+    reason = why_not(cls, info.task, False, [target.task for target in parts] if info.task == "multitask" else ())
     if reason:
         refuse(inside(FILE, "objective"), f"one for a {info.task} target", f"{name}: {reason}")
     if hyper and set(hyper) != set(cls.search):

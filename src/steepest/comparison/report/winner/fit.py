@@ -140,7 +140,7 @@ def _shared(whole: Context) -> dict[str, Any]:
         "width": prepared.width if tabular else len(prepared.mean),
         "classes": list(table.classes),
         "target": table.target_name,
-        "parts": [{**asdict(part), "classes": list(part.classes)} for part in whole.parts],
+        "parts": [{**asdict(target), "classes": list(target.classes)} for target in whole.parts],
         "label_dtype": getattr(table, "label_dtype", "str"),
         "columns": prepared.columns if tabular else [],
         "numeric": prepared.numeric if tabular else [],

@@ -122,7 +122,7 @@ class Winner:
     @property
     def predicted_columns(self) -> list[str]:
         """Names of the columns that :meth:`predict` gives before those of probabilities."""
-        return [part.name for part in self.parts] or ["prediction"]
+        return [target.name for target in self.parts] or ["prediction"]
 
     def outcome(self, rows: Any) -> Outcome:
         """What it says of rows (frame, array or path), or of images uint8 ``[N, H, W, C]``, uncalibrated."""
@@ -225,10 +225,10 @@ def _labelled(predictions: pd.DataFrame, rows: Any) -> pd.DataFrame:
 def several_predictions(predicted: np.ndarray, probabilities: np.ndarray | None, parts: Sequence[Part]) -> pd.DataFrame:
     """A column for each target: labels, numbers; ``p_LABEL`` where there are probabilities."""
     columns: dict[str, Any] = {}
-    for t, part in enumerate(parts):
+    for t, target in enumerate(parts):
         own = predicted[:, t]
-        labels = label_index(part.classes, part.dtype) if part.classes else None
-        columns[part.name] = own if labels is None else labels.take(own.astype(int))
+        labels = label_index(target.classes, target.dtype) if target.classes else None
+        columns[target.name] = own if labels is None else labels.take(own.astype(int))
     if probabilities is not None:
-        columns |= {f"p_{part.name}": probabilities[:, t] for t, part in enumerate(parts)}
+        columns |= {f"p_{target.name}": probabilities[:, t] for t, target in enumerate(parts)}
     return pd.DataFrame(columns)
