@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steepest.catalogue import VERDICTS, System, open_claims
 from steepest.lab import evidence, figures, gallery
-from steepest.lab.evidence import Kept
+from steepest.lab.evidence import StoredRun
 
 
 def number(value: float) -> str:
@@ -45,13 +45,13 @@ def section(system: System) -> list[str]:
     return [*lines, "", f"{ran}; module `steepest.{system.experiment}`.", *figure(record, "../")]
 
 
-def staleness(system: System, record: Kept) -> str:
+def staleness(system: System, record: StoredRun) -> str:
     """What to add where evidence is stale."""
     reason = evidence.why_stale(system, record)
     return f" (stale: {reason}; it counts again when the experiment has run again)" if reason else ""
 
 
-def figure(record: Kept, up: str) -> list[str]:
+def figure(record: StoredRun, up: str) -> list[str]:
     """The figure as an image with its findings as alternative text."""
     said = "; ".join(f"{f.claim.text}: {f.verdict}, mean {number(f.mean)}" for f in record.findings)
     text = f"{record.slug}: {said}".replace("[", "(").replace("]", ")").replace("\n", " ")

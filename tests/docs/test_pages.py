@@ -14,7 +14,7 @@ from steepest.catalogue import find
 from steepest.comparison.design.objectives import known_objectives
 from steepest.comparison.metrics.tables import METRICS
 from steepest.lab import evidence, gallery
-from steepest.lab.evidence import Kept
+from steepest.lab.evidence import StoredRun
 from steepest.lab.experiment import Claim, Evidence, Finding
 from steepest.sources import source_hash
 
@@ -35,7 +35,7 @@ def kept_evidence(*, fresh=True, verdict="shown"):
     finding = Finding(claim, mean=0.92, low=0.5, high=1.3456789, verdict=verdict, detectable=0.53, values=[0.92] * 7)
     extra = replace(finding, claim=Claim("top", "c", size=1.0, ours=True), verdict="not shown")
     of_seed = Evidence([{"arm": "a", "tau": 1.0, "accuracy": 90.0}], {"gap": 0.92, "top": 0.92})
-    return Kept(
+    return StoredRun(
         slug="comp-sum",
         title="Comp-sum losses",
         scale="full",

@@ -34,9 +34,9 @@ def test_a_smoke_run_has_no_verdict(instead, capsys):
 
 
 def test_a_full_run_says_first_how_long_the_last_one_took(instead, capsys):
-    kept = json.loads(file_of("comp-sum").read_text(encoding="utf-8"))
+    stored = json.loads(file_of("comp-sum").read_text(encoding="utf-8"))
     assert cli.run(["lab", "run", "comp-sum"]) == 0
-    minutes = f"{kept['seconds'] / 60:.1f} min of one core ({kept['date']})"
+    minutes = f"{stored['seconds'] / 60:.1f} min of one core ({stored['date']})"
     assert instead == [f"comp-sum: the last full run took {minutes}\n"]
     assert "2 of 2" in capsys.readouterr().out
 

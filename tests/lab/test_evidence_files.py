@@ -15,7 +15,7 @@ from steepest.catalogue import find
 from steepest.cli import run
 from steepest.core.errors import InputError
 from steepest.lab import evidence, gallery
-from steepest.lab.evidence import Kept, packed, rounded, text_of
+from steepest.lab.evidence import StoredRun, packed, rounded, text_of
 from steepest.lab.experiment import Claim, Evidence, judge
 
 SYSTEM = find("anyloss")
@@ -57,9 +57,9 @@ def test_two_thousand_changed_pieces_of_evidence(tmp_path: Path, change: Change)
     print(f"\n2,000 changed pieces of evidence: {outcomes(range(2000), tmp_path, change)}")
 
 
-def kept_of(by_seed: list[Evidence], smoke: Evidence) -> Kept:
+def record_of(by_seed: list[Evidence], smoke: Evidence) -> StoredRun:
     claim = Claim("gain", "it gains", size=1.0, ours=True)
-    return Kept(
+    return StoredRun(
         slug=SYSTEM.slug,
         title="T",
         scale="full",
@@ -84,14 +84,14 @@ def test_what_is_written_is_read_back(tmp_path: Path, monkeypatch: pytest.Monkey
         )
         for number in range(3)
     ]
-    kept = kept_of([rounded(of_seed) for of_seed in by_seed], by_seed[0])
-    evidence.write(kept)
+    record = record_of([rounded(of_seed) for of_seed in by_seed], by_seed[0])
+    evidence.write(record)
     read = evidence.read(SYSTEM)
     assert read is not None
-    assert read.evidence == kept.evidence
+    assert read.evidence == record.evidence
     assert [list(row) for row in read.evidence[0].rows] == [["arm", "tau", "steps"], ["arm", "error"], ["steps"]]
     assert read.smoke == rounded(by_seed[0])
-    assert read.judged == kept.judged
+    assert read.judged == record.judged
     assert read.findings[0].values == [1.0, 1.14286, 1.28571]
     assert read.shown == "ours 1 of 1"
     lines = evidence.file_of(SYSTEM.slug).read_text().splitlines()
@@ -130,9 +130,9 @@ def test_committed_files_are_small_and_in_one_form() -> None:
     """A row a line and six digits, as :func:`text_of` writes it; figures are drawn, not committed."""
     files = sorted(evidence.folder().iterdir())
     assert {file.suffix for file in files if not file.name.startswith(".")} == {".json"}
-    kept = {system.slug: evidence.read(system) for system in gallery.experiments()}
-    assert {file.stem for file in files if not file.name.startswith(".")} == {s for s, of in kept.items() if of}
-    for slug, of in kept.items():
+    stored = {system.slug: evidence.read(system) for system in gallery.experiments()}
+    assert {file.stem for file in files if not file.name.startswith(".")} == {s for s, of in stored.items() if of}
+    for slug, of in stored.items():
         text = evidence.file_of(slug).read_text(encoding="utf-8")
         assert text == text_of(packed(of)), slug
         assert len(text.encode()) <= LARGEST, f"{slug}: {len(text)} bytes: fewer rows, or thinner curves"
@@ -171,14 +171,14 @@ def test_the_commands_say_it_in_one_line(
 def test_show_prints_every_claim_and_draws_the_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = evidence.read(SYSTEM)
-    assert kept is not None
-    kept = replace(kept, stale="for a reason")
-    monkeypatch.setattr(evidence, "read", lambda system: kept if system == SYSTEM else None)
+    record = evidence.read(SYSTEM)
+    assert record is not None
+    record = replace(record, stale="for a reason")
+    monkeypatch.setattr(evidence, "read", lambda system: record if system == SYSTEM else None)
     monkeypatch.chdir(tmp_path)
     assert run(["lab", "show", SYSTEM.slug]) == 0
     out = capsys.readouterr().out
-    assert all(finding.claim.text in out for finding in kept.findings)
+    assert all(finding.claim.text in out for finding in record.findings)
     assert out.count("(expectation of ours)") == 2
     assert "stale: for a reason\nfigure: anyloss.svg\n" in out
     assert (tmp_path / "anyloss.svg").read_text().startswith("<?xml")

@@ -30,28 +30,28 @@ def test_smoke(system):
     numbers = [v for row in [*measured.rows, measured.effects] for v in row.values() if isinstance(v, float)]
     assert numbers
     assert all(map(math.isfinite, numbers))
-    kept = evidence.read(system)
-    if kept is not None and not evidence.why_stale(system, kept):
-        moved = differences(kept.smoke, smoke_rows(measured), loose_columns(system.slug))
+    record = evidence.read(system)
+    if record is not None and not evidence.why_stale(system, record):
+        moved = differences(record.smoke, smoke_rows(measured), loose_columns(system.slug))
         assert moved == [], f"code beneath has moved results: run the experiment, or `steepest lab check {system.slug}`"
 
 
 @pytest.mark.parametrize("system", EXPERIMENTS)
 def test_committed_evidence_is_whole_and_says_if_it_is_stale(system):
-    kept = evidence.read(system)
-    assert kept is not None, "run `steepest lab gallery`"
-    assert kept.stale or kept.source_hash == source_hash(system), (
+    record = evidence.read(system)
+    assert record is not None, "run `steepest lab gallery`"
+    assert record.stale or record.source_hash == source_hash(system), (
         f"own files have changed: run the experiment, or mark its evidence by `steepest lab check {system.slug}`"
     )
-    assert kept.finished, "these seeds could not have found the claimed size: more seeds"
-    assert len(kept.seeds) >= gallery.MINIMUM_SEEDS
+    assert record.finished, "these seeds could not have found the claimed size: more seeds"
+    assert len(record.seeds) >= gallery.MINIMUM_SEEDS
     assert getattr(gallery.load(system), "SEEDS", gallery.MINIMUM_SEEDS) >= gallery.MINIMUM_SEEDS
-    for finding in kept.findings:
-        assert judge(finding.claim, kept.evidence).verdict == finding.verdict
-    if not kept.stale:
+    for finding in record.findings:
+        assert judge(finding.claim, record.evidence).verdict == finding.verdict
+    if not record.stale:
         declared = [claims.with_origin(system.slug, claim) for claim in gallery.load(system).CLAIMS]
         assert [(c.effect, c.text, c.greater, c.ours) for c in declared] == [
-            (f.claim.effect, f.claim.text, f.claim.greater, f.claim.ours) for f in kept.findings
+            (f.claim.effect, f.claim.text, f.claim.greater, f.claim.ours) for f in record.findings
         ]
 
 

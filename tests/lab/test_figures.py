@@ -14,9 +14,9 @@ from steepest.lab.figures import draw
 
 def drawn(slug: str) -> str:
     system = find(slug)
-    kept = evidence.read(system)
-    assert kept is not None
-    return draw(gallery.load(system), kept.evidence, kept.findings)
+    record = evidence.read(system)
+    assert record is not None
+    return draw(gallery.load(system), record.evidence, record.findings)
 
 
 @pytest.mark.slow

@@ -56,8 +56,8 @@ def check_workers(workers: int) -> None:
 def last_time(system: System) -> str:
     """How long the last full run of an experiment took, by its evidence."""
     file = evidence_file(system)
-    kept = read_json(file, f"evidence of {system.slug}") if file.is_file() else {}
-    seconds = kept.get("seconds") if isinstance(kept, Mapping) else None
+    evidence = read_json(file, f"evidence of {system.slug}") if file.is_file() else {}
+    seconds = evidence.get("seconds") if isinstance(evidence, Mapping) else None
     if not isinstance(seconds, int | float):
         return f"{system.slug}: no full run is on record, so nobody knows how long it takes"
-    return f"{system.slug}: the last full run took {seconds / 60:.1f} min of one core ({kept.get('date')})"
+    return f"{system.slug}: the last full run took {seconds / 60:.1f} min of one core ({evidence.get('date')})"

@@ -81,9 +81,9 @@ class Arm:
     def probabilities(self) -> np.ndarray:
         """Test probabilities, ``[N, C]``."""
         assert self.trained is not None
-        found = self.trained.probabilities(self.outputs)
-        assert found is not None
-        return found.double().numpy()
+        probabilities = self.trained.probabilities(self.outputs)
+        assert probabilities is not None
+        return probabilities.double().numpy()
 
 
 class _History(Hook):
@@ -129,7 +129,7 @@ def train(
         alone: one arm after the other in place of a stack: faster for convolutions.
     """
     x, y, x_test, _ = data
-    inputs, other = torch.as_tensor(x, dtype=dtype), torch.as_tensor(x_test, dtype=dtype)
+    inputs, test_inputs = torch.as_tensor(x, dtype=dtype), torch.as_tensor(x_test, dtype=dtype)
     regression = y.dtype.kind == "f"
     classes = 1 if regression else int(y.max()) + 1
     batch = min(batch_size, len(x))
@@ -161,7 +161,7 @@ def train(
             inputs,
             [targets[i] for i in group],
             [seeds[i] for i in group],
-            other,
+            test_inputs,
             batch,
             steps,
             epochs,
@@ -174,9 +174,9 @@ def train(
             optimizer = torch.optim.AdamW(
                 [*network.parameters(), *arm.trained.parameters()], lr=arm.lr, weight_decay=arm.weight_decay
             )
-            hook = _History([arm], other, keep)
+            hook = _History([arm], test_inputs, keep)
             Descent(network, arm.trained, batches, optimizer=optimizer, hooks=[hook]).fit(epochs)
-            _look(arm, network, inputs, other)
+            _look(arm, network, inputs, test_inputs)
 
 
 def _alike(arms: Sequence[Arm], networks: Sequence[Network]) -> list[list[int]]:
@@ -195,7 +195,7 @@ def _stack(
     inputs: Tensor,
     targets: Sequence[Tensor],
     seeds: Sequence[int],
-    other: Tensor,
+    test_inputs: Tensor,
     batch: int,
     steps: int,
     epochs: int,
@@ -209,19 +209,19 @@ def _stack(
     stack = Stack(networks)
     optimizer = StackedAdamW(stack, lr=[a.lr for a in arms], weight_decay=[a.weight_decay for a in arms])
     objective = StackedObjective([a.trained for a in arms if a.trained is not None])
-    hook = _History(arms, other, keep)
+    hook = _History(arms, test_inputs, keep)
     Descent(stack, objective, batches, method=StackedStep(), optimizer=optimizer, hooks=[hook]).fit(epochs)
     for i, (arm, network) in enumerate(zip(arms, networks)):
         network.load_state_dict(stack.member(i))
-        _look(arm, network, inputs, other)
+        _look(arm, network, inputs, test_inputs)
 
 
 @torch.no_grad()
-def _look(arm: Arm, network: Network, inputs: Tensor, other: Tensor) -> None:
+def _look(arm: Arm, network: Network, inputs: Tensor, test_inputs: Tensor) -> None:
     network.eval()
     if arm.trained is not None:
         arm.trained.eval()
     arm.network = network
-    arm.features = network.backbone(other)
+    arm.features = network.backbone(test_inputs)
     arm.outputs = network.head(arm.features)
     arm.train_outputs = network(inputs)

@@ -10,7 +10,7 @@ import typer
 from ..core.terminal import say
 
 if TYPE_CHECKING:
-    from .evidence import Kept
+    from .evidence import StoredRun
 
 
 def _complete_slug(incomplete: str) -> list[str]:
@@ -42,12 +42,12 @@ def print_list() -> None:
     rows = []
     for slug, system in experiments().items():
         try:
-            kept = kept_claims(system)
+            judged = kept_claims(system)
         except ValueError as error:
             raise InputError(str(error)) from error
         said = "no evidence yet"
-        if kept is not None:
-            claims, reason = kept
+        if judged is not None:
+            claims, reason = judged
             rest = [
                 f" ({word}: {'; '.join(claim.label for claim in some)})" for word, some in open_claims(claims).items()
             ]
@@ -84,15 +84,15 @@ def show_command(
     from .figures import draw
     from .gallery import load
 
-    kept = read(system)
-    if kept is None:
+    record = read(system)
+    if record is None:
         raise InputError(f"{slug} has no evidence yet: run `steepest lab run {slug}`")
-    for text in summary(kept):
+    for text in summary(record):
         say(text)
-    if reason := why_stale(system, kept):
+    if reason := why_stale(system, record):
         say(f"stale: {reason}")
     path = figure or Path(f"{slug}.svg")
-    drawn = draw(load(system), kept.evidence, kept.findings)
+    drawn = draw(load(system), record.evidence, record.findings)
     try:
         write_text(path, drawn)
     except OSError as error:
@@ -126,13 +126,13 @@ def run_command(
     from .gallery import run
 
     try:
-        kept = run(system, scale=scale, seeds=seeds, workers=workers, report=typer.echo)
+        record = run(system, scale=scale, seeds=seeds, workers=workers, report=typer.echo)
     except FileNotFoundError as error:  # its data
         raise InputError(str(error)) from error
     if scale == "smoke":
-        say(f"{slug}: it runs ({kept.seconds} s); a smoke run proves nothing, so there is no verdict")
+        say(f"{slug}: it runs ({record.seconds} s); a smoke run proves nothing, so there is no verdict")
         return
-    for text in summary(kept):
+    for text in summary(record):
         say(text)
 
 
@@ -158,12 +158,12 @@ def check_command(
     from .gallery import recheck
 
     for system in chosen:
-        kept = read(system)
-        if kept is None:
+        record = read(system)
+        if record is None:
             typer.echo(f"{system.slug}: no evidence yet")
             continue
-        kept, moved = recheck(system, kept)
-        reason = why_stale(system, kept)
+        record, moved = recheck(system, record)
+        reason = why_stale(system, record)
         typer.echo(f"{system.slug}: {f'stale: {reason}' if reason else 'fresh'}")
         for text in moved[:3]:
             typer.echo(f"  {text}")
@@ -193,19 +193,19 @@ def gallery_command(
         say(forecast(chosen, workers))
     for system in chosen:
         try:
-            kept = run(system, workers=workers, report=typer.echo)
+            record = run(system, workers=workers, report=typer.echo)
         except FileNotFoundError as error:  # the others may have their data
             typer.echo(f"{system.slug}: {error}", err=True)
             continue
-        for text in summary(kept):
+        for text in summary(record):
             say(text)
     print_list()
 
 
-def summary(kept: Kept) -> list[str]:
+def summary(record: StoredRun) -> list[str]:
     """What an experiment says, a line a claim."""
-    lines = [f"{kept.slug}: {kept.shown} ({kept.scale}, {len(kept.seeds)} seeds, {kept.seconds} s)"]
-    for finding in kept.findings:
+    lines = [f"{record.slug}: {record.shown} ({record.scale}, {len(record.seeds)} seeds, {record.seconds} s)"]
+    for finding in record.findings:
         claim = finding.claim
         side = ">" if claim.greater else "<"
         lines.append(

@@ -74,7 +74,7 @@ FORM = Record(
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredRun:
     """One run of an experiment.
 
     Args:
@@ -129,7 +129,7 @@ def file_of(slug: str) -> Path:
     return folder() / f"{slug}.json"
 
 
-def read(system: System) -> Kept | None:
+def read(system: System) -> StoredRun | None:
     """Committed evidence of a system, or None.
 
     Raises:
@@ -146,22 +146,22 @@ def read(system: System) -> Kept | None:
     return unpacked(values, file.name)
 
 
-def write(kept: Kept) -> Path:
+def write(record: StoredRun) -> Path:
     """Write ``evidence/SLUG.json``, whole or not at all, and say where."""
-    file = file_of(kept.slug)
-    write_text(file, text_of(packed(kept)))
+    file = file_of(record.slug)
+    write_text(file, text_of(packed(record)))
     return file
 
 
 def stale(system: System) -> bool:
     """Whether there is no evidence, own files have changed since, or it says itself that smoke rows have moved."""
-    kept = read(system)
-    return kept is None or why_stale(system, kept) != ""
+    record = read(system)
+    return record is None or why_stale(system, record) != ""
 
 
-def why_stale(system: System, kept: Kept) -> str:
+def why_stale(system: System, record: StoredRun) -> str:
     """Why evidence counts no longer; ``""`` where it does."""
-    return kept.stale or (OWN_FILES if kept.source_hash != source_hash(system) else "")
+    return record.stale or (OWN_FILES if record.source_hash != source_hash(system) else "")
 
 
 SMOKE_ROWS = "the smoke rows have changed since"
@@ -186,26 +186,26 @@ def _short(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def packed(kept: Kept) -> dict[str, Any]:
+def packed(record: StoredRun) -> dict[str, Any]:
     """Evidence as plain values, in the form of the file."""
     values: dict[str, Any] = {
-        "slug": kept.slug,
-        "title": kept.title,
-        "scale": kept.scale,
-        "date": kept.date,
-        "machine": kept.machine,
-        "seconds": round(kept.seconds, 1),
-        "source_hash": kept.source_hash,
+        "slug": record.slug,
+        "title": record.title,
+        "scale": record.scale,
+        "date": record.date,
+        "machine": record.machine,
+        "seconds": round(record.seconds, 1),
+        "source_hash": record.source_hash,
     }
-    if kept.stale:
-        values["stale"] = kept.stale
-    values["claims"] = [_plain(finding) for finding in kept.findings]
-    values["seeds"] = list(kept.seeds)
-    names = list(kept.evidence[0].effects)
-    values["effects"] = {name: [_short(each.effects[name]) for each in kept.evidence] for name in names}
-    values |= _table([each.rows for each in kept.evidence])
-    smoke = rounded(kept.smoke)
-    values["smoke"] = {"seed": kept.smoke_seed, "effects": smoke.effects, **_table([smoke.rows])}
+    if record.stale:
+        values["stale"] = record.stale
+    values["claims"] = [_plain(finding) for finding in record.findings]
+    values["seeds"] = list(record.seeds)
+    names = list(record.evidence[0].effects)
+    values["effects"] = {name: [_short(of_seed.effects[name]) for of_seed in record.evidence] for name in names}
+    values |= _table([of_seed.rows for of_seed in record.evidence])
+    smoke = rounded(record.smoke)
+    values["smoke"] = {"seed": record.smoke_seed, "effects": smoke.effects, **_table([smoke.rows])}
     return values
 
 
@@ -268,7 +268,7 @@ def _rows(table: Mapping[str, Any], seeds: int, where: str) -> list[list[dict[st
     return by_seed
 
 
-def unpacked(values: Mapping[str, Any], where: str) -> Kept:
+def unpacked(values: Mapping[str, Any], where: str) -> StoredRun:
     """Evidence from the values of a file that fits :data:`FORM`: :func:`packed` undone.
 
     Raises:
@@ -288,7 +288,7 @@ def unpacked(values: Mapping[str, Any], where: str) -> Kept:
         findings.append(Finding(claim, **measured, values=list(effects[plain["effect"]])))
     by_seed = _rows(values, len(seeds), where)
     smoke = values["smoke"]
-    return Kept(
+    return StoredRun(
         **{name: values[name] for name in ("slug", "title", "scale", "date", "machine", "seconds", "source_hash")},
         findings=findings,
         seeds=list(seeds),

@@ -44,7 +44,7 @@ def arms_figure(evidence: Sequence[Evidence], *, x: str, y: str, label: str = "a
     """Lines of ``y`` over ``x`` for each ``label`` of the rows, mean and range over seeds."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for number, arm in enumerate(dict.fromkeys(row[label] for row in rows)):
         own = [row for row in rows if row[label] == arm]
         places = sorted({row[x] for row in own})
@@ -61,7 +61,7 @@ def arms_figure(evidence: Sequence[Evidence], *, x: str, y: str, label: str = "a
 
 def bars_figure(evidence: Sequence[Evidence], *, y: str, label: str = "arm") -> Figure:
     """One dot a seed and a bar at the mean of ``y``, for each ``label`` of the rows."""
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     arms = list(dict.fromkeys(row[label] for row in rows))
     figure = Figure(figsize=(6.4, 0.36 * len(arms) + 0.9), layout="constrained")
     axes = figure.subplots()

@@ -19,7 +19,7 @@ from ..sources import source_hash
 from . import asked
 from . import evidence as store
 from .claims import with_origin
-from .evidence import Kept
+from .evidence import StoredRun
 from .experiment import SCALES, Evidence, judge
 from .smoke import differences, loose_columns, smoke_rows
 
@@ -60,7 +60,7 @@ def run(
     seeds: int | None = None,
     workers: int = 1,
     report: Callable[[str], None] = lambda line: None,
-) -> Kept:
+) -> StoredRun:
     """All seeds of an experiment, judged. Finished seeds are kept beside the evidence, so that a killed run goes on.
 
     Args:
@@ -100,7 +100,7 @@ def run(
         report(f"{system.slug}: seed {seed} ({len(done)} of {count}, {took:.1f} s)")
     by_seed = [store.rounded(done[seed]) for seed in range(count)]
     smoke = done[SMOKE_SEED] if scale == "smoke" else run_seed(system.slug, "smoke", SMOKE_SEED)[0]
-    kept = Kept(
+    record = StoredRun(
         slug=system.slug,
         title=system.title,
         scale=scale,
@@ -115,9 +115,9 @@ def run(
         smoke_seed=SMOKE_SEED,
     )
     if scale == "full":
-        store.write(kept)
+        store.write(record)
         under_way.unlink(missing_ok=True)
-    return kept
+    return record
 
 
 def file_under_way(slug: str) -> Path:
@@ -162,11 +162,11 @@ def forecast(due_systems: Sequence[System], workers: int) -> str:
     """What a run of experiments will cost, from the seconds that the evidence says, less what is finished already."""
     seconds, unknown = 0.0, 0
     for system in due_systems:
-        kept = store.read(system)
-        if kept is None:
+        record = store.read(system)
+        if record is None:
             unknown += 1
         else:
-            seconds += max(0.0, kept.seconds - _finished_seeds(system, source_hash(system))[1])
+            seconds += max(0.0, record.seconds - _finished_seeds(system, source_hash(system))[1])
     count = f"{len(due_systems)} experiment{'' if len(due_systems) == 1 else 's'}"
     shared = f" with {workers} workers" if workers > 1 else ""
     line = f"{count} to run, about {duration(seconds / workers)}{shared}, as they took before"
@@ -185,7 +185,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def recheck(system: System, kept: Kept) -> tuple[Kept, list[str]]:
+def recheck(system: System, record: StoredRun) -> tuple[StoredRun, list[str]]:
     """Evidence with what its code says today: fresh, or stale and why. It is written if that has changed.
 
     Own files that have changed make it stale. Otherwise the smoke scale is run, and rows that differ from the smoke
@@ -195,13 +195,13 @@ def recheck(system: System, kept: Kept) -> tuple[Kept, list[str]]:
         The evidence, and where its smoke rows differ.
     """
     moved: list[str] = []
-    if kept.source_hash != source_hash(system):
+    if record.source_hash != source_hash(system):
         reason = store.OWN_FILES
     else:
-        now, _ = run_seed(system.slug, "smoke", kept.smoke_seed)
-        moved = differences(kept.smoke, smoke_rows(now), loose_columns(system.slug))
+        now, _ = run_seed(system.slug, "smoke", record.smoke_seed)
+        moved = differences(record.smoke, smoke_rows(now), loose_columns(system.slug))
         reason = store.SMOKE_ROWS if moved else ""
-    if reason != kept.stale:
-        kept = replace(kept, stale=reason)
-        store.write(kept)
-    return kept, moved
+    if reason != record.stale:
+        record = replace(record, stale=reason)
+        store.write(record)
+    return record, moved

@@ -54,7 +54,7 @@ def smoke_rows(measured: Evidence) -> Evidence:
     return rounded(Evidence(measured.rows[::every], measured.effects))
 
 
-def differences(kept: Evidence, now: Evidence, loose: Mapping[str, float] | None = None) -> list[str]:
+def differences(stored: Evidence, now: Evidence, loose: Mapping[str, float] | None = None) -> list[str]:
     """Where the smoke rows of today's code differ from those that were kept, in words; empty if nowhere.
 
     Texts, and which rows and columns there are, must be equal. A number may differ by 1e-4 of itself, or of a
@@ -63,34 +63,34 @@ def differences(kept: Evidence, now: Evidence, loose: Mapping[str, float] | None
     themselves or of a tenth.
 
     Args:
-        kept, now: rows and effects, as :func:`smoke_rows` makes them.
+        stored, now: rows and effects, as :func:`smoke_rows` makes them.
         loose: tolerances that replace 1e-4, by column.
 
-    >>> kept = Evidence([{"arm": "a", "error": 0.5}], {"gain": 1.0})
-    >>> differences(kept, Evidence([{"arm": "a", "error": 0.50001}], {"gain": 1.0}))
+    >>> stored = Evidence([{"arm": "a", "error": 0.5}], {"gain": 1.0})
+    >>> differences(stored, Evidence([{"arm": "a", "error": 0.50001}], {"gain": 1.0}))
     []
-    >>> differences(kept, Evidence([{"arm": "a", "error": 0.51}], {"gain": 1.0}))
+    >>> differences(stored, Evidence([{"arm": "a", "error": 0.51}], {"gain": 1.0}))
     ['row 0, error: 0.5 was kept, now 0.51']
     """
-    if len(kept.rows) != len(now.rows):
-        return [f"{len(kept.rows)} rows were kept, now {len(now.rows)}"]
+    if len(stored.rows) != len(now.rows):
+        return [f"{len(stored.rows)} rows were kept, now {len(now.rows)}"]
     tolerances = loose or {}
     largest: dict[str, float] = {}
-    for row in kept.rows:
+    for row in stored.rows:
         for name, value in row.items():
             if isinstance(value, (int, float)):
                 largest[name] = max(largest.get(name, 0.0), abs(value))
-    lines = [(f"row {place}", *rows) for place, rows in enumerate(zip(kept.rows, now.rows))]
-    found = []
-    for where, old, new in [*lines, ("effects", kept.effects, now.effects)]:
+    lines = [(f"row {place}", *rows) for place, rows in enumerate(zip(stored.rows, now.rows))]
+    moved = []
+    for where, old, new in [*lines, ("effects", stored.effects, now.effects)]:
         if set(old) != set(new):
-            found.append(f"{where}: {', '.join(old)} were kept, now {', '.join(new)}")
+            moved.append(f"{where}: {', '.join(old)} were kept, now {', '.join(new)}")
             continue
         for name, value in old.items():
             size = 0.1 if where == "effects" else largest.get(name, 0.0) / 100
             if not _equal(value, new[name], tolerances.get(name, TOLERANCE), size):
-                found.append(f"{where}, {name}: {value} was kept, now {new[name]}")
-    return found
+                moved.append(f"{where}, {name}: {value} was kept, now {new[name]}")
+    return moved
 
 
 def _equal(old: Any, new: Any, tolerance: float, size: float) -> bool:

@@ -82,9 +82,9 @@ def run(scale: str, seed: int) -> Evidence:
     scores: dict[str, dict[str, tuple[float, float]]] = {}
     for table in ("digits", "wine", "breast_cancer", "diabetes") if full else ("wine", "diabetes"):
         x, y = getattr(datasets, f"load_{table}")(return_X_y=True)
-        found = run_ladder(x, y, cv=5 if full else 2, baselines=learners(table, seed, full), seed=seed)
+        ladder = run_ladder(x, y, cv=5 if full else 2, baselines=learners(table, seed, full), seed=seed)
         scores[table] = {
-            name: (mean, error) for name, mean, error in zip(found["name"], found["mean"], found["standard_error"])
+            name: (mean, error) for name, mean, error in zip(ladder["name"], ladder["mean"], ladder["standard_error"])
         }
     if full:
         check_sane("accuracy of logistic regression on digits, %", 100 * scores["digits"]["logistic"][0], 95.0)
@@ -139,13 +139,13 @@ def learners(table: str, seed: int, full: bool) -> list[Baseline]:
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """The best simple learner and the net on each table."""
-    kept = []
-    for each in evidence:
+    drawn = []
+    for of_seed in evidence:
         rows = []
-        for table in dict.fromkeys(row["table"] for row in each.rows):
-            own = {row["learner"]: row["score"] for row in each.rows if row["table"] == table}
+        for table in dict.fromkeys(row["table"] for row in of_seed.rows):
+            own = {row["learner"]: row["score"] for row in of_seed.rows if row["table"] == table}
             net = own.pop("mlp")
             rows.append({"arm": f"{table}: best simple learner", "accuracy (diabetes: R²)": max(own.values())})
             rows.append({"arm": f"{table}: net", "accuracy (diabetes: R²)": net})
-        kept.append(Evidence(rows, {}))
-    return bars_figure(kept, y="accuracy (diabetes: R²)")
+        drawn.append(Evidence(rows, {}))
+    return bars_figure(drawn, y="accuracy (diabetes: R²)")

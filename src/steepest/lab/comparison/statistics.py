@@ -134,22 +134,22 @@ def neighbours(x: np.ndarray, y: np.ndarray, seed: int) -> Predict:
 
 def biases(seed: int, samples: int) -> dict[str, float]:
     """Mean of estimate less true error, for resubstitution and .632+."""
-    found: dict[str, list[float]] = {"resubstitution": [], ".632+": []}
+    errors: dict[str, list[float]] = {"resubstitution": [], ".632+": []}
     for sample in range(samples):
         rng = np.random.default_rng([seed, 2, sample])
         x, y = draw(rng, 60)
         x_new, y_new = draw(rng, 2000)
         predict = neighbours(x, y, 0)
         truth = 1 - accuracy(y_new, predict(x_new))
-        found["resubstitution"].append(1 - accuracy(y, predict(x)) - truth)
-        found[".632+"].append(bootstrap_632_plus(neighbours, x, y, n_splits=50, seed=sample).error - truth)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+        errors["resubstitution"].append(1 - accuracy(y, predict(x)) - truth)
+        errors[".632+"].append(bootstrap_632_plus(neighbours, x, y, n_splits=50, seed=sample).error - truth)
+    return {name: float(np.mean(values)) for name, values in errors.items()}
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Share of false alarms by test, with the level."""
-    kept = [Evidence([row for row in each.rows if "rejected" in row], each.effects) for each in evidence]
-    drawn = bars_figure(kept, y="rejected")
+    selected = [Evidence([row for row in of_seed.rows if "rejected" in row], of_seed.effects) for of_seed in evidence]
+    drawn = bars_figure(selected, y="rejected")
     drawn.axes[0].axvline(LEVEL, color="#9c3f06", linewidth=1)
     drawn.axes[0].set_xlim(left=0.0)
     return drawn

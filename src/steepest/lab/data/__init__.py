@@ -102,12 +102,12 @@ def cifar10_subset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     name = "cifar10-subset.npz"
     if not here(name):
         x, y = _fetched(name, "CIFAR_10")
-        found = []
+        arrays = []
         for start, end, count in ((0, -10_000, 500), (-10_000, len(y), 100)):
-            part = y[start:end]
-            rows = np.sort(np.concatenate([np.flatnonzero(part == label)[:count] for label in np.unique(part)]))
-            found += [x[start:end][rows].reshape(-1, 3, 32, 32) / 255.0, part[rows]]
-        return found[0], found[1], found[2], found[3]
+            targets = y[start:end]
+            rows = np.sort(np.concatenate([np.flatnonzero(targets == label)[:count] for label in np.unique(targets)]))
+            arrays += [x[start:end][rows].reshape(-1, 3, 32, 32) / 255.0, targets[rows]]
+        return arrays[0], arrays[1], arrays[2], arrays[3]
     with np.load(_file(name), allow_pickle=False) as file:
         images = [file[k].transpose(0, 3, 1, 2) / 255.0 for k in ("x_train", "x_test")]
         labels = [file[k].reshape(-1).astype(np.int64) for k in ("y_train", "y_test")]
@@ -143,10 +143,10 @@ def _fetched(name: str, data_set: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import fetch_openml
 
     try:
-        found = fetch_openml(data_set, version=1, as_frame=False)
+        fetched = fetch_openml(data_set, version=1, as_frame=False)
     except (OSError, ValueError) as error:  # no network; a set that OpenML does not know, or not whole
         raise FileNotFoundError(f"{_missing(name)}; {SOURCES[name]} failed: {error}") from error
-    return np.asarray(found.data), np.asarray(found.target).astype(np.int64)
+    return np.asarray(fetched.data), np.asarray(fetched.target).astype(np.int64)
 
 
 def flip_labels(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -63,20 +63,20 @@ def _network(rng: np.random.Generator, size: int) -> np.ndarray:
     first, second = np.moveaxis(np.argsort(squares, -1)[..., :2], -1, 0)
     near, next_ = np.moveaxis(np.sort(squares, -1)[..., :2], -1, 0)
     apart = np.linalg.norm(points[first] - points[second], axis=-1)
-    found: np.ndarray = (next_ - near) / (2 * apart) < rng.uniform(1, 1.75)
-    return found
+    network: np.ndarray = (next_ - near) / (2 * apart) < rng.uniform(1, 1.75)
+    return network
 
 
 def _rings(rng: np.random.Generator, size: int) -> np.ndarray:
     """Ellipses that may cross."""
-    found = np.zeros((size, size), dtype=bool)
+    rings = np.zeros((size, size), dtype=bool)
     rows, columns = np.mgrid[:size, :size]
     for _ in range(int(rng.integers(2, 5))):
         row, column = rng.uniform(0.2 * size, 0.8 * size, 2)
         radius, stretch, width = rng.uniform(5, 11), rng.uniform(0.75, 1.33), rng.uniform(1, 1.75)
         distance = np.hypot((rows - row) * stretch, columns - column)
-        found |= np.abs(distance - radius) < width
-    return found
+        rings |= np.abs(distance - radius) < width
+    return rings
 
 
 def _fading(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
@@ -98,14 +98,14 @@ def _photographs() -> tuple[np.ndarray, ...]:
     return tuple(image.mean(-1) / 255 for image in load_sample_images().images)
 
 
-def _background(rng: np.random.Generator, part: str, size: int) -> np.ndarray:
+def _background(rng: np.random.Generator, split: str, size: int) -> np.ndarray:
     """A piece of a photograph at a scale of 1 to 3 pixels a pixel."""
     photograph = _photographs()[int(rng.integers(2))]
     border = 2 * photograph.shape[1] // 3
-    own = photograph[:, :border] if part == "train" else photograph[:, border:]
+    own = photograph[:, :border] if split == "train" else photograph[:, border:]
     step = int(rng.integers(1, 4))
     step = max(1, min(step, own.shape[0] // size, own.shape[1] // size))
     row, column = (int(rng.integers(extent - step * size + 1)) for extent in own.shape)
     piece = own[row : row + step * size, column : column + step * size]
-    found: np.ndarray = piece.reshape(size, step, size, step).mean((1, 3))
-    return found
+    background: np.ndarray = piece.reshape(size, step, size, step).mean((1, 3))
+    return background

@@ -278,16 +278,16 @@ def adapters(rows: list[dict[str, object]], lines: list[str], seed: int, full: b
     """Held-out loss on capitals of LoRA less that of LoRA+."""
     symbols = alphabet(lines)
     order = np.random.default_rng([seed, 2]).permutation(len(lines))
-    held, kept = order[: 200 if full else 20], order[200 if full else 20 :]
+    held, trained = order[: 200 if full else 20], order[200 if full else 20 :]
     base = Model(len(symbols), 64 if full else 16)
     optimizer = torch.optim.AdamW(base.parameters(), lr=3e-3)
-    for chosen in batches(kept, seed, 200 if full else 3):
+    for chosen in batches(trained, seed, 200 if full else 3):
         descend(optimizer, packed_loss(base, pack([lines[i] for i in chosen], symbols)))
     test = pack([lines[i].upper() for i in held], symbols)
     with torch.no_grad():
         rows.append({"arm": "before", "part": "adapters", "rate": 0.0, "loss": float(packed_loss(base, test))})
     train = [
-        pack([lines[i].upper() for i in chosen], symbols) for chosen in batches(kept, seed + 1000, 80 if full else 2)
+        pack([lines[i].upper() for i in chosen], symbols) for chosen in batches(trained, seed + 1000, 80 if full else 2)
     ]
     loss: dict[tuple[str, float], float] = {}
     for rate in RATES if full else RATES[1:3]:
@@ -332,9 +332,9 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """Times, throughput and losses, one panel each: dots are seeds, lines are means."""
     figure = Figure(figsize=(8.4, 2.9), layout="constrained")
     times, rates, losses = figure.subplots(1, 3)
-    rows = [row for each in evidence for row in each.rows]
-    for axes, part, key in ((times, "operations", "milliseconds"), (rates, "packing", "tokens a second")):
-        arms = list(dict.fromkeys(row["arm"] for row in rows if row["part"] == part))
+    rows = [row for of_seed in evidence for row in of_seed.rows]
+    for axes, workload, key in ((times, "operations", "milliseconds"), (rates, "packing", "tokens a second")):
+        arms = list(dict.fromkeys(row["arm"] for row in rows if row["part"] == workload))
         for place, arm in enumerate(arms):
             own = [row[key] for row in rows if row["arm"] == arm]
             axes.plot(own, [place] * len(own), "o", color="#0b5c94", alpha=0.4, markersize=4)

@@ -101,8 +101,8 @@ def run(scale: str, seed: int) -> Evidence:
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Relative errors of the weight's gradient on the trained head."""
-    kept = [Evidence([row for row in each.rows if "weight error" in row], {}) for each in evidence]
-    return bars_figure(kept, y="weight error")
+    selected = [Evidence([row for row in of_seed.rows if "weight error" in row], {}) for of_seed in evidence]
+    return bars_figure(selected, y="weight error")
 
 
 def _loss(found: Any) -> Tensor:
@@ -201,8 +201,8 @@ def _filtered(hidden: Tensor, weight: Tensor, target: Tensor, eps: float) -> lis
     rows = []
     for tail in (False, True):
         chosen = GradientFilter(eps, tail=tail)
-        found = gradients(torch.float32, chosen)
-        off = [float((a.double() - b).norm() / b.norm()) for a, b in zip(found[1:], exact[1:])]
+        filtered = gradients(torch.float32, chosen)
+        off = [float((a.double() - b).norm() / b.norm()) for a, b in zip(filtered[1:], exact[1:])]
         assert chosen.dropped is not None
         rows.append(
             {

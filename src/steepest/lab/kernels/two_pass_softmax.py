@@ -60,8 +60,8 @@ SECONDS = 1e-3
 def run(scale: str, seed: int) -> Evidence:
     """Nanoseconds a value for each arm and size."""
     full = scale == "full"
-    found = library(SOURCE, Path(__file__).with_name("three_pass.cpp"))
-    if found is None:
+    compiled = library(SOURCE, Path(__file__).with_name("three_pass.cpp"))
+    if compiled is None:
         raise RuntimeError("the experiment needs a C++ compiler: g++ on the path, or CXX")
     powers = (10, 12, 14, 16, 18, 20, 21, 22, 23, 24, 25, 26) if full else (10, 14)
     beyond, within = ((23, 24, 25, 26), (10, 12, 14, 16, 18, 20)) if full else ((14,), (10,))
@@ -70,7 +70,7 @@ def run(scale: str, seed: int) -> Evidence:
     y = torch.zeros_like(x)
     times: dict[tuple[str, int], float] = {}
     for power in powers:
-        works = {arm: bound(found, arm, x, y, 2**power) for arm in ARMS}
+        works = {arm: bound(compiled, arm, x, y, 2**power) for arm in ARMS}
         best = interleaved(works, rounds=8 if full else 2)
         times.update({(arm, power): seconds / 2**power for arm, seconds in best.items()})
     rows = [
@@ -113,7 +113,7 @@ def interleaved(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Time a value and bytes a second over the size, median and range over seeds, one thread."""
     result = Figure(figsize=(9.0, 3.4), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for axes, key in zip(result.subplots(1, 2), ("ns a value", "GB/s")):
         for arm, marker in zip(NAMES.values(), "osD^"):
             own = [row for row in rows if row["arm"] == arm]

@@ -114,12 +114,12 @@ def dtype_of(full: bool) -> torch.dtype:
 def images(arm: str, rate: float, seed: int, full: bool) -> float:
     """Accuracy in percent on digits that were not trained on."""
     data = split(*small_mnist(), seed, train=300) if full else digits(seed, train=300)
-    x, other = (torch.as_tensor(data[place], dtype=dtype_of(full)) for place in (0, 2))
+    x, x_test = (torch.as_tensor(data[place], dtype=dtype_of(full)) for place in (0, 2))
     y, wanted = (torch.as_tensor(data[place], dtype=torch.long) for place in (1, 3))
     model, _ = train(
         arm, x, y, lambda: small_cnn(x.shape[1]), 64, epochs_of("images", full), batch_size=60, seed=seed, rate=rate
     )
-    return accuracy(model, other, wanted)
+    return accuracy(model, x_test, wanted)
 
 
 @cache
@@ -202,7 +202,7 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     panels = Figure(figsize=(6.4, 2.2), layout="constrained")
     for axes, key in zip(panels.subplots(1, 2, sharey=True), ("error on digits", "accuracy on B")):
         for place, arm in enumerate(ARMS):
-            values = [row[key] for each in evidence for row in each.rows if row["arm"] == arm]
+            values = [row[key] for of_seed in evidence for row in of_seed.rows if row["arm"] == arm]
             axes.plot(values, [place] * len(values), "o", color="#0b5c94", alpha=0.3, markersize=4)
             axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color="#1d2126", linewidth=2)
         axes.set_xlabel(f"{key} (%)")

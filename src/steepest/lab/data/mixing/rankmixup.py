@@ -68,7 +68,7 @@ CLAIMS = (
 def run(scale: str, seed: int) -> Evidence:
     """ECE, accuracy and the confidence of mixtures of each arm."""
     full = scale == "full"
-    x, y, other, labels = parts(seed, torch.float32 if full else torch.float64)
+    x, y, x_test, labels = parts(seed, torch.float32 if full else torch.float64)
     arms = {arm: (arm, *setting) for arm, setting in SETTINGS.items()}
     for arm in ("MRL", "M-NDCG"):
         rate, weight = SETTINGS[arm]
@@ -80,14 +80,14 @@ def run(scale: str, seed: int) -> Evidence:
     for arm, (kind, rate, strength) in arms.items():
         model = train(kind, rate, strength, x, y, epochs=EPOCHS if full else 3, seed=seed)
         with torch.no_grad():
-            logits = model(other)
+            logits = model(x_test)
         scaled = logits[HELD:] / temperature_scale(logits[:HELD], labels[:HELD])
         by_arm[arm] = {
             "ece": 100 * ece(logits[HELD:].double().softmax(1), labels[HELD:]),
             "after": 100 * ece(scaled.double().softmax(1), labels[HELD:]),
             "accuracy": 100 * float((logits[HELD:].argmax(1) == labels[HELD:]).float().mean()),
         }
-        curves[arm] = confidences(model, other[HELD:], labels[HELD:], seed)
+        curves[arm] = confidences(model, x_test[HELD:], labels[HELD:], seed)
         for lam, confidence in zip(GRID, curves[arm]):
             rows.append({"arm": arm, "1 - lambda": round(1 - lam, 1), "mean confidence": confidence} | by_arm[arm])
     if full:
@@ -107,10 +107,10 @@ def choose_settings() -> dict[str, tuple[float, float]]:
     """Rate, then strength, with the smallest mean ECE of the pilot seeds, for each arm."""
 
     def minus_ece(arm: str, rate: float, strength: float, seed: int) -> float:
-        x, y, other, labels = parts(seed)
+        x, y, x_test, labels = parts(seed)
         model = train(arm, rate, strength, x, y, epochs=EPOCHS, seed=seed)
         with torch.no_grad():
-            return -ece(model(other).double().softmax(1), labels)
+            return -ece(model(x_test).double().softmax(1), labels)
 
     chosen = {}
     for arm, strengths in STRENGTHS.items():
@@ -125,8 +125,8 @@ def parts(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor
 
     At smoke scale all is in float64: networks have hardly begun to learn, and rounding must not change their answers.
     """
-    x, y, other, labels = digits(seed, train=300)
-    inputs, held_out = (torch.as_tensor(rows).to(dtype) for rows in (x, other))
+    x, y, x_test, labels = digits(seed, train=300)
+    inputs, held_out = (torch.as_tensor(rows).to(dtype) for rows in (x, x_test))
     return inputs, torch.as_tensor(y), held_out, torch.as_tensor(labels)
 
 
@@ -154,15 +154,17 @@ def train(arm: str, rate: float, strength: float, x: Tensor, y: Tensor, *, epoch
 def confidences(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[float]:
     """Mean largest probability of mixtures of test rows of two classes, by coefficient."""
     partner = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    kept = y != y[partner]
-    first, second = x[kept], x[partner][kept]
+    differing = y != y[partner]
+    first, second = x[differing], x[partner][differing]
     return [float(model(lam * first + (1 - lam) * second).softmax(1).amax(1).mean()) for lam in GRID]
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Confidence of mixtures over 1 - lambda; the legend holds the ECE."""
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     mean = {arm: [row["ece"] for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
     named = {arm: f"{arm} (ECE {sum(v) / len(v):.1f} points)" for arm, v in mean.items()}
-    shown = [Evidence([row | {"arm": named[row["arm"]]} for row in each.rows], each.effects) for each in evidence]
+    shown = [
+        Evidence([row | {"arm": named[row["arm"]]} for row in of_seed.rows], of_seed.effects) for of_seed in evidence
+    ]
     return arms_figure(shown, x="1 - lambda", y="mean confidence")

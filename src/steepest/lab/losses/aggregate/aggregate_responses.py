@@ -69,7 +69,7 @@ def run(scale: str, seed: int) -> Evidence:
         for k in BEST
         for rho, value in zip((0.001, BEST[k], 1.0), risks[k])
     ]
-    off = [100 * (found / wanted - 1) for k in BEST for found, wanted in zip(risks[k], RISKS[k])]
+    off = [100 * (risk / wanted - 1) for k in BEST for risk, wanted in zip(risks[k], RISKS[k])]
     gains = [100 * (1 - risks[k][1] / min(risks[k][0], risks[k][2])) for k in BEST]
     both, worse = [], []
     for k in SIZES:

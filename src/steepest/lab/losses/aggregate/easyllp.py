@@ -211,13 +211,13 @@ def bag_variances(logits: Tensor, labels: Tensor, seed: int, draws: int) -> list
     generator = torch.Generator().manual_seed(seed)
     losses = nn.functional.softplus(torch.stack([logits, -logits], 1).double())
     prior = float(labels.mean())
-    found = []
+    variances = []
     for k in SIZES:
         rows = torch.randint(len(labels), (draws * k,), generator=generator)
         index = torch.arange(draws).repeat_interleave(k)
         shares = labels[rows].double().reshape(draws, k).mean(1)
-        found.append(float(debiased_bag_loss(losses[rows], index, shares, prior).var()))
-    return found
+        variances.append(float(debiased_bag_loss(losses[rows], index, shares, prior).var()))
+    return variances
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:

@@ -100,16 +100,16 @@ def thinned(
     half = len(negatives) // 2
     few = round(half * SHARE / (1 - SHARE))
     own = np.concatenate([negatives[:half], positives[:few]])
-    other = np.concatenate([negatives[half:], positives[few:]])
+    held = np.concatenate([negatives[half:], positives[few:]])
     centre, scale = x[own].mean(0), x[own].std(0)
     scale = np.where(scale > 0, scale, 1.0)
     heavy = SHARE / (1 - SHARE) * (len(negatives) - half) / (len(positives) - few)
     return (
         (x[own] - centre) / scale,
         y[own],
-        (x[other] - centre) / scale,
-        y[other],
-        np.where(y[other] == 1, heavy, 1.0),
+        (x[held] - centre) / scale,
+        y[held],
+        np.where(y[held] == 1, heavy, 1.0),
     )
 
 

@@ -89,17 +89,17 @@ def run(scale: str, seed: int) -> Evidence:
     full = scale == "full"
     rates = rates_of() if full else dict.fromkeys(ARMS, RATES[1])
     parts = pictures(full, seed)
-    found = {arm: precision(arm, parts, rates[arm], EPOCHS if full else 2, seed) for arm in ARMS}
+    precisions = {arm: precision(arm, parts, rates[arm], EPOCHS if full else 2, seed) for arm in ARMS}
     if full:
-        check_sane("mAP of cross-entropy", found["cross-entropy", "hidden"], SANITY)
+        check_sane("mAP of cross-entropy", precisions["cross-entropy", "hidden"], SANITY)
     rows: list[dict[str, float | str]] = [
         {"arm": f"{arm}, labels: {labels}", "loss": arm, "labels": labels, "rate": rates[arm, labels], "mAP": value}
-        for (arm, labels), value in found.items()
+        for (arm, labels), value in precisions.items()
     ]
-    gain = {labels: found["ASL", labels] - found["cross-entropy", labels] for labels in ("hidden", "all")}
+    gain = {labels: precisions["ASL", labels] - precisions["cross-entropy", labels] for labels in ("hidden", "all")}
     effects = {
         "gain": gain["hidden"],
-        "over focal": found["ASL", "hidden"] - found["focal", "hidden"],
+        "over focal": precisions["ASL", "hidden"] - precisions["focal", "hidden"],
         "hidden": gain["hidden"] - gain["all"],
     }
     return Evidence(rows, effects)
@@ -132,12 +132,12 @@ def pictures(full: bool, seed: int) -> Pictures:
     images = torch.as_tensor(x / x.max(), dtype=torch.float32).unflatten(1, (1, int(x.shape[1] ** 0.5), -1))
     images = nnf.interpolate(images, size=SIDE, mode="area" if full else "bilinear").squeeze(1)
     halves = train_test_split(np.arange(len(y)), train_size=0.5, stratify=y, random_state=seed)
-    found: list[Tensor] = []
-    for part, half in enumerate(halves):
-        count = (2000, 3000)[part] if full else 200
-        found += tile(images[half], y[half], count, np.random.default_rng([seed, part]))
-    mean, scale = found[0].mean(), found[0].std()
-    return (found[0] - mean) / scale, found[1], (found[2] - mean) / scale, found[3]
+    tensors: list[Tensor] = []
+    for place, half in enumerate(halves):
+        count = (2000, 3000)[place] if full else 200
+        tensors += tile(images[half], y[half], count, np.random.default_rng([seed, place]))
+    mean, scale = tensors[0].mean(), tensors[0].std()
+    return (tensors[0] - mean) / scale, tensors[1], (tensors[2] - mean) / scale, tensors[3]
 
 
 def tile(images: Tensor, y: np.ndarray, count: int, rng: np.random.Generator) -> list[Tensor]:

@@ -73,9 +73,9 @@ def data(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images ``[N, 1, 8, 8]`` in [0, 1] and labels, to train and to test."""
     x, y = load_digits(return_X_y=True)
     images = torch.as_tensor(x / x.max(), dtype=torch.float32).unflatten(1, (1, 8, 8))
-    own, other = train_test_split(np.arange(len(y)), train_size=1200 if full else 256, stratify=y, random_state=seed)
+    own, held = train_test_split(np.arange(len(y)), train_size=1200 if full else 256, stratify=y, random_state=seed)
     labels = torch.as_tensor(y)
-    return images[own], labels[own], images[other], labels[other]
+    return images[own], labels[own], images[held], labels[held]
 
 
 def train(arm: str, x: Tensor, y: Tensor, epochs: int, seed: int) -> tuple[CNNSVM, list[float]]:
@@ -106,21 +106,21 @@ def train(arm: str, x: Tensor, y: Tensor, epochs: int, seed: int) -> tuple[CNNSV
 def predict(net: CNNSVM, x: Tensor) -> Tensor:
     """The class of the largest output."""
     net.eval()
-    return torch.cat([net(part).argmax(-1) for part in x.split(500)])
+    return torch.cat([net(batch).argmax(-1) for batch in x.split(500)])
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Active cells over training; accuracy in the legend. Every cell of softmax has a gradient."""
-    kept = []
-    rows = [row for each in evidence for row in each.rows]
-    for each in evidence:
+    curves = []
+    rows = [row for of_seed in evidence for row in of_seed.rows]
+    for of_seed in evidence:
         own = []
-        for row in each.rows:
-            mean = np.mean([other["accuracy"] for other in rows if other["arm"] == row["arm"]])
+        for row in of_seed.rows:
+            mean = np.mean([peer["accuracy"] for peer in rows if peer["arm"] == row["arm"]])
             if row["arm"] != "softmax":
                 own.append({**row, "arm": f"{row['arm']}: accuracy {mean:.2f}"})
-        kept.append(Evidence(own, {}))
-    figure = arms_figure(kept, x="epoch", y="active cells (%)")
+        curves.append(Evidence(own, {}))
+    figure = arms_figure(curves, x="epoch", y="active cells (%)")
     softmax = np.mean([row["accuracy"] for row in rows if row["arm"] == "softmax"])
     figure.axes[0].set_title(f"softmax: accuracy {softmax:.2f}, every cell active", fontsize=8, loc="left")
     figure.axes[0].set_ylim(bottom=0)

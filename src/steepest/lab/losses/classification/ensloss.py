@@ -81,11 +81,11 @@ def pairs(seed: int) -> dict[str, Data]:
     x, y, x_more, y_more = cifar10_subset()
     images, labels = np.concatenate([x, x_more]), np.concatenate([y, y_more])
     small = images.reshape(len(images), 3, 8, 4, 8, 4).mean((3, 5)).reshape(len(images), -1)
-    found = {}
+    problems = {}
     for name, (first, second) in PAIRS.items():
         own = np.isin(labels, (first, second))
-        found[name] = split(small[own], (labels[own] == second).astype(np.int64), seed, train=0.5)
-    return found
+        problems[name] = split(small[own], (labels[own] == second).astype(np.int64), seed, train=0.5)
+    return problems
 
 
 class _Tenths(Hook):
@@ -104,7 +104,7 @@ class _Tenths(Hook):
 
 def curve(data: Data, epochs: int, seed: int) -> np.ndarray:
     """``[arms, 10]`` test accuracy over training; all arms share initial weights and batches."""
-    x, x_test = (torch.as_tensor(part, dtype=torch.float32) for part in (data[0], data[2]))
+    x, x_test = (torch.as_tensor(features, dtype=torch.float32) for features in (data[0], data[2]))
     y, y_test = torch.as_tensor(data[1]), torch.as_tensor(data[3])
     rows, batch = len(x), 100
     steps = -(-rows // batch)

@@ -189,12 +189,12 @@ def colours(x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> list[Row]:
     x = halved(x)[order]
     label = (y[order] < 5).astype(np.int64) ^ (rng.random(len(x)) < 0.25)
     # tenths: three coloured at 90%, three at 80%, one to select of both, three that mislead
-    part = np.arange(len(x)) * 10 // len(x)
-    agree = np.choose(part, [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.85, 0.1, 0.1, 0.1])
+    tenth = np.arange(len(x)) * 10 // len(x)
+    agree = np.choose(tenth, [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.85, 0.1, 0.1, 0.1])
     colour = label ^ (rng.random(len(x)) >= agree)
     both = np.concatenate([x * (colour == 0)[:, None], x * (colour == 1)[:, None]], 1)
     inputs, target = torch.as_tensor(both, dtype=torch.float32), torch.as_tensor(label)
-    held, test = part == 6, part > 6
+    held, test = tenth == 6, tenth > 6
     groups = (2 * label + colour)[held]
     rows: list[Row] = []
     for arm, strengths in (
@@ -204,7 +204,7 @@ def colours(x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> list[Row]:
     ):
         best: tuple[float, Row] | None = None
         for lam, decay in strengths:
-            right = (_fit(inputs, target, part < 6, lam, decay, seed, epochs) > 0).numpy() == label
+            right = (_fit(inputs, target, tenth < 6, lam, decay, seed, epochs) > 0).numpy() == label
             worst = min(float(right[held][groups == group].mean()) for group in np.unique(groups))
             row: Row = {
                 "arm": f"colours, {arm}",
@@ -239,7 +239,7 @@ def _fit(inputs: Tensor, target: Tensor, train: np.ndarray, lam: float, decay: f
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Margin on the moons, and test accuracy where the colours mislead."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for axes, key in zip(figure.subplots(2, 1, height_ratios=(4, 3)), ("margin", "accuracy")):
         arms = list(dict.fromkeys(str(row["arm"]) for row in rows if key in row))
         for place, arm in enumerate(arms):

@@ -80,14 +80,14 @@ def run(scale: str, seed: int) -> Evidence:
                 "rare": float(recall[frequency[-3:]].mean()),
             }
         )
-    found = {str(row["arm"]): row for row in rows}
+    by_arm = {str(row["arm"]): row for row in rows}
 
     def gain(arm: str, key: str) -> float:
-        return float(found[arm][key]) - float(found["cross-entropy"][key])
+        return float(by_arm[arm][key]) - float(by_arm["cross-entropy"][key])
 
     whole = {arm: gain(arm, "balanced accuracy") for arm in ARMS}
     if full:
-        check_sane("balanced accuracy of cross-entropy", float(found["cross-entropy"]["balanced accuracy"]), SANITY)
+        check_sane("balanced accuracy of cross-entropy", float(by_arm["cross-entropy"]["balanced accuracy"]), SANITY)
     effects = {
         "LDAM": whole["LDAM"],
         "DRW": whole["DRW"],
@@ -116,12 +116,12 @@ def long_tail(full: bool, seed: int) -> Parts:
     rng = np.random.default_rng([seed, 13])
     largest, held = (600, 280) if full else (100, 60)
     counts = np.round(largest * RATIO ** (-rng.permutation(10) / 9.0)).astype(np.int64)
-    own, other = [], []
+    own, held_rows = [], []
     for label, count in enumerate(counts):
         rows = rng.permutation(np.flatnonzero(y == label))
-        other.append(rows[:held])
+        held_rows.append(rows[:held])
         own.append(rows[held : held + count])
-    train, test = np.concatenate(own), np.concatenate(other)
+    train, test = np.concatenate(own), np.concatenate(held_rows)
     mean, scale = x[train].mean(), x[train].std()
     inputs = torch.as_tensor((x - mean) / scale, dtype=torch.float32)
     labels = torch.as_tensor(y)

@@ -147,8 +147,8 @@ def measure(
     heads = [objective.head(width, TaskInfo("multiclass", len(data[0][0]), classes)).double() for _ in data]
     if model == PLAIN:  # the same scores at the start
         plain = [nn.Sequential(nn.Linear(width, classes - 1).double(), LogSoftmaxPlus()) for _ in data]
-        for one, other in zip(plain, heads):
-            one.get_submodule("0").load_state_dict(other.get_submodule("0").state_dict())
+        for one, head in zip(plain, heads):
+            one.get_submodule("0").load_state_dict(head.get_submodule("0").state_dict())
         heads = list(plain)
     outputs, losses = fit(heads, objective, data, settings, steps, seed)
     best = losses.reshape(starts, count).argmin(0) * count + np.arange(count)
@@ -176,7 +176,7 @@ def fit(
     Returns:
         Log-probabilities of the test rows ``[M, N, C]``, mean losses of the training rows ``[M]``.
     """
-    x, x_test = (torch.as_tensor(np.stack([of[part] for of in data])) for part in (0, 2))
+    x, x_test = (torch.as_tensor(np.stack([of[place] for of in data])) for place in (0, 2))
     y = torch.as_tensor(np.stack([of[1] for of in data]))
     batch = 128 if x.shape[1] > 600 else 64
     generator = torch.Generator().manual_seed(seed)

@@ -181,15 +181,15 @@ def cells(seed: int) -> dict[str, Data]:
     spiked = y.copy()
     hit = rng.permutation(len(y))[: round(0.05 * len(y))]
     spiked[hit] += rng.uniform(5, 10, len(hit))
-    found: dict[str, Data] = {"diabetes": (x, y, x_test, y_test), "diabetes, outliers": (x, spiked, x_test, y_test)}
+    data_sets: dict[str, Data] = {"diabetes": (x, y, x_test, y_test), "diabetes, outliers": (x, spiked, x_test, y_test)}
     x, y, x_test, y_test = built_in("breast_cancer", seed, train=0.6)
     benign = np.flatnonzero(y == 1)
-    kept = np.concatenate([benign, rng.permutation(np.flatnonzero(y == 0))[: max(1, round(len(benign) / 50))]])
-    found["breast cancer 1:50"] = (x[kept], 1 - y[kept], x_test, 1 - y_test)
+    imbalanced = np.concatenate([benign, rng.permutation(np.flatnonzero(y == 0))[: max(1, round(len(benign) / 50))]])
+    data_sets["breast cancer 1:50"] = (x[imbalanced], 1 - y[imbalanced], x_test, 1 - y_test)
     x, y, x_test, y_test = digits(seed, train=1000)
-    found["digits"] = (x, y, x_test, y_test)
-    found["digits, noise"] = (x, flip_labels(y, 0.3, seed)[0], x_test, y_test)
-    return found
+    data_sets["digits"] = (x, y, x_test, y_test)
+    data_sets["digits, noise"] = (x, flip_labels(y, 0.3, seed)[0], x_test, y_test)
+    return data_sets
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
@@ -198,7 +198,7 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     unit = {"regression": "-100 RMSE", "binary": "F1 (%)", "multiclass": "accuracy (%)"}
     for axes, (cell, (task, _, _)) in zip(panels.subplots(len(ADVICE), 1), ADVICE.items()):
         for place, name in enumerate(LOSSES[task]):
-            values = [row["score"] for each in evidence for row in each.rows if row["arm"] == f"{cell}: {name}"]
+            values = [row["score"] for of_seed in evidence for row in of_seed.rows if row["arm"] == f"{cell}: {name}"]
             axes.plot(values, [place] * len(values), "o", color="#0b5c94", alpha=0.4, markersize=4)
             axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color="#1d2126", linewidth=2)
         axes.set_yticks(range(len(LOSSES[task])), [name.replace("_", " ") for name in LOSSES[task]], fontsize=7)

@@ -157,5 +157,7 @@ def small_cnn(in_features: int) -> nn.Module:
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Calibration error by loss and data set."""
-    kept = [Evidence([row for row in each.rows if "calibration error" in row], each.effects) for each in evidence]
-    return bars_figure(kept, y="calibration error")
+    selected = [
+        Evidence([row for row in of_seed.rows if "calibration error" in row], of_seed.effects) for of_seed in evidence
+    ]
+    return bars_figure(selected, y="calibration error")

@@ -73,7 +73,7 @@ def run(scale: str, seed: int) -> Evidence:
     ends = LAST if scale == "full" else dict.fromkeys(LAST, 100)
     plain: dict[str, Any] = {"lr": 0.005, "betas": (0.9, 0.99), "eps": 1e-25, "weight_decay": 0.0}
     slow = {**plain, "lr": 0.01, "betas": (0.9, 0.999)}
-    found: dict[str, list[dict[str, Any]]] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
     ends_across = []
     for label, objective, kind, options, start in (
         (SOFTMAX, nn.CrossEntropyLoss(), torch.optim.AdamW, plain, seed),
@@ -86,11 +86,11 @@ def run(scale: str, seed: int) -> Evidence:
         model = network(modulus, width)
         optimizer = kind(model.parameters(), **options)
         rows = follow(label, model, objective, optimizer, pairs[order], target[order], ends[label])
-        found.setdefault(label, []).extend(rows)
+        curves.setdefault(label, []).extend(rows)
         if label == ACROSS:
             ends_across.append(rows[-1]["test"])
-    end = {label: rows[-1] for label, rows in found.items()}
-    early = max((row for row in found[SOFTMAX] if row["step"] <= 500), key=lambda row: row["step"])
+    end = {label: rows[-1] for label, rows in curves.items()}
+    early = max((row for row in curves[SOFTMAX] if row["step"] <= 500), key=lambda row: row["step"])
     effects = {
         "memorised": end[SOFTMAX]["train"],
         "stuck": end[SOFTMAX]["test"],
@@ -101,7 +101,7 @@ def run(scale: str, seed: int) -> Evidence:
         "fitted": end[STABLE]["train"],
         "no collapse": end[SOFTMAX]["losses at 0"] - end[STABLE]["losses at 0"],
     }
-    return Evidence([row for rows in found.values() for row in rows], effects)
+    return Evidence([row for rows in curves.values() for row in rows], effects)
 
 
 def sums(modulus: int) -> tuple[Tensor, Tensor]:
@@ -161,6 +161,6 @@ def look(model: nn.Module, objective: nn.Module, pairs: Tensor, target: Tensor) 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Test accuracy over steps."""
-    found = arms_figure(evidence, x="step", y="test")
-    found.axes[0].set_xscale("log")
-    return found
+    drawn = arms_figure(evidence, x="step", y="test")
+    drawn.axes[0].set_xscale("log")
+    return drawn

@@ -87,10 +87,10 @@ def factored(size: int, seed: int, full: bool) -> float:
         layer(h, target).backward()
         layer.step(0.01)
 
-    found = seconds(step, size, 40 if full else 3)
+    step_time = seconds(step, size, 40 if full else 3)
     started = time.process_time()
     layer.factors.rebuild()
-    return found + (time.process_time() - started) / REBUILD
+    return step_time + (time.process_time() - started) / REBUILD
 
 
 def dense(size: int, seed: int, full: bool) -> float:
@@ -109,13 +109,13 @@ def dense(size: int, seed: int, full: bool) -> float:
 
 def seconds(step: Callable[[Tensor, Tensor], None], size: int, count: int) -> float:
     """Median over ``count`` steps of 32 samples, after two that do not count."""
-    found = []
+    times = []
     for _ in range(count + 2):
         h, target = torch.randn(32, WIDTH, requires_grad=True), torch.randint(size, (32,))
         started = time.process_time()
         step(h, target)
-        found.append(time.process_time() - started)
-    return float(np.median(found[2:]))
+        times.append(time.process_time() - started)
+    return float(np.median(times[2:]))
 
 
 def babble(seed: int) -> str:
@@ -132,13 +132,13 @@ def bigrams(text: str, words: int, block: int, seed: int) -> tuple[Pairs, Pairs,
     code = np.array([number.get(token, -1) for token in tokens])
     blocks = np.arange(len(code) - 1) // block
     order = np.random.default_rng([seed, 4]).permutation(blocks.max() + 1)
-    part = (order * 6 // len(order))[blocks]  # three sixths, one, two
+    sixth = (order * 6 // len(order))[blocks]  # three sixths, one, two
     known = (code[:-1] >= 0) & (code[1:] >= 0)
-    found = []
-    for own in (part < 3, part == 3, part > 3):
+    pairs = []
+    for own in (sixth < 3, sixth == 3, sixth > 3):
         rows = np.flatnonzero(known & own)
-        found.append((torch.as_tensor(code[rows]), torch.as_tensor(code[rows + 1])))
-    return found[0], found[1], found[2], len(number)
+        pairs.append((torch.as_tensor(code[rows]), torch.as_tensor(code[rows + 1])))
+    return pairs[0], pairs[1], pairs[2], len(number)
 
 
 def quality(train: Pairs, validation: Pairs, test: Pairs, words: int, seed: int) -> dict[tuple[str, int], float]:
@@ -146,21 +146,21 @@ def quality(train: Pairs, validation: Pairs, test: Pairs, words: int, seed: int)
 
     def tried(objective: Objective, rate: float) -> list[tuple[float, float]]:
         ranks = fit(objective, train, words, rate, seed)
-        errors = [[100 * float((ranks[part] >= k).float().mean()) for part in (validation, test)] for k in TOPS]
+        errors = [[100 * float((ranks[pairs] >= k).float().mean()) for pairs in (validation, test)] for k in TOPS]
         return [(held, final) for held, final in errors]
 
-    found: dict[tuple[str, int], float] = {}
+    best: dict[tuple[str, int], float] = {}
     for arm, kind in {"cross-entropy": CrossEntropyLoss, "Taylor softmax": TaylorSoftmaxLoss}.items():
-        each = [tried(kind(), rate) for rate in RATES]
-        found |= {(arm, k): min(own[place] for own in each)[1] for place, k in enumerate(TOPS)}
+        by_rate = [tried(kind(), rate) for rate in RATES]
+        best |= {(arm, k): min(own[place] for own in by_rate)[1] for place, k in enumerate(TOPS)}
     first = {rate: tried(ZLoss(*MIDDLE), rate) for rate in RATES}
     more: dict[float, list[list[tuple[float, float]]]] = {}
     for place, k in enumerate(TOPS):
         rate = min(RATES, key=lambda rate: first[rate][place])
         if rate not in more:
             more[rate] = [first[rate], *(tried(ZLoss(*pair), rate) for pair in GRID if pair != MIDDLE)]
-        found["Z-loss", k] = min(own[place] for own in more[rate])[1]
-    return found
+        best["Z-loss", k] = min(own[place] for own in more[rate])[1]
+    return best
 
 
 def fit(objective: Objective, train: Pairs, words: int, rate: float, seed: int) -> Tensor:
@@ -168,7 +168,7 @@ def fit(objective: Objective, train: Pairs, words: int, rate: float, seed: int) 
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(words, WIDTH), nn.Linear(WIDTH, words))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    x, y = (part[:50_000] for part in train)
+    x, y = (tokens[:50_000] for tokens in train)
     for epoch in range(4):
         for rows in torch.randperm(len(x), generator=seeded(seed, epoch)).split(512):
             optimizer.zero_grad()
@@ -185,12 +185,12 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """Time of a step by the number of classes, and errors over cross-entropy's."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for mark, arm in zip("os", ("log-softmax", "Z-loss in factors")):
         sizes = sorted({row["classes"] for row in rows if "classes" in row})
         times = [[row["milliseconds"] for row in rows if (row["arm"], row.get("classes")) == (arm, n)] for n in sizes]
-        left.loglog(sizes, [np.mean(each) for each in times], marker=mark, label=arm, linewidth=1.5, markersize=4)
-        left.fill_between(sizes, [min(each) for each in times], [max(each) for each in times], alpha=0.12)
+        left.loglog(sizes, [np.mean(of_size) for of_size in times], marker=mark, label=arm, linewidth=1.5, markersize=4)
+        left.fill_between(sizes, [min(of_size) for of_size in times], [max(of_size) for of_size in times], alpha=0.12)
     left.set_xlabel("classes")
     left.set_ylabel("milliseconds a step")
     for mark, arm in zip("os", ("Taylor softmax", "Z-loss")):

@@ -191,18 +191,18 @@ def _scores(net: nn.Module, test: Tensor) -> dict[str, float]:
 
 def _dice(found: Tensor, wanted: Tensor) -> float:
     """Mean Dice of masks, in points."""
-    one, other = (mask.flatten(1) > 0.5 for mask in (found, wanted))
-    return 100 * float((2 * (one & other).sum(1) / (one.sum(1) + other.sum(1))).mean())
+    first, second = (mask.flatten(1) > 0.5 for mask in (found, wanted))
+    return 100 * float((2 * (first & second).sum(1) / (first.sum(1) + second.sum(1))).mean())
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Dice before and after registration by each arm, and folding."""
-    rows = [{"arm": "unregistered", "Dice of test pairs, %": each.rows[0]["Dice before"]} for each in evidence]
-    rows += [{"arm": row["arm"], "Dice of test pairs, %": row["Dice"]} for each in evidence for row in each.rows]
+    rows = [{"arm": "unregistered", "Dice of test pairs, %": of_seed.rows[0]["Dice before"]} for of_seed in evidence]
+    rows += [{"arm": row["arm"], "Dice of test pairs, %": row["Dice"]} for of_seed in evidence for row in of_seed.rows]
     rows += [
         {"arm": f"{row['arm']}, share of cells folded", "Dice of test pairs, %": row["folding, %"]}
-        for each in evidence
-        for row in each.rows
+        for of_seed in evidence
+        for row in of_seed.rows
     ]
     drawn: Figure = bars_figure([Evidence(rows, {})], y="Dice of test pairs, %")
     return drawn

@@ -107,7 +107,7 @@ def choose_rates(seed: int = UNREPORTED) -> dict[str, float]:
 def _data(seed: int, full: bool) -> tuple[Pairs, Pairs]:
     """Images and masks to train and to test on; in double precision at smoke scale, compared between machines."""
     counts = (160, 80) if full else (8, 4)
-    parts = [shapes(count, seed, part=part) for part, count in zip(("train", "test"), counts)]
+    parts = [shapes(count, seed, part=split) for split, count in zip(("train", "test"), counts)]
     dtype = torch.float32 if full else torch.float64
     train, test = ((torch.from_numpy(x).to(dtype), torch.from_numpy(y).to(dtype)) for x, y in parts)
     return train, test
@@ -130,7 +130,7 @@ def _dice(z: Tensor, y: Tensor) -> Tensor:
 def soft_cldice_loss(p: Tensor, y: Tensor, *, eps: float = 1.0) -> Tensor:
     """One minus the harmonic mean of the shares of each soft skeleton ``[B, 1, H, W]`` that lie in the other map."""
     skeletons = _skeleton(p), _skeleton(y)
-    inside = [(s * other).flatten(1).sum(1) for s, other in zip(skeletons, (y, p))]
+    inside = [(s * opposite).flatten(1).sum(1) for s, opposite in zip(skeletons, (y, p))]
     shares = [(i + eps) / (s.flatten(1).sum(1) + eps) for i, s in zip(inside, skeletons)]
     return (1 - 2 * shares[0] * shares[1] / (shares[0] + shares[1])).mean()
 
@@ -209,7 +209,7 @@ def _score(model: nn.Module, pairs: Pairs) -> dict[str, float]:
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Dice and both Betti errors of each arm: a dot for each seed, a bar at the mean."""
     drawn = Figure(figsize=(7.6, 2.2), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for axes, name in zip(drawn.subplots(1, 3, sharey=True), ("Dice, %", "Betti matching error", "Betti number error")):
         for place, arm in enumerate(arms):

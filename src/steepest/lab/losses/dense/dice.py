@@ -163,8 +163,8 @@ def _train(arm: str, part: Part, start: str, rate: float, steps: int, seed: int)
 
 @torch.no_grad()
 def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
-    found: Tensor = model(x).sigmoid()
-    return found
+    probabilities: Tensor = model(x).sigmoid()
+    return probabilities
 
 
 def _spectra(rng: np.random.Generator) -> np.ndarray:
@@ -191,8 +191,8 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """F1 at threshold 0.5 and with tuned thresholds."""
     rows = [
         {"arm": f"{row['arm']}{name}", "test F1, %": row[key]}
-        for each in evidence
-        for row in each.rows
+        for of_seed in evidence
+        for row in of_seed.rows
         for key, name in (("F1", ""), ("F1, tuned", ", tuned threshold"))
     ]
     drawn: Figure = bars_figure([Evidence(rows, {})], y="test F1, %")

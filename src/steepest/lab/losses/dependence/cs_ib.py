@@ -140,10 +140,10 @@ def run(scale: str, seed: int) -> Evidence:
     bottlenecks = [place for place, fit in enumerate(fits) if fit.arm == ARMS[3]]
     betas = [fits[place].strength for place in bottlenecks]
     rows += [
-        {"arm": ARMS[3], "beta": beta, "information": kept, "RMSE": by_eps[place][0]}
-        for place, beta, kept in zip(bottlenecks, betas, information)
+        {"arm": ARMS[3], "beta": beta, "information": share, "RMSE": by_eps[place][0]}
+        for place, beta, share in zip(bottlenecks, betas, information)
     ]
-    gains = {arm: [100 * (1 - own / other) for own, other in zip(errors[ARMS[3]], errors[arm])] for arm in ARMS}
+    gains = {arm: [100 * (1 - own / rival) for own, rival in zip(errors[ARMS[3]], errors[arm])] for arm in ARMS}
     effects = {
         "clean": gains[ARMS[0]][0],
         "attack": float(np.mean(gains[ARMS[0]][1:])),
@@ -264,7 +264,7 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """Error against the size of the attack, and information against beta: means over seeds."""
     drawn = Figure(figsize=(7.2, 3.2), layout="constrained")
     left, right = drawn.subplots(1, 2)
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for number, arm in enumerate(ARMS):
         means = [np.mean([r["RMSE"] for r in rows if r["arm"] == arm and r.get("eps") == eps]) for eps in EPS]
         left.plot(EPS, means, marker="osD^"[number], label=arm, linewidth=1.2, markersize=5, alpha=0.8)
@@ -272,10 +272,10 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     left.set_ylabel("test RMSE")
     left.legend(fontsize=8, frameon=False)
     betas = sorted({row["beta"] for row in rows if "beta" in row})
-    kept = [[row["information"] for row in rows if row.get("beta") == beta] for beta in betas]
+    shares = [[row["information"] for row in rows if row.get("beta") == beta] for beta in betas]
     places = range(len(betas))
-    right.plot(places, [np.mean(k) for k in kept], marker="^", color="#0b5c94", linewidth=1.2)
-    right.fill_between(places, [min(k) for k in kept], [max(k) for k in kept], color="#0b5c94", alpha=0.12)
+    right.plot(places, [np.mean(k) for k in shares], marker="^", color="#0b5c94", linewidth=1.2)
+    right.fill_between(places, [min(k) for k in shares], [max(k) for k in shares], color="#0b5c94", alpha=0.12)
     right.set_xticks(places, [f"{beta:g}" for beta in betas])
     right.set_xlabel("beta")
     right.set_ylabel("normalised information, inputs and representation", fontsize=8)

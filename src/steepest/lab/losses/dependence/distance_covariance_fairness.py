@@ -139,7 +139,7 @@ def _parts(full: bool, seed: int) -> dict[str, tuple[_Table, _Table]]:
     """Training and test rows of both data sets."""
     table = compas() if full else _stand_in(seed)
     order = np.random.default_rng([seed, 3]).permutation(len(table.y))
-    first, second = (table.rows(part) for part in np.array_split(order, 2))
+    first, second = (table.rows(half) for half in np.array_split(order, 2))
     rows = 2000 if full else 300
     return {"COMPAS": (first, second), "exclusive or": (exclusive_or(rows, [seed, 0]), exclusive_or(rows, [seed, 1]))}
 
@@ -261,7 +261,7 @@ def _standard(values: np.ndarray) -> np.ndarray:
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Accuracy against divergence, means over seeds, one line an arm."""
     drawn = Figure(figsize=(7.2, 3.2), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for axes, data in zip(drawn.subplots(1, 2), ("COMPAS", "exclusive or")):
         for number, arm in enumerate(("none", *KINDS)):
             own = [row for row in rows if row["data"] == data and row["arm"] == arm]

@@ -127,9 +127,9 @@ def run(scale: str, seed: int) -> Evidence:
         for m, net in enumerate(alone):
             accuracy[f"modality {m} alone"] = _accuracy(lambda x, net=net, m=m: net([x[m]]), test)
         moved = {arm: _divergences(net, test, seed) for arm, net in (("joint", joint), ("competition", competition))}
-        for arm, found in accuracy.items():
+        for arm, points in accuracy.items():
             extra = {f"divergence {m}": d for m, d in enumerate(moved.get(arm, ()))}
-            rows.append({"data": data, "arm": arm, "accuracy": found, **extra})
+            rows.append({"data": data, "arm": arm, "accuracy": points, **extra})
         if full:
             check_sane(f"accuracy of joint training, {data}", accuracy["joint"], SANITY[data])
         effects |= {
@@ -152,7 +152,7 @@ def fit(
 ) -> _Fitted:
     """One arm, trained on some modalities, at its setting or another."""
     rate, weight = setting or SETTINGS[data][arm]
-    own = [_Rows([part.x[m] for m in modalities], part.y) for part in parts]
+    own = [_Rows([split.x[m] for m in modalities], split.y) for split in parts]
     return _train(own[0], own[1], rate, weight, epochs, width, seed)
 
 
@@ -209,9 +209,9 @@ def _train(train: _Rows, choose: _Rows, rate: float, weight: float, epochs: int,
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found = _accuracy(net, choose)
-        if found > most:
-            best, most = copy.deepcopy(net.state_dict()), found
+        score = _accuracy(net, choose)
+        if score > most:
+            best, most = copy.deepcopy(net.state_dict()), score
     net.load_state_dict(best)
     return _Fitted(net, most)
 
@@ -256,16 +256,16 @@ def halves(seed: int) -> tuple[_Rows, _Rows, _Rows]:
 
 
 def _parts(x: Sequence[np.ndarray], y: np.ndarray, ends: np.ndarray) -> tuple[_Rows, _Rows, _Rows]:
-    pieces = [np.split(each, ends) for each in (*x, y)]
-    found = [_Rows([torch.as_tensor(m, dtype=torch.float32) for m in own], torch.as_tensor(labels))
+    pieces = [np.split(array, ends) for array in (*x, y)]
+    splits = [_Rows([torch.as_tensor(m, dtype=torch.float32) for m in own], torch.as_tensor(labels))
              for *own, labels in zip(*pieces, strict=True)]  # fmt: skip
-    return found[0], found[1], found[2]
+    return splits[0], splits[1], splits[2]
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Accuracy of the arms, and the divergences of both modalities: dots are seeds, lines the means."""
     drawn = Figure(figsize=(7.2, 4.6), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for line, data in zip(drawn.subplots(2, 2), DATA, strict=True):
         of_data = [row for row in rows if row["data"] == data]
         values = {arm: [r["accuracy"] for r in of_data if r["arm"] == arm] for arm in ARMS}

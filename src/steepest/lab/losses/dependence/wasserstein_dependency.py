@@ -86,10 +86,10 @@ def run(scale: str, seed: int) -> Evidence:
     for m, steps in STEPS.items():
         for arm in ("untrained", *PENALTIES):
             encoder = _trained(train, arm, m, steps if full else 20, seed)
-            found = factors[arm, m] = _probe(encoder, train, test, m, probes, seed)
-            ranked = enumerate(sorted(found, reverse=True), 1)
+            accuracies = factors[arm, m] = _probe(encoder, train, test, m, probes, seed)
+            ranked = enumerate(sorted(accuracies, reverse=True), 1)
             rows += [{"arm": arm, "digits": m, "rank": rank, "accuracy": accuracy} for rank, accuracy in ranked]
-    mean = {key: float(np.mean(found)) for key, found in factors.items()}
+    mean = {key: float(np.mean(accuracies)) for key, accuracies in factors.items()}
     if full:
         check_sane("accuracy of CPC, one digit", mean["CPC", 1], SANITY)
     effects = {
@@ -127,10 +127,10 @@ def _encoder(m: int) -> nn.Module:
 
 def _trained(digits: _Digits, arm: str, m: int, steps: int, seed: int, rate: float | None = None) -> nn.Module:
     torch.manual_seed(seed)
-    encoder, other = (_encoder(m).to(digits.images.dtype) for _ in range(2))
+    encoder, partner = (_encoder(m).to(digits.images.dtype) for _ in range(2))
     if arm == "untrained":
         return encoder
-    loss = WPCLoss(SeparableCritic(encoder, other), PENALTIES[arm])
+    loss = WPCLoss(SeparableCritic(encoder, partner), PENALTIES[arm])
     optimizer = torch.optim.Adam(loss.parameters(), lr=rate or RATES[arm], fused=True)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -172,7 +172,7 @@ def _probe(encoder: nn.Module, train: _Digits, test: _Digits, m: int, sizes: tup
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Mean accuracy by number of digits, and the nine factors from best to worst; means and ranges over seeds."""
     drawn = Figure(figsize=(7.2, 3.2), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     most = max(row["digits"] for row in rows)
     left, right = drawn.subplots(1, 2, sharey=True)
     for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):

@@ -72,14 +72,16 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 def run(scale: str, seed: int) -> Evidence:
     """Accuracy, likelihood and calibration error of three losses, with noisy and with clean labels."""
     rows = [row for labels in RATES for row in measure(labels, scale, seed)]
-    found = {(row["labels"], row["loss"]): row for row in rows}
+    by_loss = {(row["labels"], row["loss"]): row for row in rows}
 
     if scale == "full":
         for labels, least in SANITY.items():
-            check_sane(f"accuracy of cross-entropy, {labels} labels", float(found[labels, ENTROPY]["accuracy"]), least)
+            check_sane(
+                f"accuracy of cross-entropy, {labels} labels", float(by_loss[labels, ENTROPY]["accuracy"]), least
+            )
 
     def difference(labels: str, key: str) -> float:
-        return float(found[labels, PROGRESSIVE][key]) - float(found[labels, ENTROPY][key])
+        return float(by_loss[labels, PROGRESSIVE][key]) - float(by_loss[labels, ENTROPY][key])
 
     effects = {
         "accuracy": difference("noisy", "accuracy"),
@@ -87,7 +89,7 @@ def run(scale: str, seed: int) -> Evidence:
         "noisy likelihood": difference("noisy", "negative log-likelihood"),
     }
     for name, key in (("likelihood", "negative log-likelihood"), ("calibration", "calibration error")):
-        effects[name] = -difference("clean", key) / float(found["clean", ENTROPY][key])
+        effects[name] = -difference("clean", key) / float(by_loss["clean", ENTROPY][key])
     return Evidence(rows, effects)
 
 

@@ -99,11 +99,11 @@ def problem(seed: int, number: int, std: float | None) -> list[np.ndarray]:
         law = even * np.exp(-0.5 * ((y - peak) / std) ** 2)
         law = 0.1 * even + 0.9 * law / law.sum()
     noise = 0.05 if number % 2 else 0.0
-    found: list[np.ndarray] = []
+    arrays: list[np.ndarray] = []
     for rows, p in ((768, law), (300, even), (1000, even)):
         picked = rng.choice(len(x), rows, p=p)
-        found += [x[picked], y[picked] + noise * rng.normal(size=rows)]
-    return found
+        arrays += [x[picked], y[picked] + noise * rng.normal(size=rows)]
+    return arrays
 
 
 def errors_of(problems: Sequence[Sequence[np.ndarray]], epochs: int, seed: int) -> np.ndarray:
@@ -144,11 +144,11 @@ def errors_of(problems: Sequence[Sequence[np.ndarray]], epochs: int, seed: int) 
 
 def outputs(x: Tensor, parameters: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """``[M, B]`` to ``[M, 1 + BINS, B]`` through each model's own layers."""
-    found = x[:, None]
+    hidden = x[:, None]
     for number, (weight, bias) in enumerate(parameters):
-        found = torch.baddbmm(bias, weight, found)
-        found = torch.relu(found) if number < len(parameters) - 1 else found
-    return found
+        hidden = torch.baddbmm(bias, weight, hidden)
+        hidden = torch.relu(hidden) if number < len(parameters) - 1 else hidden
+    return hidden
 
 
 def chosen(errors: np.ndarray, ways: Sequence[int]) -> np.ndarray:
@@ -180,14 +180,14 @@ def diabetes(seed: int, epochs: int) -> tuple[float, float]:
     low, high = y.min(), y.max()
     y, y_test = (y - low) / (high - low), (y_test - low) / (high - low)
     rng = np.random.default_rng([seed, 61])
-    kept, drawn = np.split(rng.permutation(len(y)), [100])
+    validation, drawn = np.split(rng.permutation(len(y)), [100])
     law = np.exp(-5 * y[drawn])
     drawn = rng.choice(drawn, 200, p=law / law.sum())
     edges: dict[str, Any] = {"num_bins": BINS, "low": 0.0, "high": 1.0}
     alone = [Arm(f"alone {f:g}", ScaledSquares, {"factor": f}) for f in ALONE]
     both = [Arm(f"both {f:g}", RegressionWithClassificationLoss, {"weight": f, **edges}) for f in BOTH]
-    others = np.concatenate([x[kept], x_test])
-    wanted = np.concatenate([y[kept], y_test])
+    others = np.concatenate([x[validation], x_test])
+    wanted = np.concatenate([y[validation], y_test])
     data = x[drawn], y[drawn], others, wanted
     train([*alone, *both], data, epochs=epochs, seed=seed, batch_size=64, width=32, depth=1)
 
@@ -196,7 +196,7 @@ def diabetes(seed: int, epochs: int) -> tuple[float, float]:
         for arm in arms:
             assert arm.trained is not None
             error = (arm.trained.predict(arm.outputs).double().numpy() - wanted) ** 2
-            squares.append((float(error[: len(kept)].mean()), float(error[len(kept) :].mean())))
+            squares.append((float(error[: len(validation)].mean()), float(error[len(validation) :].mean())))
         return min(squares)[1]
 
     return best(alone), best(both)

@@ -64,8 +64,8 @@ def run(scale: str, seed: int) -> Evidence:
     rows = []
     for arm, (own, kind) in trainings.items():
         network = trained([train for train, _ in own], kind, epochs, seed)
-        found = np.mean([measured(network, test) for _, test in own], axis=0)
-        rows.append({"arm": arm, **dict(zip(("pearson", "spearman", "divergence"), map(float, found)))})
+        measures = np.mean([measured(network, test) for _, test in own], axis=0)
+        rows.append({"arm": arm, **dict(zip(("pearson", "spearman", "divergence"), map(float, measures)))})
     of = {str(row["arm"]): row for row in rows}
     hard, soft = of["one set: one-hot"], of["one set: soft"]
     return Evidence(

@@ -195,8 +195,8 @@ def fits(windows: Windows, name: str, setting: tuple[float, float], steps: int) 
     """What one arm's model of each window predicts."""
     rate, slope = setting
     weight = fitted(windows.train(windows.x), windows.train(windows.r), LOSSES[name](slope), rate, steps)
-    each = zip(windows.parts, windows.units, weight.unbind(0))
-    return [measured(windows.x, windows.r, window, float(unit), own) for window, unit, own in each]
+    by_window = zip(windows.parts, windows.units, weight.unbind(0))
+    return [measured(windows.x, windows.r, window, float(unit), own) for window, unit, own in by_window]
 
 
 def fitted(x: Tensor, r: Tensor, loss: Loss, rate: float, steps: int) -> Tensor:
@@ -220,7 +220,7 @@ def measured(
 ) -> dict[str, Any]:
     """Predictions of the test window, and the threshold that its validation window chose."""
     train, val, test = (
-        output(torch.from_numpy(x[part] / scale).float()[None], weight[None])[0].numpy() for part in window
+        output(torch.from_numpy(x[rows] / scale).float()[None], weight[None])[0].numpy() for rows in window
     )
     thresholds = [float(np.quantile(np.abs(train), share)) if share else 0.0 for share in SHARES]
     ratios = [strategy_report(val, r[window[1]], COST, t)["information ratio"] for t in thresholds]

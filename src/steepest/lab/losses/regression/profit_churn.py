@@ -77,10 +77,10 @@ def run(scale: str, seed: int) -> Evidence:
     rows, auroc = measure(RATES, SIZE, STEPS, seed) if full else measure(RATES, 300, 30, seed, dtype=torch.float64)
     if full:
         check_sane("AUROC of cross-entropy", auroc, SANITY)
-    found = {(row["world"], row["arm"].split(": ")[1]): float(row["profit"]) for row in rows}
+    profit = {(row["world"], row["arm"].split(": ")[1]): float(row["profit"]) for row in rows}
 
     def over(world: str, arm: str, other: str) -> float:
-        return found[world, arm] - found[world, other]
+        return profit[world, arm] - profit[world, other]
 
     def lead(world: str) -> float:
         return min(over(world, "break-even probability", arm) for arm in ("SPO+ cost", "SPO+ probability"))
@@ -195,5 +195,5 @@ def profits(
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Average profit of each way to target; the oracle is left out."""
-    kept = [Evidence([row for row in each.rows if "oracle" not in row["arm"]], {}) for each in evidence]
-    return bars_figure(kept, y="profit")
+    selected = [Evidence([row for row in of_seed.rows if "oracle" not in row["arm"]], {}) for of_seed in evidence]
+    return bars_figure(selected, y="profit")

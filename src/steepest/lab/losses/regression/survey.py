@@ -132,13 +132,13 @@ def datasets(seed: int, length: int) -> dict[str, Data]:
     clean = 20 + 5 * season + rng.normal(size=len(time))
     spiked = clean + rng.uniform(20, 40, len(time)) * (rng.random(len(time)) < 0.05)
     growth = 10 * np.exp(np.log(20) * time / len(time) + 0.3 * season + 0.15 * rng.normal(size=len(time)))
-    found = {
+    series = {
         "clean": windows(clean, clean, seed),
         "spikes": windows(spiked, clean, seed),
         "growth": windows(growth, growth, seed),
     }
     x, y, x_test, y_test = built_in("diabetes", seed)
-    return {**found, "diabetes": (x, y, x_test, y_test)}
+    return {**series, "diabetes": (x, y, x_test, y_test)}
 
 
 def windows(seen: np.ndarray, wanted: np.ndarray, seed: int) -> Data:
@@ -163,13 +163,13 @@ def errors_of(
     alike: dict[tuple[int, ...], list[int]] = {}
     for place, data in enumerate(draws):
         alike.setdefault(data[0][0].shape, []).append(place)
-    found: dict[int, np.ndarray] = {}
+    errors: dict[int, np.ndarray] = {}
     for places in alike.values():
         problems = [data for place in places for data in draws[place]]
         own = [rates[place] for place in places for _ in draws[place]]
         together = trained(problems, own, epochs, seed)
-        found |= dict(zip(places, np.split(together, len(places))))
-    return [found[place] for place in range(len(draws))]
+        errors |= dict(zip(places, np.split(together, len(places))))
+    return [errors[place] for place in range(len(draws))]
 
 
 def trained(
@@ -226,7 +226,7 @@ def effects_of(rows: Sequence[dict[str, float | str]], constant: dict[str, float
         return min(rank[name, loss] for loss in LOSSES if loss not in family) - min(rank[name, loss] for loss in own)
 
     def worst(loss: str) -> float:
-        return max(mae[name, loss] / min(mae[name, other] for other in LOSSES) - 1 for name in constant)
+        return max(mae[name, loss] / min(mae[name, rival] for rival in LOSSES) - 1 for name in constant)
 
     winners = {
         next(
@@ -246,13 +246,13 @@ def effects_of(rows: Sequence[dict[str, float | str]], constant: dict[str, float
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Mean rank of each family's losses by data set; MBE, always last, is left out."""
-    kept = []
-    for each in evidence:
+    by_family = []
+    for of_seed in evidence:
         rows = []
-        for name in dict.fromkeys(row["data"] for row in each.rows):
+        for name in dict.fromkeys(row["data"] for row in of_seed.rows):
             for family, members in FAMILIES.items():
-                own = [row["mean rank"] for row in each.rows if row["data"] == name and row["arm"] in members]
+                own = [row["mean rank"] for row in of_seed.rows if row["data"] == name and row["arm"] in members]
                 if family != "bias":
                     rows.append({"arm": f"{name}: {family}", "mean rank of the family": sum(own) / len(own)})
-        kept.append(Evidence(rows, {}))
-    return bars_figure(kept, y="mean rank of the family")
+        by_family.append(Evidence(rows, {}))
+    return bars_figure(by_family, y="mean rank of the family")

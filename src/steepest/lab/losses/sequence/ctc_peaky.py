@@ -50,11 +50,15 @@ def run(scale: str, seed: int) -> Evidence:
     covered = {arm: without_blank(sizes, target, 500 if full else 50) for arm, target in COVERING.items()}
     losses, shares = position_aware(sizes, 2000 if full else 50)
     rows = [
-        {"arm": arm, "n": n, "p(a|1)": found["p_a_given_1"], "p(a|0)": found["p_a_given_0"], "error": found["error"]}
+        {"arm": arm, "n": n, "p(a|1)": result["p_a_given_1"], "p(a|0)": result["p_a_given_0"], "error": result["error"]}
         for arm, table in (("plain CTC", plain), ("label prior", prior))
-        for n, found in zip(LENGTHS, table)
+        for n, result in zip(LENGTHS, table)
     ]
-    rows += [{"arm": arm, "n": n, "p(a|1)": p} for arm, found in covered.items() for n, p in zip(LENGTHS, found)]
+    rows += [
+        {"arm": arm, "n": n, "p(a|1)": p}
+        for arm, probabilities in covered.items()
+        for n, p in zip(LENGTHS, probabilities)
+    ]
     rows += [
         {"arm": "position-aware", "n": n, "loss": loss, "share above 1/2": share}
         for n, loss, share in zip(LENGTHS, losses, shares)
@@ -86,8 +90,8 @@ def _descend(
     lengths = torch.full((len(frames),), target.shape[1])
     logits = start.requires_grad_()
     for _ in range(steps):
-        each = loss(log_probs_of(logits), target, frames, lengths)
-        (slope,) = torch.autograd.grad(each.sum(), logits)
+        values = loss(log_probs_of(logits), target, frames, lengths)
+        (slope,) = torch.autograd.grad(values.sum(), logits)
         with torch.no_grad():
             logits -= slope
     with torch.no_grad():
@@ -101,17 +105,17 @@ def without_blank(sizes: Sequence[tuple[int, int]], labels: tuple[int, ...], ste
     if kinds == 3:
         after = torch.arange(len(symbol))[:, None] >= torch.tensor([m + n for m, n in sizes])
         symbol = symbol.masked_fill(after, 2)
-    each = torch.arange(len(sizes))
+    model = torch.arange(len(sizes))
 
     def log_probs(table: Tensor) -> Tensor:
-        known = table.log_softmax(-1)[each, symbol]
+        known = table.log_softmax(-1)[model, symbol]
         return torch.cat([torch.full_like(known[..., :1], -1e4), known], -1)
 
     target = torch.tensor([labels]).expand(len(sizes), 3)
     start = torch.zeros(len(sizes), kinds, kinds, dtype=torch.float64)
     table, _ = _descend(start, steps, log_probs, target, frames)
-    found: list[float] = table.softmax(-1)[:, 1, 1].tolist()
-    return found
+    probabilities: list[float] = table.softmax(-1)[:, 1, 1].tolist()
+    return probabilities
 
 
 def position_aware(sizes: Sequence[tuple[int, int]], steps: int) -> tuple[list[float], list[float]]:
@@ -129,7 +133,7 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """p(a|1) over n of the three table models, mean and range over layouts."""
     drawn = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = drawn.subplots()
-    rows = [row for each in evidence for row in each.rows if "p(a|1)" in row]
+    rows = [row for of_seed in evidence for row in of_seed.rows if "p(a|1)" in row]
     for arm, marker in (("plain CTC", "o"), ("label prior", "s"), ("no blank", "D")):
         values = [[row["p(a|1)"] for row in rows if row["arm"] == arm and row["n"] == n] for n in LENGTHS]
         axes.plot(

@@ -102,12 +102,12 @@ def target(seed: int) -> Tensor:
 
 def straightness(excess: Tensor) -> float:
     """R^2 of the logarithm over steps, from 1e-2 of the start down to the floor."""
-    found = excess.numpy()
-    inside = np.flatnonzero((found < 1e-2 * found[0]) & (found > FLOOR))
+    values = excess.numpy()
+    inside = np.flatnonzero((values < 1e-2 * values[0]) & (values > FLOOR))
     if len(inside) < 3:
         return 0.0
-    part = np.log(found[inside[0] : inside[-1] + 1].clip(FLOOR))
-    return float(np.corrcoef(np.arange(len(part)), part)[0, 1] ** 2)
+    logs = np.log(values[inside[0] : inside[-1] + 1].clip(FLOOR))
+    return float(np.corrcoef(np.arange(len(logs)), logs)[0, 1] ** 2)
 
 
 def _curve(arm: str, excess: Tensor) -> list[dict]:
@@ -120,7 +120,7 @@ def _curve(arm: str, excess: Tensor) -> list[dict]:
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Loss above its minimum by step, on a logarithmic scale."""
-    curves = [Evidence([row for row in each.rows if row["arm"] != "saddle"], {}) for each in evidence]
+    curves = [Evidence([row for row in of_seed.rows if row["arm"] != "saddle"], {}) for of_seed in evidence]
     drawn = arms_figure(curves, x="step", y="loss above the minimum")
     drawn.axes[0].set_yscale("log")
     drawn.axes[0].set_ylim(1e-12, None)

@@ -69,21 +69,21 @@ def run(scale: str, seed: int) -> Evidence:
     for method in ("dual", "semi_dual"):
         iterations = []
         for k in ks:
-            found = sparsity_constrained_ot(a, b, cost, k, method=method, max_iter=2000, tol=1e-6)
+            solution = sparsity_constrained_ot(a, b, cost, k, method=method, max_iter=2000, tol=1e-6)
             mended = sparsity_constrained_ot(a, b, cost, k, method=method, max_iter=2000, tol=1e-6, polish=True)
-            iterations.append(found.iterations)
+            iterations.append(solution.iterations)
             paid = 100 * (float((mended.plan * cost).sum()) / exact - 1)
             extra.append(paid)
-            over.append(int((found.plan > 0).sum(0).max()) - k)
+            over.append(int((solution.plan > 0).sum(0).max()) - k)
             rows.append(
                 {
                     "arm": method,
                     "k": k,
-                    "iterations": found.iterations,
-                    "row error": found.row_error,
+                    "iterations": solution.iterations,
+                    "row error": solution.row_error,
                     "row error, mended": mended.row_error,
                     "extra cost, %": paid,
-                    "value over exact": found.value.item() - exact,
+                    "value over exact": solution.value.item() - exact,
                 }
             )
         orders.append(float(stats.spearmanr(ks, iterations).statistic) if len(set(iterations)) > 1 else 0.0)
@@ -133,7 +133,7 @@ def router_scores(tokens: int, experts: int, generator: torch.Generator) -> Tens
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Iterations by k."""
-    parts = [Evidence([row for row in each.rows if "iterations" in row], {}) for each in evidence]
+    parts = [Evidence([row for row in of_seed.rows if "iterations" in row], {}) for of_seed in evidence]
     drawn = arms_figure(parts, x="k", y="iterations")
     drawn.axes[0].set_xscale("log", base=2)
     drawn.axes[0].set_xlabel("non-zeros of a column, k")

@@ -160,8 +160,8 @@ def taus(values: dict[str, list[dict[str, float]]]) -> Evidence:
     def within(key: str) -> float:
         return float(np.mean([tau([v["ece 15"] for v in own], [v[key] for v in own]) for own in (one, two)]))
 
-    found = {key: within(key) for key in one[0] if key != "ece 15"}
-    rows = [{"arm": f"ECE 15 against {key}", "tau": value} for key, value in found.items()]
+    by_measure = {key: within(key) for key in one[0] if key != "ece 15"}
+    rows = [{"arm": f"ECE 15 against {key}", "tau": value} for key, value in by_measure.items()]
     rows += [{"arm": f"{key} between data sets", "tau": across(key)} for key in ("accuracy", "ece 15", "ece scaled")]
     rows += [
         {
@@ -172,14 +172,14 @@ def taus(values: dict[str, list[dict[str, float]]]) -> Evidence:
         }
         for name, own in values.items()
     ]
-    near = min(found["ece 10"], found["ece 25"])
+    near = min(by_measure["ece 10"], by_measure["ece 25"])
     effects = {
         "accuracy minus ece": across("accuracy") - across("ece 15"),
         "bins 10, 25": near,
-        "bins 500": near - found["ece 500"],
-        "scaling": found["ece scaled"],
-        "other measures": min(found[key] for key in ("equal mass", "ks", "mmce", "kde")),
-        "odd one": found["class-wise"] - found["class-wise equal mass"],
+        "bins 500": near - by_measure["ece 500"],
+        "scaling": by_measure["ece scaled"],
+        "other measures": min(by_measure[key] for key in ("equal mass", "ks", "mmce", "kde")),
+        "odd one": by_measure["class-wise"] - by_measure["class-wise equal mass"],
     }
     return Evidence(rows, effects)
 

@@ -90,9 +90,9 @@ def run(scale: str, seed: int) -> Evidence:
     """The measures of each arm."""
     full = scale == "full"
     logits, target = network_logits(full, seed)
-    found = {"uncalibrated": logits.softmax(1), SCALED: transformed(TemperatureCalibrator(), logits, target)}
+    probabilities = {"uncalibrated": logits.softmax(1), SCALED: transformed(TemperatureCalibrator(), logits, target)}
     for name, rate in RATES.items():
-        found[name] = transformed(ensemble(name, rate, EPOCHS if full else 10), logits, target)
+        probabilities[name] = transformed(ensemble(name, rate, EPOCHS if full else 10), logits, target)
     rows: list[dict[str, Any]] = [
         {
             "arm": name,
@@ -101,7 +101,7 @@ def run(scale: str, seed: int) -> Evidence:
             "likelihood": float(likelihood(p, target)),
             "accuracy": 100 * float((p.argmax(1) == target).double().mean()),
         }
-        for name, p in found.items()
+        for name, p in probabilities.items()
     ]
     own = {str(row["arm"]): row for row in rows}
     base, ours = own[SCALED], own[WINDOWED]

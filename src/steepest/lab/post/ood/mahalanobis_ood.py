@@ -77,8 +77,8 @@ def sets(full: bool, seed: int) -> tuple[np.ndarray, np.ndarray, Sets]:
         FAR[0]: far,
         FAR[1]: noise,
     }
-    found = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in rows.items()}
-    return inside[:count], labels[:count], found
+    tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in rows.items()}
+    return inside[:count], labels[:count], tensors
 
 
 def network(x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> nn.Module:
@@ -115,10 +115,10 @@ def detector(
     backbone = net.backbone
     layers = [backbone] if last else [backbone[:3].eval(), backbone[:5].eval(), backbone]
     fitted = MahalanobisDetector(layers).fit([(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y).long())])
-    found = {eps: ensemble(fitted, eps, held, attacked) for eps in GRID}
-    best = max(found, key=lambda eps: found[eps][0])
+    by_eps = {eps: ensemble(fitted, eps, held, attacked) for eps in GRID}
+    best = max(by_eps, key=lambda eps: by_eps[eps][0])
     fitted.set_eps(best)
-    return found[best][1]
+    return by_eps[best][1]
 
 
 def ensemble(
@@ -135,11 +135,11 @@ def ensemble(
 def run(scale: str, seed: int) -> Evidence:
     """AUROC of each score on each set."""
     full = scale == "full"
-    x, y, found = sets(full, seed)
-    held = found["held-out"]
+    x, y, test_sets = sets(full, seed)
+    held = test_sets["held-out"]
     noisy, _ = flip_labels(y, 0.3, seed)
     scores: dict[str, Sets] = {}
-    tested = {name: rows for name, rows in found.items() if name != "held-out"}
+    tested = {name: rows for name, rows in test_sets.items() if name != "held-out"}
     steps = {}
     for suffix, labels in (("", y), (", 30% wrong labels", noisy)):
         net = network(x, labels, 6 if full else 2, seed)
