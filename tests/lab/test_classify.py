@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from steepest.lab.classify import Arm, train
-from steepest.lab.tuning import best_rates
+from steepest.lab.settings import best_rates
 from steepest.losses.classification.cross_entropy import CrossEntropyLoss
 from steepest.losses.regression.squared_error import SquaredErrorLoss
 
