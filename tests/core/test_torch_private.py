@@ -48,7 +48,7 @@ def test_private_names_of_torch_stand_in_one_module():
     assert set(private_names(ast.parse(text))) == {3, 4, 5, 6, 7}
 
 
-def test_transforms_and_what_they_wrap():
+def test_transforms_and_what_they_wrap(copied):
     seen = {}
 
     def note(name):
@@ -68,20 +68,8 @@ def test_transforms_and_what_they_wrap():
         "grad": (True, True, False, X.shape),
         "vmap": (True, True, True, (1, 2)),
     }
-    legacy = []
-
-    class Same(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, upstream):
-            legacy.append(private.is_legacy_batchedtensor(upstream))
-            return upstream
-
     x = X.clone().requires_grad_()
-    y = Same.apply(x)
+    y, legacy = copied(x, private.is_legacy_batchedtensor)
     torch.autograd.grad(y, x, torch.ones(1, 2), is_grads_batched=True, retain_graph=True)
     torch.autograd.grad(y, x, torch.ones(2))
     assert legacy == [True, False]

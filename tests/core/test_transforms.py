@@ -48,21 +48,10 @@ def test_where_code_may_go_beside_torch():
     assert by_hand(None, X)
 
 
-def test_a_backward_pass_knows_that_it_has_many_gradients():
-    seen = []
-
-    class Same(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, upstream):
-            seen.append(by_hand(upstream))
-            return upstream
-
+def test_a_backward_pass_knows_that_it_has_many_gradients(copied):
     x = X.clone().requires_grad_()
-    y = Same.apply(x).sum()
+    copy, seen = copied(x, by_hand)
+    y = copy.sum()
     torch.autograd.grad(y, x, torch.ones(3, dtype=torch.float64), is_grads_batched=True, retain_graph=True)
     torch.func.vmap(lambda u: torch.autograd.grad(y, x, u, retain_graph=True)[0])(torch.ones(3, dtype=torch.float64))
     torch.autograd.grad(y, x)
