@@ -211,7 +211,17 @@ class FBetaLoss(AnyLoss):
         super().__init__("f1", L, beta, from_logits, reduction)
 
 
-class GMeanLoss(AnyLoss):
+class _OfRecalls(AnyLoss):
+    """One minus a score of both recalls, which weighs none of them."""
+
+    of: str
+    search = {"L": Float(10.0, 100.0, log=True)}
+
+    def __init__(self, L: float = 73.0, from_logits: bool = True, reduction: str = "mean") -> None:
+        super().__init__(self.of, L, 1.0, from_logits, reduction)
+
+
+class GMeanLoss(_OfRecalls):
     """One minus the geometric mean of the soft recalls of both classes; see :class:`AnyLoss`.
 
     Args:
@@ -226,13 +236,10 @@ class GMeanLoss(AnyLoss):
     """
 
     name = "g_mean"
-    search = {"L": Float(10.0, 100.0, log=True)}
-
-    def __init__(self, L: float = 73.0, from_logits: bool = True, reduction: str = "mean") -> None:
-        super().__init__("gmean", L, 1.0, from_logits, reduction)
+    of = "gmean"
 
 
-class BalancedAccuracyLoss(AnyLoss):
+class BalancedAccuracyLoss(_OfRecalls):
     """One minus the mean of the soft recalls of both classes; see :class:`AnyLoss`.
 
     Args:
@@ -246,8 +253,4 @@ class BalancedAccuracyLoss(AnyLoss):
         tensor(0.3845)
     """
 
-    name = "balanced_accuracy"
-    search = {"L": Float(10.0, 100.0, log=True)}
-
-    def __init__(self, L: float = 73.0, from_logits: bool = True, reduction: str = "mean") -> None:
-        super().__init__("balanced_accuracy", L, 1.0, from_logits, reduction)
+    name = of = "balanced_accuracy"
