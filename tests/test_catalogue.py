@@ -351,6 +351,20 @@ def test_claims_count_while_the_source_is_the_same(toy):
         assert module.claims(thing) is None
 
 
+def test_of_shipped_evidence_the_build_has_said_whether_it_is_fresh(toy, monkeypatch):
+    """An installed package lacks what the hash is of: experiments that were left out, C++ sources."""
+    module, root = toy
+    monkeypatch.setattr(module.evidence, "SHIPPED", root / "evidence")
+    (root / "evidence" / "thing.json").write_text(evidence_of("another", "shown"))
+    for row, reason in (
+        ({"fresh": True}, ""),
+        ({"fresh": False}, module.evidence.OWN_FILES),
+        ({}, module.evidence.OWN_FILES),
+    ):
+        monkeypatch.setattr(module.evidence, "shipped_row", lambda slug, row=row: row)
+        assert module.kept_claims(module.find("thing"))[1] == reason
+
+
 def test_own_files_are_the_private_modules_and_sources_of_the_same_folder(toy):
     module, root = toy
     thing = module.find("thing")

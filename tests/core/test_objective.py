@@ -177,3 +177,35 @@ def test_what_is_no_loss_of_single_rows_has_no_fused_row():
 
     with pytest.raises(TypeError, match="single samples"):
         AnyLoss().fused_row(torch.zeros(2), torch.zeros(2, dtype=torch.long))
+
+
+def test_outputs_beyond_the_domain_are_refused_except_cosines():
+    """A margin loss says itself what it does with a cosine of more than 1."""
+    outputs, target = torch.tensor([1.5, 0.5]), torch.tensor([1, 0])
+    for domain in ("probabilities", "cosine"):
+        objective = type("Bounded", (Indexed,), {"domain": domain})()
+        if domain == "cosine":
+            objective.check_call(outputs, target)
+        else:
+            with pytest.raises(ValueError, match="outputs: expected"):
+                objective.check_call(outputs, target)
+
+
+def test_samples_bring_what_a_member_needs():
+    tasks = []
+
+    class Needing(Indexed):
+        tasks, needs = ("multiclass",), ("index", "features")
+
+        @classmethod
+        def from_task(cls, info, **hyper):
+            tasks.append(info)
+            return cls()
+
+    ((_, ((outputs, target), kwargs)),) = Needing.samples(torch.Generator().manual_seed(0), torch.float64)
+    (info,) = tasks
+    assert outputs.shape == (7, 5)
+    assert set(target.tolist()) == set(range(5))
+    assert sum(info.class_counts) == info.num_samples == 21
+    assert kwargs["features"].shape == (7, info.feature_dim)
+    assert len(set(kwargs["index"].tolist()) & set(range(info.num_samples))) == 7

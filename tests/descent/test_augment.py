@@ -110,6 +110,7 @@ def test_the_usual_augmentations():
     assert str(default_augment((3, 8, 8))) == "random flips, shifts by up to 1 pixel"
     assert str(image_augment(shift=2, padding="zero")) == "shifts by up to 2 pixels, zeros"
     assert str(image_augment()) == "none"
+    assert ImageAugment() == ImageAugment(flip=False, shift=0, padding="reflect")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.core.checks import check_index, check_logits
+from steepest.core.checks import check_index, check_logits, check_tensor
 from steepest.core.objective import Objective
 from steepest.core.reductions import reduce, widen
 from steepest.core.search import Float
@@ -95,6 +95,12 @@ class IgnoresWeight(Sound):
 class TakesWeight(SoundBatch):
     def check_call(self, outputs, target, weight=None):
         super().check_call(outputs, target)
+
+
+class TakesNegativeWeights(Sound):
+    def forward(self, outputs, target, *, weight=None):
+        negative = isinstance(weight, torch.Tensor) and weight.is_floating_point() and bool((weight < 0).any())
+        return super().forward(outputs, target, weight=weight.abs() if negative else weight)
 
 
 class SumOfBatch(SoundBatch):
@@ -222,6 +228,41 @@ class NotOne(Sound):
         return 0.9 * outputs.softmax(-1)
 
 
+class SoundLabels(Objective):
+    """Binary cross-entropy of each label.
+
+    Example: none.
+    """
+
+    name = "sound_labels"
+    tasks = ("multilabel",)
+    targets = ("multi_hot",)
+
+    def forward(self, outputs, target, *, weight=None):
+        self.check_call(outputs, target, weight)
+        check_logits(outputs)
+        check_tensor("target", target, shape=tuple(outputs.shape))
+        y, z = target.to(widen(outputs)), widen(outputs)
+        return reduce((z.clamp_min(0) - z * y + (-z.abs()).exp().log1p()).mean(-1), self.reduction, weight)
+
+    def probabilities(self, outputs):
+        return outputs.sigmoid()
+
+    def predict(self, outputs):
+        return (outputs > 0).long()
+
+    @classmethod
+    def samples(cls, generator, dtype=torch.float32, device="cpu"):
+        outputs = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+        target = torch.randint(2, (7, 5), generator=generator)
+        return [(cls().to(device), ((outputs.to(device, dtype), target.to(device)), {}))]
+
+
+class OtherLabels(SoundLabels):
+    def predict(self, outputs):
+        return (outputs > 0.5).long()
+
+
 class OtherPrediction(Sound):
     def predict(self, outputs):
         return outputs.argmin(-1)
@@ -320,7 +361,8 @@ BROKEN = [
     (UndeclaredAttribute, "stateless"), (Forgets, "state_dict"), (ForgetsTheEpoch, "state_dict"),
     (DropsGradient, "gradient"), (WrongSurrogate, "gradient"), (NoReference, "declaration"), (InOrder, "order"),
     (OtherWords, "bad_input"), (AnyReduction, "bad_input"), (TakesAnyLabel, "bad_input"), (NotOne, "probabilities"),
-    (OtherPrediction, "probabilities"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),
+    (OtherPrediction, "probabilities"), (OtherLabels, "probabilities"),
+    (TakesNegativeWeights, "bad_input"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),
     (SwallowsNaN, "nan"), (IgnoresParameter, "parameters"), (TakesLogits, "bad_input"),
     (ByHand, "transforms"), (StopsUnderTransforms, "transforms"), (NumbersOfValues, "shapes"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
@@ -328,7 +370,7 @@ BROKEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cls", [Sound, SoundBatch, SoundState])
+@pytest.mark.parametrize("cls", [Sound, SoundBatch, SoundState, SoundLabels])
 def test_a_sound_objective_passes(cls):
     check_objective(cls)
 

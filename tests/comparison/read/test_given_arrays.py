@@ -186,3 +186,7 @@ def test_rows_in_another_order_and_files_are_refused() -> None:
         prepare(Request(frame, STARS, sample_weight=pd.Series(np.ones(120), index=np.arange(120)[::-1])))
     with pytest.raises(InputError, match=r"^groups goes with arrays and frames; of a file, name the column: group="):
         prepare(Request("iris", groups=np.arange(150)))
+
+
+def test_a_list_of_labels_is_a_target() -> None:
+    assert prepare(Request(X, ["a", "b", "c"] * 40))[0].table.classes == ("a", "b", "c")

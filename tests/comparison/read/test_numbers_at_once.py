@@ -34,3 +34,10 @@ def test_cast_at_once_is_the_long_way(name, comma, repeats, monkeypatch):
     long_way = numbers.read_numbers(text, comma)
     np.testing.assert_array_equal(found.values, long_way.values)
     assert {**vars(found), "values": 0} == {**vars(long_way), "values": 0}
+
+
+@pytest.mark.parametrize(("comma", "value"), [("no", 1234.0), ("likely", 1.234), ("certain", 1.234)])
+def test_a_comma_before_three_digits_is_what_the_file_says(comma, value):
+    read = numbers.read_numbers(Text.of(["1,234"]), comma)
+    assert read.values.tolist() == [value]
+    assert read.doubt == "1,234"

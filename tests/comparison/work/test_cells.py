@@ -12,7 +12,13 @@ import torch
 
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.objectives import choose_objectives, find_objective, known_objectives, shortlist
+from steepest.comparison.design.objectives import (
+    choose_objectives,
+    find_objective,
+    known_objectives,
+    shortlist,
+    why_not,
+)
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.design.trials import Trial, trials
 from steepest.comparison.errors import InputError
@@ -290,6 +296,8 @@ def test_weights_refuse_a_loss_of_the_batch_by_name(own: str) -> None:
         choose_objectives([f"{own}:OfBatch"], "multiclass", weighted=True)
     assert choose_objectives([f"{own}:OfBatch"], "multiclass")[0] == ["cross_entropy", f"{own}:OfBatch"]
     names, notes = choose_objectives("all", "multiclass", weighted=True)
+    fitting = {name for name, (cls, _) in known_objectives().items() if not why_not(cls, "multiclass", True)}
+    assert {name for name in names if ":" not in name} == fitting
     assert all(find_objective(n).unit == "sample" for n in names)
     assert any("takes no sample weights" in note for note in notes)
 

@@ -42,6 +42,11 @@ def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
         again.outcome("cross_entropy", 0, 7, LEVEL)
 
 
+def test_the_folder_is_made_with_those_around_it(tmp_path: Path) -> None:
+    Store(tmp_path / "runs" / "one").close()
+    assert (tmp_path / "runs" / "one" / "run.sqlite").is_file()
+
+
 def test_cells_and_trials_are_those_of_a_level(tmp_path: Path) -> None:
     """Trials are shared by the levels of their rows and epochs; learners by those of their rows."""
     store = Store(tmp_path)

@@ -401,6 +401,10 @@ def test_other_losses_by_hand():
     assert L["cosface"](cosine, first, margin=0.35, **plain).item() == pytest.approx(math.log1p(math.exp(-0.15)))
     # theta = pi/3 lies in the second quarter for m = 4: psi = -cos(4 pi/3) - 2
     assert L["sphereface"](cosine, first, **plain).item() == pytest.approx(math.log1p(math.exp(2 - 0.5)))
+    for name in ("arcface", "sphereface"):  # where the angle has no slope
+        ends = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        L[name](ends, torch.tensor([0, 0])).backward()
+        assert torch.isfinite(ends.grad).all()
     assert L["minimum_risk"](zero, torch.tensor([[1.0, 3.0]])).item() == pytest.approx(2)
     assert L["pairwise_ranking"](zero, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(math.log(2))
     assert L["contrastive"](zero, one, torch.tensor([1])).item() == pytest.approx(1)
