@@ -128,7 +128,7 @@ def mndcg_term(
 
 
 class _Ranked(Loss):
-    """A loss of its own and ``weight`` times a ranking term."""
+    """Cross-entropy of the raw samples and ``weight`` times a ranking term of samples and mixtures."""
 
     differentiable = (0, 2)
 
@@ -137,10 +137,24 @@ class _Ranked(Loss):
         check_number("weight", weight, low=0.0)
         self.weight = weight
 
+    def term(self, logits: Tensor, mix_logits: Tensor, mix_target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The ranking term; ``weight`` is of the samples."""
+        raise NotImplementedError
+
     def joined(self, own: Tensor, term: Tensor) -> Tensor:
         """``own + weight * term``, both kept as terms."""
         self.terms = kept_terms({"own": own, "ranking": term})
         return own + self.weight * term
+
+    def forward(
+        self,
+        logits: F[Tensor, "batch classes"],
+        target: I[Tensor, " batch"],
+        mix_logits: F[Tensor, "*mixtures batch classes"],
+        mix_target: F[Tensor, "*mixtures batch classes"],
+    ) -> Tensor:
+        """The loss of raw logits and labels, and of the mixtures' logits and mixed labels."""
+        return self.joined(_cross_entropy(logits, target), self.term(logits, mix_logits, mix_target))
 
 
 class MixupRankingLoss(_Ranked):
@@ -170,20 +184,8 @@ class MixupRankingLoss(_Ranked):
         check_number("margin", margin, low=0.0)
         self.margin = margin
 
-    def forward(
-        self,
-        logits: F[Tensor, "batch classes"],
-        target: I[Tensor, " batch"],
-        mix_logits: F[Tensor, "batch classes"],
-        mix_target: F[Tensor, "batch classes"],
-    ) -> Tensor:
-        """The loss of raw logits and labels, and of the mixtures' logits and mixed labels."""
-        check_logits(logits, argument="logits")
-        check_index(target, logits)
-        return self.joined(
-            nnf.cross_entropy(widen(logits), target.long()),
-            mixup_ranking_term(logits, mix_logits, mix_target, margin=self.margin),
-        )
+    def term(self, logits: Tensor, mix_logits: Tensor, mix_target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return mixup_ranking_term(logits, mix_logits, mix_target, margin=self.margin, weight=weight)
 
     @classmethod
     def samples(
@@ -217,17 +219,8 @@ class MNDCGLoss(_Ranked):
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__(weight)
 
-    def forward(
-        self,
-        logits: F[Tensor, "batch classes"],
-        target: I[Tensor, " batch"],
-        mix_logits: F[Tensor, "mixtures batch classes"],
-        mix_target: F[Tensor, "mixtures batch classes"],
-    ) -> Tensor:
-        """The loss of raw logits and labels, and of the mixtures' logits and mixed labels."""
-        check_logits(logits, argument="logits")
-        check_index(target, logits)
-        return self.joined(nnf.cross_entropy(widen(logits), target.long()), mndcg_term(logits, mix_logits, mix_target))
+    def term(self, logits: Tensor, mix_logits: Tensor, mix_target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return mndcg_term(logits, mix_logits, mix_target, weight=weight)
 
     @classmethod
     def samples(
@@ -284,7 +277,7 @@ class RankMixup(Method):
         if kind == "mrl" and num_mix != 1:
             refuse("num_mix", "1 for kind 'mrl'", num_mix)
         self.alpha, self.num_mix, self.kind, self.per_sample = alpha, num_mix, kind, per_sample
-        self.ranking = MixupRankingLoss(margin, weight) if kind == "mrl" else MNDCGLoss(weight)
+        self.ranking: _Ranked = MixupRankingLoss(margin, weight) if kind == "mrl" else MNDCGLoss(weight)
         self.stream = RandomStream(seed)
 
     @property
@@ -299,10 +292,7 @@ class RankMixup(Method):
     def forward(self, model: nn.Module, inputs: F[Tensor, "batch ..."], target: I[Tensor, " batch"]) -> Tensor:
         """The loss of ``model`` (inputs ``[B, ...]`` to logits ``[B, K]``), with cross-entropy of the raw samples."""
         logits = model(inputs)
-        check_logits(logits, argument="logits")
-        check_index(target, logits)
-        own = nnf.cross_entropy(widen(logits), target.long())
-        return self._total(own, logits, model, Batch(inputs, target))
+        return self._total(_cross_entropy(logits, target), logits, model, Batch(inputs, target))
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         """One step's loss: the objective's of the raw samples, and the ranking of their mixtures."""
@@ -323,11 +313,15 @@ class RankMixup(Method):
         if not labels.is_floating_point():
             labels = nnf.one_hot(labels.long(), logits.shape[-1]).to(widen(logits).dtype)
         targets = torch.stack([convex(lam, labels, labels[partner]) for _, partner, lam in drawn])
-        if isinstance(self.ranking, MixupRankingLoss):
-            term = mixup_ranking_term(logits, outputs[0], targets[0], margin=self.ranking.margin, weight=batch.weight)
-        else:
-            term = mndcg_term(logits, outputs, targets, weight=batch.weight)
-        return self.ranking.joined(own, term)
+        if self.kind == "mrl":
+            outputs, targets = outputs[0], targets[0]
+        return self.ranking.joined(own, self.ranking.term(logits, outputs, targets, batch.weight))
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    check_logits(logits, argument="logits")
+    check_index(target, logits)
+    return nnf.cross_entropy(widen(logits), target.long())
 
 
 def _check_mixtures(logits: Tensor, mix_logits: Tensor, mix_target: Tensor, ndim: int) -> None:
