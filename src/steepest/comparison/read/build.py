@@ -12,7 +12,7 @@ from ..errors import InputError, nearest
 from ..parts import Part
 from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
 from .hints import group_hint, time_hint
-from .options import ReadOptions
+from .options import ReadOptions, TableOptions
 from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
 from .several import read_targets, target_names
@@ -29,16 +29,8 @@ ROLES = {"group": read_groups, "time": read_times, "weight": read_weights}
 def build(
     raw: RawTable,
     options: ReadOptions,
-    *,
     target: str | int | Sequence[str] | None,
-    task: str,
-    drop: str | Sequence[str],
-    group: str | None,
-    time: str | None,
-    weight: str | None,
-    rare: str | None,
-    folds: int,
-    positive: str | None,
+    asked: TableOptions,
 ) -> dict[str, Any]:
     """The fields of a :class:`Table` but its name."""
     if len(raw.names) == 1 and not raw.arrays:
@@ -55,16 +47,15 @@ def build(
     decisions.append(
         f"target: {show(target_name)}" + (" (the last column)" if target is None and not raw.arrays else "")
     )
-    asked = {"group": group, "time": time, "weight": weight}
-    roles = {role: raw.find(column, role) for role, column in asked.items() if column is not None}
+    roles = {role: raw.find(column, role) for role, column in asked.roles.items()}
     _check_types(options.types, raw.names)
     declared = [name for name, kind in options.types.items() if kind == "drop"]
-    dropped = [raw.find(column, "drop") for column in [*dropped_names(drop, raw.names), *declared]]
+    dropped = [raw.find(column, "drop") for column in [*dropped_names(asked.drop, raw.names), *declared]]
     for role, column in [*roles.items(), *(("drop", d) for d in dropped)]:
         if column in goals:
             raise InputError(f"{role}: {show(raw.names[column])} is {'the' if len(goals) == 1 else 'a'} target")
     warned = [*raw.warnings]
-    values: dict[str, np.ndarray | None] = dict.fromkeys(asked)
+    values: dict[str, np.ndarray | None] = dict.fromkeys(ROLES)
     for role, i in roles.items():
         values[role] = ROLES[role](raw.columns[i], raw.names[i], raw.comma, options.dayfirst, warned.append)
         decisions.append(f"{role}: {show(raw.names[i])}")
@@ -74,7 +65,7 @@ def build(
         decisions.append(f"left out: {count(int((~some).sum()), 'row')} of weight 0")
         columns = [column[some] for column in columns]
         values = {role: None if v is None else v[some] for role, v in values.items()}
-    typed_target, parts = _target(raw, columns, goals, options, task, rare, folds, positive)
+    typed_target, parts = _target(raw, columns, goals, options, asked)
     decisions += typed_target.decisions
     warned += typed_target.warnings
     if dropped:
@@ -96,10 +87,10 @@ def build(
     several = side_by_side if len(typed_target.values) >= LONG else map
     for lines in several(lambda search: search(), searches):
         warned += lines
-    if group is None and time is None:
+    if asked.group is None and asked.time is None:
         free = [(raw.names[i], columns[i]) for i in sorted({*rest, *dropped})]
         warned += group_hint(free, len(columns[goals[0]]))
-    if time is None:
+    if asked.time is None:
         warned += time_hint(features.frame, features.types)
     return {
         "frame": features.frame,
@@ -146,18 +137,15 @@ def _target(
     columns: list[Column],
     goals: list[int],
     options: ReadOptions,
-    task: str,
-    rare: str | None,
-    folds: int,
-    positive: str | None,
+    asked: TableOptions,
 ) -> tuple[Target, tuple[Part, ...]]:
     names = [raw.names[goal] for goal in goals]
     if len(goals) > 1:
-        if positive is not None:
+        if asked.positive is not None:
             raise InputError("positive: takes one target")
         own = [columns[goal] for goal in goals]
-        return read_targets(own, names, folds=folds, comma=raw.comma, missing=options.missing, dtypes=raw.dtypes)
-    goal, column = goals[0], columns[goals[0]]
+        return read_targets(own, names, folds=asked.folds, comma=raw.comma, missing=options.missing, dtypes=raw.dtypes)
+    goal, column, task = goals[0], columns[goals[0]], asked.task
     kind = options.types.get(names[0])
     if kind == "category" and task == "auto":
         task = "classification"
@@ -167,11 +155,11 @@ def _target(
         column,
         names[0],
         task=task,
-        rare=rare,
-        folds=folds,
+        rare=asked.rare,
+        folds=asked.folds,
         comma=raw.comma,
         missing=options.missing,
-        positive=positive,
+        positive=asked.positive,
         dtype=raw.dtypes.get(raw.names[goal]),
     )
     return target, ()

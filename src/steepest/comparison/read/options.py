@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,39 @@ class ReadOptions:
     missing: tuple[str, ...] = MISSING
     dayfirst: bool | None = None
     types: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a table is asked beside its target; the attributes are those of ``load_table``."""
+
+    task: str = "auto"
+    drop: str | Sequence[str] = ()
+    group: str | None = None
+    time: str | None = None
+    weight: str | None = None
+    rare: str | None = None
+    folds: int = 5
+    positive: str | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self.task, self.rare, self.folds)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The columns of groups, times and weights, by role."""
+        named = {"group": self.group, "time": self.time, "weight": self.weight}
+        return {role: column for role, column in named.items() if column is not None}
+
+
+def told_apart(options: Mapping[str, Any]) -> tuple[TableOptions, ReadOptions]:
+    """What the options of ``load_table`` say of the table, and of reading it.
+
+    >>> told_apart({"folds": 3, "dayfirst": True})[1].dayfirst
+    True
+    """
+    of_table = {name: value for name, value in options.items() if name in TableOptions.__dataclass_fields__}
+    return TableOptions(**of_table), read_options(**{name: options[name] for name in options if name not in of_table})
 
 
 def check_options(task: str, rare: str | None, folds: int) -> None:

@@ -16,7 +16,7 @@ from .build import build, goal_columns
 from .builtin import BUILTIN, load_builtin
 from .cells import read_file
 from .frames import from_arrays, from_frame
-from .options import ReadOptions, check_options, read_options
+from .options import ReadOptions, TableOptions, read_options, told_apart
 from .raw import RawTable, find_column
 from .types import ColumnType
 
@@ -105,38 +105,19 @@ def load_table(
     >>> table.task, table.frame.shape, table.classes
     ('multiclass', (150, 4), ('setosa', 'versicolor', 'virginica'))
     """
-    check_options(task, rare, folds)
-    options = read_options(**reading)
-
-    roles = {"group": group, "time": time, "weight": weight}
+    asked, options = TableOptions(task, drop, group, time, weight, rare, folds, positive), read_options(**reading)
 
     def exact(names: list[str]) -> Collection[int]:
         words = {names.index(name) for name, kind in options.types.items() if kind != "number" and name in names}
-        named = {find_column(names, column, role) for role, column in roles.items() if column is not None}
+        named = {find_column(names, column, role) for role, column in asked.roles.items()}
         return {*goal_columns(target, names), *named, *words}
 
     raw = read_source(source, options, exact)
     name = str(source) if str(source) in BUILTIN else Path(source).name
-    parts = {**roles, "rare": rare, "folds": folds, "positive": positive}
-    return Table(name=name, **build(raw, options, target=target, task=task, drop=drop, **parts))
+    return Table(name=name, **build(raw, options, target, asked))
 
 
-def table_from_arrays(
-    X: object,
-    y: object,
-    *,
-    name: str = "data",
-    target: str | None = None,
-    task: str = "auto",
-    drop: str | Sequence[str] = (),
-    group: str | None = None,
-    time: str | None = None,
-    weight: str | None = None,
-    rare: str | None = None,
-    folds: int = 5,
-    positive: str | None = None,
-    **reading: Any,
-) -> Table:
+def table_from_arrays(X: object, y: object, *, name: str = "data", target: str | None = None, **options: Any) -> Table:
     """A table of features ``X [rows, columns]`` and a target ``y [rows]``: arrays, lists, frames or series.
 
     Args:
@@ -144,8 +125,8 @@ def table_from_arrays(
         y: numbers, booleans or text.
         name: of the table.
         target: name for the target; default the series' own name, or ``target``.
-        task, drop, group, time, weight, rare, folds, positive: as in ``load_table``; columns are those of ``X``.
-        **reading: missing, dayfirst, types, as of :func:`read_options`.
+        **options: task, drop, group, time, weight, rare, folds, positive, missing, dayfirst, types, as in
+            ``load_table``; columns are those of ``X``.
 
     Raises:
         InputError: for whatever cannot be used, in one line.
@@ -155,20 +136,14 @@ def table_from_arrays(
     >>> table.task, table.classes, table.target.tolist()
     ('multiclass', ('a', 'b', 'c'), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
     """
-    check_options(task, rare, folds)
-    raw, options = from_arrays(X, y, target), read_options(**reading)
-    parts = {"group": group, "time": time, "weight": weight, "rare": rare, "folds": folds, "positive": positive}
-    return Table(name=name, **build(raw, options, target=None, task=task, drop=drop, **parts))
+    asked, reading = told_apart(options)
+    return Table(name=name, **build(from_arrays(X, y, target), reading, None, asked))
 
 
 def table_from_frame(frame: pd.DataFrame, targets: Sequence[str], *, name: str = "data", **options: Any) -> Table:
     """A table of a frame whose columns ``targets`` are several targets; options as in ``load_table``."""
-    settings: dict[str, Any] = {"task": "auto", "drop": (), "rare": None, "folds": 5, "positive": None}
-    settings |= dict.fromkeys(("group", "time", "weight"))
-    settings |= {key: options.pop(key) for key in list(options) if key in settings}
-    check_options(settings["task"], settings["rare"], settings["folds"])
-    raw = from_frame(frame, "a frame")
-    return Table(name=name, **build(raw, read_options(**options), target=list(targets), **settings))
+    asked, reading = told_apart(options)
+    return Table(name=name, **build(from_frame(frame, "a frame"), reading, list(targets), asked))
 
 
 def read_source(
