@@ -191,7 +191,7 @@ def trained(
             networks += [body] * len(LOSSES)
     stack = Stack(networks)
     optimizer = StackedAdamW(stack, lr=[rate for own in rates for rate in own], weight_decay=[1e-4] * len(stack))
-    losses: list[Callable[[Tensor, Tensor], Tensor]] = [torch.func.vmap(loss) for loss in LOSSES.values()]
+    total_of: Callable[[Tensor, Tensor], Tensor] = torch.func.vmap(total_loss)
     generator = torch.Generator().manual_seed(seed)
     problem = torch.arange(count).unsqueeze(1)
 
@@ -205,9 +205,8 @@ def trained(
         order = torch.rand(count, size, generator=generator).argsort(1)
         for rows in order.split(BATCH, 1):
             outputs, wanted = predicted(inputs[problem, rows]), target[problem, rows]
-            total = torch.stack([loss(outputs[:, place], wanted).sum() for place, loss in enumerate(losses)]).sum()
             optimizer.zero_grad()
-            total.backward()
+            total_of(outputs, wanted).sum().backward()
             optimizer.step()
     with torch.no_grad():
         outputs_test = predicted(inputs_test).double().numpy()
@@ -215,6 +214,11 @@ def trained(
     error = outputs_test - wanted_test
     mae, mape = np.abs(error).mean(2), 100 * np.abs(error / wanted_test).mean(2)
     return np.stack([mae, np.sqrt((error**2).mean(2)), mape], 2)
+
+
+def total_loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """The sum of all losses of one problem, each of the outputs ``[losses, rows]`` of its own net."""
+    return torch.stack([loss(own, wanted) for loss, own in zip(LOSSES.values(), outputs)]).sum()
 
 
 def effects_of(rows: Sequence[dict[str, float | str]], constant: dict[str, float]) -> dict[str, float]:
