@@ -286,3 +286,19 @@ def test_same_seed_same_numbers(kind):
     assert (first == second).all()
     if kind is not BoostingBaseline:  # boosting draws nothing on so few rows
         assert (first != kind(seed=4, **size).fit(X[::2], y[::2]).outcome(X).probabilities).any()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", [KNNBaseline, ForestBaseline])
+def test_neighbours_and_forests_are_asked_once(kind, classes, monkeypatch):
+    """Their class is the first with the largest share of votes, also where votes tie; class 1 was never met."""
+    generator = np.random.default_rng(0)
+    X, other = generator.normal(size=(60, 3)), generator.normal(size=(200, 3))
+    y = generator.integers(0, classes, 60) * 2
+    baseline = (kind(k=4) if kind is KNNBaseline else kind(trees=4)).fit(X, y, num_classes=2 * classes)
+    expected = baseline.predict(other)
+    monkeypatch.setattr(type(baseline.model), "predict", lambda *_: pytest.fail("asked again"))
+    found = baseline.outcome(other)
+    tied = (found.probabilities == found.probabilities.max(1, keepdims=True)).sum(1) > 1
+    assert tied.any()
+    assert np.array_equal(found.predicted, expected)

@@ -28,11 +28,13 @@ class Baseline(ABC):
         name: its word in tables.
         cost_s: seconds of the last fit, None before.
         rows, columns: of the last fit's inputs, 0 before.
+        votes: whether its class is always the first with the largest probability.
         weighted: whether ``sample_weight`` has an effect; where not, the learner knows no weights and ignores them.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
+    votes: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
     scales_target: bool = False  # regression: fit on (y - mean) / sd, for learners with a scale of their own
 
@@ -113,12 +115,16 @@ class Baseline(ABC):
         Probabilities are None where the estimator has none. The decision is the estimator's own where it has one,
         else p_1 - p_0 (binary) or the probabilities.
         """
-        X, predicted = numbers("X", X, (None, self.columns)), self.predict(X)
+        X = numbers("X", X, (None, self.columns))
         if self.task == "regression":
-            return Outcome(predicted)
+            return Outcome(self.predict(X))
         probabilities = decision = None
         if hasattr(self.model, "predict_proba"):
             probabilities = self._columns(self.model.predict_proba(X), 0.0)
+        if self.votes and probabilities is not None:  # without asking again
+            predicted = probabilities.argmax(1)
+        else:
+            predicted = self.predict(X)
         if hasattr(self.model, "decision_function"):
             scores = self.model.decision_function(X)
             scores = np.stack([-scores, scores], axis=1) / 2 if scores.ndim == 1 else scores

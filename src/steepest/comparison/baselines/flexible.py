@@ -22,6 +22,7 @@ class KNNBaseline(Baseline):
     """
 
     name = "knn"
+    votes = True
     weighted = False
 
     def __init__(self, task: str | None = None, seed: int = 0, *, k: int | None = None) -> None:
@@ -102,6 +103,7 @@ class ForestBaseline(Baseline):
     """
 
     name = "forest"
+    votes = True
 
     def __init__(self, task: str | None = None, seed: int = 0, *, trees: int = 200) -> None:
         super().__init__(task, seed)
