@@ -21,6 +21,7 @@ from steepest.comparison.work.cells import CellResult
 from steepest.comparison.work.costs import Costs
 from steepest.comparison.work.schedule import Schedule
 from steepest.comparison.work.store import Store
+from steepest.comparison.work.timing import LearnerTime
 
 TRIAL = {"scores": [0.5], "epochs": [1], "curves": [[0.5]]}
 NAMES = ("cross_entropy", "a", "b", "c", "d")
@@ -30,17 +31,25 @@ class Machine:
     """A machine on which a cell takes ``speed[name]`` seconds a trial and epoch; it does nothing else, at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **speed: float) -> None:
-        self.now, self.speed, self.done, self.dropped = 0.0, speed, [], []
+        self.now, self.speed, self.done, self.dropped, self.timed = 0.0, speed, [], [], []
         monkeypatch.setattr(schedule, "run_until", self.run)
         monkeypatch.setattr(executor, "run_until", self.run)
+        monkeypatch.setattr(executor, "apart", lambda *_: False)
+        monkeypatch.setattr(executor, "time_learner", self.time)
+        monkeypatch.setattr(executor.Executor, "start", lambda _: None)
         monkeypatch.setattr(schedule.timing, "time_job", lambda context, job: self.cost(job, context.level))
-        monkeypatch.setattr(schedule.timing, "time_learner", lambda context, job: self.cost(job, context.level))
 
     def cost(self, job: Job, level: Level) -> float:
         rows = level.rows / 2000
         if job.kind == "classical":
-            return rows * self.speed.get(job.name, 1.0)
+            return rows ** (2 if job.name == "square" else 1) * self.speed.get(job.name, 1.0)
         return rows * self.speed.get(job.name, 1.0) * (level.trials * level.epochs + level.epochs)
+
+    def time(self, _: Context, job: Job) -> LearnerTime:
+        assert job.level is not None
+        self.now += (took := self.cost(job, job.level) / 2)
+        self.timed.append((job.name, job.level.rows))
+        return LearnerTime(job.level.rows, 1, took, 0.0)
 
     def run(self, context: Context, job: Job, known: Any, ends_at: float) -> list[CellResult] | None:
         assert job.level is not None
@@ -210,7 +219,7 @@ def test_one_objective_beside_the_baseline_is_never_put_last(context: Context) -
     costs = Costs(context)
     level = Level(2000, 60, 8)
     for name, seconds in {"cross_entropy": 1.0, "a": 30.0, "b": 20.0, "c": 5.0}.items():
-        costs.timed(name, "objective", level, seconds)
+        costs.timed(name, level, seconds)
     assert costs.slow(("cross_entropy", "a", "b", "c"), level) == ("a", "b")
     assert costs.slow(("cross_entropy", "a", "b"), level) == ("a",)
     assert costs.slow(("cross_entropy", "a"), level) == ()
@@ -334,3 +343,63 @@ def test_learners_take_a_quarter_at_most_and_all_folds_of_the_round(
     assert len(learned) >= 5
     assert basis.whole
     assert machine.now <= 150
+
+
+def test_a_learner_is_timed_at_more_rows_and_left_out_where_its_growth_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By 500 rows alone a cell of ``square`` would take half a second; it takes 13 s."""
+    rng = np.random.default_rng(0)
+    table = table_from_arrays(rng.normal(size=(20_000, 2)), np.arange(20_000) % 2)
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, repeats=1, classical=("square", "cheap"))
+    long = Context(table, settings)
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 1e-4), "square": 0.2, "cheap": 0.01})
+    done, basis = run(long, machine, tmp_path, 150)
+    assert [rows for name, rows in machine.timed if name == "square"] == [500, 2000, 8000]
+    assert [rows for name, rows in machine.timed if name == "cheap"] == [500, 2000, 8000, 16000]
+    assert {job.name for job in machine.done if job.kind == "classical"} == {"cheap"}
+    assert done.left_out.keys() == {"square"}
+    assert not done.left_out["square"]["stopped"]
+    assert done.left_out["square"]["seconds"] > 150 * schedule.LEARNERS
+    assert (basis.level.rows, basis.whole) == (16_000, True)
+    again, _ = run(long, machine, tmp_path, 1000, machine.now)
+    assert again.left_out == {}
+    assert {(job.name, job.cells[0]) for job in machine.done if job.kind == "classical"} == {
+        (name, (0, fold)) for name in ("square", "cheap") for fold in range(5)
+    }
+    assert len({(job.name, job.cells, job.level) for job in machine.done}) == len(machine.done)
+
+
+def test_a_learner_that_takes_longer_than_it_was_timed_leaves_the_part_to_others(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, classical=("liar", "cheap"))
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 0.001), "cheap": 0.1, "liar": 0.5})
+    real = machine.run
+
+    def slower(context: Context, job: Job, known: Any, ends_at: float) -> Any:
+        machine.speed["liar"] = 20.0
+        return real(context, job, known, ends_at)
+
+    for module in (schedule, executor):
+        monkeypatch.setattr(module, "run_until", slower)
+    monkeypatch.setattr(machine, "time", lambda context, job: LearnerTime(job.level.rows, 1, 0.1, 0.0))
+    monkeypatch.setattr(executor, "time_learner", machine.time)
+    done, basis = run(Context(context.table, settings), machine, tmp_path, 150)
+    liars = [job for job in machine.done if job.name == "liar"]
+    assert len(liars) == 1, "its first fold says that five do not fit a quarter of the time"
+    assert done.left_out["liar"]["seconds"] == pytest.approx(100)
+    assert len([job for job in machine.done if job.name == "cheap"]) == len(basis.pairs)
+    assert machine.now <= 150
+
+
+def test_the_fit_of_a_winner_that_may_be_a_learner_is_kept_time_for(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, classical=("dear",))
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 1e-4), "dear": 10.0})
+    done, _ = run(Context(context.table, settings), machine, tmp_path, 300)
+    assert len([job for job in machine.done if job.name == "dear"]) >= 5
+    assert done.learners == ("dear",)
+    assert done._reserve(done.levels[0]) == pytest.approx(1.3 * 10.0 + schedule.REPORT)
+    assert machine.now <= 300 - 13

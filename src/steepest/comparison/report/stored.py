@@ -111,7 +111,8 @@ _BASIS = Record(
         "cut": Listed(Text()),
         "late": Named(Text()),
         "undo": Text(),
-    }
+    },
+    {"left_out": Named(Text())},
 )
 _CLASSICAL = Record(
     {"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT}

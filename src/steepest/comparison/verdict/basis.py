@@ -128,6 +128,12 @@ def basis_facts(context: Context, store: Store, basis: Basis) -> dict[str, Any]:
     needed = store.fact("needed")
     cut = cut_words(settings, context.most_rows, basis, len(context.folds))
     late = {name: words_of(seconds) for name, seconds in (store.fact("late") or {}).items() if name not in basis.names}
+    cells = store.cells(level)
+    left_out = {
+        name: _why(facts["seconds"], stopped=facts["stopped"])
+        for name, facts in (store.fact("left_out") or {}).items()
+        if len(_shared(cells, [name], basis.pairs)) < len(basis.pairs)
+    }
     return {
         "rows": level.rows,
         "epochs": level.epochs,
@@ -137,5 +143,17 @@ def basis_facts(context: Context, store: Store, basis: Basis) -> dict[str, Any]:
         "whole": basis.whole,
         "cut": cut,
         "late": late,
+        "left_out": left_out,
         "undo": f"--budget {words_of(needed)}" if needed and (cut or late) else "",
     }
+
+
+def _why(seconds: float, *, stopped: bool) -> str:
+    """What became of a classical learner whose round of folds takes so many seconds of one core; 0 is unknown.
+
+    >>> _why(600, stopped=False), _why(90, stopped=True), _why(0, stopped=True)
+    ('was left out: it needs about 10m of one core', 'was stopped: it needs 1m30s of one core or more', 'was stopped')
+    """
+    if stopped:
+        return f"was stopped: it needs {words_of(seconds)} of one core or more" if seconds else "was stopped"
+    return f"was left out: it needs about {words_of(seconds)} of one core"

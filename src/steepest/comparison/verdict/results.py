@@ -166,12 +166,16 @@ def assemble(
 
 
 def _warnings(judge: Judge, facts: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """What was cut and what would undo it, what came too late, and what raised."""
+    """What was cut and what would undo it, what had no time, and what raised."""
     warnings = []
     if facts["cut"]:
         undo = f"; {facts['undo']} would undo that" if facts["undo"] else ""
         warnings.append(f"cut to fit the budget: {', '.join(facts['cut'])}{undo}")
     warnings += [f"{name} was put last and left out: it needs {time} more" for name, time in facts["late"].items()]
+    warnings += [
+        f"the classical learner {name} {why}; all of them have a quarter of the budget"
+        for name, why in facts["left_out"].items()
+    ]
     for name in names:
         failed = [text for pair in judge.pairs if (text := judge.cells[name][pair].get("failed"))]
         if failed:

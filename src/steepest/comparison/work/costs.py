@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache
-from math import ceil
 
 from ..design.context import Context
 from ..design.levels import Level
 from ..read.images import Images
+from .timing import LearnerTime
 
 SPEED = 2e10
 """Floating-point operations a second that the model assumes; only ratios of its seconds count."""
@@ -18,6 +19,10 @@ SCORED = 3e-4
 """Seconds that the metric of a model takes."""
 KEPT = 0.6
 """The share of the epochs beyond the patience that a training runs, before any tells."""
+FIT_POWERS, PREDICT_POWERS = (0.5, 3.0), (0.0, 2.0)
+"""Powers of the rows by which the time of a classical learner grows: to fit them, and to predict one more row."""
+POWER = 1.15
+"""The first of them, and one more than the second, before two sizes tell."""
 
 
 class Costs:
@@ -30,6 +35,7 @@ class Costs:
     def __init__(self, context: Context) -> None:
         self.context = context
         self._base: dict[str, float] = {}
+        self._timed: dict[str, list[LearnerTime]] = {}
         self._found: dict[tuple[str, Level], list[float]] = {}
         self._inner = cache(lambda rows: len(self._at(rows).inner(next(iter(context.folds)))))
 
@@ -53,54 +59,66 @@ class Costs:
         step = 6.0 * batch * size / SPEED
         together = models * step if images else STEP + models * step
         looked = models * (SCORED + 2.0 * (rows - fit) * size / SPEED)
-        seconds = epochs * (ceil(fit / batch) * together + looked)
+        seconds = epochs * (math.ceil(fit / batch) * together + looked)
         if not s.one_cycle:
-            seconds += epochs * ceil(rows / batch) * (STEP + step)
+            seconds += epochs * math.ceil(rows / batch) * (STEP + step)
         return seconds
 
-    def learner(self, level: Level) -> float:
-        """What the model says of a cell of a classical learner: its cost grows a little faster than the rows."""
-        rows = min(level.rows, self.context.most_rows)
-        return float(rows) ** 1.15 * (self._inner(rows) + 1)
+    def learner(self, name: str, level: Level) -> float:
+        """What timings of a classical learner say of a cell: a fit and predictions in each split.
 
-    def _model(self, kind: str, level: Level) -> float:
-        return self.model(level) if kind == "objective" else self.learner(level)
+        Each grows by a power of the rows that the last two timings show. Nothing is known without one.
+        """
+        timings = self._timed.get(name)
+        if not timings:
+            return math.inf
+        context, pair = self._at(min(level.rows, self.context.most_rows)), next(iter(self.context.folds))
+        inner = context.inner(pair)
+        tested = len(context.folds[pair].test) if context.test is None else len(context.test.target)
+        sizes = [*((len(fit), len(valid)) for fit, valid in inner), (len(context.folds[pair].train), tested)]
+        return float(sum(_grown(timings, rows, others) for rows, others in sizes))
 
     def known(self, name: str) -> bool:
-        """Whether anything was timed or finished."""
+        """Whether anything of an objective was timed or finished."""
         return name in self._base
 
-    def timed(self, name: str, kind: str, level: Level, seconds: float) -> None:
-        """A cell would take so many seconds at a level, without early stopping."""
-        whole = self.model(level, full=True) if kind == "objective" else self.learner(level)
-        self._base[name] = max(seconds, 1e-6) / whole
+    def learner_known(self, name: str, level: Level) -> bool:
+        """Whether a classical learner was timed, or has finished a cell of so many rows."""
+        return name in self._timed or (name, _of_rows(level)) in self._found
+
+    def learner_timed(self, name: str, timing: LearnerTime) -> None:
+        """A classical learner was timed, at more rows than before."""
+        self._timed.setdefault(name, []).append(timing)
+
+    def timed(self, name: str, level: Level, seconds: float) -> None:
+        """A cell of an objective would take so many seconds at a level, without early stopping."""
+        self._base[name] = max(seconds, 1e-6) / self.model(level, full=True)
 
     def finished(self, name: str, kind: str, level: Level, seconds: float) -> None:
         """A cell took so many seconds."""
-        self._base.setdefault(name, max(seconds, 1e-6) / self._model(kind, level))
-        self._found.setdefault((name, level), []).append(seconds)
+        if kind == "objective":
+            self._base.setdefault(name, max(seconds, 1e-6) / self.model(level))
+        self._found.setdefault((name, level if kind == "objective" else _of_rows(level)), []).append(seconds)
 
-    def _guess(self, kind: str) -> float:
-        """For a name of which nothing is known: as the dearest of its kind that is."""
-        learners = self.context.settings.classical
-        others = [value for name, value in self._base.items() if (name in learners) == (kind == "classical")]
-        return max(others, default=1.0 if kind == "objective" else 1e-4)
+    def _guess(self) -> float:
+        """For an objective of which nothing is known: as the dearest that is."""
+        return max(self._base.values(), default=1.0)
 
     def cell(self, name: str, kind: str, level: Level) -> float:
         """Expected seconds of a cell."""
-        own = self._found.get((name, level))
+        own = self._found.get((name, level if kind == "objective" else _of_rows(level)))
         if own:
             return sum(own) / len(own)
-        base = self._base.get(name) or self._guess(kind)
-        scale = self._scale(level) if kind == "objective" else 1.0
-        return base * self._model(kind, level) * scale
+        if kind == "classical":
+            return self.learner(name, level)
+        return (self._base.get(name) or self._guess()) * self.model(level) * self._scale(level)
 
     def slow(self, names: Sequence[str], level: Level) -> tuple[str, ...]:
         """Objectives beside the first of which each costs over a third of them all, and over twice the first.
 
         They are told by what was known before the first fold, alike for all, and one beside the first stays.
         """
-        cost = {name: (self._base.get(name) or self._guess("objective")) * self.model(level) for name in names}
+        cost = {name: (self._base.get(name) or self._guess()) * self.model(level) for name in names}
         least = sum(cost.values()) / 3
         dear = [name for name in names[1:] if cost[name] > max(least, 2 * cost[names[0]])]
         if dear and len(dear) == len(names) - 1:
@@ -129,3 +147,30 @@ class Costs:
     def total(self, cells: Iterable[tuple[str, str, Level]]) -> float:
         """Seconds of one core of many cells: name, kind, level."""
         return sum(self.cell(*cell) for cell in cells)
+
+
+def _of_rows(level: Level) -> Level:
+    """The level of a classical learner, which knows neither epochs nor trials."""
+    return Level(level.rows, 0, 0)
+
+
+def _grown(timings: Sequence[LearnerTime], rows: int, others: int) -> float:
+    """Seconds in which a learner fits ``rows`` and predicts ``others``, by its timings, smallest first.
+
+    >>> timings = [LearnerTime(100, 50, 0.1, 0.1), LearnerTime(200, 100, 0.4, 0.4)]  # both grow by the square
+    >>> _grown(timings, 400, 100), _grown(timings, 400, 200)
+    (2.4000000000000004, 3.2)
+    """
+    last = timings[-1]
+    fit, predict = POWER, POWER - 1
+    if len(timings) > 1 and timings[-2].rows < last.rows:
+        before = timings[-2]
+        more = math.log(last.rows / before.rows)
+        fit = _power(last.fit, before.fit, more, *FIT_POWERS)
+        predict = _power(last.predict / last.others, before.predict / before.others, more, *PREDICT_POWERS)
+    growth = rows / last.rows
+    return last.fit * growth**fit + last.predict * (others / last.others) * growth**predict
+
+
+def _power(seconds: float, before: float, more: float, low: float, high: float) -> float:
+    return min(high, max(low, math.log(max(seconds, 1e-9) / max(before, 1e-9)) / more))

@@ -1,50 +1,31 @@
-"""Compute jobs in worker processes of one thread each; what they find comes back to the parent, which keeps it."""
+"""Compute jobs here or in processes of one thread each, and end what is not done when its time is over."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
 from ..design.context import Context
 from ..design.deadline import OutOfTime
 from ..design.jobs import Job
-from ..design.settings import Settings
-from ..read import Table
+from . import timing
 from .cells import CellResult, Known, run_job
+from .timing import LearnerTime
+from .worker import Worker
 
-_context: Context | None = None
-
-
-def _start(table: Table, settings: Settings, test: Table | None) -> None:
-    """Set a worker up; it ends itself when its parent is gone, however that died."""
-    global _context
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    torch.set_num_threads(1)
-    _context = Context(table, settings, test)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _work(job: Job, known: Known, ends_at: float) -> list[CellResult] | None:
-    assert _context is not None
-    return run_until(_context, job, known, ends_at)
+GRACE = 0.5
+"""Seconds after its time that a training has to say by itself that it is over, before its process is ended."""
+SHORT = 20_000
+"""Numbers of a table: below it no classical learner needs a process."""
 
 
 def run_until(context: Context, job: Job, known: Known, ends_at: float) -> list[CellResult] | None:
@@ -54,6 +35,25 @@ def run_until(context: Context, job: Job, known: Known, ends_at: float) -> list[
         return run_job(context, job, known, over)
     except OutOfTime:
         return None
+
+
+def time_learner(context: Context, job: Job) -> LearnerTime:
+    """What a classical learner takes at the level of a job."""
+    return timing.time_learner_at(context if job.level is None else context.at(job.level), job)
+
+
+def apart(context: Context, job: Job, ends_at: float) -> bool:
+    """Whether a job needs a process that can be ended: no classical learner asks whether its time is over.
+
+    Where a table has less than :data:`SHORT` numbers each of them takes about as long as a process does to start.
+    """
+    return job.kind == "classical" and not math.isinf(ends_at) and _numbers(context) >= SHORT
+
+
+def _numbers(context: Context) -> int:
+    """Rows times columns, times classes or labels."""
+    width = context.split(next(iter(context.folds)), 0).inputs[0].numel()
+    return len(context.table.target) * width * max(1, context.classes)
 
 
 @contextmanager
@@ -75,89 +75,166 @@ def one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@dataclass
+class _Task:
+    """A call for a job, dropped when it is not done by ``ends_at``, or ``seconds`` after it has begun."""
+
+    job: Job
+    ends_at: float
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    seconds: float = math.inf
+    given: float = 0.0
+    begun: float = math.inf
+    """When its process was ready for it."""
+
+    @property
+    def over(self) -> float:
+        """When its process is ended."""
+        return min(self.ends_at, self.begun + self.seconds) + GRACE
+
+
 class Executor:
     """Computes jobs, one after the other here or several at a time in other processes.
 
-    The processes start with the first job, and read nothing but what they are given.
+    The processes start with the first job. One that is busy when the time of its job is over is ended.
 
     Args:
         context: of the comparison, at the level that was asked for; jobs say theirs.
-        workers: processes; 1 computes here.
+        workers: processes; 1 computes here what can ask the time, and the rest in one process.
     """
 
     def __init__(self, context: Context, workers: int) -> None:
         self.context, self.workers = context, workers
-        self._pool: ProcessPoolExecutor | None = None
-        self._running: dict[Future[list[CellResult] | None], Job] = {}
-        self._here: deque[tuple[Job, Known, float]] = deque()
+        self.waited = 0.0
+        """Seconds for which processes were waited for that had to start."""
+        self._idle: list[Worker] = []
+        self._busy: dict[Connection, tuple[Worker, _Task]] = {}
+        self._waiting: deque[_Task] = deque()
 
     @property
     def running(self) -> list[Job]:
         """Jobs that were given and have not come back."""
-        return [*self._running.values(), *(job for job, *_ in self._here)]
+        return [task.job for task in (*(task for _, task in self._busy.values()), *self._waiting)]
 
     @property
     def free(self) -> bool:
         """Whether one more job keeps a worker busy; one spare job in the queue does."""
         return len(self.running) <= (self.workers if self.workers > 1 else 0)
 
-    def submit(self, job: Job, known: Known, ends_at: float) -> None:
-        """Give a job; it is dropped when it is not done by ``ends_at``."""
-        if self.workers == 1:
-            self._here.append((job, known, ends_at))
-            return
-        if self._pool is None:
-            context = self.context
-            self._pool = ProcessPoolExecutor(
-                max_workers=self.workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start,
-                initargs=(context.table, context.settings, context.test),
-            )
-        with _no_interrupt(), _without_main():
-            self._running[self._pool.submit(_work, job, dict(known), ends_at)] = job
+    def submit(self, job: Job, known: Known, ends_at: float, seconds: float = math.inf) -> None:
+        """Give a job; it is dropped when it is not done by ``ends_at``, or in a process after so many seconds."""
+        self._waiting.append(_Task(job, ends_at, run_until, (job, dict(known), ends_at), seconds))
+        self._hand_out()
 
-    def collect(self) -> list[tuple[Job, list[CellResult] | None]]:
+    def withdraw(self, name: str) -> None:
+        """Forget the jobs of a name that have not begun."""
+        self._waiting = deque(task for task in self._waiting if task.job.name != name)
+
+    def start(self) -> None:
+        """Let a process start while this one computes; jobs of learners that need one will not have to wait for it."""
+        if _numbers(self.context) >= SHORT and not (self._idle or self._busy):
+            self._add()
+
+    def times(self, jobs: Sequence[Job], seconds: float, ends_at: float) -> dict[str, LearnerTime | None]:
+        """What classical learners take, by name; None of those that are not done after so many seconds, or in time.
+
+        Args:
+            jobs: one for each learner, of the level that is timed. No other may be running.
+            seconds: that each may take, once a process is ready.
+            ends_at: when all of them are over.
+        """
+        if not any(apart(self.context, job, ends_at) for job in jobs):
+            return {job.name: time_learner(self.context, job) for job in jobs}
+        taken: dict[str, LearnerTime | None] = {}
+        left = deque(jobs)
+        while left or self._busy:
+            spare = min(len(left), self.workers - len(self._busy))
+            if spare and not self._ready(spare, ends_at):
+                self.close()
+                return {job.name: taken.get(job.name) for job in jobs}
+            for _ in range(spare):
+                job = left.popleft()
+                self._waiting.append(_Task(job, ends_at, time_learner, (job,), seconds))
+            taken |= {job.name: found for job, found in self.collect()}
+        return taken
+
+    def _ready(self, count: int, ends_at: float) -> bool:
+        """So many processes that begin at once, with what learners need imported; whether they are there in time."""
+        began = time.time()
+        try:
+            return self._started(count, ends_at)
+        finally:
+            self.waited += time.time() - began
+
+    def _started(self, count: int, ends_at: float) -> bool:
+        while len(self._idle) < count:
+            self._add()
+        for worker in self._idle:
+            worker.prepare(timing.import_learners)
+        while starting := {worker.connection: worker for worker in self._idle if not worker.ready}:
+            answering = wait(list(starting), max(0.0, ends_at - time.time()))
+            if not answering:
+                return False
+            for connection in answering:
+                starting[connection].answer()  # type: ignore[index]
+        return True
+
+    def _add(self) -> None:
+        self._idle.append(Worker(self.context.table, self.context.settings, self.context.test))
+
+    def _apart(self, task: _Task) -> bool:
+        return self.workers > 1 or apart(self.context, task.job, task.ends_at)
+
+    def _hand_out(self) -> None:
+        """Give waiting tasks to processes that have none, those of them that need one."""
+        while self._waiting and self._apart(self._waiting[0]) and len(self._busy) < self.workers:
+            if not self._idle:
+                self._add()
+            worker, task = self._idle.pop(), self._waiting.popleft()
+            if task.job.kind == "classical":
+                worker.prepare(timing.import_learners)
+            worker.give(task.call, *task.args)
+            task.given = time.time()
+            task.begun = task.given if worker.ready else math.inf
+            self._busy[worker.connection] = worker, task
+
+    def collect(self) -> list[tuple[Job, Any]]:
         """Wait for a job at least; each with its cells, or None where it was dropped."""
-        if self._here:
-            job, known, ends_at = self._here[0]
-            outcomes = run_until(self.context, job, known, ends_at)
-            self._here.popleft()
-            return [(job, outcomes)]
-        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        return [(self._running.pop(future), future.result()) for future in done]
+        self._hand_out()
+        if not self._busy:
+            task = self._waiting[0]
+            found = task.call(self.context, *task.args)
+            self._waiting.popleft()
+            return [(task.job, found)]
+        ended: list[tuple[Job, Any]] = []
+        while not ended:
+            over = min(task.over for _, task in self._busy.values())
+            seconds = None if math.isinf(over) else max(0.0, over - time.time())
+            for connection in wait(list(self._busy), seconds):
+                worker, task = self._busy[connection]  # type: ignore[index]
+                if not worker.ready:
+                    worker.answer()
+                    if worker.ready:
+                        task.begun = time.time()
+                        self.waited += task.begun - task.given
+                    continue
+                found = worker.answer()
+                del self._busy[worker.connection]
+                self._idle.append(worker)
+                ended.append((task.job, found))
+            for worker, task in list(self._busy.values()):
+                if time.time() >= task.over and not worker.connection.poll():
+                    del self._busy[worker.connection]
+                    worker.end()
+                    ended.append((task.job, None))
+        self._hand_out()
+        return ended
 
-    def close(self, *, now: bool = False) -> None:
-        """Let the processes end; ``now`` ends them in the middle of their jobs."""
-        if self._pool is None:
-            return
-        if now:
-            for process in list((self._pool._processes or {}).values()):
-                process.terminate()
-        self._pool.shutdown(wait=not now, cancel_futures=True)
-        self._pool = None
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, and never hear of it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Start processes that don't run the caller's script again: a script needs no ``if __name__ == "__main__"``."""
-    main = sys.modules["__main__"]
-    names_of_main = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
-    for name in names_of_main:
-        delattr(main, name)
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        del main.__spec__
-        vars(main).update(names_of_main)
+    def close(self) -> None:
+        """End the processes, in the middle of what they may be doing."""
+        workers = [*self._idle, *(worker for worker, _ in self._busy.values())]
+        self._idle, self._busy = [], {}
+        self._waiting.clear()
+        for worker in workers:
+            worker.end()

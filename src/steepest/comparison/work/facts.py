@@ -26,6 +26,7 @@ FACTS: dict[str, Shape] = {
     "answered": Number(low=0.0),
     "needed": Number(low=0.0),
     "late": Named(Number(low=0.0)),
+    "left_out": Named(Record({"seconds": Number(low=0.0), "stopped": Flag()})),
     "settings": Named(Anything()),
     "data": Text(),
     "cells": Whole(),

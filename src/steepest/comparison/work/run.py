@@ -142,7 +142,14 @@ class Run:
             computed = schedule.work()
         finally:
             watcher.stop()
-        store.set_facts({"seconds": self.seconds, "needed": schedule.needed(), "late": schedule.late})
+        store.set_facts(
+            {
+                "seconds": self.seconds,
+                "needed": schedule.needed(),
+                "late": schedule.late,
+                "left_out": schedule.left_out,
+            }
+        )
         return computed > 0
 
 

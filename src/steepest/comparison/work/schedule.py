@@ -38,7 +38,9 @@ MOST_SLOW = 6.0
 LEARNERS = 0.25
 """The part of a budget that classical learners may take."""
 TIMED_ROWS, TIMED_ROWS_LEARNER = 5000, 500
-"""Most training rows of what is only timed."""
+"""Most training rows of what is only timed; of a learner at first, then :data:`TIMED_GROWTH` times as many."""
+TIMED_GROWTH, TIMED_LEARNER = 4, 0.1
+"""The part of the time of all learners that a cell of one may be expected to take at a size at which it is timed."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Schedule:
         """Objectives of which one will be fitted again."""
         self.late: dict[str, float] = {}
         """Seconds that objectives which did not fit would take."""
+        self.learners: tuple[str, ...] = ()
+        """Classical learners of which one may be fitted again."""
+        self.left_out: dict[str, dict[str, Any]] = {}
+        """Classical learners that have no time, or were stopped: the seconds of one core that a round would take."""
+        self._learned, self._learners_end = 0.0, math.inf
         self.slow = 1.0
         """Wall seconds to a second of one core: others may be at work on this machine."""
         self._clocks = self.deadline.clock(), time.process_time()
@@ -140,36 +147,81 @@ class Schedule:
         level = replace(top, rows=min(top.rows, TIMED_ROWS))
         for name in unknown:
             seconds = timing.time_job(self.context.at(level), Job("objective", name, (pair,)))
-            self.costs.timed(name, "objective", level, seconds)
+            self.costs.timed(name, level, seconds)
 
-    def _measure_learners(self, level: Level) -> tuple[str, ...]:
+    def _measure_learners(self, level: Level, executor: Executor) -> tuple[str, ...]:
         """Those classical learners that a round of folds has time for, the cheap ones first."""
-        settings = self.context.settings
-        allowed = min(LEARNERS * self.deadline.seconds, self.deadline.left - self._reserve(level)) * self.workers
-        small = replace(level, rows=min(level.rows, TIMED_ROWS_LEARNER))
-        spent, jobs_done = 0.0, []
-        for name in settings.classical:
-            if not self.costs.known(name):
-                if self.deadline.seconds < 2 * ALONE or spent >= allowed:
-                    break
-                seconds = timing.time_learner(self.context.at(small), Job("classical", name, (self.folds[0],)))
-                self.costs.timed(name, "classical", small, seconds)
-            cost = self.costs.cell(name, "classical", level) * len(self.first_round)
-            if spent + cost <= allowed or math.isinf(allowed):
-                jobs_done.append(name)
+        if self.deadline.seconds < 2 * ALONE or not self.context.settings.classical:
+            return ()
+        self.learners = ()
+        seconds = min(LEARNERS * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
+        began, waited = self.deadline.clock(), executor.waited
+        self._time_learners(level, seconds, executor)
+        self._learners_end = began + seconds - waited  # processes that start are no work of learners
+        spent = 0.0
+        for name in self.context.settings.classical:
+            if name in self.left_out:
+                continue
+            cost = self.costs.cell(name, "classical", level) * len(self._missing([name], self.first_round, level))
+            took = (spent + cost) / self.workers
+            if took <= self._learners_left(executor) and self._fits(took, level, name):
+                self.learners = (*self.learners, name)
                 spent += cost
-        return tuple(jobs_done)
+            else:
+                self._leave_out(name, level, stopped=False)
+        return self.learners
 
-    def _reserve(self, level: Level, names: Sequence[str] | None = None) -> float:
-        """Seconds for the fit of the winner, one of ``names``, and the report."""
+    def _time_learners(self, level: Level, seconds: float, executor: Executor) -> None:
+        """Time classical learners at more and more rows, as long as that is cheap: cost grows by a power of its own."""
+        names = [name for name in self.context.settings.classical if not self.costs.learner_known(name, level)]
+        rows, pair = min(TIMED_ROWS_LEARNER, level.rows), self.folds[0]
+        most = seconds * self.workers / len(self.first_round)
+        while names:
+            small = replace(level, rows=rows)
+            jobs = [Job("classical", name, (pair,), small) for name in names]
+            for name, took in executor.times(jobs, most, self.deadline.ends_at - self._reserve(level)).items():
+                if took is None:  # no round of it has time
+                    self._leave_out(name, level, stopped=True)
+                else:
+                    self.costs.learner_timed(
+                        name, replace(took, fit=self.slow * took.fit, predict=self.slow * took.predict)
+                    )
+            if rows == level.rows:
+                return
+            rows = min(level.rows, TIMED_GROWTH * rows)
+            small = replace(level, rows=rows)
+            names = [name for name in names if name not in self.left_out]
+            names = [name for name in names if self.costs.learner(name, small) <= TIMED_LEARNER * seconds]
+
+    def _learners_left(self, executor: Executor) -> float:
+        """Seconds that are left of the part of the budget that classical learners have."""
+        return self._learners_end + executor.waited - self.deadline.clock()
+
+    def _part_fits(self, job: Job, level: Level, executor: Executor) -> bool:
+        """Whether what is missing of a learner's round fits that part, by what its cells have taken."""
+        missing = self._missing([job.name], self.first_round, level)
+        return len(missing) * self._cost(job) / self.workers <= self._learners_left(executor)
+
+    def _leave_out(self, name: str, level: Level, *, stopped: bool) -> None:
+        """A classical learner has no time; what a round of folds would take of one core is kept, 0 where unknown."""
+        cost = self.costs.cell(name, "classical", level) * len(self.first_round)
+        self.left_out[name] = {"seconds": cost if math.isfinite(cost) else 0.0, "stopped": stopped}
+
+    def _reserve(self, level: Level, names: Sequence[str] | None = None, learner: str | None = None) -> float:
+        """Seconds for the fit of the winner, one of ``names`` or of the learners that run, and the report."""
         if math.isinf(self.deadline.seconds):
             return 0.0
         one = replace(level, trials=1)
-        dearest = max(self.costs.cell(name, "objective", one) for name in names or self.compared)
+        learners = self.learners if learner is None else (*self.learners, learner)
+        dearest = max(
+            *(self.costs.cell(name, "objective", one) for name in names or self.compared),
+            *(self.costs.cell(name, "classical", level) for name in learners),
+            0.0,
+        )
         return 1.3 * dearest + min(REPORT * self.slow, self.deadline.seconds / 4)
 
-    def _fits(self, seconds: float, level: Level | None = None) -> bool:
-        return self.deadline.fits(seconds + self._reserve(self.levels[-1] if level is None else level))
+    def _fits(self, seconds: float, level: Level | None = None, learner: str | None = None) -> bool:
+        return self.deadline.fits(seconds + self._reserve(level or self.levels[-1], learner=learner))
 
     # ---- what is decided ----
 
@@ -240,8 +292,12 @@ class Schedule:
         """Compute a job in this process."""
         self._keep(job, run_until(self.context, job, self._known(job), ends_at))
 
-    def _keep(self, job: Job, found: Sequence[Any] | None) -> bool:
+    def _keep(self, job: Job, found: Sequence[Any] | None, executor: Executor | None = None) -> bool:
         """Keep what a job found; whether its cells took far longer than expected."""
+        if found is None and job.level is not None and self._in_part(job):
+            self._leave_out(job.name, job.level, stopped=True)
+            if executor is not None:
+                executor.withdraw(job.name)
         if found is None or job.level is None:
             return False
         expected = self.costs.cell(job.name, job.kind, job.level)
@@ -253,6 +309,7 @@ class Schedule:
             self.finished.add((cell.name, cell.repeat, cell.fold, cell.level))
             took = cell.took if self.warm else cell.values["seconds"]  # the first imports what all use
             self.costs.finished(job.name, job.kind, job.level, took)
+            self._learned += cell.took / self.workers * (job.kind == "classical")
         self.warm = True
         self.store.set_fact("seconds", self.deadline.spent + self.deadline.elapsed)
         self.watcher.finished(job, found)
@@ -267,10 +324,10 @@ class Schedule:
                     jobs_missing.append(job)
         return jobs_missing
 
-    def _rest(self, course: Course) -> Iterator[list[Job]]:
+    def _rest(self, course: Course, executor: Executor) -> Iterator[list[Job]]:
         """What follows the first round, each part to be done whole: learners, slow objectives, further folds."""
         names, begun = course.first, {pair[0] for pair in self.first_round}
-        learners = self._measure_learners(course.level)
+        learners = self._measure_learners(course.level, executor)
         yield from ([job] for job in self._missing(learners, self.first_round, course.level))
         for name in course.last:
             jobs = self._missing([name], self.first_round, course.level)
@@ -331,7 +388,11 @@ class Schedule:
         """What follows the first round, as far as it fits; whether all of it did."""
         if self._missing(course.first, self.first_round, course.level):
             return False
-        for jobs in self._rest(course):
+        for jobs in self._rest(course, executor):
+            jobs = [job for job in jobs if job.name not in self.left_out]
+            if jobs and self._in_part(jobs[0]) and not self._part_fits(jobs[0], course.level, executor):
+                self._leave_out(jobs[0].name, course.level, stopped=True)
+                continue
             if jobs and not self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
                 return False
             self._run(jobs, course, None, executor)
@@ -372,15 +433,15 @@ class Schedule:
             if min(work, self.deadline.left) < max(ALONE, 2 * SPAWN * self.slow):
                 self.workers = 1
         executor = Executor(self.context, self.workers)
+        if self.context.settings.classical and 2 * ALONE <= self.deadline.seconds < math.inf:
+            executor.start()
         try:
             yield executor
             while executor.running:
                 for job, outcomes in executor.collect():
-                    self._keep(job, outcomes)
-        except BaseException:
-            executor.close(now=True)
-            raise
-        executor.close()
+                    self._keep(job, outcomes, executor)
+        finally:
+            executor.close()
 
     def needed(self) -> float:
         """The budget, in seconds, in which the whole design would fit."""
@@ -405,6 +466,18 @@ class Schedule:
     def _ends_at(self, level: Level) -> float:
         return self.deadline.ends_at - self._reserve(level)
 
+    def _submit(self, job: Job, level: Level, executor: Executor) -> None:
+        """Give a job; a learner that takes so long that its round would not fit the part of learners is stopped."""
+        seconds = math.inf
+        if self._in_part(job):
+            missing = self._missing([job.name], self.first_round, level)
+            seconds = self._learners_left(executor) * self.workers / max(1, len(missing))
+        executor.submit(job, self._known(job), self._ends_at(level), seconds)
+
+    def _in_part(self, job: Job) -> bool:
+        """Whether a job is of a learner that the report rests on only where it is done."""
+        return job.kind == "classical" and job.cells[0] in self.first_round
+
     def _run(self, jobs: Sequence[Job], course: Course, place: int | None, executor: Executor) -> Course:
         """Compute jobs as long as each fits.
 
@@ -416,21 +489,21 @@ class Schedule:
             if queue and executor.free:
                 if self._fits(self._cost(queue[0]), course.level):
                     job = queue.pop(0)
-                    executor.submit(job, self._known(job), self._ends_at(course.level))
+                    self._submit(job, course.level, executor)
                     continue
                 lower = None if place is None else self._lower(place)
                 if lower is None:
                     break
                 place, course, queue = lower
                 continue
-            slipped = [self._keep(job, outcomes) for job, outcomes in executor.collect()]
+            slipped = [self._keep(job, outcomes, executor) for job, outcomes in executor.collect()]
             if any(slipped) and place is not None and not self._round_fits(course):
                 lower = self._lower(place)
                 if lower is not None:
                     place, course, queue = lower
         while executor.running and place is not None:
             for job, outcomes in executor.collect():
-                self._keep(job, outcomes)
+                self._keep(job, outcomes, executor)
         return course
 
     def _round_fits(self, course: Course) -> bool:
