@@ -392,7 +392,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     assert Store(folder).counters() == [1, 1, 1, 1]
 
 
-def interrupted(*_: object) -> None:
+def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 

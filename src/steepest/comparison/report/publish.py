@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from ..design.deadline import EVER
+from ..design.context import Context, Pair
+from ..design.deadline import EVER, OutOfTime
 from ..design.levels import Level
 from ..read.images import Images
 from ..request import SERVED, Request
@@ -17,7 +20,11 @@ from .terminal import Terminal, clock, summary
 from .winner.facts import KINDS
 from .winner.fit import fit_winner, saved_winner
 from .winner.use import python_lines, shell_line
+from .winner.winner import Winner
 from .writing import write_report
+
+SHORT = "the winner is fitted on"
+WHY = "the time was over before it was fitted on as many as were compared; a larger --budget fits it again"
 
 
 def publish(
@@ -45,14 +52,19 @@ def publish(
     classical = results["classical"]
     kind = KINDS[1] if classical is not None and classical["wins"] and request.winner == SERVED[0] else KINDS[0]
     winner_folder = folder / "winner"
-    winner = None if computed else saved_winner(winner_folder, context, kind)
+    cut = (store.fact("winner_rows") or 0) > 0 and min(budget, EVER) > (store.fact("answered") or 0.0)
+    winner = None if computed or cut else saved_winner(winner_folder, context, kind)
     said = results.get("winner", {})
     finished = winner is not None and (said.get("kind"), said.get("objective")) == (kind, winner.name)
     if winner is None:
         basis = results["basis"]
         level = Level(basis["rows"], basis["epochs"], basis["trials"])
         pairs = [(repeat, fold) for repeat, fold in results["folds"]]
-        winner = fit_winner(context.at(level), store, kind, pairs)
+        ends_at = run.fit_ends_at if computed or cut else math.inf
+        winner, fewer = _fitted(context.at(level), store, kind, pairs, ends_at, run.designs[-1].level.rows)
+        store.set_fact("winner_rows", fewer)
+        warnings = [text for text in results["data"]["warnings"] if not text.startswith(SHORT)]
+        results["data"]["warnings"] = [*warnings, *([f"{SHORT} {fewer:,} rows: {WHY}"] if fewer else [])]
         winner.save(winner_folder)
     if not finished:
         facts = winner.facts
@@ -88,7 +100,21 @@ def publish(
     if basis and basis["undo"]:
         screen.line(f"{basis['undo']} would undo what was cut", "yellow")
     rows = f"{basis['rows']:,} rows" if basis and any("training rows" in text for text in basis["cut"]) else "all rows"
+    short = store.fact("winner_rows") or 0
+    rows = f"{short:,} rows, for {WHY}" if short else rows
     what = "the classical learner" if kind == KINDS[1] else "a network trained with"
     screen.line(f"winner: {what} {winner.name}, fitted on {rows}; new rows: {results['winner']['command']}")
     screen.line(f"report: {comparison.report}   ({clock(run.seconds)})")
     return comparison
+
+
+def _fitted(
+    context: Context, store: Store, kind: str, pairs: Sequence[Pair], ends_at: float, least: int
+) -> tuple[Winner, int]:
+    """The winner, fitted by ``ends_at``: else on ``least`` rows, which then are said, 0 otherwise."""
+    if context.most_rows <= least:
+        return fit_winner(context, store, kind, pairs), 0
+    try:
+        return fit_winner(context, store, kind, pairs, ends_at=ends_at), 0
+    except OutOfTime:
+        return fit_winner(context, store, kind, pairs, rows=least), least

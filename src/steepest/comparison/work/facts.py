@@ -27,6 +27,7 @@ FACTS: dict[str, Shape] = {
     "needed": Number(low=0.0),
     "late": Named(Number(low=0.0)),
     "left_out": Named(Record({"seconds": Number(low=0.0), "stopped": Flag()})),
+    "winner_rows": Whole(),
     "settings": Named(Anything()),
     "data": Text(),
     "cells": Whole(),

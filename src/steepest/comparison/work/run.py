@@ -24,7 +24,7 @@ from ..read.images import Images
 from ..read.inputs import Data
 from . import timing
 from .cells import CellResult, run_job
-from .schedule import Schedule
+from .schedule import REPORT, Schedule
 from .store import Store
 from .stored import check_cells
 from .watcher import Watcher
@@ -53,6 +53,11 @@ class Run:
     def seconds(self) -> float:
         """Seconds that it took until now, over all its calls that computed anything."""
         return self._deadline.spent + (self._deadline.elapsed if self._working else 0.0)
+
+    @property
+    def fit_ends_at(self) -> float:
+        """When the winner has to be fitted, by the system's clock, so that what follows it is not late."""
+        return self._deadline.ends_at - min(REPORT, self._deadline.seconds / 4) / 2
 
     @cached_property
     def begun(self) -> bool:

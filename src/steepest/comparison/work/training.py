@@ -36,8 +36,8 @@ from ..design.trials import PEAK, Trial
 from ..metrics.metric import Metric
 from ..scores.outcome import Outcome
 
-ASKED = 50
-"""Steps from one question whether the time is over to the next."""
+ASKED, SILENT = 50, 0.5
+"""Steps, and seconds, at most from one question whether the time is over to the next."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Recipe:
     augment: Augment | None = None
     one_cycle: bool = False
     over: Callable[[], bool] | None = None
-    """Whether the time is over, asked every :data:`ASKED` steps; then a training raises :class:`OutOfTime`."""
+    """Whether the time is over, asked after :data:`ASKED` steps or :data:`SILENT` seconds; then :class:`OutOfTime`."""
 
     def steps(self, rows: int) -> tuple[int, int]:
         """``(batch size, steps an epoch)`` for so many rows."""
@@ -123,11 +123,15 @@ class _Clock(Hook):
     """Ends a training whose time is over."""
 
     def __init__(self, over: Callable[[], bool]) -> None:
-        self.over, self.steps = over, 0
+        self.over, self.steps, self.asked = over, 0, time.monotonic()
 
     def on_step(self, descent: Descent, *_: Any) -> None:
         self.steps += 1
-        if self.steps % ASKED == 0 and self.over():
+        now = time.monotonic()
+        if self.steps % ASKED and now - self.asked < SILENT:
+            return
+        self.asked = now
+        if self.over():
             raise OutOfTime
 
 

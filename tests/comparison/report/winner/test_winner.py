@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,18 @@ from safetensors.torch import load_file
 
 import steepest
 from steepest.comparison import Comparison, InputError, Winner
+from steepest.comparison.api import prepare
+from steepest.comparison.design import levels
 from steepest.comparison.design.context import Context
+from steepest.comparison.design.deadline import OutOfTime
 from steepest.comparison.design.settings import Settings
 from steepest.comparison.read import table_from_arrays
 from steepest.comparison.report.winner.fit import fit_winner
+from steepest.comparison.request import Request
+from steepest.comparison.scores.outcome import Outcome
+from steepest.comparison.work import training
+from steepest.comparison.work.cells import CellResult
+from steepest.comparison.work.run import Run
 from steepest.comparison.work.store import Store
 
 FAST = {"repeats": 1, "folds": 2, "trials": 2, "epochs": 3, "workers": 1, "classical": False, "quiet": True}
@@ -159,3 +168,51 @@ def test_a_missing_column_is_named(compared: Compared) -> None:
     frame, comparison = compared["binary"]
     with pytest.raises(InputError, match="have no column 'c'"):
         comparison.predict(frame.drop(columns="c"))
+
+
+def fewest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels go down to 20 rows, and a training asks whether its time is over at each step."""
+    for name, value in {"FEWEST_ROWS": 20, "ROWS_A_CLASS": 10}.items():
+        monkeypatch.setattr(levels, name, value)
+    monkeypatch.setattr(training, "SILENT", 0.0)
+
+
+def test_where_the_time_is_over_the_winner_is_fitted_on_fewer_rows_until_there_is_more(
+    blobs: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewest(monkeypatch)
+    x, y = blobs(100, 2)
+    options = {"objectives": "focal", "classical": False, "repeats": 1, "folds": 2, "trials": 1, "epochs": 2}
+    options |= {"quiet": True, "workers": 1, "out": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "fit_ends_at", 0.0)
+        first = steepest.compare(x, y, budget="20m", **options)
+    assert first.results["basis"]["cut"] == []
+    said = "the winner is fitted on 25 rows: the time was over before it was fitted on as many as were compared"
+    assert [text for text in first.results["data"]["warnings"] if text.startswith(said)]
+    assert first.winner.facts["info"]["num_samples"] == 25
+    again = steepest.compare(x, y, budget="20m", **options)  # the same answer
+    assert again.winner.facts == first.winner.facts
+    more = steepest.compare(x, y, budget="21m", **options)
+    assert more.winner.facts["info"]["num_samples"] == 100
+    assert not [text for text in more.results["data"]["warnings"] if "the winner is fitted on" in text]
+    assert {**more.results["headline"]} == first.results["headline"]
+
+
+def test_a_learner_is_not_fitted_where_its_cells_say_that_it_takes_too_long(blobs: Callable, tmp_path: Path) -> None:
+    x, y = blobs(60, 2)
+    context, _ = prepare(Request(x, y, objectives="focal", repeats=1, folds=2, trials=1, epochs=1))
+    store = Store(tmp_path / "run")
+    store.add(
+        [
+            CellResult("classical", "lda", *pair, {"inner": [0.9], "seconds": 100.0}, Outcome(np.zeros(1)), level)
+            for pair in context.folds
+            for level in [context.level.of("classical")]
+        ]
+    )
+    now = time.time()
+    with pytest.raises(OutOfTime):
+        fit_winner(context, store, "classical", ends_at=now + 60)
+    assert fit_winner(context, store, "classical", ends_at=now + 3600).name == "lda"
+    fewer = fit_winner(context, store, "classical", rows=20)
+    assert fewer.fitted.learners[0].rows == 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 
 from ...design.context import Context, Pair, Split
+from ...design.deadline import OutOfTime
 from ...design.folds import CLASSES, Fold
 from ...design.levels import prefix
 from ...design.models import build
@@ -46,7 +49,15 @@ def choose(judge: Judge, kind: str = KINDS[0]) -> tuple[str, int]:
     return options[best_trial(means, greater)]
 
 
-def fit_winner(context: Context, store: Store, kind: str = KINDS[0], pairs: Sequence[Pair] | None = None) -> Winner:
+def fit_winner(
+    context: Context,
+    store: Store,
+    kind: str = KINDS[0],
+    pairs: Sequence[Pair] | None = None,
+    *,
+    rows: int | None = None,
+    ends_at: float = math.inf,
+) -> Winner:
     """Fit what inner validation picks on all rows; its epochs, threshold and calibration come from one more holdout.
 
     Where the training rows of the cells were cut, so are those of the winner.
@@ -56,23 +67,36 @@ def fit_winner(context: Context, store: Store, kind: str = KINDS[0], pairs: Sequ
         store: of its finished cells.
         kind: "objective" for a network, "classical" for a classical learner.
         pairs: the folds that count; None is all.
+        rows: that it is fitted on at most; None is as said.
+        ends_at: when it has to be fitted, by the system's clock.
+
+    Raises:
+        OutOfTime: it is not by then; of a learner, which asks no clock while it fits, what its cells took tells so.
     """
     whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
     pair = (context.settings.repeats + 1, 0)
-    rows = np.arange(len(context.table.target))
-    if context.capped:
+    kept = np.arange(len(context.table.target))
+    if context.capped or rows is not None:
         seed = seed_of(context.settings.seed, *pair, "prefix")
-        rows = prefix(rows, context.table.target, context.most_rows, seed)
-    whole._folds = {pair: Fold(*pair, rows, rows[:1])}
-    name, trial = choose(Judge(context, store, pairs=pairs), kind)
-    return _fit_network(whole, name, trial) if kind == KINDS[0] else _fit_learner(whole, name)
+        most = context.most_rows if context.capped else len(kept)
+        kept = prefix(kept, context.table.target, most if rows is None else min(most, rows), seed)
+    whole._folds = {pair: Fold(*pair, kept, kept[:1])}
+    judge = Judge(context, store, pairs=pairs)
+    name, trial = choose(judge, kind)
+    if kind == KINDS[0]:
+        return _fit_network(whole, name, trial, ends_at)
+    if not math.isinf(ends_at):
+        took = float(np.mean([judge.cells[name][pair]["seconds"] for pair in judge.pairs]))
+        if time.time() + took > ends_at:
+            raise OutOfTime
+    return _fit_learner(whole, name)
 
 
-def _fit_network(whole: Context, name: str, number: int) -> Winner:
+def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winner:
     (pair,) = whole.folds
     cls, settings = whole.objective(name), whole.settings
     trial: Trial = trials(cls, settings.trials, settings.seed)[number]
-    recipe = recipe_of(whole, cls)
+    recipe = recipe_of(whole, cls, None if math.isinf(ends_at) else lambda: time.time() >= ends_at)
     tuned: list[Member] = [member_of(whole, pair, inner_split, trial) for inner_split in range(len(whole.inner(pair)))]
     with torch.random.fork_rng(devices=[]):
         train(recipe, tuned)
