@@ -12,17 +12,26 @@ cross-entropy's margin, the largest of their disagreements as their departure fr
 
 Coloured digits: below 5 or not, 25% of the labels wrong as in the published benchmark, in two colours that agree with
 the label in 90% and 80% of the two training halves and in 10% of the test. MNIST digits, pooled to 14 x 14, take the
-place of Fashion-MNIST: 3,000 in each half, 1,000 to select, 3,000 to test; an MLP of 2 x 128, 20 epochs of Adam at
-1e-3 in batches of 250. SD is switched on after half of the training. Its lambda (.03, .3, 3) and the weight decay of
-the control (1e-4, 1e-3, 1e-2) are selected alike: the best accuracy in the worst of the four groups of label and
-colour, on held-out rows coloured as in training. Expected: cross-entropy at or below chance on the test (size 5
-points), SD 5 points or more above cross-entropy (size 5 more), with or without weight decay, whichever is better.
+place of Fashion-MNIST: 3,000 in each half, 1,000 to select, 3,000 to test; an MLP of 2 x 128, 20 epochs of Adam in
+batches of 250. SD is switched on after half of the training. The comparison is fair: the rate (of three), SD's lambda
+(.03, .3, 3) and the weight decay of the control (1e-4, 1e-3, 1e-2) are selected alike, the best accuracy in the worst
+of the four groups of label and colour, on held-out rows coloured as in training, in the mean over two draws that are
+not reported. Expected: cross-entropy at or below chance on the test (size 5 points), SD 5 points or more above
+cross-entropy (size 5 more), with or without weight decay, whichever is better. Cross-entropy must be right on 75% of
+the held-out rows, as each seed checks; the colour alone is on 85%.
+
+That SD does not help with the colours was checked on one draw with cross-entropy at 22% on the test: lambda of .03 to
+30 at the rate 1e-3 gives 18 to 11% (and 300, which fits 63% of the training rows, 44%), SD from the first step on 17
+and 21%, and 80 epochs, after which 96 to 99% of the training rows are fitted, wrong labels included, 24 to 26%, 25%
+without SD. What decides here is how far wrong labels are fitted by the digits, not how strong the colour is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -38,12 +47,16 @@ from ....losses.classification.gradient_starvation import SpectralDecouplingLoss
 from ....nn.networks import Network, mlp
 from ...data import digits, halved, mnist_10k
 from ...experiment import Claim, Evidence
+from ...settings import best_setting, check_sane
+from ...tuning import UNREPORTED
 
 SEEDS = 6
 GAP = 0.2
+RATES = (3e-4, 1e-3, 3e-3)
+SANITY = 75.0
 TABLE = {1: (2.2314, 0.5979), 2: (3.6529, 0.5349), 4: (5.3728, 0.3564), 8: (7.4571, 0.1678)}
 CLAIMS = (
-    Claim("table", "largest error of the table is below 1e-4", size=1e-4, threshold=1e-4, greater=False),
+    Claim("table", "largest error of the table is below 1e-4", size=1e-4, threshold=1e-4, greater=False, ours=True),
     Claim(
         "line",
         "moons: a line agrees with cross-entropy's boundaries up to 5% of the plane",
@@ -69,7 +82,9 @@ def run(scale: str, seed: int) -> Evidence:
     """The table, the boundaries on moons, the accuracy where colours mislead."""
     full = scale == "full"
     curved = moons(seed, 1000 if full else 60)
-    coloured = colours(*(mnist_10k() if full else _few(seed)), seed, 20 if full else 2)
+    coloured = colours(mnist_10k() if full else _few(seed), seed, 20 if full else 2, selected() if full else MIDDLE)
+    if full:
+        check_sane("held-out accuracy of cross-entropy (%)", float(coloured[0]["accuracy as in training"]), SANITY)
     margin = {row["arm"]: float(row["margin"]) for row in curved}
     departure = {row["arm"]: float(row["departure from a line"]) for row in curved}
     test = {row["arm"]: float(row["accuracy"]) for row in coloured}
@@ -182,49 +197,89 @@ def _few(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def colours(x: np.ndarray, y: np.ndarray, seed: int, epochs: int) -> list[Row]:
-    """Test accuracy of each loss, with the strength that is best in the worst group of held-out rows."""
-    rng = np.random.default_rng([seed, 11])
-    order = rng.permutation(len(x))
-    x = halved(x)[order]
-    label = (y[order] < 5).astype(np.int64) ^ (rng.random(len(x)) < 0.25)
-    # tenths: three coloured at 90%, three at 80%, one to select of both, three that mislead
-    tenth = np.arange(len(x)) * 10 // len(x)
-    agree = np.choose(tenth, [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.85, 0.1, 0.1, 0.1])
-    colour = label ^ (rng.random(len(x)) >= agree)
-    both = np.concatenate([x * (colour == 0)[:, None], x * (colour == 1)[:, None]], 1)
-    inputs, target = torch.as_tensor(both, dtype=torch.float32), torch.as_tensor(label)
-    held, test = tenth == 6, tenth > 6
-    groups = (2 * label + colour)[held]
+@dataclass(frozen=True)
+class Setting:
+    """Of one training on coloured digits."""
+
+    rate: float
+    decoupling: float = 0.0
+    decay: float = 0.0
+
+
+GRID = {
+    "cross-entropy": [Setting(rate) for rate in RATES],
+    "weight decay": [Setting(rate, decay=decay) for rate in RATES for decay in (1e-4, 1e-3, 1e-2)],
+    "decoupling": [Setting(rate, decoupling=lam) for rate in RATES for lam in (0.03, 0.3, 3.0)],
+}
+MIDDLE = {arm: settings[len(settings) // 2] for arm, settings in GRID.items()}
+
+
+@cache
+def selected() -> dict[str, Setting]:
+    """The setting of each arm that is best in the worst group, on draws that are not reported."""
+    draws = [Coloured(mnist_10k(), UNREPORTED + number) for number in range(2)]
+
+    def worst_group(setting: Setting, pilot: int) -> float:
+        drawn = draws[pilot]
+        held = drawn.part == 6
+        right = drawn.right(setting, 20)[held]
+        groups = (2 * drawn.label + drawn.colour)[held]
+        return min(float(right[groups == group].mean()) for group in np.unique(groups))
+
+    return {arm: best_setting(settings, worst_group, range(2)) for arm, settings in GRID.items()}
+
+
+class Coloured:
+    """One draw of wrong labels and colours.
+
+    Tenths: three coloured at 90%, three at 80%, one to select of both, three that mislead.
+    """
+
+    def __init__(self, digits: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+        x, y = digits
+        rng = np.random.default_rng([seed, 11])
+        order = rng.permutation(len(x))
+        x = halved(x)[order]
+        self.seed = seed
+        self.label = (y[order] < 5).astype(np.int64) ^ (rng.random(len(x)) < 0.25)
+        self.part = np.arange(len(x)) * 10 // len(x)
+        agree = np.choose(self.part, [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.85, 0.1, 0.1, 0.1])
+        self.colour = self.label ^ (rng.random(len(x)) >= agree)
+        both = np.concatenate([x * (self.colour == 0)[:, None], x * (self.colour == 1)[:, None]], 1)
+        self.inputs = torch.as_tensor(both, dtype=torch.float32)
+
+    def right(self, setting: Setting, epochs: int) -> np.ndarray:
+        """Which rows are right after training on the first six tenths."""
+        scores = _fit(self.inputs, torch.as_tensor(self.label), self.part < 6, setting, self.seed, epochs)
+        return np.asarray((scores > 0).numpy() == self.label)
+
+
+def colours(
+    digits: tuple[np.ndarray, np.ndarray], seed: int, epochs: int, settings: Mapping[str, Setting]
+) -> list[Row]:
+    """Test accuracy of each loss."""
+    drawn = Coloured(digits, seed)
     rows: list[Row] = []
-    for arm, strengths in (
-        ("cross-entropy", [(0.0, 0.0)]),
-        ("weight decay", [(0.0, 1e-4), (0.0, 1e-3), (0.0, 1e-2)]),
-        ("decoupling", [(0.03, 0.0), (0.3, 0.0), (3.0, 0.0)]),
-    ):
-        best: tuple[float, Row] | None = None
-        for lam, decay in strengths:
-            right = (_fit(inputs, target, tenth < 6, lam, decay, seed, epochs) > 0).numpy() == label
-            worst = min(float(right[held][groups == group].mean()) for group in np.unique(groups))
-            row: Row = {
+    for arm, setting in settings.items():
+        right = drawn.right(setting, epochs)
+        rows.append(
+            {
                 "arm": f"colours, {arm}",
-                "accuracy": 100 * float(right[test].mean()),
-                "accuracy as in training": 100 * float(right[held].mean()),
-                "strength": lam + decay,
+                "accuracy": 100 * float(right[drawn.part > 6].mean()),
+                "accuracy as in training": 100 * float(right[drawn.part == 6].mean()),
+                "rate": setting.rate,
+                "strength": setting.decoupling + setting.decay,
             }
-            if best is None or worst > best[0]:
-                best = worst, row
-        assert best is not None
-        rows.append(best[1])
+        )
     return rows
 
 
-def _fit(inputs: Tensor, target: Tensor, train: np.ndarray, lam: float, decay: float, seed: int, epochs: int) -> Tensor:
+def _fit(inputs: Tensor, target: Tensor, train: np.ndarray, setting: Setting, seed: int, epochs: int) -> Tensor:
     """Scores of all rows after training on some, decoupled in the second half of the epochs."""
     x, y = inputs[torch.as_tensor(train)], target[torch.as_tensor(train)]
     net = score_net(x.shape[1], 128, 2, seed)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=decay)
-    early, late = SpectralDecouplingLoss(0.0), SpectralDecouplingLoss(lam)
+    optimizer = torch.optim.Adam(net.parameters(), lr=setting.rate, weight_decay=setting.decay)
+    early, late = SpectralDecouplingLoss(0.0), SpectralDecouplingLoss(setting.decoupling)
     for epoch in range(epochs):
         loss = late if 2 * epoch >= epochs else early
         for index in epoch_order(len(x), 250, -(-len(x) // 250), seeded(seed, epoch), y):
@@ -239,7 +294,7 @@ def _fit(inputs: Tensor, target: Tensor, train: np.ndarray, lam: float, decay: f
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Margin on the moons, and test accuracy where the colours mislead."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    rows = [row for of_seed in evidence for row in of_seed.rows]
+    rows = [row for each in evidence for row in each.rows]
     for axes, key in zip(figure.subplots(2, 1, height_ratios=(4, 3)), ("margin", "accuracy")):
         arms = list(dict.fromkeys(str(row["arm"]) for row in rows if key in row))
         for place, arm in enumerate(arms):
