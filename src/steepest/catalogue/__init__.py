@@ -275,6 +275,14 @@ class _Room(ModuleType):
             super().__setattr__(name, value)
 
 
+class _Lacking(AttributeError):
+    """Says what is nearest to the missing name once it is shown: who only probes for a name waits for no search."""
+
+    def __str__(self) -> str:
+        near = "" if self.name.startswith("__") else _nearest(self.name, dir(self.obj))
+        return super().__str__() + near
+
+
 def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` for a room package: its systems' names, each imported when first asked for.
 
@@ -303,8 +311,7 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
             return importlib.import_module(f"{package}.{name}")
         if name == "__all__":
             return listing()
-        near = "" if name.startswith("__") else _nearest(name, listing())
-        raise AttributeError(f"module {package!r} has no attribute {name!r}{near}", name=name, obj=module)
+        raise _Lacking(f"module {package!r} has no attribute {name!r}", name=name, obj=module)
 
     @cache  # whoever looks through all loaded modules for a name asks each room for what it lacks
     def present() -> tuple[str, ...]:
