@@ -108,6 +108,8 @@ class DropAt(Hook):
             self.alive = [m for m in self.alive if m not in gone]
 
 
+LENGTHS = {0: 5, 1: 3, 2: 7, 3: 5}
+"""Epochs of each model."""
 CASES = {
     "shared": (lambda m, i: CrossEntropyLoss(), "multiclass", mlp, False),
     "shared-weights": (lambda m, i: CrossEntropyLoss(), "multiclass", residual_mlp, True),
@@ -128,6 +130,19 @@ CASES = {
 }
 
 
+@functools.cache
+def trained_alone(name):
+    """Of each model by itself, its parameters at the start and at its end."""
+    make, kind, backbone, weighted = CASES[name]
+    data = datasets(kind, weighted)
+    states = []
+    for m, (objective, network) in enumerate(zip(*setting(make, kind, backbone, data))):
+        start = {k: v.clone() for k, v in network.state_dict().items()}
+        alone(objective, network, data[WHICH[m]], m, LENGTHS[m])
+        states.append((start, network.state_dict()))
+    return states
+
+
 @pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_each_model_as_alone(name, by_hand):
@@ -135,9 +150,8 @@ def test_each_model_as_alone(name, by_hand):
     make, kind, backbone, weighted = CASES[name]
     data = datasets(kind, weighted)
     objectives, networks = setting(make, kind, backbone, data)
-    twins = copy.deepcopy((objectives, networks))
     stack = Stack(networks)
-    watch = DropAt({3: [1], 5: [0, 3]})
+    watch = DropAt({epochs: [m for m in LENGTHS if LENGTHS[m] == epochs] for epochs in (3, 5)})
     Descent(
         stack,
         StackedObjective(objectives),
@@ -147,13 +161,10 @@ def test_each_model_as_alone(name, by_hand):
         hooks=[watch],
     ).fit(7)
     watch.final[2] = stack.member(0)
-    lengths = {0: 5, 1: 3, 2: 7, 3: 5}
-    for m, (objective, network) in enumerate(zip(*twins)):
-        start = {k: v.clone() for k, v in network.state_dict().items()}
-        alone(objective, network, data[WHICH[m]], m, lengths[m])
-        for key, value in network.state_dict().items():
+    for m, (start, end) in enumerate(trained_alone(name)):
+        for key, value in end.items():
             torch.testing.assert_close(watch.final[m][key], value, rtol=1e-9, atol=1e-9)
-        assert any((start[k] - v).abs().max() > 1e-3 for k, v in network.state_dict().items()), "it trained"
+        assert any((start[key] - value).abs().max() > 1e-3 for key, value in end.items()), "it trained"
 
 
 def test_ignored_rows_count_for_no_model():
