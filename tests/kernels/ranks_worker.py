@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ranks_placed
 import ranks_plain
 import torch
+import torch._dynamo  # DTensor imports it: once, not once a rank
 import torch.distributed as dist
 from ranks_common import CLASSES, cut, problem
 
