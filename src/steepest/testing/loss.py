@@ -95,8 +95,8 @@ def check_transforms(cls: type[Loss]) -> None:
             derivatives_agree(run, leaves, lacks=torch_lacks)
 
 
-def check_shapes(cls: type[Loss], first_only: bool = False) -> None:
-    """Fake and meta tensors give the shape and type of the loss and of its gradients (``first_only``: of one sample).
+def check_shapes(cls: type[Loss]) -> None:
+    """Fake and meta tensors give the shape and type of the loss and of its gradients.
 
     Where a size depends on values, torch says so.
     """
@@ -106,7 +106,7 @@ def check_shapes(cls: type[Loss], first_only: bool = False) -> None:
         inputs = [leaf.requires_grad_() for leaf in leaves]
         return run(*inputs), inputs
 
-    for loss, (args, kwargs) in loss_cases(cls)[: 1 if first_only else None]:
+    for loss, (args, kwargs) in loss_cases(cls):
         run, leaves = differentiable(loss, args, kwargs)
         inputs = [leaf.requires_grad_() for leaf in leaves]
         wanted = run(*inputs)
