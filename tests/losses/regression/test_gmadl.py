@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.model_selection import TimeSeriesSplit
 
 from steepest.core.objective import TaskInfo
 from steepest.losses.regression.gmadl import (
@@ -144,6 +145,10 @@ def test_windows_roll_and_never_look_ahead(sizes):
         assert days[b].max() < days[c].min()
         tested += days[c].tolist()
     assert tested == list(range(train + val, train + val + test * len(trios)))
+    if len(trios) > 1:  # the peer refuses a single window, and lets those end with the data
+        peer = TimeSeriesSplit(len(trios), max_train_size=train + val, test_size=test).split(days[: tested[-1] + 1])
+        for (a, b, c), (before, after) in zip(trios, peer, strict=True):
+            assert ([*days[a], *days[b]], [*days[c]]) == (before.tolist(), after.tolist())
 
 
 def test_windows_refused():
