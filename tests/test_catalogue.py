@@ -202,6 +202,14 @@ def test_there(toy):
     assert [module.there(module.find(slug)) for slug in ("thing", "half", "absent")] == [True, False, False]
 
 
+def test_a_room_imports_no_module_that_is_neither_family_nor_exported(toy):
+    _, root = toy
+    (root / "src/toy/room/helper.py").write_text("x = 1\n")
+    room = importlib.import_module("toy.room")
+    assert room.family.a == 1
+    assert not hasattr(room, "helper")
+
+
 @pytest.mark.parametrize(
     ("text", "here"),
     [

@@ -103,3 +103,14 @@ def test_the_same_weight_for_all_does_not_broadcast():
     each = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     assert torch.allclose(right, (each * weight.squeeze(1)).sum() / 6)
     assert abs(float(right) - 0.483) < 5e-4
+
+
+@pytest.mark.parametrize("lets_pass", ["weight", "reduction"])
+def test_a_function_that_takes_what_it_should_refuse_is_caught(lets_pass):
+    def tolerant(outputs, target, *, weight=None, reduction="mean"):
+        wrong = {"weight": weight, "reduction": reduction}
+        right = wrong | ({"weight": None} if lets_pass == "weight" else {"reduction": "mean"})
+        return losses.comp_sum_loss(outputs, target, **right)
+
+    with pytest.raises(AssertionError, match=lets_pass):
+        check_reduced(tolerant, (torch.randn(4, 3), torch.tensor([0, 1, 2, 0])), {})

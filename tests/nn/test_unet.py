@@ -46,3 +46,12 @@ def test_bad_sizes_are_refused():
         UNet(1, 1)(torch.zeros(1, 1, 3, 8))
     with pytest.raises(ValueError, match="inputs"):
         UNet(2, 1)(torch.zeros(1, 1, 8, 8))
+
+
+def test_no_convolution_before_a_norm_has_a_bias():
+    """The norm would take it away."""
+    assert [
+        name
+        for name, m in UNet(1, 1, width=4).named_modules()
+        if getattr(m, "bias", None) is not None and isinstance(m, torch.nn.Conv2d)
+    ] == ["last"]

@@ -15,6 +15,7 @@ from steepest.core.method import Method
 from steepest.core.reductions import widen
 from steepest.core.terms import kept_terms
 from steepest.testing import calibrator_checks, check_calibrator, check_loss, check_method, loss_checks, method_checks
+from steepest.testing._transforms import derivatives_agree
 
 
 class Apart(Loss):
@@ -295,3 +296,33 @@ def test_an_exemption_from_no_check_is_refused(base):
         suite(type("Odd", (base,), {"exempt": {"nothing": "because"}}))
     names = [name for name, _ in suite(type("Fine", (base,), {"exempt": {"declaration": "because"}}))]
     assert "declaration" not in names
+
+
+class Square(torch.autograd.Function):
+    """A square by hand without a tangent."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (x,) = ctx.saved_tensors
+        return 2 * x * upstream
+
+
+def test_a_tangent_may_be_missing_where_torch_lacks_it():
+    def run(x):
+        return Square.apply(x).sum()
+
+    inputs = [torch.tensor([1.0, -3.0], dtype=torch.float64)]
+    derivatives_agree(run, inputs, lacks=lambda error: "jvp" in str(error))
+    for lacks in ({}, {"lacks": lambda error: False}):
+        with pytest.raises(RuntimeError, match="jvp"):
+            derivatives_agree(run, inputs, **lacks)

@@ -136,3 +136,11 @@ def test_copies_and_chosen_rows_do_not_depend_on_how_they_are_looked_for(monkeyp
     monkeypatch.setattr(leaks, "_ROWS_AT_ONCE", 64)
     monkeypatch.setattr(leaks, "_FEW_CLASSES", 0)
     assert [leaks.find_copies(features, target), leaks._subsample(target, "multiclass").tolist()] == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [(b'a\n"b', 2), (b'"a\nb"\nc', 6), (b'a\n"b\nc', 2), (b'"a\nb', 0), (b'""\n""', 3), (b"a", 0)],
+)
+def test_a_block_ends_where_quotes_are_closed(text: bytes, cut: int) -> None:
+    assert blocks._last_end(text, b"\n") == cut

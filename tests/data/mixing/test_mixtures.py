@@ -9,7 +9,7 @@ from torch import nn
 
 from steepest.core.objective import Batch
 from steepest.data.mixing._mixtures import Mixup, beta_draws, draw_mixture, row_losses
-from steepest.losses import CrossEntropyLoss
+from steepest.losses import AnyLoss, CrossEntropyLoss, PSKDLoss
 from steepest.losses.classification.orthogonal_projection import CrossEntropyWithOPL
 from steepest.testing import check_method
 
@@ -62,3 +62,12 @@ def test_mixup_keeps_the_contract_of_methods():
 def test_losses_of_the_batch_are_refused():
     with pytest.raises(ValueError, match="loss of samples"):
         row_losses(CrossEntropyWithOPL(), torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "objective", [AnyLoss("f1"), PSKDLoss(3, 3, 10), CrossEntropyWithOPL(0.5)], ids=["of the batch", "needs", "both"]
+)
+def test_a_mixed_label_needs_a_loss_of_rows_and_nothing_else(objective):
+    outputs = torch.randn(3) if objective.name == "anyloss" else torch.randn(3, 3)
+    with pytest.raises(ValueError, match="objective: expected a loss of samples that needs outputs and target only"):
+        row_losses(objective, outputs, torch.tensor([0, 1, 1]))

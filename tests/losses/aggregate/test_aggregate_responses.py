@@ -188,6 +188,8 @@ def test_refused():
         BagLoss()(F4, INDEX, torch.zeros(3))
     with pytest.raises(ValueError, match="x: expected a positive multiple of 3 rows"):
         aggregate_risk(torch.zeros(4, 2), torch.zeros(2), 1.0, 3, 0.5)
+    with pytest.raises(ValueError, match="x: expected a positive multiple of 3 rows"):
+        aggregate_risk(torch.zeros(0, 2), torch.zeros(2), 1.0, 3, 0.5)
     with pytest.raises(ValueError, match="n: expected a multiple of 3"):
         asymptotic_aggregate_risk(10, 3, 2, 0.5)
     for rho, d in ((0.0, 3), (0.5, 9)):
