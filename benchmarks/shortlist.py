@@ -33,7 +33,7 @@ def measured(table: str, folds: int, trials: int, epochs: int) -> dict[str, Any]
     """Mean ranks and mean standardised gains of the shortlist on one table, by objective."""
     path = Path(os.environ.get("STEEPEST_DATA", "data")) / table
     with tempfile.TemporaryDirectory() as out:
-        found = steepest.compare(
+        comparison = steepest.compare(
             str(path) if table.endswith(".csv") else table,
             repeats=1,
             folds=folds,
@@ -46,7 +46,7 @@ def measured(table: str, folds: int, trials: int, epochs: int) -> dict[str, Any]
             out=out,
             quiet=True,
         )
-    results = found.results
+    results = comparison.results
     sign = 1 if results["metric"]["greater_is_better"] else -1
     names = [row["name"] for row in results["rows"] if row["kind"] == "objective"]
     scores = sign * np.array([results["fold_scores"][name] for name in names], dtype=float)
@@ -74,13 +74,13 @@ def main() -> None:
         print(f"{table}: {tables[-1]['ranks']}", flush=True)
     orders = {}
     for kind in ("classes", "numbers"):
-        own = [found for found in tables if (found["task"] == "regression") == (kind == "numbers")]
-        names = sorted({name for found in own for name in found["ranks"]})
+        own = [measures for measures in tables if (measures["task"] == "regression") == (kind == "numbers")]
+        names = sorted({name for measures in own for name in measures["ranks"]})
         rows = []
         for name in names:
-            known = [found for found in own if name in found["ranks"]]
-            place = float(np.mean([found["ranks"][name] for found in known]))
-            gain = float(np.mean([found["gains"][name] for found in known]))
+            known = [measures for measures in own if name in measures["ranks"]]
+            place = float(np.mean([measures["ranks"][name] for measures in known]))
+            gain = float(np.mean([measures["gains"][name] for measures in known]))
             rows.append({"name": name, "tables": len(known), "mean_rank": round(place, 3), "gain": round(gain, 4)})
         orders[kind] = sorted(rows, key=lambda row: row["mean_rank"])
         for row in orders[kind]:
