@@ -135,6 +135,21 @@ def test_the_tail_keeps_row_sums_and_column_sums(memory):
     assert off[True] < off[False]
 
 
+@pytest.mark.parametrize("memory", ["auto", 8 * 60 * 40])
+def test_the_tail_keeps_what_the_weights_gradients_sum_to(memory):
+    """Over the classes: of each row, its slopes times its hidden state."""
+    h = torch.randn(40, 6, dtype=torch.float64)
+    bias, y = -torch.arange(60, dtype=torch.float64) / 4, torch.arange(40) % 30
+
+    def summed(filter):
+        w = torch.linspace(-1, 1, 360, dtype=torch.float64).reshape(60, 6).requires_grad_()
+        loss = linear_cross_entropy(h, w, y, bias=bias, filter=filter, memory=memory, reduction="sum")
+        return torch.autograd.grad(loss, w)[0].sum(0)
+
+    torch.testing.assert_close(summed(GradientFilter(0.02, tail=True)), summed(None), rtol=0, atol=1e-12)
+    assert (summed(GradientFilter(0.02, tail=False)) - summed(None)).abs().max() > 1e-3
+
+
 def test_dropped_mass_is_bounded_on_request():
     for bound in (0.3, 0.05, 1e-3):
         chosen = GradientFilter(0.5, max_dropped=bound)
