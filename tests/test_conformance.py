@@ -10,15 +10,31 @@ import torch
 
 from steepest.catalogue import systems, there
 from steepest.comparison.design.objectives import known_objectives
+from steepest.core.aggregator import Aggregator
+from steepest.core.balancer import Balancer
 from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
-from steepest.testing import calibrator_checks, loss_checks, method_checks, objective, objective_checks
+from steepest.testing import (
+    aggregator_checks,
+    balancer_checks,
+    calibrator_checks,
+    loss_checks,
+    method_checks,
+    objective,
+    objective_checks,
+)
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
 SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "huber"]
-SUITES = {Loss: loss_checks, Calibrator: calibrator_checks, Method: method_checks}
+SUITES = {
+    Loss: loss_checks,
+    Calibrator: calibrator_checks,
+    Method: method_checks,
+    Aggregator: aggregator_checks,
+    Balancer: balancer_checks,
+}
 
 
 def members(contract):

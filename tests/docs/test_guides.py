@@ -176,7 +176,7 @@ def test_the_readme_says_how_many_systems_there_are() -> None:
     here, here_published = sum(map(there, systems())), sum(map(there, published))
     own = len(systems()) - len(published)
     assert (
-        f"{len(systems())} systems: {len(published)} publications and {own} built-in losses. "
+        f"{len(systems())} systems: {len(published)} publications and {own} built-in parts. "
         f"{here} of them are there today, {here_published} of these publications"
     ) in text
 

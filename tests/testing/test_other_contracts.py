@@ -8,13 +8,26 @@ import pytest
 import torch
 from torch import nn
 
+from steepest.core.aggregator import PROPERTIES, Aggregator, GramianAggregator
+from steepest.core.balancer import Balancer
 from steepest.core.calibrator import Calibrator
 from steepest.core.checks import check_tensor
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.reductions import widen
 from steepest.core.terms import kept_terms
-from steepest.testing import calibrator_checks, check_calibrator, check_loss, check_method, loss_checks, method_checks
+from steepest.testing import (
+    aggregator_checks,
+    balancer_checks,
+    calibrator_checks,
+    check_aggregator,
+    check_balancer,
+    check_calibrator,
+    check_loss,
+    check_method,
+    loss_checks,
+    method_checks,
+)
 from steepest.testing._transforms import derivatives_agree
 
 
@@ -247,13 +260,157 @@ class Memory(Doubled):
         return super().loss(model, batch, objective) * self.calls
 
 
+class Rows(Aggregator):
+    """Example."""
+
+    name = "rows"
+    properties = frozenset({"linear_under_scaling", "homogeneous", "permutation_invariant", "in_span"})
+
+    def _aggregate(self, jacobian):
+        return jacobian.sum(0)
+
+
+class EachProperty(Rows):
+    """Example."""
+
+    properties = frozenset(PROPERTIES)
+
+
+class First(EachProperty):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian[0]
+
+
+class Squares(EachProperty):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian.square().sum(0).clamp_max(1e30)
+
+
+class Unit(EachProperty):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian.sum(0) / jacobian.sum(0).norm().clamp_min(1e-30)
+
+
+class Divides(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return (jacobian / jacobian.norm(dim=1, keepdim=True)).sum(0)
+
+
+COUNT = itertools.count(1)
+
+
+class TimesCalls(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian.sum(0) * next(COUNT)
+
+
+class WritesRows(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian.mul_(2.0).sum(0)
+
+
+class Low(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        total = torch.zeros_like(jacobian[0])
+        for row in jacobian:
+            total += row
+        return total
+
+
+class Fills(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        return jacobian.nan_to_num().sum(0)
+
+
+class Remembers(Rows):
+    """Example."""
+
+    def _aggregate(self, jacobian):
+        self.last = jacobian.sum(0) + getattr(self, "last", 0.0)
+        return self.last
+
+
+class ByJacobian(GramianAggregator):
+    """Example."""
+
+    name = "by_jacobian"
+
+    def _weigh(self, cosines, lengths):
+        return lengths * (1 + lengths.max())
+
+    def weights(self, gramian, /):
+        return torch.ones(len(gramian), dtype=gramian.dtype)
+
+
+class Added(Balancer):
+    """Example."""
+
+    name = "added"
+
+    def _balance(self, losses):
+        return losses.sum()
+
+
+class Cut(Added):
+    """Example."""
+
+    def _balance(self, losses):
+        return losses[0] + losses[1:].detach().sum()
+
+
+class Counted(Added):
+    """Example."""
+
+    def _balance(self, losses):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.calls * losses.sum()
+
+
+class Wide(Added):
+    """Example."""
+
+    def _balance(self, losses):
+        return losses.double().sum()
+
+
+class AnyNumber(Added):
+    """Example."""
+
+    def forward(self, losses):
+        return sum(losses)
+
+
 def test_good_members_pass():
+    check_aggregator(Rows)
+    check_balancer(Added)
     check_loss(Apart)
     check_calibrator(Temperature)
     check_method(Doubled)
 
 
-SOUND = [(loss_checks, Apart), (calibrator_checks, Temperature), (method_checks, Doubled)]
+SOUND = [
+    (loss_checks, Apart),
+    (calibrator_checks, Temperature),
+    (method_checks, Doubled),
+    (aggregator_checks, Rows),
+    (balancer_checks, Added),
+]
 BROKEN = [
     (loss_checks, NoExample, "declaration"),
     *(
@@ -280,6 +437,24 @@ BROKEN = [
     (method_checks, Zero, "loss"),
     (method_checks, Own, "seed"),
     (method_checks, Memory, "resume"),
+    (aggregator_checks, EachProperty, "non_conflicting"),
+    (aggregator_checks, EachProperty, "stationary"),
+    (aggregator_checks, First, "permutation_invariant"),
+    (aggregator_checks, Squares, "in_span"),
+    (aggregator_checks, Squares, "homogeneous"),
+    (aggregator_checks, Unit, "linear_under_scaling"),
+    (aggregator_checks, Divides, "structure"),
+    (aggregator_checks, Divides, "nothing_to_do"),
+    (aggregator_checks, TimesCalls, "seed"),
+    (aggregator_checks, WritesRows, "structure"),
+    (aggregator_checks, Low, "halves"),
+    (aggregator_checks, Fills, "bad_input"),
+    (aggregator_checks, Remembers, "state"),
+    (aggregator_checks, ByJacobian, "gramian"),
+    (balancer_checks, Cut, "gradient"),
+    (balancer_checks, Counted, "state"),
+    (balancer_checks, Wide, "value"),
+    (balancer_checks, AnyNumber, "bad_input"),
 ]
 
 

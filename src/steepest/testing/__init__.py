@@ -1,5 +1,7 @@
 """The public conformance suites: what each contract promises, as checks that a third party can run on its own class."""
 
+from .aggregator import aggregator_checks, check_aggregator
+from .balancer import balancer_checks, check_balancer
 from .calibrator import calibrator_checks, check_calibrator
 from .function import check_function, check_reduced, function_checks, is_loss_function
 from .loss import check_loss, loss_checks
@@ -7,7 +9,11 @@ from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
 
 __all__ = [
+    "aggregator_checks",
+    "balancer_checks",
     "calibrator_checks",
+    "check_aggregator",
+    "check_balancer",
     "check_calibrator",
     "check_function",
     "check_loss",

@@ -1,0 +1,151 @@
+// Projections onto the dual cone of some rows, from their Gramian: for each right side k the least of v' G v with
+// v >= e_k, G being symmetric and positive semi-definite with 1 (or 0) on its diagonal, in float64.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace steepest {
+
+constexpr int SWEEPS = 16;       // of descent by coordinates, before sets are looked for
+constexpr int PATIENCE = 3;      // exchanges of whole sets that may bring nothing
+constexpr int ROUNDS = 40;       // of exchanges
+constexpr double RIDGE = 1e-13;  // on the diagonal: of solutions that give one projection, the shortest
+constexpr double FLAT = 1e-12;   // what is no further below 0 is 0
+
+typedef double v8 __attribute__((vector_size(64), aligned(8)));
+
+static double dot(const double* a, const double* b, int64_t count) {
+  v8 sum = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) sum += *(const v8*)(a + i) * *(const v8*)(b + i);
+  double total = ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+  for (; i < count; ++i) total += a[i] * b[i];
+  return total;
+}
+
+struct Problem {
+  int64_t m, k = 0;
+  const double* gram;
+  std::vector<double> z, slope, factor, step;
+  std::vector<int64_t> rows, factored;
+  std::vector<char> is_free;
+
+  Problem(int64_t size, const double* g)
+      : m(size), gram(g), z(size), slope(size), factor(size * size), step(size), is_free(size) {}
+
+  const double* row(int64_t i) const { return gram + i * m; }
+
+  // slope = (G + RIDGE) (e_k + z)
+  void slopes() {
+    std::copy(row(k), row(k) + m, slope.begin());
+    slope[k] += RIDGE;
+    for (int64_t i = 0; i < m; ++i) {
+      if (z[i] == 0.0) continue;
+      const double by = z[i];
+      const double* own = row(i);
+      for (int64_t j = 0; j < m; ++j) slope[j] += by * own[j];
+      slope[i] += by * RIDGE;
+    }
+  }
+
+  // True where nothing moves any more, to the last bit.
+  bool sweep() {
+    bool rests = true;
+    for (int64_t j = 0; j < m; ++j) {
+      if (row(j)[j] == 0.0) continue;
+      const double by = std::max(-z[j], -slope[j] / (row(j)[j] + RIDGE));
+      if (by == 0.0) continue;
+      rests = false;
+      z[j] += by;
+      const double* own = row(j);
+      for (int64_t i = 0; i < m; ++i) slope[i] += by * own[i];
+      slope[j] += by * RIDGE;
+    }
+    return rests;
+  }
+
+  // z of the free rows such that their slope is 0, and 0 of the others.
+  void solve() {
+    rows.clear();
+    for (int64_t i = 0; i < m; ++i)
+      if (is_free[i]) rows.push_back(i);
+    const int64_t count = (int64_t)rows.size();
+    int64_t known = 0;  // lines of the factor that the last set had too
+    while (known < count && known < (int64_t)factored.size() && factored[known] == rows[known]) ++known;
+    for (int64_t p = known; p < count; ++p) {
+      double* line = factor.data() + p * m;
+      const double* own = row(rows[p]);
+      for (int64_t q = 0; q < p; ++q) {
+        const double* before = factor.data() + q * m;
+        line[q] = (own[rows[q]] - dot(line, before, q)) / before[q];
+      }
+      line[p] = std::sqrt(std::max(own[rows[p]] + RIDGE - dot(line, line, p), RIDGE / 16));
+    }
+    factored = rows;
+    for (int64_t p = 0; p < count; ++p) {
+      const double* line = factor.data() + p * m;
+      step[p] = (-row(k)[rows[p]] - (rows[p] == k ? RIDGE : 0.0) - dot(line, step.data(), p)) / line[p];
+    }
+    for (int64_t p = count - 1; p >= 0; --p) {
+      const double* line = factor.data() + p * m;
+      step[p] /= line[p];
+      const double by = step[p];
+      for (int64_t q = 0; q < p; ++q) step[q] -= by * line[q];
+    }
+    std::fill(z.begin(), z.end(), 0.0);
+    for (int64_t p = 0; p < count; ++p) z[rows[p]] = step[p];
+  }
+
+  // Exchange of sets by Judice and Pires, from the rows that the sweeps have freed; false where it finds no end.
+  bool finish() {
+    for (int64_t i = 0; i < m; ++i) is_free[i] = z[i] > 0.0;
+    int64_t fewest = m + 1;
+    int patience = PATIENCE;
+    for (int round = 0; round < ROUNDS; ++round) {
+      solve();
+      slopes();
+      int64_t wrong = 0, last = -1;
+      for (int64_t i = 0; i < m; ++i) {
+        const bool bad = is_free[i] ? z[i] < -FLAT : slope[i] < -FLAT;
+        wrong += bad;
+        if (bad) last = i;
+      }
+      if (!wrong) return true;
+      const bool all = wrong < fewest || patience > 0;
+      if (wrong < fewest) {
+        fewest = wrong;
+        patience = PATIENCE;
+      } else if (patience > 0) {
+        --patience;
+      }
+      for (int64_t i = 0; i < m; ++i) {
+        const bool bad = is_free[i] ? z[i] < -FLAT : slope[i] < -FLAT;
+        if (bad && (all || i == last)) is_free[i] = !is_free[i];
+      }
+    }
+    return false;
+  }
+};
+
+}  // namespace steepest
+
+extern "C" {
+
+// gram [m, m]; projected [m, m]: row k is for e_k; finished [m]: 0 where a row is no solution.
+void project_dual_cone(const double* gram, double* projected, uint8_t* finished, int64_t m) {
+  using namespace steepest;
+  Problem problem(m, gram);
+  for (int64_t k = 0; k < m; ++k) {
+    problem.k = k;
+    std::fill(problem.z.begin(), problem.z.end(), 0.0);
+    problem.slopes();
+    bool done = false;
+    for (int sweep = 0; sweep < SWEEPS && !done; ++sweep) done = problem.sweep();
+    done = done || problem.finish();
+    finished[k] = done;
+    for (int64_t i = 0; i < m; ++i) projected[k * m + i] = std::max(problem.z[i], 0.0) + (i == k);
+  }
+}
+}

@@ -1,0 +1,7 @@
+"""Aggregators: from the Jacobian of several losses to one direction."""
+
+from __future__ import annotations
+
+from ...catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)
