@@ -40,6 +40,7 @@ BUILT_IN = {
     "mean-gradient",
     "mgda",
     "pcgrad",
+    "sample-gramian",
     "perp-grad",
     "quantile",
     "squared-error",

@@ -42,6 +42,8 @@ class UPGrad(GramianAggregator):
         {"non_conflicting", "linear_under_scaling", "homogeneous", "permutation_invariant", "in_span", "stationary"}
     )
 
+    pref_vector: Tensor | None
+
     def __init__(self, pref_vector: Tensor | None = None) -> None:
         super().__init__()
         if pref_vector is not None:
