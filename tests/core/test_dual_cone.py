@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steepest.core import dual_cone, native
-from steepest.core.dual_cone import projections
+from steepest.core.dual_cone import weights
 
 needs_library = pytest.mark.skipif(dual_cone._library(native.level()) is None, reason="no compiler")
 
@@ -18,6 +18,11 @@ needs_library = pytest.mark.skipif(dual_cone._library(native.level()) is None, r
 def form(request, monkeypatch):
     if request.param == "least squares":
         monkeypatch.setattr(dual_cone, "_library", lambda level: None)
+
+
+def projections(gram):
+    """Row k: of the projection of row k."""
+    return torch.stack([weights(gram, bound) for bound in torch.eye(len(gram), dtype=gram.dtype)])
 
 
 def unit_rows(rows, width, rank, seed, agreement=0.0):
@@ -90,4 +95,15 @@ def test_what_the_exchange_of_sets_leaves_is_solved_by_least_squares(monkeypatch
 
 @pytest.mark.usefixtures("form")
 def test_nan_stays():
-    assert projections(torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]])).isnan().all()
+    assert weights(torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]])).isnan().all()
+
+
+@pytest.mark.usefixtures("form")
+def test_lengths_and_preferences_are_factors():
+    jacobian = unit_rows(4, 6, 4, 3, -0.5)
+    lengths = torch.tensor([1e-20, 1.0, 1e20, 3.0], dtype=torch.float64)
+    long = lengths.unsqueeze(1) * jacobian
+    p = torch.tensor([0.1, 0.0, 2.0, 0.7], dtype=torch.float64)
+    direction = weights(long @ long.T, p) @ long
+    wanted = (p * lengths) @ projections(jacobian @ jacobian.T) @ jacobian
+    torch.testing.assert_close(direction, wanted, rtol=1e-9, atol=0.0)

@@ -351,7 +351,7 @@ class ByJacobian(GramianAggregator):
 
     name = "by_jacobian"
 
-    def _weigh(self, cosines, lengths):
+    def _weigh_cosines(self, cosines, lengths):
         return lengths * (1 + lengths.max())
 
     def weights(self, gramian, /):

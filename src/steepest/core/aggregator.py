@@ -69,8 +69,7 @@ class Aggregator(Arguments, nn.Module):
 class GramianAggregator(Aggregator):
     """An aggregator whose direction is a weighted sum of the rows, and whose weights follow from J J' alone.
 
-    Members write :meth:`_weigh`, which gets the Gramian of the rows at length 1 in float64 and their lengths, and gives
-    the weights of the rows at length 1. So no square of a tiny or a huge gradient is ever formed.
+    Members write :meth:`_weigh`, or :meth:`_weigh_cosines`, which gets rows at length 1.
     """
 
     @torch.no_grad()
@@ -83,20 +82,25 @@ class GramianAggregator(Aggregator):
         _check_matrix("gramian", gramian)
         if gramian.shape[0] != gramian.shape[1]:
             refuse("gramian", "a square matrix [m, m]", gramian)
-        wide = gramian.detach().double()
-        lengths = wide.diagonal().clamp_min(0.0).sqrt()
-        inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
-        weights = self._weigh(inverse.unsqueeze(1) * wide * inverse, lengths) * inverse
-        return weights.to(gramian.dtype)
+        return self._weigh(gramian.detach().double(), None).to(gramian.dtype)
 
     def _aggregate(self, jacobian: Tensor) -> Tensor:
         top, gramian = scaled_gramian(jacobian)
+        return combination(self._weigh(gramian, top), jacobian, top)
+
+    def _weigh(self, gramian: Tensor, scale: Tensor | None) -> Tensor:
+        """Weights ``[m]`` in float64 that give the direction of rows ``scale_i r_i`` as a sum of the r_i, by r r'.
+
+        So no square of a tiny or a huge gradient is ever formed: the largest number in each r_i is 1, unless ``scale``
+        is None, for 1.
+        """
         lengths = gramian.diagonal().sqrt()
         inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
-        weights = self._weigh(inverse.unsqueeze(1) * gramian * inverse, lengths * top)
-        return combination(weights * inverse, jacobian, top)
+        cosines = inverse.unsqueeze(1) * gramian * inverse
+        return self._weigh_cosines(cosines, lengths if scale is None else lengths * scale) * inverse
 
-    def _weigh(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+    def _weigh_cosines(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+        """Weights ``[m]`` of the rows at length 1, from their Gramian and their lengths, in float64."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@
 
 namespace steepest {
 
-constexpr int SWEEPS = 16;       // of descent by coordinates, before sets are looked for
+constexpr int SWEEPS = 8;        // of descent by coordinates, before sets are looked for
 constexpr int PATIENCE = 3;      // exchanges of whole sets that may bring nothing
 constexpr int ROUNDS = 40;       // of exchanges
 constexpr double RIDGE = 1e-13;  // on the diagonal: of solutions that give one projection, the shortest
@@ -133,10 +133,19 @@ struct Problem {
 
 extern "C" {
 
-// gram [m, m]; projected [m, m]: row k is for e_k; finished [m]: 0 where a row is no solution.
-void project_dual_cone(const double* gram, double* projected, uint8_t* finished, int64_t m) {
+// gram [m, m]: rows at their own lengths. To cosines [m, m] and lengths [m] go the Gramian at length 1 and the lengths; to
+// projected [m, m] row by row the solution for e_k; to finished [m] 0 where a row is none; to weights [m] the weights of
+// the rows of gram in sum_k preference_k proj(row k). Gives how many rows are no solution.
+int64_t dual_cone_weights(const double* gram, const double* preference, int64_t m, double* cosines, double* lengths,
+                          double* projected, uint8_t* finished, double* weights) {
   using namespace steepest;
-  Problem problem(m, gram);
+  for (int64_t i = 0; i < m; ++i) lengths[i] = std::sqrt(gram[i * m + i]);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < m; ++j)
+      cosines[i * m + j] = lengths[i] > 0 && lengths[j] > 0 ? gram[i * m + j] / lengths[i] / lengths[j] : 0.0;
+  Problem problem(m, cosines);
+  int64_t unfinished = 0;
+  std::fill(weights, weights + m, 0.0);
   for (int64_t k = 0; k < m; ++k) {
     problem.k = k;
     std::fill(problem.z.begin(), problem.z.end(), 0.0);
@@ -145,7 +154,13 @@ void project_dual_cone(const double* gram, double* projected, uint8_t* finished,
     for (int sweep = 0; sweep < SWEEPS && !done; ++sweep) done = problem.sweep();
     done = done || problem.finish();
     finished[k] = done;
-    for (int64_t i = 0; i < m; ++i) projected[k * m + i] = std::max(problem.z[i], 0.0) + (i == k);
+    unfinished += !done;
+    for (int64_t i = 0; i < m; ++i) {
+      projected[k * m + i] = std::max(problem.z[i], 0.0) + (i == k);
+      weights[i] += preference[k] * lengths[k] * projected[k * m + i];
+    }
   }
+  for (int64_t i = 0; i < m; ++i) weights[i] = lengths[i] > 0 ? weights[i] / lengths[i] : 0.0;
+  return unfinished;
 }
 }

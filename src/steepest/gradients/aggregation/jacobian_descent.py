@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float as F
 from torch import Tensor, nn
 
+from ...core import dual_cone
 from ...core.aggregator import Aggregator, GramianAggregator
 from ...core.balancer import as_losses
 from ...core.checks import check_tensor, refuse
-from ...core.dual_cone import projections
 from ..joint import backward
 
 
@@ -52,13 +52,13 @@ class UPGrad(GramianAggregator):
                 refuse("pref_vector", "numbers >= 0", pref_vector)
         self.register_buffer("pref_vector", pref_vector)
 
-    def _weigh(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+    def _weigh(self, gramian: Tensor, scale: Tensor | None) -> Tensor:
         preference = self.pref_vector
-        if preference is None:
-            preference = torch.full_like(lengths, 1 / len(lengths))
-        elif len(preference) != len(lengths):
-            refuse("jacobian", f"{len(preference)} rows, as pref_vector", lengths)
-        return (preference.to(lengths) * lengths) @ projections(cosines)
+        if preference is not None and len(preference) != len(gramian):
+            refuse("jacobian", f"{len(preference)} rows, as pref_vector", gramian)
+        if scale is not None:
+            preference = scale / len(scale) if preference is None else preference.to(scale) * scale
+        return dual_cone.weights(gramian, preference)
 
 
 def project_dual_cone(jacobian: F[Tensor, "m n"]) -> F[Tensor, "m n"]:

@@ -28,7 +28,7 @@ class MGDA(GramianAggregator):
     name = "mgda"
     properties = frozenset({"non_conflicting", "homogeneous", "permutation_invariant", "in_span", "stationary"})
 
-    def _weigh(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+    def _weigh_cosines(self, cosines: Tensor, lengths: Tensor) -> Tensor:
         if not bool(torch.isfinite(cosines).all()):
             return torch.full_like(lengths, torch.nan)
         shortest = lengths.min()

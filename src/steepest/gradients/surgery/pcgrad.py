@@ -39,7 +39,7 @@ class PCGrad(GramianAggregator):
         check_choice("reduction", reduction, ("sum", "mean"))
         self.reduction, self.generator = reduction, generator
 
-    def _weigh(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+    def _weigh_cosines(self, cosines: Tensor, lengths: Tensor) -> Tensor:
         rows = len(lengths)
         orders = torch.rand(rows, rows, generator=self.generator)
         orders.fill_diagonal_(2.0)  # itself comes last, and is left out
