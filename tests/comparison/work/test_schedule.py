@@ -19,7 +19,7 @@ from steepest.comparison.verdict.basis import Basis, find_basis
 from steepest.comparison.work import executor, schedule
 from steepest.comparison.work.cells import CellResult
 from steepest.comparison.work.costs import Costs
-from steepest.comparison.work.schedule import Schedule
+from steepest.comparison.work.schedule import Course, Schedule
 from steepest.comparison.work.store import Store
 from steepest.comparison.work.timing import LearnerTime
 
@@ -398,8 +398,26 @@ def test_the_fit_of_a_winner_that_may_be_a_learner_is_kept_time_for(
 ) -> None:
     settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, classical=("dear",))
     machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 1e-4), "dear": 10.0})
-    done, _ = run(Context(context.table, settings), machine, tmp_path, 300)
+    with monkeypatch.context() as patch:
+        patch.setattr(Schedule, "_higher", lambda *_: None)
+        done, _ = run(Context(context.table, settings), machine, tmp_path, 300)
     assert len([job for job in machine.done if job.name == "dear"]) >= 5
     assert done.learners == ("dear",)
     assert done._reserve(done.levels[0]) == pytest.approx(1.3 * 10.0 + schedule.REPORT)
     assert machine.now <= 300 - 13
+    kept_for = []
+    monkeypatch.setattr(done, "choose", lambda: kept_for.append(done.learners) or (0, None))
+    done._higher(Course(done.levels[0], NAMES, 3))
+    assert kept_for == [()], "at another level others have time"
+
+
+def test_without_time_for_learners_none_is_timed_and_that_is_said(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, repeats=1, classical=("cheap",))
+    machine = Machine(monkeypatch, **dict.fromkeys(NAMES, 1e-4))
+    monkeypatch.setattr(schedule, "LEARNERS", 0.0)
+    done, basis = run(Context(context.table, settings), machine, tmp_path, 150)
+    assert machine.timed == []
+    assert done.left_out == {"cheap": {"seconds": 0.0, "stopped": False}}
+    assert basis.whole

@@ -154,6 +154,11 @@ def _why(seconds: float, *, stopped: bool) -> str:
     >>> _why(600, stopped=False), _why(90, stopped=True), _why(0, stopped=True)
     ('was left out: it needs about 10m of one core', 'was stopped: it needs 1m30s of one core or more', 'was stopped')
     """
-    if stopped:
-        return f"was stopped: it needs {words_of(seconds)} of one core or more" if seconds else "was stopped"
-    return f"was left out: it needs about {words_of(seconds)} of one core"
+    if not seconds:
+        return "was stopped" if stopped else "was left out"
+    needs = words_of(seconds)
+    return (
+        f"was stopped: it needs {needs} of one core or more"
+        if stopped
+        else f"was left out: it needs about {needs} of one core"
+    )

@@ -155,6 +155,10 @@ class Schedule:
             return ()
         self.learners = ()
         seconds = min(LEARNERS * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
+        if seconds <= 0:
+            for name in self.context.settings.classical:
+                self.left_out[name] = {"seconds": 0.0, "stopped": False}
+            return ()
         began, waited = self.deadline.clock(), executor.waited
         self._time_learners(level, seconds, executor)
         self._learners_end = began + seconds - waited  # processes that start are no work of learners
@@ -405,6 +409,7 @@ class Schedule:
         here = [(design.level, design.objectives) for design in self.designs].index(
             (course.level, len(course.objectives))
         )
+        self.learners = ()  # at another level others have time
         place, larger = self.choose()
         return (place, larger) if place < here else None
 
