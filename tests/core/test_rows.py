@@ -34,7 +34,7 @@ def test_softmax_is_that_of_float64(shape, scale, shift, level, always):
     z = drawn(shape, scale, shift)
     p = torch.full(shape, -1.0)
     assert rows.runs(z, p)
-    top, total = rows.softmax(z, p)
+    top, rest = rows.softmax(z, p)
     exact = z.double().softmax(1)
     below = (z - z.amax(1, keepdim=True)).double()
     # z - top is rounded; 8: an exponential and the division; a sum adds at most 64 values to one lane
@@ -42,7 +42,7 @@ def test_softmax_is_that_of_float64(shape, scale, shift, level, always):
     assert ((p - exact).abs() <= EPS * share * exact + torch.finfo(torch.float32).tiny).all()
     assert torch.equal(top, z.amax(1, keepdim=True))
     sums = below.exp().sum(1, keepdim=True)
-    assert ((total - sums).abs() <= EPS * share.amax(1, keepdim=True) * sums).all()
+    assert ((1 + rest - sums).abs() <= EPS * share.amax(1, keepdim=True) * sums).all()
 
 
 @needs_library
@@ -67,27 +67,82 @@ def test_threads_change_no_bit(shape, always):
         torch.set_num_threads(threads)
         p = torch.empty_like(z)
         found.append((p, *rows.softmax(z, p)))
-        rows.scale(p, *torch.ones(2, len(p), 1).unbind(), target=torch.zeros(len(p), dtype=torch.int64))
+        rows.mix(p, None, None, 2.0, z, 3.0, torch.ones(len(p), 1), None)
+        found[-1] += rows.moments(z)
     for one, two in zip(*found):
         assert torch.equal(one, two)
 
 
 @needs_library
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_are_scaled_and_added_to(shape, level, always):
-    g, factor, value = drawn(shape), drawn((len(drawn(shape)), 1)), drawn((shape[0], 1), 2.0)
-    target = torch.arange(shape[0]) % shape[1]
-    wanted = g * factor
-    wanted[torch.arange(shape[0]), target] += value.squeeze(1)
-    rows.scale(g, factor, value, target)
-    assert torch.equal(g, wanted)
+@pytest.mark.parametrize("kind", ["scaled", "added to", "replaced"])
+def test_rows_are_mixed(shape, kind, level, always):
+    g, z, target = drawn(shape), drawn(shape, 1.0, 5.0), torch.arange(shape[0]) % shape[1]
+    factor, slope, centre, shift, value = drawn((5 * shape[0], 1)).view(5, -1, 1).unbind()
+    factor = None if kind == "replaced" else factor
+    own = 0.0 if factor is None else factor.double() * g
+    other = 0.0 if kind == "scaled" else slope.double() * (z - centre)
+    wanted = (own + other + shift.double()).scatter(1, target.unsqueeze(1), value.double())
+    rows.mix(g, target, value, factor, *((None,) * 3 if kind == "scaled" else (z, slope, centre)), shift)
+    size = torch.as_tensor(own).abs() + torch.as_tensor(other).abs() + shift.abs()
+    assert ((g - wanted).abs() <= 2 * EPS * size).all()
+
+
+@needs_library
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_moments_are_those_of_float64(shape, shift, level, always):
+    z = drawn(shape, 1.0, shift)
+    mean, squares = rows.moments(z)
+    exact, least = z.double(), EPS * (4 + min(shape[1], 64) / 2)
+    apart = exact - exact.mean(1, keepdim=True)
+    assert ((mean - exact.mean(1, keepdim=True)).abs() <= EPS * exact.abs().amax(1, keepdim=True)).all()
+    # the mean that is subtracted is a float32: off by half its last bit
+    off = EPS * exact.abs().amax(1, keepdim=True)
+    wanted = apart.square().sum(1, keepdim=True)
+    assert (
+        (squares - wanted).abs()
+        <= least * wanted + shape[1] * off.square() + 4 * off * apart.abs().sum(1, keepdim=True)
+    ).all()
+    y = torch.arange(shape[0]) % shape[1]
+    _, squares = rows.moments(z, y, 0.5)
+    wanted = (exact - 0.5).square().scatter(1, y.unsqueeze(1), 0.0).sum(1, keepdim=True)
+    assert ((squares - wanted).abs() <= least * wanted).all()
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] > 1])
+@pytest.mark.parametrize("size", [1e-4, 3.0, 40.0])
+@pytest.mark.parametrize("numbers", ["none", "one", "each"])
+def test_what_a_loss_of_the_target_needs(shape, size, numbers, level, always):
+    """All parts to a few roundings of their own size, however small."""
+    z, y = drawn(shape, size), torch.arange(shape[0]) % shape[1]
+    scale, shift = {"none": (1.0, 0.0), "one": (0.7, -0.4), "each": (None, None)}[numbers]
+    if numbers == "each":
+        scale, shift = 0.1 + torch.rand(2, shape[0], 1).unbind()[0], drawn((shape[0], 1), 0.5)
+    found = []
+    for least in (1, 1 << 62):
+        rows.WORTH, p = least, torch.empty(shape)
+        found.append((*rowwise.target_softmax(z, p, y, scale=scale, shift=shift, excess=True), p))
+    column, columns = y.unsqueeze(1), [torch.as_tensor(v).expand(shape[0], 1).double() for v in (scale, shift)]
+    u = z.scatter_add(1, column, columns[1].float()).double()
+    top = u.amax(1, keepdim=True)
+    u = (u - top) * columns[0]
+    rest = u.exp().scatter(1, u.argmax(1, keepdim=True), 0.0).sum(1, keepdim=True)
+    away = u.softmax(1).scatter(1, column, 0.0).sum(1, keepdim=True)
+    wanted = (top, u.gather(1, column), rest, away, u.expm1().sum(1, keepdim=True), u.softmax(1))
+    # u is rounded, and so is what is moved; an exponential multiplies that by e^u
+    allowed = EPS * (8 + 2 * u.abs().amax(1, keepdim=True) + min(shape[1], 64) / 2)
+    for parts in found:
+        for part, exact in zip(parts, wanted):
+            assert ((part - exact).abs() <= allowed * exact.abs() + torch.finfo(torch.float32).tiny).all()
 
 
 @needs_library
 def test_a_target_outside_the_row_writes_nothing(always):
     g = torch.zeros(3, 4)
-    rows.scale(g[1:2], torch.ones(1, 1), torch.ones(1, 1), torch.tensor([4]))
-    rows.scale(g[1:2], torch.ones(1, 1), torch.ones(1, 1), torch.tensor([-1]))
+    for target in (4, -1):
+        rows.mix(g[1:2], torch.tensor([target]), torch.ones(1, 1), 1.0, None, None, None, None)
     assert not g.any()
 
 
@@ -100,7 +155,7 @@ def test_where_they_do_not_run(monkeypatch):
     assert not rows.runs(z.t())
     assert not rows.runs(z.to("meta"))
     assert not rows.runs(z, torch.zeros(4, len(z)).t())
-    monkeypatch.setattr(rows, "_library", lambda level: None)
+    monkeypatch.setattr(rows, "_library", lambda functions, level: None)
     assert not rows.runs(z)
 
 

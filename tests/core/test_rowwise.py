@@ -36,7 +36,7 @@ def outputs(rows=5, columns=3, dtype=torch.float64):
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 8, 9])
 def test_pieces_cover_all_rows_once(rows, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 4 * 3 * 8)
+    monkeypatch.setattr(module, "BLOCK", 4 * 3 * 8)
     loss, z = Loss(), outputs(rows)
     found = loss(z)
     found.sum().backward()
@@ -48,7 +48,7 @@ def test_pieces_cover_all_rows_once(rows, monkeypatch):
 
 
 def test_a_row_wider_than_a_piece_is_a_piece(monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 8)
+    monkeypatch.setattr(module, "BLOCK", 8)
     loss, z = Loss(), outputs(3, 5)
     loss(z).sum().backward()
     assert len(loss.pieces) == 3
@@ -134,10 +134,36 @@ def test_the_plain_form_runs_where_the_rule_may_not():
     torch.func.vmap(loss)(z.detach().expand(2, 5, 3))
     torch.func.jvp(loss, (z.detach(),), (torch.ones_like(z),))
     torch.compile(loss, backend="eager", fullgraph=True)(z)
-    loss(z.detach())
-    with torch.no_grad():
+    with torch.inference_mode():
         loss(z)
     assert loss.pieces == []
+
+
+def test_the_rule_gives_values_alone_too(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2 * 3 * 8)
+    loss, z = Loss(), outputs()
+    torch.testing.assert_close(loss(z.detach()), loss.plain(z.detach()))
+    with torch.no_grad():
+        torch.testing.assert_close(loss(z), loss.plain(z))
+    assert len(loss.pieces) == 6
+
+
+@pytest.mark.parametrize("rows", [5, 70_000])
+@pytest.mark.parametrize("how", ["mean", "sum", "weights", "scaled"])
+def test_the_gradient_of_any_reduction(rows, how):
+    """A mean has its gradient as it stands; every other gets it scaled."""
+    loss, z = Loss(), outputs(rows)
+    weight = torch.rand(rows, dtype=torch.float64)
+    losses = loss(z)
+    total = {
+        "mean": losses.mean(),
+        "sum": losses.sum(),
+        "weights": (weight * losses).sum(),
+        "scaled": 3 * losses.mean(),
+    }
+    (slope,) = torch.autograd.grad(total[how], z)
+    factor = {"mean": 1 / rows, "sum": 1.0, "weights": weight.unsqueeze(1), "scaled": 3 / rows}[how]
+    torch.testing.assert_close(slope, 3 * z.detach().square() * factor)
 
 
 def test_outputs_with_any_strides():

@@ -39,7 +39,7 @@ def forward_mode() -> bool:
 
 def eager() -> bool:
     """Whether operations run as they are called: neither compiled, nor traced, nor under a transform."""
-    return not torch.compiler.is_compiling() and not transformed() and not traced()
+    return not torch.compiler.is_compiling() and torch_private.transform_level() is None and not traced()
 
 
 def valueless(tensor: Tensor) -> bool:
@@ -48,7 +48,7 @@ def valueless(tensor: Tensor) -> bool:
     >>> valueless(torch.empty(2, device="meta")), valueless(torch.empty(2))
     (True, False)
     """
-    if tensor.device.type == "meta" or torch_private.is_legacy_batchedtensor(tensor):
+    if tensor.is_meta or torch_private.is_legacy_batchedtensor(tensor):
         return True
     return torch_private.is_fake(tensor)
 

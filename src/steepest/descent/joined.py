@@ -22,6 +22,7 @@ from ..core.rowwise import PIECE, add_at, at, softmax_into
 _one_hot = late("steepest.losses.regression._one_hot")
 _focal = late("steepest.losses.classification._focal")
 _robust = late("steepest.losses.classification._robust")
+_cross_entropy_of = late("steepest.losses.classification.cross_entropy")
 
 Columns = dict[str, Any]
 Form = Callable[[Tensor, Tensor, Tensor, Columns], Tensor]
@@ -30,18 +31,13 @@ hyper-parameters: each a number where it is the same for all, else ``[R, 1]``.""
 
 
 def _cross_entropy(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    partition = softmax_into(z, g)
-    add_at(g, y, -1.0)
-    return (partition - at(z, y)).squeeze(1)
+    losses: Tensor = _cross_entropy_of.hard_rule(y)(z, g, slice(None))
+    return losses
 
 
 def _smoothed(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    smoothing = columns["label_smoothing"]
-    partition = softmax_into(z, g)
-    g.sub_(smoothing / z.shape[1])
-    add_at(g, y, smoothing - 1.0)
-    losses: Tensor = partition - (1.0 - smoothing) * at(z, y) - smoothing * z.mean(1, keepdim=True)
-    return losses.squeeze(1)
+    losses: Tensor = _cross_entropy_of.smoothed_rule(y, columns["label_smoothing"])(z, g, slice(None))
+    return losses
 
 
 def _harmonic(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
@@ -72,7 +68,8 @@ def _squared_error(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
 def _squentropy(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
     factor = 1.0 / (z.shape[1] - 1)
     wrong = z.scatter(1, y.unsqueeze(1), 0.0)
-    entropy = _cross_entropy(z, y, g, columns)
+    entropy = (softmax_into(z, g) - at(z, y)).squeeze(1)
+    add_at(g, y, -1.0)
     g.add_(wrong, alpha=2.0 * factor)
     return entropy + factor * wrong.square_().sum(1)
 

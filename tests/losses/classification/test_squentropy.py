@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import root
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy as torch_cross_entropy
 
+from steepest.losses.classification.cross_entropy import cross_entropy
 from steepest.losses.classification.squentropy import SquentropyLoss, squentropy
 
 HAND = torch.tensor([[2.0, 1.0, -1.0]], dtype=torch.float64)
@@ -47,6 +48,7 @@ def test_two_classes():
 @pytest.mark.holds("squentropy", 3)
 def test_square_weight_zero_is_cross_entropy_and_the_loss_is_never_below_it():
     entropy = cross_entropy(LOGITS, TARGET, reduction="none")
+    torch.testing.assert_close(entropy, torch_cross_entropy(LOGITS, TARGET, reduction="none"), rtol=1e-14, atol=0)
     assert torch.equal(squentropy(LOGITS, TARGET, square_weight=0.0, reduction="none"), entropy)
     assert (squentropy(LOGITS, TARGET, reduction="none") > entropy).all()
     calm = torch.diag(torch.tensor([3.0, -2.0, 0.5, 7.0]))

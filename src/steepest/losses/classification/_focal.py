@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.rowwise import Rule, add_at, at, softmax_into
+from ...core.rowwise import Rule, at, mix, target_softmax
 
 
 def focal_rule(target: I[Tensor, " batch"], gamma: float | Tensor) -> Rule:
@@ -21,16 +21,12 @@ def focal_rule(target: I[Tensor, " batch"], gamma: float | Tensor) -> Rule:
 
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
         y = target[rows]
-        partition = softmax_into(z, g)
-        p = at(g, y)
-        g.scatter_(1, y.unsqueeze(1), 0.0)
-        rest = g.sum(1, keepdim=True)
-        log_p = torch.where(p > 0.5, -torch.log1p(rest / p), at(z, y) - partition)
+        softmax = target_softmax(z, g, y)
+        log_p, rest = softmax.log_p, softmax.away
         power = rest.pow(gamma)
         # log p / r tends to -1 as the rest vanishes
-        slope = gamma * p * power * torch.where(rest > 0, log_p / rest, -1.0) - power
-        g.mul_(-slope)
-        add_at(g, y, slope * rest)
+        slope = gamma * at(g, y) * power * torch.where(rest > 0, log_p / rest, -1.0) - power
+        mix(g, factor=-slope, target=y, value=slope * rest)
         return (-power * log_p).squeeze(1)
 
     return rule

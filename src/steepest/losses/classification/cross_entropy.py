@@ -11,10 +11,10 @@ from jaxtyping import Int as I
 from torch import Tensor
 
 from ...core.checks import check_number, check_tensor, refuse
-from ...core.logpartition import pick
+from ...core.logpartition import log_softmax, pick
 from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
-from ...core.rowwise import Rule, add_at, at, log_probability_rule, rowwise, softmax_into
+from ...core.rowwise import Rule, at, log_probability_rule, mix, rowwise, target_softmax
 from ...core.search import Float
 from ._targets import class_targets
 
@@ -71,32 +71,73 @@ def cross_entropy(
     factor = None if class_weight is None else class_weight.to(z.dtype)
 
     def plain(z: Tensor) -> Tensor:
-        losses = -torch.log_softmax(z, dim=-1)
+        losses = -log_softmax(z)
         losses = losses if factor is None else losses * factor
         # a probability of 0 must not meet an infinite loss (a class masked by a logit of -inf)
         loss = torch.where(target == 0, 0.0, target * losses).sum(-1) if target.ndim == 2 else pick(losses, target)
         return (1.0 - label_smoothing) * loss + label_smoothing * losses.mean(-1) if label_smoothing else loss
 
-    if target.ndim == 2 or (label_smoothing and factor is not None):
+    if target.ndim == 1 and label_smoothing and factor is not None:
         return reduce(plain(z), reduction, weight, valid)
-    return reduce(rowwise(z, plain, _rule(target.long(), factor, label_smoothing)), reduction, weight, valid)
+    if target.ndim == 2:
+        rule = _soft_rule(target, factor, label_smoothing)
+    else:
+        rule = smoothed_rule(target, label_smoothing) if label_smoothing else hard_rule(target, factor)
+    return reduce(rowwise(z, plain, rule), reduction, weight, valid)
 
 
-def _rule(target: Tensor, factor: Tensor | None, smoothing: float) -> Rule:
-    """Of cross-entropy with class factors, or with smoothing."""
+def hard_rule(target: Tensor, factor: Tensor | None = None) -> Rule:
+    """Value and gradient of each row against a class, with class factors ``[C]`` or None."""
+    target = target.long()
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y = target[rows]
+        softmax = target_softmax(z, g, y)
+        mix(g, target=y, value=-softmax.away)
+        return -softmax.log_p.squeeze(1)
+
+    if factor is None:
+        return rule
+    factors = factor
 
     def phi(log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        own = log_p.new_ones(()) if factor is None else factor[target[rows]].unsqueeze(1)
-        return -own * log_p, -own.expand_as(log_p)
+        own = factors[target[rows]].unsqueeze(1)
+        return -own * log_p, -own
 
-    def smoothed(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y = target[rows]
-        partition = softmax_into(z, g)
-        g.sub_(smoothing / z.shape[1])
-        add_at(g, y, smoothing - 1.0)
-        return (partition - (1.0 - smoothing) * at(z, y) - smoothing * z.mean(1, keepdim=True)).squeeze(1)
+    return log_probability_rule(target, phi)
 
-    return smoothed if smoothing else log_probability_rule(target, phi)
+
+def smoothed_rule(target: Tensor, smoothing: float | Tensor) -> Rule:
+    """The same with smoothed labels; the smoothing is a number, or one a row ``[N, 1]``."""
+    target = target.long()
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y, alpha = target[rows], smoothing[rows] if isinstance(smoothing, Tensor) else smoothing
+        softmax, share = target_softmax(z, g, y), alpha / z.shape[1]
+        mix(g, shift=-share, target=y, value=(alpha - share) - softmax.away)
+        return (alpha * (at(z, y) - z.mean(1, keepdim=True)) - softmax.log_p).squeeze(1)
+
+    return rule
+
+
+def _soft_rule(target: Tensor, factor: Tensor | None, smoothing: float) -> Rule:
+    """Of cross-entropy with probabilities for a target."""
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        t = target[rows].to(z.dtype)
+        t = t.lerp(t.new_full((), 1.0 / z.shape[1]), smoothing) if smoothing else t
+        t = t if factor is None else t * factor
+        top, place = z.max(1)
+        softmax = target_softmax(z, g, place)
+        mass = t.sum(1, keepdim=True)
+        # p - t at the largest, where both may round to 1
+        value = mass - at(t, place) - mass * softmax.away
+        mix(g, factor=mass, z=t, slope=-1.0, target=place, value=value)
+        gaps = torch.where(t == 0, 0.0, top.unsqueeze(1) - z)
+        losses: Tensor = torch.linalg.vecdot(t, gaps) - (mass * softmax.log_p).squeeze(1)
+        return losses
+
+    return rule
 
 
 class CrossEntropyLoss(Objective):
