@@ -52,11 +52,7 @@ def _focal_loss(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
 
 
 def _ldr(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    lam = columns["lam"]
-    d = (z - at(z, y)).add_(columns["margin"]).scatter_(1, y.unsqueeze(1), 0.0)
-    losses: Tensor = _robust.soft_max(d, lam.squeeze(1) if isinstance(lam, Tensor) else lam)
-    softmax_into(d.div_(lam), g)
-    add_at(g, y, -1.0)
+    losses: Tensor = _robust.worst_mean_rule(y, columns["lam"], columns["margin"])(z, g, slice(None))
     return losses
 
 

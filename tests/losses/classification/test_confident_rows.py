@@ -17,6 +17,7 @@ from steepest.losses import (
     HarmonicLoss,
     SmoothedCrossEntropyLoss,
     WeightedCrossEntropyLoss,
+    ldr_kl_loss,
 )
 
 LEADS = (12.0, 16.0, 20.0, 30.0, 60.0)
@@ -71,6 +72,14 @@ def test_loss_and_gradient_keep_their_digits(name, dtype, form):
     torch.testing.assert_close(  # the form that torch differentiates
         torch.func.grad(lambda z: loss(z, TARGET).sum())(z).double(), slopes, **allowed
     )
+
+
+def test_the_gradient_of_ldr_keeps_its_digits(form):
+    """Its value lies around -log K."""
+    z, _, slopes = confident(torch.float32)
+    leaf = z.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(ldr_kl_loss(leaf, TARGET, reduction="sum"), leaf)
+    torch.testing.assert_close(slope.double(), slopes, rtol=60 * 4 * EPS, atol=0.0)
 
 
 def test_a_focus_multiplies_small_by_small(form):

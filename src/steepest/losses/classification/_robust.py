@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ...core.checks import check_choice, values_visible
+from ...core.checks import check_choice
 from ...core.logpartition import class_mask, margins_to_target
 from ...core.reductions import widen
-from ...core.rowwise import add_at, at, rowwise, softmax_into
+from ...core.rowwise import Rule, add_at, at, mix, rowwise, target_softmax
 
 NORMALIZERS = (None, "l1", "softplus")
 
@@ -49,38 +49,38 @@ def soft_max(d: Tensor, lam: Tensor | float) -> Tensor:
     return top.squeeze(-1) + lam * torch.where(close, near, far)
 
 
-def _gaps_of_piece(z: Tensor, y: Tensor, margin: float) -> Tensor:
-    """What :func:`gaps` gives, by place instead of by mask."""
-    d = z - at(z, y)
-    d.add_(margin)
-    return d.scatter_(1, y.unsqueeze(1), 0.0)
-
-
 def worst_mean(f: Tensor, y: Tensor, lam: Tensor | float, margin: float) -> Tensor:
     """lam log mean_k exp(d_k / lam) of each row, lam a number or one a row; the gradient is softmax(d / lam) - e_y."""
 
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        d = _gaps_of_piece(z, y[rows], margin)
-        temperature = lam[rows].to(d.dtype).unsqueeze(1) if isinstance(lam, Tensor) else lam
-        close = d.amax(1, keepdim=True) - d.amin(1, keepdim=True) < temperature
-        exact = values_visible(z) and not bool(close.any())
-        loss = (
-            None
-            if exact
-            else soft_max(d, temperature.squeeze(1) if isinstance(temperature, Tensor) else temperature).unsqueeze(1)
-        )
-        partition = softmax_into(d.div_(temperature), g)
-        add_at(g, y[rows], -1.0)
-        return (temperature * (partition - math.log(z.shape[1])) if loss is None else loss).squeeze(1)
+    return rowwise(f, lambda f: soft_max(gaps(f, y, margin), lam), worst_mean_rule(y, lam, margin))
 
-    return rowwise(f, lambda f: soft_max(gaps(f, y, margin), lam), rule)
+
+def worst_mean_rule(target: Tensor, lam: Tensor | float, margin: Tensor | float) -> Rule:
+    """Its value and gradient; ``lam`` and ``margin`` are numbers, or one a row."""
+
+    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        y, (scale, shift) = target[rows], (_column(v, rows, z) for v in (lam, margin))
+        softmax = target_softmax(z, g, y, scale=1.0 / scale, shift=-shift, excess=True)
+        assert softmax.excess is not None
+        mix(g, target=y, value=-softmax.away)
+        # near 0 the logarithm of a mean, else a difference of logarithms: each where it rounds little
+        mean, size = softmax.excess / z.shape[1], math.log(z.shape[1])
+        above = torch.where(mean > -0.5, mean.log1p(), softmax.rest.log1p() - size)
+        return (softmax.top - (at(z, y) - shift) + scale * above).squeeze(1)
+
+    return rule
+
+
+def _column(value: Tensor | float, rows: slice, like: Tensor) -> Tensor | float:
+    return value.view(-1, 1)[rows].to(like.dtype) if isinstance(value, Tensor) else value
 
 
 def largest_gap(z: Tensor, y: Tensor, margin: float) -> Tensor:
     """max_k d_k of each row; equal maxima share the slope, as in torch."""
 
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        d = _gaps_of_piece(z, y[rows], margin)
+        d = z - at(z, y[rows])
+        d.add_(margin).scatter_(1, y[rows].unsqueeze(1), 0.0)
         loss = d.amax(1, keepdim=True)
         torch.eq(d, loss, out=g)
         g.div_(g.sum(1, keepdim=True))
