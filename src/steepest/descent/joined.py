@@ -23,6 +23,7 @@ _one_hot = late("steepest.losses.regression._one_hot")
 _focal = late("steepest.losses.classification._focal")
 _robust = late("steepest.losses.classification._robust")
 _cross_entropy_of = late("steepest.losses.classification.cross_entropy")
+_stablemax_of = late("steepest.losses.classification._stablemax")
 
 Columns = dict[str, Any]
 Form = Callable[[Tensor, Tensor, Tensor, Columns], Tensor]
@@ -71,14 +72,8 @@ def _squentropy(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
 
 
 def _stablemax(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    x = z.to(torch.float64, copy=True)
-    s = x.clamp_max(0.0).neg_().add_(1.0).reciprocal_().add_(x.clamp_min(0.0))
-    slope = x.abs_().add_(1.0)
-    total, own = s.sum(1, keepdim=True), at(s, y)
-    s.div_(total)
-    add_at(s, y, -1.0)
-    g.copy_(s.div_(slope))
-    return (total.log() - own.log()).squeeze(1).to(z.dtype)
+    losses: Tensor = _stablemax_of.stablemax_rule(y, torch.float64)(z, g, slice(None))
+    return losses.to(z.dtype)
 
 
 @dataclass(frozen=True)

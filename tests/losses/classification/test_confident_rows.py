@@ -18,6 +18,7 @@ from steepest.losses import (
     SmoothedCrossEntropyLoss,
     WeightedCrossEntropyLoss,
     ldr_kl_loss,
+    stablemax_cross_entropy,
 )
 
 LEADS = (12.0, 16.0, 20.0, 30.0, 60.0)
@@ -86,6 +87,18 @@ def test_a_focus_multiplies_small_by_small(form):
     z, wanted, _ = (t[:3] for t in confident(torch.float32))
     losses = FocalLoss(gamma=2.0, reduction="none")(z, TARGET[:3]).double()
     torch.testing.assert_close(losses, wanted * (-wanted).expm1().square(), rtol=3 * 60 * 4 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stablemax_of_a_large_lead(dtype, form):
+    """log(1 + 2 s(0) / s(v))."""
+    z = torch.tensor([(v, 0.0, 0.0) for v in (1e4, 1e8, 1e12, 1e20)]).requires_grad_()
+    losses = stablemax_cross_entropy(z, TARGET[:4], dtype=dtype, reduction="none")
+    wanted = torch.tensor([math.log1p(2 / (1 + v)) for v in (1e4, 1e8, 1e12, 1e20)])
+    torch.testing.assert_close(losses, wanted, rtol=8 * EPS, atol=0.0)
+    (slope,) = torch.autograd.grad(losses.sum(), z)
+    exact = torch.tensor([-2 / (3 + v) / (1 + v) for v in (1e4, 1e8, 1e12)])
+    torch.testing.assert_close(slope[:3, 0], exact, rtol=8 * EPS, atol=0.0)
 
 
 def test_the_linear_head_too():

@@ -13,7 +13,8 @@ from ...core.checks import check_choice, check_index, check_logits, check_tensor
 from ...core.logpartition import pick
 from ...core.objective import Objective
 from ...core.reductions import reduce, widen
-from ...core.rowwise import add_at, at, rowwise
+from ...core.rowwise import rowwise
+from ._stablemax import stablemax_rule
 from ._targets import class_targets
 from .cross_entropy import cross_entropy
 
@@ -90,19 +91,7 @@ def stablemax_cross_entropy(
     def plain(z: Tensor) -> Tensor:
         return cross_entropy(_log_s(z.to(wide)), target, ignore_index=None, reduction="none")
 
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y = target[rows].long()
-        x = z.to(wide, copy=True)
-        # s = max(x, 0) + 1 / (1 + max(-x, 0)); a choice by place would cost more
-        s = x.clamp_max(0.0).neg_().add_(1.0).reciprocal_().add_(x.clamp_min(0.0))
-        slope = x.abs_().add_(1.0)  # one over that of log s
-        total, own = s.sum(1, keepdim=True), at(s, y)
-        s.div_(total)
-        add_at(s, y, -1.0)
-        g.copy_(s.div_(slope))
-        return (total.log() - own.log()).squeeze(1)
-
-    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, rule)
+    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, stablemax_rule(target.long(), wide))
     return reduce(losses, reduction, weight, valid).to(z.dtype)
 
 

@@ -1,0 +1,42 @@
+"""The C++ forms of single losses against float64, at each level that the processor has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.core import native, rows
+from steepest.losses import StableMaxCrossEntropy
+
+EPS = torch.finfo(torch.float32).eps
+pytestmark = pytest.mark.skipif(native.library(rows.SOURCE) is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True, params=native.levels())
+def level(request, monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", request.param)
+    monkeypatch.setattr(rows, "WORTH", 1)
+
+
+def with_slopes(loss, outputs, target, dtype):
+    leaf = outputs.to(dtype).clone().requires_grad_()
+    losses = loss(leaf, target)
+    return losses.detach().double(), torch.autograd.grad(losses.sum(), leaf)[0].double()
+
+
+def agrees(loss, outputs, target, size):
+    """To so many roundings of the largest number."""
+    exact = with_slopes(loss, outputs, target, torch.float64)
+    for number, wanted in zip(with_slopes(loss, outputs, target, torch.float32), exact):
+        assert ((number - wanted).abs() <= size * EPS * wanted.abs().max()).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (700, 5), (20, 64), (9, 65), (3, 5000)])
+def test_stablemax(shape):
+    """Computed in float64: rounded once, or twice where losses become float32."""
+    agrees(StableMaxCrossEntropy(reduction="none"), *drawn(shape, 10.0), 1)
+
+
+def drawn(shape, scale=4.0):
+    g = torch.Generator().manual_seed(shape[1])
+    return torch.randn(shape, generator=g) * scale, torch.randint(min(shape[1], 7), (shape[0],), generator=g)
