@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.core import native, rows
-from steepest.losses import StableMaxCrossEntropy
+from steepest.losses import StableMaxCrossEntropy, orthogonal_projection_loss
 
 EPS = torch.finfo(torch.float32).eps
 pytestmark = pytest.mark.skipif(native.library(rows.SOURCE) is None, reason="needs a C++ compiler")
@@ -37,6 +37,24 @@ def test_stablemax(shape):
     agrees(StableMaxCrossEntropy(reduction="none"), *drawn(shape, 10.0), 1)
 
 
+@pytest.mark.parametrize("shape", [(300, 3), (1025, 16), (400, 70)])
+def test_orthogonal_projection(shape):
+    """By the sums of classes; one row has no direction."""
+    features, target = drawn(shape)
+    features[7] = 0.0
+    agrees(orthogonal_projection_loss, features, target, 16)
+
+
 def drawn(shape, scale=4.0):
     g = torch.Generator().manual_seed(shape[1])
     return torch.randn(shape, generator=g) * scale, torch.randint(min(shape[1], 7), (shape[0],), generator=g)
+
+
+def test_orthogonal_projection_can_be_differentiated_twice():
+    features, target = drawn((300, 3))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = features.to(dtype).requires_grad_()
+        (slope,) = torch.autograd.grad(orthogonal_projection_loss(leaf, target), leaf, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), leaf)[0].double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=64 * EPS * float(found[1].abs().max()))

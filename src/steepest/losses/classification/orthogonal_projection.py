@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
@@ -10,11 +13,16 @@ from torch import Tensor
 from ...core.checks import check_index, check_logits, check_number, check_tensor, eager
 from ...core.cosine import unit_rows
 from ...core.objective import Penalty, WithPenalty
+from ...core.reductions import widen
+from ...core.rows import RowFunctions
 from ...core.search import Float
+from ...core.transforms import by_hand, forward_mode, plain_gradients
 from .cross_entropy import CrossEntropyLoss
 
 PAIRS = 256
 """Rows up to which all pairs are formed; beyond, sums of classes give the same without a matrix of rows by rows."""
+
+_native = RowFunctions(Path(__file__).with_suffix(".cpp"), {"class_sums": 5, "class_slopes": 5})
 
 Sums = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -60,8 +68,10 @@ def orthogonal_projection_loss(
     check_tensor("target", target, floating=False, shape=(features.shape[0],))
     check_number("gamma", gamma, low=0.0)
     check_number("eps", eps, low=0.0, open_low=True)
-    g = unit_rows(features, eps)
-    (same, apart), (pairs, others) = _by_class(g, target) if len(g) > PAIRS and eager() else _by_pair(g, target)
+    if len(features) > PAIRS and eager():
+        (same, apart), (pairs, others) = _by_class(widen(features), target, eps)
+    else:
+        (same, apart), (pairs, others) = _by_pair(unit_rows(features, eps), target)
     s, d = same / pairs.clamp_min(1), apart / others.clamp_min(1)
     return (1 - s) + gamma * (d.abs() if absolute else d)
 
@@ -74,17 +84,55 @@ def _by_pair(g: Tensor, target: Tensor) -> Sums:
     return ((cosine * same).sum(), (cosine * apart).sum()), (same.sum(), apart.sum())
 
 
-def _by_class(g: Tensor, target: Tensor) -> Sums:
+def _by_class(features: Tensor, target: Tensor, eps: float) -> Sums:
     """The same from the sums of each class: their squared lengths hold every pair twice and each sample once."""
-    _, place, counts = torch.unique(target, return_inverse=True, return_counts=True)
-    wide = g.double()  # the sums are large where the pairs may be few
-    sums = wide.new_zeros(len(counts), g.shape[1]).index_add(0, place, wide)
-    own, squares = wide.square().sum(), sums.square().sum()
-    same, every = (squares - own) / 2, (sums.sum(0).square().sum() - own) / 2
-    pairs, rows = (counts * (counts - 1)).sum() / 2, len(g)
+    place, counts = _places(target)
+    if _native.runs(features):
+        sums, own = _ClassSums.apply(features, place, len(counts), eps)
+    else:
+        sums, own = _class_sums(features, place, len(counts), eps)
+    same, every = (sums.square().sum() - own) / 2, (sums.sum(0).square().sum() - own) / 2
+    pairs, rows = (counts * (counts - 1)).sum() / 2, len(features)
     others = rows * (rows - 1) / 2 - pairs
     same, apart = torch.where(pairs > 0, same, 0.0), torch.where(others > 0, every - same, 0.0)
-    return (same.to(g.dtype), apart.to(g.dtype)), (pairs, others)
+    return (same.to(features.dtype), apart.to(features.dtype)), (pairs, others)
+
+
+def _places(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each label the row of its class, and how many each class has; 0 for what lies between labels."""
+    least, greatest = (int(end) for end in target.aminmax())
+    if greatest - least < len(target):
+        place = target.long() - least
+        return place, torch.bincount(place)
+    _, place, counts = torch.unique(target, return_inverse=True, return_counts=True)
+    return place, counts
+
+
+def _class_sums(features: Tensor, place: Tensor, classes: int, eps: float) -> tuple[Tensor, Tensor]:
+    """The sums of features of length 1 of each class ``[classes, D]``, and the sum of all their squares."""
+    wide = unit_rows(features, eps).double()  # the sums are large where the pairs may be few
+    return wide.new_zeros(classes, wide.shape[1]).index_add(0, place, wide), wide.square().sum()
+
+
+class _ClassSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, place: Tensor, classes: int, eps: float) -> tuple[Tensor, Tensor]:
+        sums = features.new_zeros(classes, features.shape[1], dtype=torch.float64)
+        squares, inverse = sums.new_empty(()), features.new_empty(len(features))
+        _native.call("class_sums", (features.detach(), place, sums, squares, inverse), eps)
+        ctx.save_for_backward(features, place, inverse)
+        ctx.plain = lambda features: _class_sums(features, place, classes, eps)[0]
+        ctx.mark_non_differentiable(squares)  # lengths of 1
+        return sums, squares
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, None, None, None]:
+        features, place, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled() or forward_mode() or not by_hand(upstream):
+            return plain_gradients(ctx.plain, (features,), (True,), upstream)[0], None, None, None
+        gradient, slopes = torch.empty_like(features), upstream.to(features.dtype).contiguous()
+        _native.call("class_slopes", (features.detach(), gradient, place, slopes, inverse))
+        return gradient, None, None, None
 
 
 class OrthogonalProjectionLoss(Penalty):
