@@ -214,6 +214,7 @@ class FBetaLoss(AnyLoss):
 class _OfRecalls(AnyLoss):
     """One minus a score of both recalls, which weighs none of them."""
 
+    name = ""
     of: str
     search = {"L": Float(10.0, 100.0, log=True)}
 
