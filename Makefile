@@ -21,10 +21,10 @@ compare: .venv/.installed-run  ## compare objectives on DATA (wine) within BUDGE
 	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
 
 test: .venv/.installed-test  ## the tests that take seconds
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" -q
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" -q
 
 test-slow: .venv/.installed-test  ## the others
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow -q
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or browser" -q
 
 test-all: .venv/.installed-test  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) -q
