@@ -156,7 +156,7 @@ class Executor:
             for _ in range(spare):
                 job = left.popleft()
                 self._waiting.append(_Task(job, ends_at, time_learner, (job,), seconds))
-            taken |= {job.name: found for job, found in self.collect()}
+            taken |= {job.name: result for job, result in self.collect()}
         return taken
 
     def _ready(self, count: int, ends_at: float) -> bool:
@@ -204,9 +204,9 @@ class Executor:
         self._hand_out()
         if not self._busy:
             task = self._waiting[0]
-            found = task.call(self.context, *task.args)
+            result = task.call(self.context, *task.args)
             self._waiting.popleft()
-            return [(task.job, found)]
+            return [(task.job, result)]
         ended: list[tuple[Job, Any]] = []
         while not ended:
             over = min(task.over for _, task in self._busy.values())
@@ -219,10 +219,10 @@ class Executor:
                         task.begun = time.time()
                         self.waited += task.begun - task.given
                     continue
-                found = worker.answer()
+                result = worker.answer()
                 del self._busy[worker.connection]
                 self._idle.append(worker)
-                ended.append((task.job, found))
+                ended.append((task.job, result))
             for worker, task in list(self._busy.values()):
                 if time.time() >= task.over and not worker.connection.poll():
                     del self._busy[worker.connection]

@@ -75,12 +75,12 @@ def fit_winner(
     """
     whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
     pair = (context.settings.repeats + 1, 0)
-    kept = np.arange(len(context.table.target))
+    positions = np.arange(len(context.table.target))
     if context.capped or rows is not None:
         seed = seed_of(context.settings.seed, *pair, "prefix")
-        most = context.most_rows if context.capped else len(kept)
-        kept = prefix(kept, context.table.target, most if rows is None else min(most, rows), seed)
-    whole._folds = {pair: Fold(*pair, kept, kept[:1])}
+        most = context.most_rows if context.capped else len(positions)
+        positions = prefix(positions, context.table.target, most if rows is None else min(most, rows), seed)
+    whole._folds = {pair: Fold(*pair, positions, positions[:1])}
     judge = Judge(context, store, pairs=pairs)
     name, trial = choose(judge, kind)
     if kind == KINDS[0]:
