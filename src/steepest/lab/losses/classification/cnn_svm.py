@@ -6,9 +6,13 @@ L2 above L1, and a share of active cells (t z < 1, the ones that have a gradient
 
 scikit-learn's digits (8 x 8, 1,200 to train, 597 to test) take the place of Fashion-MNIST, and 100 epochs (1,000 steps)
 that of 10,000 steps. A first set-up, 320 steps on 4,000 MNIST digits, left the published machines far from trained (L1
-at 20% accuracy, shares of active cells still falling) and was given up for that. The SVM arms that count are the
-published ones: C = 1, the mean over the cells, half the squared norm of the last weight added. A fourth arm has the sum
-over the cells in place of the mean, as in the machines of textbooks, where the penalty weighs next to nothing.
+at 20% accuracy, shares of active cells still falling) and was given up for that. The machines are the published ones:
+C = 1, the mean over the cells, half the squared norm of the last weight added.
+
+The comparison is fair: all have the published optimizer, and softmax must reach 96%, as each seed checks. On a split
+that is not reported, a rate that falls from 3e-3 or 6e-3 to 0 within 70 epochs gave softmax 98.0%, L2 98.3 and 98.2%,
+and left L1, which needs most steps, at 54 and 10%. A sum over the cells in place of the mean, where the penalty weighs
+next to nothing, was a fourth arm before: L2 had 99.0%, and 0.6% of the cells active.
 
 The size of the lead is the middle of its range, 0.75 points; that of closeness is what the original's 1.14 points leave
 below 1.5. The card gives L2 above L1 no number: half a point is taken. "A few percent" is read as below 5, with a size
@@ -28,24 +32,31 @@ from torch import Tensor
 
 from ....core.logpartition import class_mask
 from ....descent.batches import seeded
-from ....losses.classification.cnn_svm import CNNSVM, SVMHead
+from ....losses.classification.cnn_svm import CNNSVM
 from ....losses.classification.cross_entropy import cross_entropy
 from ...experiment import Claim, Evidence
 from ...figures import arms_figure
+from ...settings import check_sane
 
-SVMS = {"L1-SVM": (1, "mean"), "L2-SVM": (2, "mean"), "L2-SVM, sum": (2, "sum")}
+SVMS = {"L1-SVM": 1, "L2-SVM": 2}
+SANITY = 96.0
 CLAIMS = (
     Claim("lead", "softmax is ahead of L2-SVM (accuracy, 0 to 1.5 points expected)", size=0.75),
     Claim("close", "and by less than 1.5 points", size=0.36, threshold=1.5, greater=False),
-    Claim("square", "L2-SVM is above L1-SVM (points)", size=0.5),
+    Claim("square", "L2-SVM is above L1-SVM (points)", size=0.5, ours=True),
     Claim(
-        "active", "in the last epoch fewer than 5% of the cells have a gradient", size=2.0, threshold=5.0, greater=False
+        "active",
+        "in the last epoch fewer than 5% of the cells have a gradient",
+        size=2.0,
+        threshold=5.0,
+        greater=False,
+        ours=True,
     ),
 )
 
 
 def run(scale: str, seed: int) -> Evidence:
-    """Test accuracy of four heads on one net, and the share of active cells by epoch."""
+    """Test accuracy of three heads on one net, and the share of active cells by epoch."""
     full = scale == "full"
     images, y, images_test, y_test = data(full, seed)
     rows: list[dict[str, float | str]] = []
@@ -60,6 +71,8 @@ def run(scale: str, seed: int) -> Evidence:
             for epoch, share in enumerate(shares)
             if epoch % 5 == 0 or epoch + 1 == len(shares)
         ]
+    if full:
+        check_sane("accuracy of softmax (%)", accuracy["softmax"], SANITY)
     effects = {
         "lead": accuracy["softmax"] - accuracy["L2-SVM"],
         "close": accuracy["softmax"] - accuracy["L2-SVM"],
@@ -81,11 +94,10 @@ def data(full: bool, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def train(arm: str, x: Tensor, y: Tensor, epochs: int, seed: int) -> tuple[CNNSVM, list[float]]:
     """The net under one loss; all arms share initial weights, order and dropout. Active cells in percent by epoch."""
     torch.manual_seed(seed)
-    net = CNNSVM(image_size=x.shape[-1])
-    if arm in SVMS:
-        head: SVMHead = net.head
-        head.p, head.reduction = SVMS[arm]
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    # channels last and the fused optimizer: three times as fast
+    net = CNNSVM(image_size=x.shape[-1], p=SVMS.get(arm, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     shares = []
     for epoch in range(epochs):
         active = []
