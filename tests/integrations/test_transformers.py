@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from steepest.integrations import _lazy_logits
 from steepest.integrations._lazy_logits import LazyLogits, Use
-from steepest.integrations.transformers import patch, patched, unpatch
+from steepest.integrations.transformers import _classes, patch, patched, unpatch
 from steepest.kernels import _engine
 
 V, T = 50, 7
@@ -878,3 +879,22 @@ class TestLazyLogits:
         monkeypatch.setattr(_lazy_logits, "linear_cross_entropy", lambda *_, **told: torch.tensor(told["softcap"]))
         z = LazyLogits.of(head, hidden, Use({}))
         assert cross_entropy((z[0] / 4).tanh() * 4, torch.zeros(3, dtype=torch.long)) == 4.0
+
+
+def test_the_size_of_the_vocabulary_is_the_configurations_where_the_heads_weight_is_no_matrix():
+    """Flattened by sharding, or packed."""
+
+    class Packed(nn.Module):
+        config = SimpleNamespace(vocab_size=11)
+
+        def __init__(self, *shape):
+            super().__init__()
+            self.head = nn.ParameterDict({"weight": torch.zeros(*shape)})
+
+        def get_output_embeddings(self):
+            return SimpleNamespace(**self.head)
+
+        def forward(self, input_ids, labels=None):
+            raise NotImplementedError
+
+    assert [_classes(Packed(44)), _classes(Packed(13, 4))] == [11, 13]
