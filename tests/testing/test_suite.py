@@ -338,6 +338,16 @@ class NoDocstring(Sound):
     __doc__ = None
 
 
+class TakesAnyKeyword(Sound):
+    def __init__(self, k=1, classes=5, reduction="mean", **ignored):
+        super().__init__(classes, reduction)
+        self.k = k
+
+    @classmethod
+    def from_task(cls, info, **hyper):
+        return cls(classes=info.num_classes, **hyper)
+
+
 class SearchesNothing(Sound):
     search = {"tau": None}
 
@@ -366,7 +376,8 @@ BROKEN = [
     (SwallowsNaN, "nan"), (IgnoresParameter, "parameters"), (TakesLogits, "bad_input"),
     (ByHand, "transforms"), (StopsUnderTransforms, "transforms"), (NumbersOfValues, "shapes"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
-    (NoDocstring, "declaration"), (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),
+    (NoDocstring, "declaration"), (TakesAnyKeyword, "keywords"),
+    (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),
 ]  # fmt: skip
 
 
