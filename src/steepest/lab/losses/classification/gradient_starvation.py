@@ -294,7 +294,7 @@ def _fit(inputs: Tensor, target: Tensor, train: np.ndarray, setting: Setting, se
 def figure(evidence: Sequence[Evidence]) -> Figure:
     """Margin on the moons, and test accuracy where the colours mislead."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for axes, key in zip(figure.subplots(2, 1, height_ratios=(4, 3)), ("margin", "accuracy")):
         arms = list(dict.fromkeys(str(row["arm"]) for row in rows if key in row))
         for place, arm in enumerate(arms):

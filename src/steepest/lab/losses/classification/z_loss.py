@@ -104,10 +104,10 @@ def factored(size: int, seed: int, full: bool) -> float:
         layer(h, target).backward()
         layer.step(0.01)
 
-    found = seconds(step, size, 40 if full else 3)
+    step_time = seconds(step, size, 40 if full else 3)
     started = time.process_time()
     layer.factors.rebuild()
-    return found + (time.process_time() - started) / REBUILD
+    return step_time + (time.process_time() - started) / REBUILD
 
 
 def dense(size: int, seed: int, full: bool) -> float:
@@ -126,13 +126,13 @@ def dense(size: int, seed: int, full: bool) -> float:
 
 def seconds(step: Callable[[Tensor, Tensor], None], size: int, count: int) -> float:
     """Median over ``count`` steps of 32 samples, after two that do not count."""
-    found = []
+    times = []
     for _ in range(count + 2):
         h, target = torch.randn(32, WIDTH, requires_grad=True), torch.randint(size, (32,))
         started = time.process_time()
         step(h, target)
-        found.append(time.process_time() - started)
-    return float(np.median(found[2:]))
+        times.append(time.process_time() - started)
+    return float(np.median(times[2:]))
 
 
 def babble(seed: int) -> str:
@@ -201,7 +201,7 @@ def fit(objective: Objective, train: Pairs, words: int, rate: float, seed: int) 
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(words, WIDTH), nn.Linear(WIDTH, words))
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    x, y = (part[:50_000] for part in train)
+    x, y = (tokens[:50_000] for tokens in train)
     steps = EPOCHS * -(-len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(EPOCHS):
@@ -221,12 +221,12 @@ def figure(evidence: Sequence[Evidence]) -> Figure:
     """Time of a step by the number of classes, and errors over cross-entropy's."""
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = [row for each in evidence for row in each.rows]
+    rows = [row for of_seed in evidence for row in of_seed.rows]
     for mark, arm in zip("os", ("log-softmax", "Z-loss in factors")):
         sizes = sorted({row["classes"] for row in rows if "classes" in row})
         times = [[row["milliseconds"] for row in rows if (row["arm"], row.get("classes")) == (arm, n)] for n in sizes]
-        left.loglog(sizes, [np.mean(each) for each in times], marker=mark, label=arm, linewidth=1.5, markersize=4)
-        left.fill_between(sizes, [min(each) for each in times], [max(each) for each in times], alpha=0.12)
+        left.loglog(sizes, [np.mean(of_size) for of_size in times], marker=mark, label=arm, linewidth=1.5, markersize=4)
+        left.fill_between(sizes, [min(of_size) for of_size in times], [max(of_size) for of_size in times], alpha=0.12)
     left.set_xlabel("classes")
     left.set_ylabel("milliseconds a step")
     for mark, arm in zip("os", ("Taylor softmax", "Z-loss")):
