@@ -276,8 +276,8 @@ def mix(
     if not whole:
         g.zero_() if factor is None else g.mul_(factor)
     if z is not None:
-        centred = z - centre if isinstance(centre, Tensor) or centre else z
-        g.addcmul_(centred, slope) if isinstance(slope, Tensor) else g.add_(centred, alpha=slope)
+        apart = z - centre if isinstance(centre, Tensor) or centre else z
+        g.addcmul_(apart, slope) if isinstance(slope, Tensor) else g.add_(apart, alpha=slope)
     if not still:
         g.add_(shift)
     if target is not None:

@@ -22,7 +22,7 @@ from ..core.rowwise import PIECE, add_at, at, softmax_into
 _one_hot = late("steepest.losses.regression._one_hot")
 _focal = late("steepest.losses.classification._focal")
 _robust = late("steepest.losses.classification._robust")
-_cross_entropy_of = late("steepest.losses.classification.cross_entropy")
+_cross_entropy_of = late("steepest.losses.classification._cross_entropy")
 _stablemax_of = late("steepest.losses.classification._stablemax")
 
 Columns = dict[str, Any]

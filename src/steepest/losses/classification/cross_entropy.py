@@ -14,8 +14,9 @@ from ...core.checks import check_number, check_tensor, refuse
 from ...core.logpartition import log_softmax, pick
 from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
-from ...core.rowwise import Rule, at, log_probability_rule, mix, rowwise, target_softmax
+from ...core.rowwise import rowwise
 from ...core.search import Float
+from ._cross_entropy import hard_rule, smoothed_rule, soft_rule
 from ._targets import class_targets
 
 
@@ -80,64 +81,10 @@ def cross_entropy(
     if target.ndim == 1 and label_smoothing and factor is not None:
         return reduce(plain(z), reduction, weight, valid)
     if target.ndim == 2:
-        rule = _soft_rule(target, factor, label_smoothing)
+        rule = soft_rule(target, factor, label_smoothing)
     else:
         rule = smoothed_rule(target, label_smoothing) if label_smoothing else hard_rule(target, factor)
     return reduce(rowwise(z, plain, rule), reduction, weight, valid)
-
-
-def hard_rule(target: Tensor, factor: Tensor | None = None) -> Rule:
-    """Value and gradient of each row against a class, with class factors ``[C]`` or None."""
-    target = target.long()
-
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y = target[rows]
-        softmax = target_softmax(z, g, y)
-        mix(g, target=y, value=-softmax.away)
-        return -softmax.log_p.squeeze(1)
-
-    if factor is None:
-        return rule
-    factors = factor
-
-    def phi(log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        own = factors[target[rows]].unsqueeze(1)
-        return -own * log_p, -own
-
-    return log_probability_rule(target, phi)
-
-
-def smoothed_rule(target: Tensor, smoothing: float | Tensor) -> Rule:
-    """The same with smoothed labels; the smoothing is a number, or one a row ``[N, 1]``."""
-    target = target.long()
-
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y, alpha = target[rows], smoothing[rows] if isinstance(smoothing, Tensor) else smoothing
-        softmax, share = target_softmax(z, g, y), alpha / z.shape[1]
-        mix(g, shift=-share, target=y, value=(alpha - share) - softmax.away)
-        return (alpha * (at(z, y) - z.mean(1, keepdim=True)) - softmax.log_p).squeeze(1)
-
-    return rule
-
-
-def _soft_rule(target: Tensor, factor: Tensor | None, smoothing: float) -> Rule:
-    """Of cross-entropy with probabilities for a target."""
-
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        t = target[rows].to(z.dtype)
-        t = t.lerp(t.new_full((), 1.0 / z.shape[1]), smoothing) if smoothing else t
-        t = t if factor is None else t * factor
-        top, place = z.max(1)
-        softmax = target_softmax(z, g, place)
-        mass = t.sum(1, keepdim=True)
-        # p - t at the largest, where both may round to 1
-        value = mass - at(t, place) - mass * softmax.away
-        mix(g, factor=mass, z=t, slope=-1.0, target=place, value=value)
-        gaps = torch.where(t == 0, 0.0, top.unsqueeze(1) - z)
-        losses: Tensor = torch.linalg.vecdot(t, gaps) - (mass * softmax.log_p).squeeze(1)
-        return losses
-
-    return rule
 
 
 class CrossEntropyLoss(Objective):
