@@ -5,19 +5,27 @@ JPEG-like quantisation of known severity; simulated raters whose spread depends 
 different scale maps; one-hot cross-entropy, soft labels, soft labels with fidelity. Expected: Pearson and Spearman
 correlation 0.01 to 0.05 above one-hot's, and a gain on mixed sets from fidelity.
 
-The logarithms of the patches' 64 block-DCT energies and an MLP of 64 units (Adam at 0.002, 15 epochs) take the place
-of pixels and CNN, which learn too little in the time. Patches are 16 x 16 grey pixels, 2,000 of the left 70% of the
-photos to train each data set and 1,500 of the rest to test. A rating is 5 - 4 severity, read by 10 raters with
-deviation 0.4 + 1.6 s (1 - s); the second data set reports ratings mapped by the square on [0, 1]. As in the paper
-each set is mapped linearly onto 1 to 5. One-hot levels are five equal parts of the range. One-hot against soft labels
-is measured on the first data set alone; fidelity on both together, where a batch holds pairs of one set; correlations
-are means over the sets trained on. The gain of fidelity and the distance of distributions have no number in the card:
-0.01 of Spearman's correlation, and 0.1 of divergence, are taken.
+The logarithms of the patches' 64 block-DCT energies and an MLP of 64 units (Adam, 30 epochs, a rate that falls to 0
+along a cosine) take the place of pixels and CNN, which learn too little in the time. Patches are 16 x 16 grey pixels,
+2,000 of the left 70% of the photos to train each data set and 1,500 of the rest to test. A rating is 5 - 4 severity,
+read by 10 raters with deviation 0.4 + 1.6 s (1 - s); the second data set reports ratings mapped by the square on
+[0, 1]. As in the paper each set is mapped linearly onto 1 to 5. One-hot levels are five equal parts of the range.
+One-hot against soft labels is measured on the first data set alone; fidelity on both together, where a batch holds
+pairs of one set; correlations are means over the sets trained on. The gain of fidelity and the distance of
+distributions have no number in the card: 0.01 of Spearman's correlation, and 0.1 of divergence, are taken.
+
+The comparison is fair: each arm has the best of three rates, by the sum of both correlations on two draws that are not
+reported, and one-hot levels must reach a Spearman correlation of 0.6 on one set, as each seed checks. Before, all took
+0.002 without a fall for 15 epochs, after which one-hot levels were at 0.58 and more training of any arm helped more
+than its labels: soft labels learned faster, which was part of their lead. Trained as far as now, all arms correlate
+better and the leads of soft labels (0.02 before) and of fidelity (0.009) are half as large or less, below the 0.01
+that the card expects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -37,8 +45,12 @@ from ....losses.regression.deqa_score import (
 from ....nn.networks import mlp
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import best_setting, check_sane
+from ...tuning import UNREPORTED
 
-SEEDS = 40
+SEEDS = 16
+RATES = (1e-2, 3e-2, 1e-1)
+SANITY = 0.6
 SIDE = 16
 CLAIMS = (
     Claim("pearson", "soft labels: Pearson correlation above one-hot's (0.01 to 0.05 expected)", size=0.01),
@@ -47,36 +59,64 @@ CLAIMS = (
     Claim("mixed", "two mixed data sets: fidelity raises Spearman's correlation (0.01 taken)", size=0.01),
 )
 Part = tuple[Tensor, Tensor, Tensor]
+ONE_HOT, SOFT = "one set: one-hot", "one set: soft"
+MIXED_SOFT, MIXED_FIDELITY = "mixed: soft", "mixed: soft + fidelity"
+TRAININGS = {
+    ONE_HOT: (1, "one-hot"),
+    SOFT: (1, "soft"),
+    "mixed: one-hot": (2, "one-hot"),
+    MIXED_SOFT: (2, "soft"),
+    MIXED_FIDELITY: (2, "fidelity"),
+}
+"""How many data sets, and which labels."""
 
 
 def run(scale: str, seed: int) -> Evidence:
-    """Correlations and divergence of four trainings."""
+    """Correlations and divergence of five trainings."""
     full = scale == "full"
-    size, epochs = (2000, 15) if full else (100, 2)
+    size, epochs = (2000, 30) if full else (100, 2)
     sets = [data_set(size, seed, which) for which in (0, 1)]
-    trainings = {
-        "one set: one-hot": (sets[:1], "one-hot"),
-        "one set: soft": (sets[:1], "soft"),
-        "mixed: one-hot": (sets, "one-hot"),
-        "mixed: soft": (sets, "soft"),
-        "mixed: soft + fidelity": (sets, "fidelity"),
-    }
-    rows = []
-    for arm, (own, kind) in trainings.items():
-        network = trained([train for train, _ in own], kind, epochs, seed)
-        measures = np.mean([measured(network, test) for _, test in own], axis=0)
-        rows.append({"arm": arm, **dict(zip(("pearson", "spearman", "divergence"), map(float, measures)))})
+    rates = best_rates() if full else dict.fromkeys(TRAININGS, RATES[0])
+    rows = [row_of(arm, sets, rates[arm], epochs, seed) for arm in TRAININGS]
     of = {str(row["arm"]): row for row in rows}
-    hard, soft = of["one set: one-hot"], of["one set: soft"]
+    hard, soft = of[ONE_HOT], of[SOFT]
+    if full:
+        check_sane("Spearman's correlation of one-hot levels", float(hard["spearman"]), SANITY)
     return Evidence(
         rows,
         {
             "pearson": float(soft["pearson"]) - float(hard["pearson"]),
             "spearman": float(soft["spearman"]) - float(hard["spearman"]),
             "distribution": float(hard["divergence"]) - float(soft["divergence"]),
-            "mixed": float(of["mixed: soft + fidelity"]["spearman"]) - float(of["mixed: soft"]["spearman"]),
+            "mixed": float(of[MIXED_FIDELITY]["spearman"]) - float(of[MIXED_SOFT]["spearman"]),
         },
     )
+
+
+def row_of(arm: str, sets: Sequence[tuple[Part, Part]], rate: float, epochs: int, seed: int) -> dict[str, float | str]:
+    """Correlations and divergence of one training, means over the sets that it was trained on."""
+    count, kind = TRAININGS[arm]
+    network = trained([train for train, _ in sets[:count]], kind, rate, epochs, seed)
+    pearson, spearman, divergence = np.mean([measured(network, test) for _, test in sets[:count]], axis=0)
+    return {
+        "arm": arm,
+        "rate": rate,
+        "pearson": float(pearson),
+        "spearman": float(spearman),
+        "divergence": float(divergence),
+    }
+
+
+@cache
+def best_rates() -> dict[str, float]:
+    """The rate of each training with the highest correlations on draws that are not reported."""
+    draws = [[data_set(2000, UNREPORTED + number, which) for which in (0, 1)] for number in range(2)]
+
+    def correlation(arm: str, rate: float, pilot: int) -> float:
+        row = row_of(arm, draws[pilot], rate, 30, UNREPORTED + pilot)
+        return float(row["pearson"]) + float(row["spearman"])
+
+    return {arm: best_setting(RATES, partial(correlation, arm), range(2)) for arm in TRAININGS}
 
 
 def data_set(size: int, seed: int, which: int) -> tuple[Part, Part]:
@@ -144,15 +184,16 @@ def hard_label(mean: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(5 - level, 5).to(mean.dtype)
 
 
-def trained(parts: Sequence[Part], kind: str, epochs: int, seed: int) -> nn.Module:
+def trained(parts: Sequence[Part], kind: str, rate: float, epochs: int, seed: int) -> nn.Module:
     """An MLP on batches of 100, each of one data set, in turn."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(mlp(64, width=64, depth=1), nn.Linear(64, 5))
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-4)
     both, divergence = DeQALoss(), ScoreDistributionLoss()
     labels = [hard_label(mean) if kind == "one-hot" else gaussian_soft_label(mean, spread) for _, mean, spread in parts]
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         orders = [torch.randperm(len(x), generator=generator).split(100) for x, _, _ in parts]
         for batches in zip(*orders):
@@ -166,6 +207,7 @@ def trained(parts: Sequence[Part], kind: str, epochs: int, seed: int) -> nn.Modu
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+        schedule.step()
     return network.eval()
 
 
