@@ -6,9 +6,10 @@ eagerly; the operations are ours as they are, without a compiler. (b) A small ch
 plays: training steps on the same 64 lines, packed into rows of 128 or padded, collation included, in valid tokens a
 second. Padded means to the longest line of the text, as the source pads, and, harder to beat, to the longest of the
 batch. (c) The same model trained on the plays, its weights frozen, adapters of rank 4 trained on lines in capitals:
-held-out loss after 80 steps, LoRA against LoRA+ with ratio 16, at one rate of A and at the best of five rates for
-each. Seconds are those that the processor spent on the thread, the least of several rounds that take turns within a
-seed. The smoke scale reads descriptions of scikit-learn's data sets instead of the plays.
+held-out loss after 80 steps, LoRA against LoRA+ with ratio 16, at one rate of A and at the best of four rates for
+each; 3e-4, a fifth before, was best for neither on any seed. Seconds are those that the processor spent on the thread,
+the least of several rounds that take turns within a seed. The smoke scale reads descriptions of scikit-learn's data
+sets instead of the plays.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from ..data import shakespeare
 from ..experiment import Claim, Evidence
 
 CAPACITY, RANK, RATIO = 128, 4, 16.0
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 ONE_RATE = 1e-3
 CLAIMS = (
     Claim(
@@ -49,10 +50,16 @@ CLAIMS = (
     Claim(
         "packed", "packing gives at least 1.5 times the tokens a second of padding to the longest line of all", 0.5, 1.5
     ),
-    Claim("at most", "and at most 3 times", 0.5, 3.0, greater=False),
-    Claim("batch", "packing gives at least 1.5 times those of padding to the longest line of the batch", 0.5, 1.5),
+    Claim("at most", "and at most 3 times", 0.5, 3.0, greater=False, ours=True),
+    Claim(
+        "batch",
+        "packing gives at least 1.5 times those of padding to the longest line of the batch",
+        0.5,
+        1.5,
+        ours=True,
+    ),
     Claim("one rate", "LoRA+ has a lower loss than LoRA after equal steps at one rate of A (nats)", size=0.01),
-    Claim("best rates", "LoRA+ has a lower loss than LoRA, each at the best of five rates (nats)", size=0.01),
+    Claim("best rates", "LoRA+ has a lower loss than LoRA, each at the best of four rates (nats)", size=0.01),
 )
 
 
@@ -290,7 +297,7 @@ def adapters(rows: list[dict[str, object]], lines: list[str], seed: int, full: b
         pack([lines[i].upper() for i in chosen], symbols) for chosen in batches(trained, seed + 1000, 80 if full else 2)
     ]
     loss: dict[tuple[str, float], float] = {}
-    for rate in RATES if full else RATES[1:3]:
+    for rate in RATES if full else RATES[:2]:
         for arm, ratio in (("LoRA", 1.0), ("LoRA+", RATIO)):
             loss[arm, rate] = tuned(base, train, test, rate, ratio, seed)
             rows.append({"arm": arm, "part": "adapters", "rate": rate, "loss": loss[arm, rate]})
