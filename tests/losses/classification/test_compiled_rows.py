@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.core import native, rows
-from steepest.losses import StableMaxCrossEntropy, orthogonal_projection_loss
+from steepest.losses import AsymmetricLossSingleLabel, StableMaxCrossEntropy, orthogonal_projection_loss
 
 EPS = torch.finfo(torch.float32).eps
 pytestmark = pytest.mark.skipif(native.library(rows.SOURCE) is None, reason="needs a C++ compiler")
@@ -29,6 +29,14 @@ def agrees(loss, outputs, target, size):
     exact = with_slopes(loss, outputs, target, torch.float64)
     for number, wanted in zip(with_slopes(loss, outputs, target, torch.float32), exact):
         assert ((number - wanted).abs() <= size * EPS * wanted.abs().max()).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (37, 5), (20, 64), (9, 65), (3, 1000)])
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.0, 2.0, 4.0])
+def test_asymmetric_of_one_label(shape, gamma):
+    outputs, target = drawn(shape)
+    loss = AsymmetricLossSingleLabel(gamma_neg=gamma, gamma_pos=0.5, label_smoothing=0.2, reduction="none")
+    agrees(loss, outputs, target, 64)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (700, 5), (20, 64), (9, 65), (3, 5000)])

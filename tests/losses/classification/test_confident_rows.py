@@ -11,6 +11,7 @@ from steepest.core import rows
 from steepest.core.logpartition import log_softmax, target_log_probability
 from steepest.kernels import linear_cross_entropy
 from steepest.losses import (
+    AsymmetricLossSingleLabel,
     CompSumLoss,
     CrossEntropyLoss,
     FocalLoss,
@@ -39,6 +40,7 @@ SAME_AS_CROSS_ENTROPY = {
     "comp_sum": CompSumLoss(reduction="none"),
     "focal": FocalLoss(gamma=0.0, reduction="none"),
     "harmonic": HarmonicLoss(n=1.0, reduction="none"),
+    "asymmetric_single_label": AsymmetricLossSingleLabel(label_smoothing=0.0, reduction="none"),
     "log_softmax": lambda z, target: -log_softmax(z)[:, 0],
     "log_probability": lambda z, target: -target_log_probability(z, target),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,13 +12,16 @@ from jaxtyping import Int as I
 from torch import Tensor
 
 from ...core.checks import check_index, check_logits, check_number
-from ...core.logpartition import class_mask, pick
+from ...core.logpartition import class_mask, log_softmax, pick
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
-from ...core.rowwise import at, rowwise, softmax_into
+from ...core.rows import RowFunctions
+from ...core.rowwise import Softmax, at, mix, rowwise, target_softmax
 from ...core.search import Float
 from ...core.terms import kept_terms
 from ._cells import MultilabelObjective, check_multi_hot, reduce_cells
+
+_native = RowFunctions(Path(__file__).with_suffix(".cpp"), {"asymmetric_rows": 7})
 
 
 def asymmetric_loss(
@@ -230,6 +234,30 @@ class AdaptiveAsymmetry(MultilabelObjective):
         self.pending.zero_()
 
 
+def _others(
+    x: Tensor, g: Tensor, target: Tensor, softmax: Softmax, slope: Tensor, gamma: float, share: float
+) -> Tensor:
+    """The sum of p^gamma log p over the other classes ``[r, 1]``; probabilities ``g`` become the gradient.
+
+    That of -share times the sum, and of what has the given slope in log p_y.
+    """
+    own = softmax.log_p
+    if _native.runs(x, g, own, slope, softmax.away, gain=256) and target.is_contiguous():
+        costs = torch.empty_like(own)
+        _native.call("asymmetric_rows", (x, g, target, own, slope, softmax.away, costs), gamma, share)
+        return costs
+    column = target.unsqueeze(1)
+    log_p = x - (at(x, target) - own)
+    # what log p_k is weighed with; slopes in log p_k
+    weights = _power(g, log_p, gamma).scatter_(1, column, 0.0)
+    costs = (weights * log_p).sum(1, keepdim=True)
+    slopes = weights.mul_(log_p.mul_(gamma).add_(1.0)).mul_(-share)
+    others = slopes.sum(1, keepdim=True)
+    value = slope * softmax.away - others * at(g, target)
+    mix(g, factor=-(others + slope), z=slopes, target=target, value=value)
+    return costs
+
+
 def _power(p: Tensor, log_p: Tensor, gamma: float) -> Tensor:
     """A new tensor of p^gamma; by squaring for the usual exponents, which is cheaper than another exponential."""
     if gamma in (1.0, 2.0, 4.0):
@@ -289,7 +317,7 @@ class AsymmetricLossSingleLabel(Objective):
 
         def plain(x: Tensor) -> Tensor:
             own = class_mask(y, x.shape[1])
-            log_p = torch.log_softmax(x, dim=-1)
+            log_p = log_softmax(x)
             # log(1 - p_y) from the margin over the others, which does not round to -inf where p_y rounds to 1
             margin = pick(x, y) - torch.logsumexp(x.masked_fill(own, -torch.inf), dim=-1)
             true = torch.exp(self.gamma_pos * nnf.logsigmoid(-margin)) * pick(log_p, y)
@@ -297,22 +325,17 @@ class AsymmetricLossSingleLabel(Objective):
             return -whole * true - share * others
 
         def rule(x: Tensor, g: Tensor, rows: slice) -> Tensor:
-            column = y[rows].unsqueeze(1)
-            log_p = x - softmax_into(x, g)
-            p, own = at(g, y[rows]), at(log_p, y[rows])
-            g.scatter_(1, column, 0.0)
-            rest = g.sum(1, keepdim=True)
-            g.scatter_(1, column, p)
+            softmax = target_softmax(x, g, y[rows])
+            p, own, rest = at(g, y[rows]), softmax.log_p, softmax.away
             power = rest.pow(self.gamma_pos)
             slope = self.gamma_pos * p * power * torch.where(rest > 0, own / rest, -1.0)
-            # what log p_k is weighed with; slopes in log p_k
-            weights = _power(g, log_p, self.gamma_neg)
-            weights.scatter_(1, column, 0.0)
-            others = (weights * log_p).sum(1, keepdim=True)
-            slopes = weights.mul_(log_p.mul_(self.gamma_neg).add_(1.0)).mul_(-share)
-            slopes.scatter_(1, column, -whole * (power - slope))
-            g.mul_(-slopes.sum(1, keepdim=True)).add_(slopes)
-            return (-whole * power * own - share * others).squeeze(1)
+            slope = -whole * (power - slope)
+            loss = -whole * power * own
+            if share:
+                loss -= share * _others(x, g, y[rows], softmax, slope, self.gamma_neg, share)
+            else:
+                mix(g, factor=-slope, target=y[rows], value=slope * rest)
+            return loss.squeeze(1)
 
         return reduce(rowwise(widen(outputs), plain, rule), self.reduction, weight)
 
