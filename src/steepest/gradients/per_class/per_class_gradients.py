@@ -36,7 +36,7 @@ class PCNGD(GramianAggregator):
     name = "pcngd"
     properties = frozenset({"in_span", "permutation_invariant"})
 
-    def _weigh(self, cosines: Tensor, lengths: Tensor) -> Tensor:
+    def _weigh_cosines(self, cosines: Tensor, lengths: Tensor) -> Tensor:
         return cosines.diagonal()  # 1, and 0 for a row of zeros
 
 
