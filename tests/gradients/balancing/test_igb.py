@@ -196,6 +196,9 @@ def test_an_update_is_that_of_torchs_layers_and_adam():
                     q.copy_(0.005 * p + 0.995 * q)
         agent.update(state, action, reward, after)
         torch.testing.assert_close(agent.log_entropy, log_entropy.detach())
+        for name, adam in zip(("critics", "actor", "log_entropy"), adams):
+            moments = torch.cat([state["exp_avg"].flatten() for state in adam.state.values()])
+            torch.testing.assert_close(getattr(agent, f"{name}_mean").norm(), moments.norm(), rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(network(agent.actor, agent.of_actor, state)[0], actor(state), rtol=1e-4, atol=1e-5)
         for flat, modules in ((agent.critics, critics), (agent.targets, targets)):
             both = torch.cat([state, action], 1)
