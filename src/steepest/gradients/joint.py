@@ -29,8 +29,8 @@ def backward(
 
     Args:
         losses: ``[m]``, or m scalars; row 0 is the main one where the aggregator asks.
-        parameters: the shared ones; by default all that the losses (or the features) depend on. With ``features``
-            only those below them count.
+        parameters: the shared ones, whose order is that of the Jacobian's columns; by default all that the losses (or
+            the features) depend on. With ``features`` only those below them count.
         aggregator: from a Jacobian ``[m, n]`` to a direction ``[n]``: one of ours, one of TorchJD's, or any callable.
         features: what the shared part of the network gives, a tensor or several.
         retain_graph: keep the graph for another call.
@@ -51,9 +51,9 @@ def backward(
         refuse("losses", "losses that depend on parameters", joined)
     below = _tensors("features", features)
     shared = leaves_of(below or [joined])
-    if parameters is not None:
-        wanted = {id(p) for p in _tensors("parameters", list(parameters))}
-        shared = [p for p in shared if id(p) in wanted]
+    if parameters is not None:  # in their order: what an aggregator keeps between calls belongs to columns
+        reached = {id(p) for p in shared}
+        shared = [p for p in _tensors("parameters", list(parameters)) if id(p) in reached]
     if not shared:
         refuse("parameters", "at least one that the losses depend on", parameters)
     if below:

@@ -257,6 +257,20 @@ def test_a_mean_over_everything_is_a_plain_backward():
             torch.testing.assert_close(p.grad, q.grad)
 
 
+def test_columns_stand_in_the_order_of_the_parameters():
+    a, b, unused = (torch.tensor([value], requires_grad=True) for value in (1.0, 2.0, 3.0))
+    seen = []
+
+    def aggregator(jacobian):
+        seen.append(jacobian)
+        return jacobian.sum(0)
+
+    for order in ([a, unused, b], [b, a]):
+        backward([(3 * a + 5 * b).sum(), 7 * a.sum()], order, aggregator=aggregator)
+    torch.testing.assert_close(seen, [torch.tensor([[3.0, 5.0], [7.0, 0.0]]), torch.tensor([[5.0, 3.0], [0.0, 7.0]])])
+    assert unused.grad is None
+
+
 def test_frozen_and_half_parameters():
     net = two_heads()
     net[0][0].weight.requires_grad_(False)
