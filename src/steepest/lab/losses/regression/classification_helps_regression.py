@@ -11,7 +11,13 @@ d in 1 to 5; one in two is observed with noise of 0.05. There are 768 training t
 the range in every sampling (the published code adds some to every bin), 300 for validation and 1,000 to test, uniform.
 8 bins of one width; mild imbalance is left out. Both arms are tuned on validation: the factor of the squared error in
 1, 100, 10000 alone and in 100, 1000, 10000 with classification. The gain of a seed is 1 minus the ratio of the two
-errors, each the mean over four functions. "Near 1" is a gain below 5%.
+errors, in the geometric mean over four functions. "Near 1" is a gain below 5%. Before, the mean errors of the four were
+compared, which the worst function decides: on seeds that are not reported the difference of two gains spread by a third
+more, so that 120 seeds were needed.
+
+The comparison is fair: both arms have the published optimizer, equal steps and as many factors to choose from, and on
+uniform targets regression alone must explain half of the variance, as each seed checks. On seeds that are not reported
+a rate that falls from 0.01 or 0.03 to 0 gave larger errors to both.
 
 Diabetes: targets scaled to [0, 1] by the training part, 200 of its rows drawn with weights exp(-5 y), an MLP of 32
 units, 50 epochs; both arms take the factor that is best on 100 rows of the training part that were not drawn.
@@ -34,11 +40,13 @@ from ...classify import Arm, train
 from ...data import built_in
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
+from ...settings import check_sane
 
-SEEDS = 120
+SEEDS = 72
 BINS = 8
 SAMPLINGS = {"uniform": None, "moderate": 0.1, "severe": 0.03}
 ALONE, BOTH = (1.0, 100.0, 10000.0), (100.0, 1000.0, 10000.0)
+SANITY = 0.5
 CLAIMS = (
     Claim("uniform", "uniform targets: the gain is below 5%", size=0.05, threshold=0.05, greater=False),
     Claim("moderate", "moderate imbalance: the squared error falls (5 to 30% expected)", size=0.05),
@@ -59,21 +67,24 @@ def run(scale: str, seed: int) -> Evidence:
     for place, sampling in enumerate(SAMPLINGS):
         own = errors[place * functions : (place + 1) * functions]
         alone, both = chosen(own, range(len(ALONE))), chosen(own, range(len(ALONE), len(ALONE) + len(BOTH)))
-        gains[sampling] = 1.0 - float(both.mean() / alone.mean())
+        gains[sampling] = 1.0 - float(np.exp(np.log(both / alone).mean()))
         rows.append(
             {
                 "arm": sampling,
-                "gain": gains[sampling],
+                "ratio of errors": 1.0 - gains[sampling],
                 "error alone": float(alone.mean()),
                 "error with classification": float(both.mean()),
             }
         )
+    if full:
+        explained = 1.0 - 12.0 * float(rows[0]["error alone"])
+        check_sane("share of uniform targets' variance that regression alone explains", explained, SANITY)
     before, after = diabetes(seed, 50 if full else 3)
     gains["diabetes"] = 1.0 - after / before
     rows.append(
         {
             "arm": "diabetes",
-            "gain": gains["diabetes"],
+            "ratio of errors": 1.0 - gains["diabetes"],
             "error alone": before,
             "error with classification": after,
         }
@@ -203,5 +214,5 @@ def diabetes(seed: int, epochs: int) -> tuple[float, float]:
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
-    """Gain by sampling, and on diabetes."""
-    return bars_figure(evidence, y="gain")
+    """Error with classification over that without, by sampling and on diabetes."""
+    return bars_figure(evidence, y="ratio of errors")
