@@ -16,10 +16,10 @@ The baseline is fair: each arm takes the best of the rates :data:`GRID` by the m
 canvases of two seeds that are not reported (:func:`choose_rates`); the mean alone must reach 80% on the task without
 noise, which every seed checks.
 
-The gain is contradicted here. What was checked, on one draw that is not reported, of the mean at a rate of 0.005: after 16
-epochs flat regions are 1.4 points ahead on the clean task and 2.7 behind on the noisy one, where they have also learned
-fewer of the training labels (63 against 67%); after 48 epochs 0.8 ahead and level. So they fit more slowly, and 20
-epochs end before that is made up for; at a fifth of the radius they are 1.3 behind after 16.
+The gain is contradicted here. What was checked, on one draw that is not reported, with the mean at a rate of 0.005:
+after 16 epochs flat regions are 1.4 points ahead on the clean task and 2.7 behind on the noisy one (at a fifth of the radius
+1.3), where they have also learned fewer of the training labels, 63 against 67%; after 48 epochs they are 0.8 ahead and
+level. So they fit more slowly, and 20 epochs end before that is made up for.
 """
 
 from __future__ import annotations
