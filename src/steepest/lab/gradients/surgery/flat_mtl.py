@@ -17,9 +17,9 @@ canvases of two seeds that are not reported (:func:`choose_rates`); the mean alo
 noise, which every seed checks.
 
 The gain is contradicted here. What was checked, on one draw that is not reported, with the mean at a rate of 0.005:
-after 16 epochs flat regions are 1.4 points ahead on the clean task and 2.7 behind on the noisy one (at a fifth of the radius
-1.3), where they have also learned fewer of the training labels, 63 against 67%; after 48 epochs they are 0.8 ahead and
-level. So they fit more slowly, and 20 epochs end before that is made up for.
+after 16 epochs flat regions are 1.4 points ahead on the clean task and 2.7 behind on the noisy one (at a fifth of the
+radius 1.3), where they have also learned fewer of the training labels, 63 against 67%; after 48 epochs they are 0.8
+ahead and level. So they fit more slowly, and 20 epochs end before that is made up for.
 """
 
 from __future__ import annotations
