@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.descent.by_hand import Affine, Chain, CosinePower, Last, Rectified
+from steepest.descent.by_hand import Affine, Chain, CosinePower, Differentiated, Last, Rectified
 
 MODELS, ROWS, INPUTS, UNITS = 3, 5, 4, 6
 
@@ -58,3 +58,16 @@ def test_a_chain_gives_the_gradients_of_the_written_out_form(name):
         with torch.no_grad():
             below = layers[0].backward(parameters, saved, upstream.clone(), {}, needed=True)
         torch.testing.assert_close(below, slopes[-1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_layer_by_autograd_gives_the_slope_below_only_where_that_is_needed(needed):
+    w, x = torch.tensor([[2.0], [3.0]], requires_grad=True), torch.tensor([[5.0], [7.0]])
+    layer, gradients = Differentiated(lambda parameters, x: parameters["w"] * x, ["w"]), {}
+    y, saved = layer.forward({"w": w}, x)
+    below = layer.backward({"w": w}, saved, torch.tensor([[1.0], [10.0]]), gradients, needed)
+    assert y.tolist() == [[10.0], [21.0]]
+    assert gradients["w"].tolist() == [[5.0], [70.0]]
+    assert (below is None) == (not needed)
+    if needed:
+        assert below.tolist() == [[2.0], [30.0]]

@@ -14,10 +14,7 @@ from .experiment import Claim
 
 OURS = {
     "anyloss": ("gmean over f1", "accuracy"),
-    "chronicals": ("at most", "batch"),
-    "cnn-svm": ("square", "active"),
     "ctc-peaky": ("plain fails at 3",),
-    "gradient-starvation": ("table",),
     "harmonic-loss": ("order",),
     "mahalanobis-ood": ("near",),
     "sparse-ot": ("softmax imbalance",),
