@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core import dual_cone
 from ...core.aggregator import Aggregator, GramianAggregator
 from ...core.balancer import as_losses
-from ...core.checks import check_tensor, refuse
+from ...core.checks import check_number, check_tensor, refuse
 from ..joint import backward
 
 
@@ -23,10 +23,12 @@ class UPGrad(GramianAggregator):
 
     The projection of row i is J'w with the w that is least in w' J J' w among w >= e_i. Rows are brought to length 1
     before, so that lengths from 1e-30 to 1e30 beside each other cost no digits, and the programs are solved to the last
-    ones: there is no regularisation.
+    ones. So a row near 0 binds as hard as any other. Where that is not meant, as for samples that are fitted,
+    ``reg_eps`` lets rows go that are short beside the longest, and the properties above hold up to about it.
 
     Args:
         pref_vector: preferences p ``[m]`` >= 0; None is 1/m each.
+        reg_eps: >= 0, added to the diagonal of J J' over its trace; TorchJD's is 1e-4.
 
     Example:
         >>> UPGrad()(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
@@ -44,8 +46,10 @@ class UPGrad(GramianAggregator):
 
     pref_vector: Tensor | None
 
-    def __init__(self, pref_vector: Tensor | None = None) -> None:
+    def __init__(self, pref_vector: Tensor | None = None, reg_eps: float = 0.0) -> None:
         super().__init__()
+        check_number("reg_eps", reg_eps, low=0.0)
+        self.reg_eps = reg_eps
         if pref_vector is not None:
             check_tensor("pref_vector", pref_vector, ndim=1, floating=True)
             if not bool((pref_vector >= 0).all()):
@@ -56,9 +60,20 @@ class UPGrad(GramianAggregator):
         preference = self.pref_vector
         if preference is not None and len(preference) != len(gramian):
             refuse("jacobian", f"{len(preference)} rows, as pref_vector", gramian)
+        if self.reg_eps:
+            return self._regularised(gramian, scale, preference)
         if scale is not None:
             preference = scale / len(scale) if preference is None else preference.to(scale) * scale
         return dual_cone.weights(gramian, preference)
+
+    def _regularised(self, gramian: Tensor, scale: Tensor | None, preference: Tensor | None) -> Tensor:
+        factor = torch.ones_like(gramian[0]) if scale is None else scale / scale.amax().clamp_min(1e-300)
+        whole = factor.unsqueeze(1) * gramian * factor
+        trace = whole.trace()
+        eye = torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+        whole = whole / torch.where(trace == 0, 1.0, trace) + self.reg_eps * eye
+        weights = dual_cone.weights(whole, preference)
+        return weights if scale is None else weights * scale
 
 
 def project_dual_cone(jacobian: F[Tensor, "m n"]) -> F[Tensor, "m n"]:
@@ -146,7 +161,7 @@ def iwrm(
     Args:
         losses: ``[B]``, a loss a sample (``reduction="none"``).
         parameters: by default all that the losses depend on.
-        aggregator: UPGrad by default.
+        aggregator: by default UPGrad with ``reg_eps=1e-4``: fitted samples, with gradients near 0, do not bind.
 
     Raises:
         ValueError: losses of another shape, or that depend on no parameter.
@@ -155,8 +170,8 @@ def iwrm(
         >>> w = torch.tensor([0.0, 0.0], requires_grad=True)
         >>> iwrm(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]) @ w)
         >>> w.grad
-        tensor([0.2500, 0.7500])
+        tensor([0.2499, 0.7500])
 
     Source: Jacobian Descent for Multi-Objective Optimization, arXiv:2406.16232.
     """
-    backward(as_losses(losses), parameters, aggregator=UPGrad() if aggregator is None else aggregator)
+    backward(as_losses(losses), parameters, aggregator=UPGrad(reg_eps=1e-4) if aggregator is None else aggregator)
