@@ -14,7 +14,8 @@ range; that of "below .1" is .05. Attacks, for which the claim has no number, ar
 
 The baselines are fair: every arm has the learning rate of :data:`GRID` with which it is most accurate on the test rows
 of three seeds that are not reported (:func:`choose_rates`), and cross-entropy on clean labels must reach an accuracy of
-92%, which every seed checks.
+92%, which every seed checks. Eight seeds found a gain with clean labels of 0.61 [0.24, 0.97] and, when the loss summed
+in another order, of 0.66 [0.14, 1.18], which could have missed the claimed size: hence 28.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import best_setting, check_sane
 
-SEEDS = 8
+SEEDS = 28
 NOISE = 0.4
 SANITY = 92.0
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
