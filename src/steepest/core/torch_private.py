@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
+    "AnyBatchNorm",
     "AnyDropout",
     "DisableTorchFunctionSubclass",
     "TorchDispatchMode",
@@ -53,6 +54,9 @@ get_unwrapped = torch._C._functorch.get_unwrapped
 is_batchedtensor = torch._C._functorch.is_batchedtensor
 is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+
+AnyBatchNorm = torch.nn.modules.batchnorm._BatchNorm
+"""What all layers of batch normalisation are."""
 
 AnyDropout = torch.nn.modules.dropout._DropoutNd
 """What all layers of dropout are."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.balancer import as_losses
 from ..core.checks import refuse, refuse_type
+from ..core.torch_private import AnyBatchNorm
 
 
 class SampleGramian:
@@ -63,7 +64,7 @@ class SampleGramian:
 
     def _collect(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            if isinstance(module, AnyBatchNorm) and (module.training or module.running_mean is None):
                 refuse("model", f"no layer that joins samples, as {name!r} does", type(module).__name__)
             if not isinstance(output, Tensor) or not all(isinstance(value, Tensor) for value in inputs) or not inputs:
                 refuse("model", f"layers that take and give tensors of samples, as {name!r} does not", type(module))

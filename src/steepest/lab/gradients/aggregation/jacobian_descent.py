@@ -132,7 +132,7 @@ def parts_of(scale: str, seed: int) -> Part:
         order = np.random.default_rng(seed).permutation(len(labels))[: 1024 + 2000]
         pixels, y, train = torch.as_tensor(halved(images)[order]), torch.as_tensor(labels[order]), 1024
     else:
-        pixels, y, _, _ = (torch.as_tensor(part[:96]) for part in digits(seed, train=96))
+        pixels, y, _, _ = (torch.as_tensor(array[:96]) for array in digits(seed, train=96))
         train = 64
     x = ((pixels - pixels[:train].mean()) / pixels[:train].std()).float()
     return x[:train], y[:train], x[train:], y[train:]
