@@ -36,7 +36,8 @@ def backward(
         retain_graph: keep the graph for another call.
 
     Raises:
-        ValueError: losses that depend on no parameter, a direction of another shape.
+        ValueError: losses that depend on no parameter, or on shared ones beside the features; a direction of another
+            shape.
         TypeError: not tensors.
 
     Example:
@@ -72,7 +73,11 @@ def _through_features(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The Jacobian in the shared parameters, and what the others get: the gradient of the sum of losses."""
     known = {id(p) for p in leaves_of(features)}
-    heads = [p for p in leaves_of([losses], stop=features) if id(p) not in known]
+    heads = leaves_of([losses], stop=features)
+    if any(id(p) in known for p in heads):  # their Jacobian would lack that part
+        refuse(
+            "features", "tensors through which all paths to the parameters below them go", [f.shape for f in features]
+        )
     slopes = [
         torch.autograd.grad(loss, [*features, *heads], retain_graph=True, allow_unused=True) for loss in list(losses)
     ]
