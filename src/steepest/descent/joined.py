@@ -17,12 +17,13 @@ from torch import Tensor
 from ..core.checks import values_visible
 from ..core.lazy import late
 from ..core.objective import Objective
-from ..core.rowwise import PIECE, add_at, at, softmax_into
+from ..core.rowwise import PIECE
 
 _one_hot = late("steepest.losses.regression._one_hot")
 _focal = late("steepest.losses.classification._focal")
 _robust = late("steepest.losses.classification._robust")
 _cross_entropy_of = late("steepest.losses.classification._cross_entropy")
+_squentropy_of = late("steepest.losses.classification._squentropy")
 _stablemax_of = late("steepest.losses.classification._stablemax")
 
 Columns = dict[str, Any]
@@ -63,12 +64,8 @@ def _squared_error(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
 
 
 def _squentropy(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:
-    factor = 1.0 / (z.shape[1] - 1)
-    wrong = z.scatter(1, y.unsqueeze(1), 0.0)
-    entropy = (softmax_into(z, g) - at(z, y)).squeeze(1)
-    add_at(g, y, -1.0)
-    g.add_(wrong, alpha=2.0 * factor)
-    return entropy + factor * wrong.square_().sum(1)
+    losses: Tensor = _squentropy_of.squentropy_rule(y, 1.0)(z, g, slice(None))
+    return losses
 
 
 def _stablemax(z: Tensor, y: Tensor, g: Tensor, columns: Columns) -> Tensor:

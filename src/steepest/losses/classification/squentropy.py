@@ -11,7 +11,8 @@ from ...core.checks import check_number, check_tensor, check_weight
 from ...core.logpartition import class_mask
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
-from ...core.rowwise import add_at, at, rowwise, softmax_into
+from ...core.rowwise import rowwise
+from ._squentropy import squentropy_rule
 from ._targets import class_targets
 from .cross_entropy import cross_entropy
 
@@ -72,16 +73,8 @@ def squentropy(
         entropy = cross_entropy(z, target, ignore_index=None, reduction="none")
         return entropy + factor * (wrong * z.square()).sum(-1)
 
-    def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        y = target[rows].long()
-        wrong = z.scatter(1, y.unsqueeze(1), 0.0)
-        entropy = softmax_into(z, g) - at(z, y)
-        add_at(g, y, -1.0)
-        g.add_(wrong, alpha=2.0 * factor)
-        return entropy.squeeze(1) + factor * wrong.square_().sum(1)
-
     z = widen(logits)  # squared only after that: 300^2 overflows in float16
-    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, rule)
+    losses = plain(z) if target.ndim == 2 else rowwise(z, plain, squentropy_rule(target.long(), square_weight))
     loss = reduce(losses, reduction, weight, valid)
     return loss.reshape(shape) if shape is not None and reduction == "none" else loss
 
