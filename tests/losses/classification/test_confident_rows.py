@@ -16,6 +16,7 @@ from steepest.losses import (
     CrossEntropyLoss,
     FocalLoss,
     HarmonicLoss,
+    LDAMLoss,
     SmoothedCrossEntropyLoss,
     SquentropyLoss,
     WeightedCrossEntropyLoss,
@@ -26,6 +27,11 @@ from steepest.losses import (
 LEADS = (12.0, 16.0, 20.0, 30.0, 60.0)
 TARGET = torch.zeros(len(LEADS), dtype=torch.long)
 EPS = torch.finfo(torch.float32).eps
+
+
+def ldam(z, target):
+    """Cosines times 60."""
+    return LDAMLoss((1, 1, 1), max_margin=0.0, scale=60.0, reduction="none")(z / 60.0, target)
 
 
 def soft(objective):
@@ -41,6 +47,7 @@ SAME_AS_CROSS_ENTROPY = {
     "comp_sum": CompSumLoss(reduction="none"),
     "focal": FocalLoss(gamma=0.0, reduction="none"),
     "harmonic": HarmonicLoss(n=1.0, reduction="none"),
+    "ldam": ldam,
     "squentropy": SquentropyLoss(square_weight=0.0, reduction="none"),
     "squentropy, soft": soft(SquentropyLoss(square_weight=0.0, reduction="none")),
     "asymmetric_single_label": AsymmetricLossSingleLabel(label_smoothing=0.0, reduction="none"),

@@ -25,7 +25,7 @@ from ...core.cosine import unit_rows
 from ...core.logpartition import class_mask, pick, target_log_probability
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
-from ...core.rowwise import add_at, at, rowwise, softmax_into
+from ...core.rowwise import mix, rowwise, target_softmax
 from ...core.search import Choice, Float
 from .cross_entropy import CrossEntropyLoss
 
@@ -148,12 +148,9 @@ def ldam_loss(
         return -target_log_probability(scale * torch.where(mask, z - own.unsqueeze(-1), z), y)
 
     def rule(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-        lowered = scale * z
-        add_at(lowered, y[rows], -scale * own[rows].unsqueeze(1))
-        loss = softmax_into(lowered, g) - at(lowered, y[rows])
-        add_at(g, y[rows], -1.0)
-        g.mul_(scale)
-        return loss.squeeze(1)
+        softmax = target_softmax(z, g, y[rows], scale=scale, shift=-own[rows].unsqueeze(1))
+        mix(g, factor=scale, target=y[rows], value=-scale * softmax.away)
+        return -softmax.log_p.squeeze(1)
 
     loss = plain(z) if hinge else rowwise(z, plain, rule)
     if class_weight is not None:
