@@ -27,7 +27,7 @@ from ...core.checks import (
 )
 from ...core.objective import Objective, Penalty, Sample
 from ...core.reductions import REDUCTIONS, reduce, widen
-from ...core.rowwise import add_at, at, rowwise, softmax_into
+from ...core.rowwise import at, mix, moments, rowwise, target_softmax
 from ...core.search import Float
 from ...core.terms import kept_terms
 from .cross_entropy import cross_entropy
@@ -200,11 +200,12 @@ class SpectralDecouplingLoss(Objective):
 
         def rule(h: Tensor, g: Tensor, rows: slice) -> Tensor:
             lam, gamma = (v[rows].unsqueeze(1) if isinstance(v, Tensor) else v for v in (factor, pull))
-            entropy = softmax_into(h, g) - at(h, y[rows])
-            add_at(g, y[rows], -1.0)
-            apart = h - gamma
-            g.addcmul_(apart, lam) if isinstance(lam, Tensor) else g.add_(apart, alpha=lam)
-            penalties = 0.5 * lam * torch.linalg.vecdot(apart, apart).unsqueeze(1)
+            softmax = target_softmax(h, g, y[rows])
+            entropy = -softmax.log_p
+            _, squares = moments(h, centre=gamma)
+            own = lam * (at(h, y[rows]) - gamma) - softmax.away
+            mix(g, z=h, slope=lam, centre=gamma, target=y[rows], value=own)
+            penalties = 0.5 * lam * squares
             parts.append((entropy.sum(), penalties.sum()))
             return (entropy + penalties).squeeze(1)
 
