@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.core.objective import Batch
-from steepest.descent import ArrayBatches, Batches, LoaderBatches, StackedBatches
+from steepest.descent import ArrayBatches, Batches, LoaderBatches, StackedBatches, stack
 from steepest.descent.batches import epoch_order, seeded
 
 N = 23
@@ -79,7 +79,9 @@ def test_the_sampler_is_used_and_asked_again():
             epoch_order(N, 6, 4, seeded(1), Y, broken)
 
 
-def test_stacked_batches_are_those_of_each():
+@pytest.mark.parametrize("gathered", [1, 500, 1 << 21], ids=["a step", "some steps", "an epoch"])
+def test_stacked_batches_are_those_of_each(gathered, monkeypatch):
+    monkeypatch.setattr(stack, "GATHERED", gathered)
     data = [(X, Y, None), (X[:9] + 100, Y[:9], None)]
     which, seeds = [0, 1, 1, 0], [1, 2, 3, 1]
     stacked = StackedBatches(data, which, seeds, batch_size=4, steps=7, samplers=[None, None, None, None])

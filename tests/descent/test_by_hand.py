@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.descent.by_hand import Affine, Chain, CosinePower, Differentiated, Last, Rectified
+from steepest.descent import by_hand
+from steepest.descent.by_hand import FEW, Affine, Chain, CosinePower, Differentiated, Last, Rectified
 
 MODELS, ROWS, INPUTS, UNITS = 3, 5, 4, 6
 
@@ -49,23 +50,35 @@ def test_a_chain_gives_the_gradients_of_the_written_out_form(name):
     slopes = torch.autograd.grad(wanted, [*parameters.values(), x], upstream)
     with torch.no_grad():
         chain = Chain(layers)
-        torch.testing.assert_close(chain.forward(parameters, x.detach().clone()), wanted, rtol=1e-12, atol=1e-12)
-        gradients = chain.backward(parameters, upstream.clone())
-        _, saved = layers[0].forward(parameters, x.detach().clone())
+        chain.hold(parameters)
+        torch.testing.assert_close(chain.forward(x.detach().clone()), wanted, rtol=1e-12, atol=1e-12)
+        gradients = chain.backward(upstream.clone())
+        _, saved = layers[0].forward(x.detach().clone())
     for key, slope in zip(parameters, slopes):
         torch.testing.assert_close(gradients[key], slope, rtol=1e-10, atol=1e-10)
     if len(layers) == 1:  # what a layer below would get
         with torch.no_grad():
-            below = layers[0].backward(parameters, saved, upstream.clone(), {}, needed=True)
+            below = layers[0].backward(saved, upstream.clone(), {}, needed=True)
         torch.testing.assert_close(below, slopes[-1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("outputs", [1, FEW[0], FEW[-1], FEW[-1] + 1])
+def test_a_few_outputs_are_those_of_the_product_of_rows(outputs):
+    g = torch.Generator().manual_seed(0)
+    shapes = (MODELS, ROWS, INPUTS), (MODELS, outputs, INPUTS), (MODELS, outputs)
+    x, weight, bias = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in shapes)
+    result = by_hand.affine(x, weight, bias)
+    torch.testing.assert_close(result, torch.einsum("mbi,moi->mbo", x, weight) + bias[:, None], rtol=1e-12, atol=1e-12)
+    assert result.is_contiguous()
 
 
 @pytest.mark.parametrize("needed", [True, False])
 def test_a_layer_by_autograd_gives_the_slope_below_only_where_that_is_needed(needed):
     w, x = torch.tensor([[2.0], [3.0]], requires_grad=True), torch.tensor([[5.0], [7.0]])
     layer, gradients = Differentiated(lambda parameters, x: parameters["w"] * x, ["w"]), {}
-    y, saved = layer.forward({"w": w}, x)
-    below = layer.backward({"w": w}, saved, torch.tensor([[1.0], [10.0]]), gradients, needed)
+    layer.hold({"w": w})
+    y, saved = layer.forward(x)
+    below = layer.backward(saved, torch.tensor([[1.0], [10.0]]), gradients, needed)
     assert y.tolist() == [[10.0], [21.0]]
     assert gradients["w"].tolist() == [[5.0], [70.0]]
     assert (below is None) == (not needed)

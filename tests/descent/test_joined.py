@@ -96,6 +96,12 @@ def test_outputs_and_targets_that_a_form_does_not_take():
     assert not joined.takes(torch.zeros(2, 3, 10**5), torch.zeros(2, 3, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(("labels", "taken"), [((0, CLASSES - 1), True), ((-100, 1), False), ((0, CLASSES), False)])
+def test_known_labels_stand_for_those_of_a_batch(labels, taken):
+    outputs, target = drawn(2, 1.0, torch.float32)
+    assert Joined([CrossEntropyLoss(), CrossEntropyLoss()], labels).takes(outputs, target) == taken
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ any other layer is differentiated by torch, by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,42 @@ from torch import Tensor
 NO_LENGTH = 1e-12
 """Rows as short have no direction."""
 
+FEW = range(4, 32)
+"""Outputs of a layer for which the transposed product is the faster one."""
+
 Parameters = Mapping[str, Tensor]
 Run = Callable[[Parameters, Tensor], Tensor]
 """``run(parameters, x)``, with a leading dimension of models everywhere."""
+
+
+class Layer(Protocol):
+    """A layer of a stack, which gives its gradients."""
+
+    def hold(self, parameters: Parameters) -> None:
+        """Take the tensors to work on, which change in place."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Outputs, and what :meth:`backward` needs of this pass."""
+
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
+        """Add the gradients of its own parameters; gives that of its inputs where it is needed."""
+
+
+class WithoutParameters:
+    """A layer that nothing of is trained."""
+
+    def hold(self, parameters: Parameters) -> None:
+        return
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x W^T + b`` of each model.
+
+    A few outputs are computed transposed, as a product with many columns: that of many rows takes twice as long.
+    """
+    if weight.shape[1] in FEW and x.is_cpu:
+        return torch.baddbmm(bias.unsqueeze(2), weight, x.mT).mT.contiguous()
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class Affine:
@@ -26,42 +59,39 @@ class Affine:
     def __init__(self, prefix: str) -> None:
         self.weight, self.bias = prefix + "weight", prefix + "bias"
 
-    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
-        return torch.baddbmm(parameters[self.bias].unsqueeze(1), x, parameters[self.weight].mT), x
+    def hold(self, parameters: Parameters) -> None:
+        self._w, self._b = parameters[self.weight].detach(), parameters[self.bias].detach()
 
-    def backward(
-        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
-    ) -> Tensor | None:
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        return affine(x, self._w, self._b), x
+
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         gradients[self.weight] = torch.bmm(upstream.mT, saved)
         gradients[self.bias] = upstream.sum(1)
-        return torch.bmm(upstream, parameters[self.weight]) if needed else None
+        return torch.bmm(upstream, self._w) if needed else None
 
 
-class Rectified:
+class Rectified(WithoutParameters):
     """The positive part; ``over`` its input where nobody reads that again."""
 
     def __init__(self, over: bool) -> None:
         self.over = over
 
-    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         y = x.relu_() if self.over else x.relu()
         return y, y
 
-    def backward(
-        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
-    ) -> Tensor | None:
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         return torch.ops.aten.threshold_backward(upstream, saved, 0) if needed else None
 
 
-class Last:
+class Last(WithoutParameters):
     """``[M, B, 1]`` as ``[M, B]``."""
 
-    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         return x.squeeze(-1), None
 
-    def backward(
-        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
-    ) -> Tensor | None:
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         return upstream.unsqueeze(-1)
 
 
@@ -71,14 +101,15 @@ class CosinePower:
     def __init__(self, prefix: str, n: float, eps: float) -> None:
         self.weight, self.n, self.eps = prefix + "weight", n, eps
 
-    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
-        (u, length), (v, size) = _directions(x), _directions(parameters[self.weight])
+    def hold(self, parameters: Parameters) -> None:
+        self._w = parameters[self.weight].detach()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        (u, length), (v, size) = _directions(x), _directions(self._w)
         apart = (1.0 - torch.bmm(u, v.mT)).clamp_min_(0.0)
         return -self.n * torch.log(apart + self.eps), (u, length, v, size, apart)
 
-    def backward(
-        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
-    ) -> Tensor | None:
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         u, length, v, size, apart = saved
         # towards the cosine; none where rounding has taken it above 1 and the distance was held at 0
         slope = (self.n * upstream / (apart + self.eps)).masked_fill_(apart == 0, 0.0)
@@ -104,25 +135,23 @@ class Differentiated:
     def __init__(self, run: Run, names: list[str]) -> None:
         self.run, self.names = run, names
 
-    def forward(self, parameters: Parameters, x: Tensor) -> tuple[Tensor, Any]:
+    def hold(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
-            y = self.run(parameters, leaf)
+            y = self.run(self._parameters, leaf)
         return y.detach(), (leaf, y)
 
-    def backward(
-        self, parameters: Parameters, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool
-    ) -> Tensor | None:
+    def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         leaf, y = saved
-        inputs = [parameters[name] for name in self.names] + ([leaf] if needed else [])
+        inputs = [self._parameters[name] for name in self.names] + ([leaf] if needed else [])
         if not inputs:
             return None
         slopes = torch.autograd.grad(y, inputs, upstream, materialize_grads=True)
         gradients.update(zip(self.names, slopes))
         return slopes[-1] if needed else None
-
-
-Layer = Affine | Rectified | Last | CosinePower | Differentiated
 
 
 class Chain:
@@ -136,21 +165,26 @@ class Chain:
         self.layers = layers
         self._saved: list[Any] = []
 
-    def forward(self, parameters: Parameters, x: Tensor) -> Tensor:
+    def hold(self, parameters: Parameters) -> None:
+        """Take the parameters to work on, which change in place; again when they are other tensors."""
+        for layer in self.layers:
+            layer.hold(parameters)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Outputs of all models, without a graph."""
         self._saved = []
         for layer in self.layers:
-            x, saved = layer.forward(parameters, x)
+            x, saved = layer.forward(x)
             self._saved.append(saved)
         return x
 
-    def backward(self, parameters: Parameters, upstream: Tensor) -> dict[str, Tensor]:
+    def backward(self, upstream: Tensor) -> dict[str, Tensor]:
         """The gradient of each parameter, from that of the outputs of the last :meth:`forward`."""
         gradients: dict[str, Tensor] = {}
         slope: Tensor | None = upstream
         for number in reversed(range(len(self.layers))):
             if slope is None:
                 break
-            slope = self.layers[number].backward(parameters, self._saved[number], slope, gradients, number > 0)
+            slope = self.layers[number].backward(self._saved[number], slope, gradients, number > 0)
         self._saved = []
         return gradients

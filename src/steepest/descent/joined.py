@@ -124,13 +124,15 @@ class Joined:
 
     Args:
         members: for each a form, the same one.
+        labels: the least and the greatest of all labels, where they are known.
     """
 
-    def __init__(self, members: Sequence[Objective]) -> None:
+    def __init__(self, members: Sequence[Objective], labels: tuple[int, int] | None = None) -> None:
         entry = form_of(members[0])
         assert entry is not None
         self._form = entry.form
         self._numbers = {name: [float(getattr(member, name)) for member in members] for name in entry.columns}
+        self._labels = labels
         self._columns: dict[tuple[int, torch.dtype, torch.device], Columns] = {}
 
     def takes(self, outputs: Tensor, target: Tensor) -> bool:
@@ -141,10 +143,13 @@ class Joined:
             return False
         if not outputs.numel() or outputs.numel() * outputs.element_size() > PIECE:
             return False
-        if not values_visible(target):  # on an accelerator a look at them would wait for it
+        if self._labels is not None:
+            least, greatest = self._labels
+        elif values_visible(target):  # on an accelerator a look at them would wait for it
+            least, greatest = map(int, target.aminmax())
+        else:
             return False
-        least, greatest = target.aminmax()
-        return int(least) >= 0 and int(greatest) < outputs.shape[2]
+        return least >= 0 and greatest < outputs.shape[2]
 
     def rows(self, outputs: Tensor, target: Tensor, gradient: Tensor) -> Tensor:
         """Losses ``[M, B]``; fills the gradient of each in its own outputs, ``[M, B, C]``."""

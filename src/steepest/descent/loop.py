@@ -162,6 +162,9 @@ class Descent:
                 return {name: move(item) for name, item in value.items()}
             return type(value)(map(move, value)) if type(value) in (list, tuple) else value
 
+        tensors = (batch.inputs, batch.target, batch.index, batch.weight)
+        if not batch.extra and all(t is None or (isinstance(t, Tensor) and t.device == self.device) for t in tensors):
+            return batch
         extra = {name: move(tensor) for name, tensor in batch.extra.items()}
         return Batch(move(batch.inputs), move(batch.target), move(batch.index), move(batch.weight), extra)
 

@@ -21,12 +21,14 @@ from ..core.reductions import widen
 from ..core.torch_private import AnyDropout
 from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
-from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run
+from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run, affine
 from .joined import Joined, form_of
 
 if TYPE_CHECKING:
     from ..losses.classification.harmonic import DistanceHead
 
+GATHERED = 1 << 21
+"""Bytes of batches that are gathered at once: as much as a processor's second cache holds."""
 _NORMS = {"euclidean": 2.0, "manhattan": 1.0}
 """Distances that torch takes of many models at once, by the exponent of their norm."""
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.LeakyReLU, nn.Identity)
@@ -38,7 +40,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+        return affine(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -178,12 +180,12 @@ class Stack(nn.Module):
         self._template = [models[0]]  # in a list: its own parameters are not this module's
         rows = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
         self.views: dict[str, nn.Parameter] = {}
-        self._build(torch.stack(rows))
         template = models[0]
+        self._chain = Chain(layers_of(template))
+        self._build(torch.stack(rows))
         self._backbone = batched(template.backbone, "backbone.") if isinstance(template, Network) else None
         self._head = batched(template.head, "head.") if isinstance(template, Network) else None
         self._run = batched(template)
-        self._chain = Chain(layers_of(template))
 
     def _build(self, flat: Tensor) -> None:
         """Take ``[M, numbers]`` and make each parameter a leaf that is a view of it."""
@@ -196,6 +198,7 @@ class Stack(nn.Module):
             self.views[name] = view
             self.register_parameter(f"p{number}", view)
             position += size
+        self._chain.hold(self.views)
 
     def __len__(self) -> int:
         return len(self.flat)
@@ -213,11 +216,11 @@ class Stack(nn.Module):
 
     def outputs_by_hand(self, inputs: Tensor) -> Tensor:
         """Outputs, under ``torch.no_grad()``; then :meth:`gradients_by_hand` has what it needs."""
-        return self._chain.forward(self.views, inputs)
+        return self._chain.forward(inputs)
 
     def gradients_by_hand(self, upstream: Tensor) -> list[Tensor]:
         """The gradients of all parameters, in their order, from that of the outputs; under ``torch.no_grad()``."""
-        gradients = self._chain.backward(self.views, upstream)
+        gradients = self._chain.backward(upstream)
         return [gradients[name] for name in self.views]
 
     def member(self, model: int) -> dict[str, Tensor]:
@@ -257,13 +260,18 @@ class StackedObjective(Objective):
 
     Models with equal stateless objectives share one call: losses of unit "sample" on the joined rows, others under
     ``vmap``. Stateful objectives, and those that weigh classes, are called one by one.
+
+    Args:
+        members: the objectives.
+        labels: the least and the greatest of all labels, where they are known: no batch's are then looked at.
     """
 
     name = "stacked"
 
-    def __init__(self, members: Sequence[Objective]) -> None:
+    def __init__(self, members: Sequence[Objective], labels: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.labels = labels
         self.losses = torch.zeros(len(members))
         first = members[0]
         self.needs, self.unit = first.needs, first.unit
@@ -284,15 +292,16 @@ class StackedObjective(Objective):
         self.of_outputs = not self.needs and not own
         """Whether :meth:`rows` has the losses: they depend on the outputs and on nothing else that is trained."""
         alike = len({type(member) for member in members}) == 1 and all(m.reduction == "mean" for m in members)
-        self._form = Joined(members) if self.of_outputs and alike and all(map(form_of, members)) else None
+        self._moving = [member for member in members if type(member).after_step is not Objective.after_step]
+        self._form = Joined(members, self.labels) if self.of_outputs and alike and all(map(form_of, members)) else None
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         for member in self.members:
             member.start_epoch(epoch, epochs)  # type: ignore[operator]
 
     def after_step(self) -> None:
-        for member in self.members:
-            member.after_step()  # type: ignore[operator]
+        for member in self._moving:
+            member.after_step()
 
     def keep(self, going: Sequence[bool]) -> None:
         """Drop the models that are done."""
@@ -334,7 +343,7 @@ class StackedObjective(Objective):
         gradient = torch.empty_like(outputs)
         losses = self._form.rows(outputs, target, gradient)
         if weight is None:
-            self.losses = losses.sum(1) / losses.shape[1]
+            self.losses = losses.mean(1)
             return self.losses.sum(), gradient.mul_(1.0 / losses.shape[1])
         weight = weight.to(losses.dtype)
         whole = weight.sum(1)
@@ -421,6 +430,9 @@ class StackedBatches:
             if any(w is None for w in weights)
             else torch.nn.utils.rnn.pad_sequence([w for w in weights if w is not None], batch_first=True)
         )
+        whole = self.target.dtype == torch.int64 and self.target.ndim == 2
+        self.labels = (int(self.target.min()), int(self.target.max())) if whole else None
+        """The least and the greatest label, where the targets are classes."""
         self.which, self.seeds = list(which), list(seeds)
         self.samplers: list[Sampler | None] = [None] * len(self.which) if samplers is None else list(samplers)
         self.batch_size, self.steps_per_epoch = batch_size, steps
@@ -446,11 +458,10 @@ class StackedBatches:
         device = self.inputs.device
         index = torch.stack(orders, 1).to(device)  # [steps, M, B]
         first = torch.as_tensor(self.which, device=device).unsqueeze(1) * self.inputs.shape[1]
-        for step, rows in zip(index, (index + first).flatten(1)):
-            weight = None if self.weight is None else _rows(self.weight, rows, step.shape)
-            yield Batch(_rows(self.inputs, rows, step.shape), _rows(self.target, rows, step.shape), step, weight)
-
-
-def _rows(values: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """Those rows of ``[data sets, N, ...]``, counted through all data sets, as ``[*shape, ...]``."""
-    return values.flatten(0, 1).index_select(0, rows).view(*shape, *values.shape[2:])
+        values = [v for v in (self.inputs, self.target, self.weight) if v is not None]
+        at_once = max(1, GATHERED // max(1, index[0].numel() * sum(v[0, 0].nbytes for v in values)))
+        for steps, rows in zip(index.split(at_once), (index + first).split(at_once)):
+            gathered = [v.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *v.shape[2:]) for v in values]
+            for batch in zip(steps.unbind(), *(v.unbind() for v in gathered)):
+                step, inputs, target, *weight = batch
+                yield Batch(inputs, target, step, weight[0] if weight else None)

@@ -98,6 +98,17 @@ def test_what_needs_probabilities_is_none_without_them():
     }
 
 
+@pytest.mark.parametrize("metric", MULTICLASS)
+def test_metrics_of_predictions_read_nothing_beside_them(metric):
+    y, predicted = np.array([0, 1, 1, 2, 0]), np.array([0, 1, 2, 2, 1])
+    whole = Outcome(predicted, np.full((5, 3), 1 / 3), np.eye(3)[predicted])
+    alone = MULTICLASS[metric](y, Outcome(predicted))
+    if MULTICLASS[metric].of_predictions:
+        assert alone == MULTICLASS[metric](y, whole)
+    else:
+        assert alone == MULTICLASS[metric].worst
+
+
 def test_a_class_absent_from_the_test_part_leaves_ranking_undefined():
     y, outcome = classifier(60, 3)
     keep = np.flatnonzero(y != 2)

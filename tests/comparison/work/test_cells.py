@@ -25,7 +25,7 @@ from steepest.comparison.errors import InputError
 from steepest.comparison.read import Table, table_from_arrays
 from steepest.comparison.work.cells import best_trial, member_of, recipe_of, run_job
 from steepest.comparison.work.stored import read_outcome
-from steepest.comparison.work.training import _networks, train
+from steepest.comparison.work.training import _networks, _score, _scores, train
 from steepest.descent import ArrayBatches
 
 Blobs = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -229,6 +229,24 @@ def test_the_trial_and_epochs_come_from_inner_validation(table: Table) -> None:
     assert inner[cell.values["trial"]] == pytest.approx(np.mean([m.score for m in members]), abs=1e-6)
     assert cell.values["epochs"] == max(1, round(np.mean([m.epochs for m in members])))
     assert [m.score for m in members] == [max(m.curve) for m in members]
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "mcc", "nll"])
+def test_a_stack_is_scored_like_its_members(table: Table, metric: str) -> None:
+    """On held-out rows of their own number, filled up; a diverged model has the worst score."""
+    context = context_of(table, metric=metric)
+    objective = find_objective("cross_entropy")
+    recipe = recipe_of(context, objective)
+    members = [member_of(context, (0, 0), part, Trial(1e-2, 0.0)) for part in (0, 1, 0, -1)]
+    for member in members:
+        member.objective = objective()
+    rows = [len(member.split.other_inputs) for member in members]
+    outputs = torch.randn(4, max(rows) + 2, 3, generator=torch.Generator().manual_seed(0))
+    outputs[2, 1, 0] = torch.nan
+    alone = [_score(recipe, m, out[:n]) for m, n, out in zip(members, rows, outputs)]
+    assert _scores(recipe, members, outputs) == alone
+    assert alone[2] == recipe.metric.worst
+    assert len(set(alone)) == 4
 
 
 def test_smaller_is_better_takes_the_smallest() -> None:

@@ -26,6 +26,7 @@ class Metric:
         function: ``(y, outcome, weights) -> float | None``.
         targets: "codes" (of classes) or "numbers", ``[N]``; "" for whatever has the shape of the predictions.
         bounds: the least and the greatest value there can be.
+        of_predictions: whether it reads nothing of an outcome but ``predicted``.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     function: Function = field(repr=False, compare=False)
     targets: str = ""
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    of_predictions: bool = False
 
     @property
     def worst(self) -> float:

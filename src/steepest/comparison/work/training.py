@@ -209,6 +209,22 @@ def _score(recipe: Recipe, member: Member, outputs: Tensor) -> float:
     return score
 
 
+def _scores(recipe: Recipe, members: Sequence[Member], outputs: Tensor) -> list[float]:
+    """The metric of each model of a stack on its held-out rows, the first of ``[models, rows, ...]``.
+
+    A metric of predicted classes is taken of the largest outputs, without probabilities that it would not read.
+    """
+    rows = [len(m.split.other_inputs) for m in members]
+    metric = recipe.metric
+    if not (metric.of_predictions and recipe.objective.predict is Objective.predict and outputs.ndim == 3):
+        return [_score(recipe, m, out[:n]) for m, n, out in zip(members, rows, outputs)]
+    finite = outputs.isfinite().flatten(1).all(1).tolist()
+    return [
+        metric(m.split.other_target, Outcome(predicted[:n]), m.split.other_weight) if good else metric.worst
+        for m, n, predicted, good in zip(members, rows, outputs.argmax(-1).cpu().numpy(), finite)
+    ]
+
+
 def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[Network]) -> None:
     splits = list({id(m.split): m.split for m in members}.values())
     number = {id(split): i for i, split in enumerate(splits)}
@@ -235,27 +251,30 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
 
     shown: dict[tuple[int, ...], Tensor] = {}
 
-    def look(alive: Sequence[int]) -> list[Tensor]:
+    def look(alive: Sequence[int]) -> Tensor:
         sets = tuple(which[m] for m in alive)
         if sets not in shown:  # the same rows after each epoch, until a model leaves
             shown.clear()
             shown[sets] = held_out[torch.as_tensor(sets, device=device)]
         stack.eval()
         with torch.no_grad():
-            outputs = stack(shown[sets])
+            outputs: Tensor = stack(shown[sets])
         stack.train()
-        return [out[: len(members[m].split.other_inputs)] for m, out in zip(alive, outputs)]
+        return outputs
+
+    def keep_outputs(model: int, outputs: Tensor) -> None:
+        members[model].outputs = outputs[: len(members[model].split.other_inputs)].clone()
 
     if members[0].length is None:
         latest: list[Tensor] = []
 
         def evaluate(_: Descent) -> list[float]:
             alive = stopping.alive or list(range(len(members)))
-            latest[:] = look(alive)
-            return [_score(recipe, members[m], out) for m, out in zip(alive, latest)]
+            latest[:] = [look(alive)]
+            return _scores(recipe, [members[m] for m in alive], latest[0])
 
         def improved(model: int) -> None:
-            members[model].outputs = latest[stopping.alive.index(model)].clone()
+            keep_outputs(model, latest[0][stopping.alive.index(model)])
 
         stopping = EarlyStopping(
             evaluate,
@@ -267,14 +286,14 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
     else:
 
         def finished(model: int, position: int) -> None:
-            members[model].outputs = look(watch.alive)[position].clone()
+            keep_outputs(model, look(watch.alive)[position])
             members[model].state = {k: v.cpu() for k, v in stack.member(position).items()}
 
         watch = _Watch([m.length or 1 for m in members], finished)
         hook = watch
     Descent(
         stack,
-        StackedObjective(objectives),
+        StackedObjective(objectives, batches.labels),
         batches,
         method=StackedStep(by_hand=True),
         optimizer=optimizer,
