@@ -16,6 +16,7 @@ from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
+from steepest.core.schedule import Schedule
 from steepest.testing import (
     aggregator_checks,
     balancer_checks,
@@ -24,6 +25,7 @@ from steepest.testing import (
     method_checks,
     objective,
     objective_checks,
+    schedule_checks,
 )
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
@@ -34,6 +36,7 @@ SUITES = {
     Method: method_checks,
     Aggregator: aggregator_checks,
     Balancer: balancer_checks,
+    Schedule: schedule_checks,
 }
 
 

@@ -7,6 +7,7 @@ from .function import check_function, check_reduced, function_checks, is_loss_fu
 from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
+from .schedule import check_schedule, schedule_checks
 
 __all__ = [
     "aggregator_checks",
@@ -20,9 +21,11 @@ __all__ = [
     "check_method",
     "check_objective",
     "check_reduced",
+    "check_schedule",
     "function_checks",
     "is_loss_function",
     "loss_checks",
     "method_checks",
     "objective_checks",
+    "schedule_checks",
 ]
