@@ -156,7 +156,7 @@ def test_the_tuned_network_itself_is_scored(file):
     recipe = recipe_of(context, context.objective("cross_entropy"))
     member = member_of(context, pair, 0, trials(recipe.objective, 1, 0)[0])
     train(recipe, [member])
-    network = build(recipe.backbone, 1, member.objective, member.info, backbone_seed=0, head_seed=0)
+    network, _ = build(recipe.backbone, 1, member.objective, member.info, backbone_seed=0, head_seed=0)
     network.load_state_dict(member.state)
     with torch.no_grad():
         assert torch.allclose(network.eval()(own), member.test_outputs, atol=1e-5)

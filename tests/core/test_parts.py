@@ -96,6 +96,14 @@ def test_memory():
     assert memory.seen.tolist() == [True, False, False, False, True]
     assert memory.values.dtype == torch.float16
     assert not memory.read(torch.tensor([0])).requires_grad
+    memory.write(torch.tensor([2, 4, 2]), torch.tensor([[1.0, 2.0], [7.0, 7.0], [2.0, 6.0]]))
+    assert memory.read(torch.tensor([2, 4])).tolist() == [[1.5, 4.0], [7.0, 7.0]], "the mean of what comes twice"
+    numbers = SampleMemory(3)
+    numbers.write(torch.tensor([1, 1, 0]), torch.tensor([2.0, 3.0, 5.0]))
+    assert numbers.values.tolist() == [5.0, 2.5, 0.0]
+    classes = SampleMemory(3, dtype=torch.int64)
+    classes.write(torch.tensor([1, 1]), torch.tensor([2, 2]))
+    assert classes.values.tolist() == [0, 2, 0]
     twin = SampleMemory(5, (2,), dtype=torch.float16)
     twin.load_state_dict(memory.state_dict())
     assert torch.equal(twin.values, memory.values)

@@ -51,6 +51,23 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, index: Tensor, rows: Tensor) -> None:
-        """Store detached rows."""
-        self.values[index] = rows.detach().to(self.values.dtype)
+        """Store detached rows: of a position that occurs several times their mean, of whole numbers the last."""
+        rows = rows.detach().to(self.values.dtype)
+        if rows.is_floating_point():
+            place = index.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
+            self.values.scatter_reduce_(0, place, rows, "mean", include_self=False)
+        else:
+            self.values[index] = rows
         self.seen[index] = True
+
+
+def means_of_repeats(index: Tensor, rows: Tensor) -> Tensor:
+    """Rows ``[B, ...]``, each replaced by the mean of those of its position ``[B]``.
+
+    >>> means_of_repeats(torch.tensor([4, 7, 4]), torch.tensor([1.0, 5.0, 2.0]))
+    tensor([1.5000, 5.0000, 1.5000])
+    """
+    positions, inverse = index.unique(return_inverse=True)
+    place = inverse.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
+    means = rows.new_zeros(len(positions), *rows.shape[1:]).scatter_reduce_(0, place, rows, "mean", include_self=False)
+    return means[inverse]

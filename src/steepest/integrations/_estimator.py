@@ -26,7 +26,7 @@ from sklearn.utils.validation import (
 from torch import Tensor, nn
 
 from ..comparison.design.context import Split
-from ..comparison.design.models import IMAGE_MODELS, MODELS, Backbone, build, feature_width, find_model
+from ..comparison.design.models import IMAGE_MODELS, MODELS, Backbone, OnRows, build, feature_width, find_model
 from ..comparison.design.objectives import find_objective, why_not
 from ..comparison.metrics.tables import default_metric, find_metric
 from ..comparison.read import Preprocessor
@@ -123,6 +123,10 @@ class ObjectiveEstimator(BaseEstimator):
         if self.model in IMAGE_MODELS:
             refuse("model", "one for rows of numbers", self.model)
         named: Callable[..., nn.Module] = find_model(self.model, trust=True)
+        if isinstance(named, OnRows):
+            refuse(
+                "model", "one that does not depend on the training rows (those are for steepest compare)", self.model
+            )
         return partial(named, width=int(self.width), depth=int(self.depth)) if self.model in MODELS else named
 
     def __getstate__(self) -> dict[str, Any]:
@@ -254,9 +258,10 @@ class ObjectiveEstimator(BaseEstimator):
         torch.manual_seed(seeds["objective"])
         self._recipe = (self._objective_class(), info, dict(self.objective_params or {}))
         objective = _made(*self._recipe).to(device)
-        network: nn.Module = build(
+        network, objective = build(
             backbone, features, objective, info, backbone_seed=seeds["backbone"], head_seed=seeds["head"]
-        ).to(device, split.inputs.dtype)
+        )
+        network = network.to(device, split.inputs.dtype)
         batches = ArrayBatches(
             split.inputs.to(device),
             split.target.to(device),

@@ -106,7 +106,7 @@ class PiecewiseLinearEncoding(nn.Module):
             high[i, :count] = 1.0
             low[i, 0], high[i, count - 1] = -torch.inf, torch.inf
         for name, values in (("slope", slope), ("start", start), ("low", low), ("high", high)):
-            self.register_buffer(name, values.to(torch.get_default_dtype()))
+            self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)  # the edges say them
 
     @property
     def bins(self) -> int:

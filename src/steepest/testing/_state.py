@@ -53,6 +53,22 @@ def check_eval(cls: type[Objective]) -> None:
         assert before.keys() == after.keys() and all(same(before[k], after[k]) for k in before), "eval wrote state"
 
 
+def check_repeated_index(cls: type[Objective]) -> None:
+    """Rows of one position in a batch leave the same memory in whatever order they come."""
+    if not cls.stateful or "index" not in cls.needs:
+        return
+    for (first, (args, kwargs)), (second, _) in zip(cases(cls), cases(cls)):
+        named = {**kwargs, "index": torch.zeros_like(kwargs["index"])}
+        turned = [t.flip(0) for t in args], {name: t.flip(0) for name, t in named.items()}
+        for objective, (tensors, others) in ((first, (args, named)), (second, turned)):
+            objective.train()
+            objective.start_epoch(1, 3)
+            objective(*tensors, **others)
+        state = second.state_dict()
+        for name, wanted in first.state_dict().items():
+            close(state[name].double(), wanted.double(), 1e-3, f"{name} of a repeated index")
+
+
 def check_stateless(cls: type[Objective]) -> None:
     """A member that is not declared ``stateful`` writes nothing in training either."""
     if cls.stateful:

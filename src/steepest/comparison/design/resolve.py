@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...core import each_member
 from ..baselines import classical_learners
 from ..errors import InputError
 from ..metrics.tables import default_of, metric_of
@@ -18,7 +19,7 @@ from ..read.inputs import Data, class_counts, shape_text
 from ..request import Request
 from .context import Context
 from .folds import CLASSES
-from .models import IMAGE_MODELS, MODELS, feature_width, find_model
+from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of
 from .objectives import choose_objectives
 from .settings import Settings
 
@@ -91,6 +92,8 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         except Exception as error:
             raise InputError(f"--model: the function failed for {shape_text(table)}: {error}") from error
         feature_width(body, shape)
+    if members_of(body) is not None and table.task not in each_member.TASKS:
+        raise InputError(f"--model: {model_spec!r} takes one target, or labels, and these are several targets; use mlp")
     return context, notes
 
 

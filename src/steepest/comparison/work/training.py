@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.each_member import EachMember
 from ...core.objective import Objective, TaskInfo
 from ...core.random import seed_all
 from ...descent import (
@@ -31,7 +32,7 @@ from ...descent.augment import Augment
 from ...nn.networks import Network
 from ..design.context import Split
 from ..design.deadline import OutOfTime
-from ..design.models import Backbone, build, feature_width
+from ..design.models import Backbone, build, feature_width, on_rows
 from ..design.trials import PEAK, Trial
 from ..metrics.metric import Metric
 from ..scores.outcome import Outcome
@@ -91,7 +92,8 @@ def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
             mean, deviation = split.scale
             return Outcome(predicted.astype(np.float64) * deviation + mean, None, None)
         probabilities = objective.probabilities(outputs)
-        decision = objective.decision(outputs) if split.task == "binary" else outputs
+        several = isinstance(objective, EachMember)
+        decision = objective.decision(outputs) if split.task == "binary" or several else outputs
         return Outcome(
             predicted,
             None if probabilities is None else probabilities.double().cpu().numpy(),
@@ -180,18 +182,22 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
 
 def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
     networks = []
+    backbones: dict[int, Backbone] = {}
     for member in members:
         shape = tuple(member.split.inputs.shape[1:])
+        if id(member.split) not in backbones:
+            backbones[id(member.split)], _ = on_rows(recipe.backbone, member.split.inputs)
+        backbone = backbones[id(member.split)]
         if member.info.feature_dim == 0:
             with torch.random.fork_rng(devices=[]):
-                features = feature_width(recipe.backbone(shape[0]), shape)
+                features = feature_width(backbone(shape[0]), shape)
             member.info = TaskInfo(**{**vars(member.info), "feature_dim": features})
         seed_all(member.seeds["objective"])
-        member.objective = recipe.objective.from_task(member.info, **member.trial.hyper).to(recipe.device)
-        network = build(
-            recipe.backbone,
+        objective = recipe.objective.from_task(member.info, **member.trial.hyper).to(recipe.device)
+        network, member.objective = build(
+            backbone,
             shape[0],
-            member.objective,
+            objective,
             member.info,
             backbone_seed=member.seeds["backbone"],
             head_seed=member.seeds["head"],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core.checks import check_index, check_logits, check_number, check_tensor
 from ...core.logpartition import pick
-from ...core.memory import SampleMemory
+from ...core.memory import SampleMemory, means_of_repeats
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
 from ...core.search import Float
@@ -132,8 +132,8 @@ class PastPredictions(nn.Module):
 
     def write(self, index: I[Tensor, " batch"], probs: F[Tensor, "batch classes"]) -> None:
         """Keep this epoch's probabilities, for the next."""
-        if self.topk:
-            probs, classes = probs.detach().topk(self.topk, dim=-1)
+        if self.topk:  # of several rows of a sample the mean has one order of classes
+            probs, classes = means_of_repeats(index, probs.detach()).topk(self.topk, dim=-1)
             self.fresh_classes.write(index, classes)
         self.fresh.write(index, probs)
 

@@ -8,6 +8,7 @@ search space, and the names of network and objective are built in or trusted by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ....core.stored import (
     read_json,
 )
 from ....core.stored import refuse_stored as refuse
-from ...design.models import IMAGE_MODELS, MODELS, Backbone, find_model
+from ...design.models import BINS, IMAGE_MODELS, MODELS, Backbone, OnRows, find_model
 from ...design.objectives import find_objective, why_not
 from ...design.several import objective_for
 from ...errors import InputError
@@ -43,7 +44,7 @@ from ...scores.calibration import SLOPES, Calibration
 from ...scores.operating_point import TEMPERATURES
 from ...work.classical import learners_of
 
-FORMAT = 3
+FORMAT = 4
 FILE = "winner.json"
 KINDS = ("objective", "classical")
 """A network that goes down an objective, or a classical learner."""
@@ -84,6 +85,7 @@ FACTS = {
             "objective": Text(),
             "hyper": Named(Anything()),
             "model": Text(),
+            "bins": Maybe(Record({"numeric": Listed(Whole(low=0)), "edges": Listed(Listed(Number(), least=3))})),
             "info": Record(
                 {
                     "task": Word(TASKS),
@@ -199,9 +201,28 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
     objective = _objective(values, info, parts, trust)
     own = any(":" in values[key] for key in ("objective", "model"))
     backbone = find_model(values["model"], trust=trust)
+    if isinstance(backbone, OnRows):
+        _check_bins(values)
+        backbone = backbone.of(values["bins"])
+    elif values["bins"] is not None:
+        refuse(inside(FILE, "bins"), f"none for {values['model']}", values["bins"])
     if values["model"] in MODELS and (values["model"] in IMAGE_MODELS) != images:
         refuse(inside(FILE, "model"), "a network for " + ("images" if images else "tables"), values["model"])
     return WinnerFacts(values, prepared, parts, task, NetworkFacts(info, objective, backbone, own))
+
+
+def _check_bins(values: dict[str, Any]) -> None:
+    """Some of the inputs have bins, each its own, between edges that rise."""
+    bins, where = values["bins"], inside(FILE, "bins")
+    if bins is None:
+        refuse(where, f"those of {values['model']}", bins)
+    columns, edges = bins["numeric"], bins["edges"]
+    if len(set(columns)) != len(columns) or max(columns, default=-1) >= values["width"]:
+        refuse(where, f"distinct columns in 0..{values['width'] - 1}", columns)
+    if len(edges) != len(columns) or max(map(len, edges), default=0) > BINS + 1:
+        refuse(where, f"at most {BINS} bins for each of {len(columns)} columns", [len(own) - 1 for own in edges])
+    if any(b <= a for own in edges for a, b in pairwise(own)):
+        refuse(where, "edges that rise", next(own for own in edges if any(b <= a for a, b in pairwise(own))))
 
 
 def _check_learner(values: dict[str, Any], task: str, images: bool) -> None:

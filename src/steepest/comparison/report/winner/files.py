@@ -119,7 +119,9 @@ def _built(told: WinnerFacts, state: dict[str, Tensor]) -> tuple[nn.Module, Obje
     largest = max((tensor.numel() for tensor in state.values()), default=0)
     with torch.random.fork_rng(devices=[]), nullcontext() if named.own else Bounded(max(SMALL, largest)):
         objective: Objective = named.objective.from_task(named.info, **told.values["hyper"])
-        network = build(named.backbone, told.values["width"], objective, named.info, backbone_seed=0, head_seed=0)
+        network, objective = build(
+            named.backbone, told.values["width"], objective, named.info, backbone_seed=0, head_seed=0
+        )
     own = {OBJECTIVE + name: tensor for name, tensor in objective.state_dict().items()}
     expected = {**network.state_dict(), **own}
     for name in (*expected, *state):

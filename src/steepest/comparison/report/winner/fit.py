@@ -16,7 +16,7 @@ from ...design.context import Context, Pair, Split
 from ...design.deadline import OutOfTime
 from ...design.folds import CLASSES, Fold
 from ...design.levels import prefix
-from ...design.models import build
+from ...design.models import build, on_rows
 from ...design.trials import Trial, seed_of, trials
 from ...errors import InputError
 from ...read import Preprocessor
@@ -105,7 +105,9 @@ def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winn
         train(recipe, [final])
     assert final.objective is not None and final.state is not None
     width = int(final.split.inputs.shape[1])
-    network = build(recipe.backbone, width, final.objective, final.info, backbone_seed=0, head_seed=0)
+    backbone, bins = on_rows(recipe.backbone, final.split.inputs)
+    again = cls.from_task(final.info, **trial.hyper)
+    network, _ = build(backbone, width, again, final.info, backbone_seed=0, head_seed=0)
     network.load_state_dict(final.state)
     facts = {
         **_shared(whole),
@@ -114,6 +116,7 @@ def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winn
         "hyper": trial.hyper,
         "settings": trial.describe(),
         "model": settings.model,
+        "bins": bins or None,
         "info": {**asdict(final.info), "class_counts": list(final.info.class_counts)},
         "epochs": epochs,
         "scale": [np.asarray(values).tolist() for values in final.split.scale],
