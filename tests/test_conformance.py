@@ -17,6 +17,7 @@ from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
 from steepest.core.schedule import Schedule
+from steepest.core.wrapper import Wrapper
 from steepest.testing import (
     aggregator_checks,
     balancer_checks,
@@ -25,7 +26,9 @@ from steepest.testing import (
     method_checks,
     objective,
     objective_checks,
+    optimizer_checks,
     schedule_checks,
+    wrapper_checks,
 )
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
@@ -38,6 +41,14 @@ SUITES = {
     Balancer: balancer_checks,
     Schedule: schedule_checks,
 }
+TORCH = {
+    torch.optim.SGD: [
+        lambda params: torch.optim.SGD(params, lr=0.01),
+        lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1),
+    ],
+    torch.optim.AdamW: [lambda params: torch.optim.AdamW(params, lr=0.02, eps=1e-6)],
+}
+"""Optimizers that the suite must pass as they are."""
 
 
 def members(contract):
@@ -52,10 +63,23 @@ def members(contract):
     return found
 
 
+def steppers():
+    """Optimizers and wrappers, which need no base class of ours: by the kind of their row."""
+    found = {}
+    for row in systems():
+        if row.kind in ("optimizer", "wrapper") and there(row):
+            module = importlib.import_module(f"steepest.{row.module}")
+            own = [getattr(module, name) for name in row.names]
+            classes = [c for c in own if inspect.isclass(c) and issubclass(c, torch.optim.Optimizer)]
+            found |= {c.name: (wrapper_checks if issubclass(c, Wrapper) else optimizer_checks)(c) for c in classes}
+    return found
+
+
 OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
+STEPPERS = steppers()
 LOSSES = {name: cls for name, cls in members(Loss).items() if "shapes" not in cls.exempt}
-DEAR = ("compile", "shapes")
-"""Checks whose time is that of tracing: of one instance of six members here, of every instance among the slow tests."""
+DEAR = ("compile", "shapes", "minimum", "ranks")
+"""Checks whose time is that of tracing, of many steps, of processes: among the slow tests, of six losses here."""
 
 
 def run(checks):
@@ -88,6 +112,10 @@ def test_the_catalogue_has_penalties_and_methods():
     assert "smooth_adversarial_comp_sum" in members(Method)
 
 
+def test_the_catalogue_has_wrappers():
+    assert "perp_grad" in STEPPERS
+
+
 def dear(checks):
     return [(title, check) for title, check in checks if title in DEAR]
 
@@ -104,6 +132,23 @@ def test_contract(name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_contract_of_other_kinds(name):
     run(cheap(OTHERS[name]))
+
+
+@pytest.mark.parametrize("name", STEPPERS)
+def test_contract_of_steps(name):
+    run(cheap(STEPPERS[name]))
+
+
+@pytest.mark.parametrize("cls", TORCH)
+def test_optimizers_of_torch_keep_the_contract(cls):
+    exempt = {"declaration": "not ours", "ranks": "functions of a test cannot be sent to another process"}
+    run(optimizer_checks(cls, TORCH[cls], exempt))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPPERS)
+def test_steps_of_compiled_models_and_ranks(name):
+    run(dear(STEPPERS[name]))
 
 
 @pytest.mark.slow

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from .reductions import widen
+from .torch_private import foreach_add_, foreach_copy_, foreach_mul, foreach_norm
 
 
 @contextmanager
@@ -22,17 +30,133 @@ def displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor | None]) -> I
     >>> w.data
     tensor([0.1000])
     """
-    moved = [(p, move) for p, move in zip(parameters, moves) if move is not None]
-    before = [p.detach().clone() for p, _ in moved]
+    before = move(parameters, moves)
     try:
-        with torch.no_grad():
-            for p, move in moved:
-                p.add_(move)
         yield
     finally:
-        with torch.no_grad():
-            for (p, _), value in zip(moved, before):
-                p.copy_(value)
+        put_back(before)
+
+
+Before = tuple[list[Tensor], list[Tensor]]
+"""Parameters that were moved, and copies of what they were."""
+
+
+@torch.no_grad()
+def move(parameters: Sequence[Tensor], moves: Sequence[Tensor | None]) -> Before:
+    """Move parameters, those with None not; gives what :func:`put_back` takes."""
+    moved = [p for p, own in zip(parameters, moves) if own is not None]
+    before = [p.detach().clone() for p in moved]
+    if moved:
+        foreach_add_(moved, [own for own in moves if own is not None])
+    return moved, before
+
+
+@torch.no_grad()
+def put_back(before: Before) -> None:
+    """Parameters as they were before :func:`move`, to the last bit."""
+    moved, values = before
+    if moved:
+        foreach_copy_(moved, values)
+
+
+class Traces:
+    """What passes leave in buffers (running statistics, per-sample memories), so that it can be undone.
+
+    Buffers are found by themselves: those of each module that is called inside :meth:`watching`, and of all inside it.
+
+    Args:
+        modules: others, whose buffers a pass writes without calling them.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> traces = Traces()
+    >>> with traces.watching():
+    ...     _ = norm(torch.tensor([[1.0], [3.0]]))
+    >>> norm.running_mean
+    tensor([0.2000])
+    >>> traces.undo()
+    >>> norm.running_mean
+    tensor([0.])
+    """
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        self._seen: dict[int, nn.Module] = {}
+        self._before: dict[int, tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = {}
+        for module in modules:
+            self.look(module)
+
+    def look(self, module: nn.Module) -> None:
+        """Copies of the buffers of a module that was not seen before."""
+        if id(module) in self._seen:
+            return
+        for inner in module.modules():
+            self._seen[id(inner)] = inner
+            buffers = inner._buffers
+            for name, buffer in buffers.items():
+                if buffer is not None and id(buffer) not in self._before:
+                    self._before[id(buffer)] = (buffers, name, buffer, buffer.detach().clone())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside the block the buffers of a module are copied before it is called the first time."""
+        self.watch()
+        try:
+            yield
+        finally:
+            self.look_away()
+
+    def watch(self) -> None:
+        """:meth:`watching`, from now on until :meth:`look_away`."""
+        _watchers.add(self)
+        _hook(True)
+
+    def look_away(self) -> None:
+        """End of :meth:`watch`."""
+        _watchers.discard(self)
+        if not _watchers:
+            _hook(False)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Buffers as they were before the first call."""
+        for buffers, name, buffer, value in self._before.values():
+            buffer.copy_(value)
+            buffers[name] = buffer
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Passes inside the block leave the buffers that were found as they are now."""
+        now = Traces(self._seen.values())
+        try:
+            yield
+        finally:
+            now.undo()
+
+
+_watchers: WeakSet[Traces] = WeakSet()
+
+
+def _look(module: nn.Module, *_: object) -> None:
+    if not torch.compiler.is_compiling():  # a compiled module is looked at from outside
+        for watcher in tuple(_watchers):
+            watcher.look(module)
+        if not _watchers:  # who asked is gone
+            _hook(False)
+
+
+@cache
+def _handle() -> RemovableHandle:
+    """The one hook of this module: compiled modules ask for its number, and would be compiled anew for another."""
+    warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks", UserWarning)
+    return register_module_forward_pre_hook(_look)
+
+
+def _hook(on: bool) -> None:
+    handle = _handle()
+    hooks: Any = handle.hooks_dict_ref()
+    if on:
+        hooks[handle.id] = _look
+    else:
+        hooks.pop(handle.id, None)
 
 
 @contextmanager
@@ -73,34 +197,106 @@ def _set_random_numbers(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def length(tensors: Sequence[Tensor]) -> Tensor:
+    """The length of several tensors as one vector, in float64: no square of a tiny or a huge number is lost.
+
+    >>> length([torch.tensor([3.0]), torch.tensor([4e-30])]).item()
+    3.0
+    """
+    norms: list[Tensor] = []
+    for members in _alike(tensors).values():
+        norms += foreach_norm([_components(tensors[i]) for i in members], 2, torch.float64)
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return norm
+
+
+@torch.no_grad()
 def ascent(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], rho: float, *, adaptive: bool = False
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    rho: float | Sequence[float],
+    *,
+    adaptive: bool | Sequence[bool] = False,
+    p: float = 2.0,
+    norm: Tensor | None = None,
 ) -> list[Tensor | None]:
     r"""The move of length rho that raises the loss most, over all parameters as one vector; 0 where the gradient is.
 
-    .. math:: \epsilon = \rho \, g / \|g\|, \qquad \text{adaptive: } \epsilon = \rho \, T^2 g / \|T g\|, \; T = |w|
+    .. math:: \epsilon = \rho \, g / \|g\|, \qquad \text{adaptive: } \epsilon = \rho \, T^2 g / \|T g\|, \; T = |w|, \\
+        \text{length in } p: \; \epsilon = \rho \operatorname{sign}(g) |g|^{q-1} / \|g\|_q^{q/p}, \; 1/p + 1/q = 1
+
+    A gradient that is not finite gives moves of NaN.
+
+    Args:
+        parameters, gradients: tensors of the same shapes; None stays None.
+        rho: radius, or one for each parameter.
+        adaptive: whether moves are measured relative to each weight, for all or for each.
+        p: in which norm moves have length rho; > 1, inf too.
+        norm: ``length(gradients)``, where it is known; used for p = 2 and nothing adaptive.
 
     >>> ascent([torch.zeros(2)], [torch.tensor([3.0, 4.0])], 0.05)
     [tensor([0.0300, 0.0400])]
     """
-    own = [
-        None if g is None else widen(g.detach()) * widen(p.detach()).abs() if adaptive else widen(g.detach())
-        for p, g in zip(parameters, gradients)
-    ]
-    norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in own if g is not None]
-    if not norms:
-        return list(own)
-    device = norms[0].device
-    norm = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
-    factor = torch.where(norm > 0, rho / norm, 0.0)
-    moves: list[Tensor | None] = []
-    for p, g in zip(parameters, own):
-        if g is None:
-            moves.append(None)
-            continue
-        move = g * factor.to(g.device, g.dtype)
-        moves.append((move * widen(p.detach()).abs() if adaptive else move).to(p.dtype))
+    places = [i for i, g in enumerate(gradients) if g is not None]
+    radii = list(rho) if isinstance(rho, Sequence) else [rho] * len(gradients)
+    scaled = list(adaptive) if isinstance(adaptive, Sequence) else [adaptive] * len(gradients)
+    own: dict[int, Tensor] = {}
+    sizes: dict[int, Tensor] = {}
+    for i in places:
+        g = gradients[i]
+        assert g is not None
+        own[i] = widen(_components(g))
+        if scaled[i]:
+            sizes[i] = widen(_components(parameters[i])).abs()
+            own[i] = own[i] * sizes[i]
+    if not places:
+        return [None] * len(gradients)
+    if p != 2.0:
+        own = dict(zip(own, _dual(list(own.values()), p)))
+    elif norm is None or any(scaled):
+        norm = length(list(own.values()))
+    moves: list[Tensor | None] = [None] * len(gradients)
+    groups: dict[tuple[torch.device, torch.dtype, float], list[int]] = {}
+    for i in places:
+        groups.setdefault((own[i].device, own[i].dtype, radii[i]), []).append(i)
+    for (device, dtype, radius), members in groups.items():
+        values = [own[i] for i in members]
+        if p == 2.0:
+            assert norm is not None
+            factor = torch.where(norm == 0, 0.0, radius / norm).where(norm.isfinite(), torch.nan)
+            values = list(foreach_mul(values, factor.to(device, dtype)))
+        else:
+            values = list(foreach_mul(values, radius))
+        for i, value in zip(members, values):
+            value = value * sizes[i] if scaled[i] else value
+            value = value.to(parameters[i].dtype.to_real())
+            moves[i] = torch.view_as_complex(value) if parameters[i].is_complex() else value
     return moves
+
+
+def _dual(gradients: Sequence[Tensor], p: float) -> list[Tensor]:
+    """The vector of length 1 in the p norm that has the largest product with the gradient, 0 for 0."""
+    q = 1.0 if math.isinf(p) else p / (p - 1.0)
+    top = torch.stack([g.abs().amax().double() if g.numel() else torch.zeros(()).double() for g in gradients]).amax()
+    unit = [torch.where(top == 0, 0.0, g.abs() / torch.where(top == 0, 1.0, top).to(g.dtype)) for g in gradients]
+    total = torch.stack([u.double().pow(q).sum() for u in unit]).sum()
+    factor = torch.where(total == 0, 0.0, total.pow(-1.0 / p)).where(top.isfinite(), torch.nan)
+    return [g.sign() * u.pow(q - 1.0) * factor.to(g.dtype) for g, u in zip(gradients, unit)]
+
+
+def _components(value: Tensor) -> Tensor:
+    """Complex numbers as pairs; without a graph."""
+    value = value.detach()
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def _alike(tensors: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[int]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(i)
+    return groups
 
 
 def sharpness_aware(

@@ -7,7 +7,9 @@ from .function import check_function, check_reduced, function_checks, is_loss_fu
 from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
+from .optimizer import check_optimizer, optimizer_checks
 from .schedule import check_schedule, schedule_checks
+from .wrapper import check_wrapper, wrapper_checks
 
 __all__ = [
     "aggregator_checks",
@@ -20,12 +22,16 @@ __all__ = [
     "check_loss",
     "check_method",
     "check_objective",
+    "check_optimizer",
     "check_reduced",
     "check_schedule",
+    "check_wrapper",
     "function_checks",
     "is_loss_function",
     "loss_checks",
     "method_checks",
     "objective_checks",
     "schedule_checks",
+    "optimizer_checks",
+    "wrapper_checks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ...core.torch_private import (
     foreach_pow,
     foreach_sub,
 )
+from ...core.wrapper import Params, Wrapper, base_of
 
 _TINY = 1e-30
 _ROUNDING = 8.0
@@ -107,22 +108,7 @@ def _across(ws: list[Tensor], gs: list[Tensor], rescale: bool) -> list[Tensor]:
     return list(across)
 
 
-class _Projected:
-    """A closure that projects the gradients each time it has been run; its other attributes are the caller's."""
-
-    def __init__(self, closure: Callable[[], Any], project: Callable[[], None]) -> None:
-        self._closure, self._project = closure, project
-
-    def __call__(self) -> Any:
-        loss = self._closure()
-        self._project()
-        return loss
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._closure, name)
-
-
-class PerpGrad(Optimizer):
+class PerpGrad(Wrapper):
     """An optimizer that sees only the gradient across the weights, so that no step merely scales them.
 
     The gradient of each parameter is replaced by :func:`perpendicular_gradient`, in place, before the base optimizer
@@ -153,23 +139,20 @@ class PerpGrad(Optimizer):
     Source: Grokking at the Edge of Numerical Stability, arXiv:2501.04697.
     """
 
+    name = "perp_grad"
+    exempt = dict.fromkeys(
+        ("convergence", "minimum"), "no step changes a parameter's length: other minima are out of reach"
+    )
+
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Params,
         base: type[Optimizer] = torch.optim.AdamW,
         rescale: bool = True,
         **kw: Any,
     ) -> None:
-        if not (isinstance(base, type) and issubclass(base, Optimizer)):
-            refuse_type("base", "a class of optimizer", base)
-        self.base = base(params, **kw)
+        super().__init__(base_of(params, base, kw, name="base"))
         self.rescale = rescale
-        super().__init__(self.base.param_groups, self.base.defaults)
-        self._share()
-
-    def _share(self) -> None:
-        """Groups, state and defaults are the base optimizer's own objects."""
-        self.param_groups, self.state, self.defaults = self.base.param_groups, self.base.state, self.base.defaults
 
     @torch.no_grad()
     def project(self) -> None:
@@ -186,40 +169,17 @@ class PerpGrad(Optimizer):
         slopes = [p.grad for p in chosen]
         foreach_copy_(slopes, perpendicular_gradient(chosen, slopes, rescale=self.rescale))
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of the base optimizer on projected gradients; gives what it gives.
+    def _advance(self, closure: Callable[[], Any] | None) -> None:
+        self.project()
+        super()._advance(closure)
 
-        Args:
-            closure: zeroes, runs forward and backward and returns the loss. A base that calls it several times gets
-                projected gradients each time.
-        """
-        if closure is None:
-            self.project()
-            return self.base.step()
-        return self.base.step(_Projected(closure, self.project))
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer."""
-        if self.__dict__.get("param_groups") is self.base.param_groups:
-            self.base.add_param_group(param_group)
-        else:  # the constructor fills its own list, which is then dropped
-            super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """That of the base optimizer."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave."""
-        self.base.load_state_dict(state_dict)
-        self._share()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "base": self.base, "rescale": self.rescale}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share()
+    @classmethod
+    def builders(cls) -> list[Callable[[Params], PerpGrad]]:
+        """Both lengths, over optimizers with and without averages."""
+        return [
+            lambda params: cls(params, lr=0.01, eps=1e-6),
+            lambda params: cls(params, torch.optim.SGD, False, lr=0.05, momentum=0.9),
+        ]
 
 
 OrthoGrad = PerpGrad

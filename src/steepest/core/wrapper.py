@@ -1,0 +1,399 @@
+"""The contract of a wrapper, an optimizer that drives another one; with two passes: gradients at moved weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checks import refuse, refuse_type
+from .displaced import Before, Traces, length, move, put_back, random_numbers, same_random_numbers
+from .search import Space
+from .torch_private import foreach_copy_, foreach_mul_
+
+Params = Iterable[Any]
+"""Parameters, pairs with their names, or groups, as for any optimizer."""
+_OWN = "wrapper"
+"""Where a wrapper's own state stands in its ``state_dict``, beside the parts of the optimizer that it drives."""
+
+
+def base_of(
+    params: Params | Optimizer,
+    base_optimizer: type[Optimizer],
+    arguments: dict[str, Any],
+    *,
+    name: str = "base_optimizer",
+) -> Optimizer:
+    """The optimizer to be driven: the one that was given, or one of a class over parameters.
+
+    Raises:
+        TypeError: arguments for one that is already there, or no class of optimizer.
+    """
+    if isinstance(params, Optimizer):
+        if arguments:
+            refuse_type(", ".join(arguments), "nothing, because params is an optimizer", arguments)
+        return params
+    if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
+        refuse_type(name, "a class of optimizer", base_optimizer)
+    return base_optimizer(params, **arguments)
+
+
+class Wrapper(Optimizer):
+    """An optimizer that drives another one, ``base_optimizer``, whose groups, state and defaults are its own.
+
+    The groups are the base optimizer's objects at every moment: what a schedule sets is what the step uses, whichever
+    of the two it was built on. ``step(closure)`` runs the closure once and steps the base optimizer without it. A
+    gradient scaler's ``step`` works with and without closure: gradients are divided by its scale, and after an overflow
+    nothing moves. ``base_optimizer.register_step_pre_hook`` is the place for clipping: gradients are those that the
+    step uses (the hook must return None).
+
+    A member overrides :meth:`_advance` (edit gradients, step, correct weights), and where it keeps anything between
+    steps :meth:`own_state` and :meth:`load_own_state`.
+
+    Class attributes:
+        name: snake_case, unique.
+        search: hyper-parameters that a comparison tunes.
+        exempt: names of conformance checks that don't apply, each with its reason.
+        group_options: of a group of parameters, and their values where it has none.
+
+    Args:
+        base_optimizer: what steps.
+    """
+
+    name: ClassVar[str] = ""
+    search: ClassVar[dict[str, Space]] = {}
+    exempt: ClassVar[dict[str, str]] = {}
+    _step_supports_amp_scaling = True
+
+    def __init__(self, base_optimizer: Optimizer, **group_options: Any) -> None:
+        if not isinstance(base_optimizer, Optimizer):
+            refuse_type("base_optimizer", "an optimizer", base_optimizer)
+        self.base_optimizer = base_optimizer
+        self.group_options = group_options
+        super().__init__(base_optimizer.param_groups, base_optimizer.defaults)
+        self._complete()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's own."""
+        return self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if groups:  # torch's constructor begins with none
+            self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's own."""
+        return self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if state:
+            self.base_optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's own."""
+        return self.base_optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base_optimizer.defaults = defaults
+
+    def _complete(self) -> None:
+        for group in self.param_groups:
+            for name, value in self.group_options.items():
+                group.setdefault(name, value)
+
+    def option(self, group: dict[str, Any], name: str) -> Any:
+        """An option of a group, also where a group was given or loaded without it."""
+        return group.get(name, self.group_options[name])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer."""
+        if not any(param_group is group for group in self.param_groups):
+            self.base_optimizer.add_param_group(param_group)
+            self._complete()
+
+    def step(self, closure: Callable[[], Any] | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:
+        """One step.
+
+        Args:
+            closure: zeroes, runs forward and backward and returns the loss; None where that was done.
+            scaler: the gradient scaler that the closure's backward uses; it is asked to unscale, and learns of an
+                overflow; call its ``update`` after. ``scaler.step(optimizer)`` does as well where there is one pass.
+
+        Returns:
+            The loss that the closure gave, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._unscaled(scaler, ran=closure is not None):
+            self._advance(closure)
+        return loss
+
+    @torch.no_grad()
+    def _unscaled(self, scaler: torch.amp.GradScaler | None, *, ran: bool, first: bool = True) -> bool:
+        """Divide gradients by the scale of who scaled them; whether they are finite, where a scaler asks for that.
+
+        A scaler that calls ``step`` leaves its scale and what it found in the gradients before on the optimizer.
+        """
+        if scaler is not None:
+            if not scaler.is_enabled():
+                return True
+            scaler.unscale_(self if first else self.base_optimizer)
+            return bool(self._finite())
+        if "found_inf" not in self.__dict__:
+            return True
+        scale = cast(Tensor | None, self.__dict__.get("grad_scale"))
+        if scale is not None:
+            for slopes in _by_device([p.grad for p in self._with_gradients()]).values():
+                foreach_mul_(slopes, scale.double().reciprocal().to(slopes[0].device, torch.float32))
+        elif ran:
+            refuse("closure", "None after scaler.unscale_, because a closure makes scaled gradients anew", "a closure")
+        return not bool(self.__dict__["found_inf"]) and (not ran or bool(self._finite()))
+
+    def _with_gradients(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+
+    def _finite(self) -> Tensor:
+        return length([_dense(p.grad) for p in self._with_gradients() if p.grad is not None]).isfinite()
+
+    def _advance(self, closure: Callable[[], Any] | None) -> None:
+        """What a step does once the gradients are there: by default the base optimizer's step, and nothing else.
+
+        Args:
+            closure: that which made the gradients, for what it offers beside (its batch, outputs, forward passes).
+        """
+        self.base_optimizer.step()
+
+    def own_state(self) -> dict[str, Any]:
+        """What the wrapper keeps between steps beside the base optimizer: tensors and plain values by name."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`own_state` gave."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the base optimizer, and :meth:`own_state` beside its parts, where there is any."""
+        state = self.base_optimizer.state_dict()
+        own = self.own_state()
+        return {**state, _OWN: own} if own else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave, or the state of a base optimizer that ran alone until now."""
+        self.base_optimizer.load_state_dict({name: value for name, value in state_dict.items() if name != _OWN})
+        self._complete()
+        if _OWN in state_dict:
+            self.load_own_state(state_dict[_OWN])
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
+        return {name: value for name, value in own.items() if name not in _NOT_KEPT}
+
+    @classmethod
+    def builders(cls) -> list[Callable[[Params], Self]]:
+        """Functions that build one over parameters or groups, a setting each: what the conformance suite runs on."""
+        raise NotImplementedError
+
+
+_NOT_KEPT = ("step", "_zero_grad_profile_name", "grad_scale", "found_inf", "_away")
+"""What schedules and scalers bind to one object, and what lies between two passes."""
+
+
+class TwoPassWrapper(Wrapper):
+    """A wrapper that takes a second gradient at weights moved along the first, and steps from where it was.
+
+    ``step(closure)`` needs no backward before: it runs the closure twice. The second pass draws the random numbers of
+    the first, and leaves batch norm and per-sample memories as the first left them: buffers are found by themselves,
+    in every module that a pass calls. Weights come back to the last bit, also after an exception. Where the gradient
+    of either pass is not finite, nothing changes: no weight, no state, no buffer; ``skipped`` counts it. A scaler
+    that calls ``scaler.step(optimizer, closure)`` learns of an overflow in the second pass only by
+    ``optimizer.step(closure, scaler=scaler)``, which also spares the backward before.
+
+    In a loop that runs the passes itself: backward, :meth:`first_step`, backward, :meth:`second_step`. Buffers are
+    frozen between them; random numbers are not drawn again. With a scaler: ``scaler.unscale_`` and, after the step,
+    ``scaler.update`` around each of the two.
+
+    On several ranks whose gradients are averaged in both passes all take one step; a first pass under ``no_sync`` moves
+    each rank by its own gradient.
+
+    A member overrides :meth:`_moves`, and :meth:`_joined` where the second gradient alone is not the step's.
+
+    Args:
+        base_optimizer: what steps.
+        modules: further ones whose buffers a pass writes without calling them.
+    """
+
+    keeps_first: ClassVar[bool] = False
+    """Whether :meth:`_joined` needs the first gradient."""
+
+    def __init__(self, base_optimizer: Optimizer, *, modules: Iterable[nn.Module] = (), **group_options: Any) -> None:
+        super().__init__(base_optimizer, **group_options)
+        self.modules = tuple(modules)
+        self.skipped = 0
+
+    def _still(self) -> bool:
+        """Whether nothing is to move, so that one pass does."""
+        return False
+
+    def _moves(
+        self, parameters: list[Tensor], gradients: list[Tensor], groups: list[dict[str, Any]], norm: Tensor
+    ) -> list[Tensor | None]:
+        """The way to where the second gradient is taken.
+
+        Args:
+            parameters: those with a gradient.
+            gradients: of what goes down, so those of a group that maximises with the other sign; dense.
+            groups: that of each parameter.
+            norm: the length of all gradients, in float64.
+        """
+        raise NotImplementedError
+
+    def _joined(
+        self, first: list[Tensor], second: list[Tensor], groups: list[dict[str, Any]]
+    ) -> Sequence[Tensor] | None:
+        """The step's gradient where it is not the second alone."""
+        return None
+
+    def step(self, closure: Callable[[], Any] | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:
+        """One step of two passes; gives the loss of the first.
+
+        Raises:
+            TypeError: no closure, so that there is nothing to run a second time; a sparse gradient.
+        """
+        if closure is None:
+            refuse_type(
+                "closure",
+                "a function that zeroes, runs forward and backward and returns the loss: two passes are due"
+                " (or backward, first_step, backward, second_step)",
+                None,
+            )
+        if self._still():
+            return super().step(closure, scaler=scaler)
+        self._end_pass()
+        traces = Traces([*self.modules, *getattr(closure, "modules", ())])
+        start = random_numbers()
+        try:
+            with torch.enable_grad(), traces.watching():
+                loss = closure()
+            fine = self._unscaled(scaler, ran=True)
+            self._displace(traces)
+            # watched again: a compiled model is compiled anew where hooks come or go
+            with torch.enable_grad(), traces.frozen(), traces.watching(), same_random_numbers(start):
+                closure()
+        finally:
+            away = self._end_pass()
+        if away is not None:
+            fine = self._unscaled(scaler, ran=True, first=False) and fine
+            self._finish(away, fine=fine)
+        return loss
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Move the weights to where the second gradient is to be taken; gradients are there already."""
+        self._end_pass()
+        traces = Traces(self.modules)
+        self._displace(traces)
+        assert self._away is not None
+        traces.watch()
+        self._away.watched = True
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Move the weights back, and step with the gradients that are there now.
+
+        Raises:
+            ValueError: :meth:`first_step` did not come before.
+        """
+        away = self._end_pass()
+        if away is None:
+            refuse("second_step", "first_step before it", "none")
+        away.traces.undo()
+        self._finish(away, fine=True)
+        if zero_grad:
+            self.zero_grad()
+
+    _away: _Away | None = None
+
+    @torch.no_grad()
+    def _displace(self, traces: Traces) -> None:
+        groups = [group for group in self.param_groups for p in group["params"] if p.grad is not None]
+        parameters = self._with_gradients()
+        gradients = [_refused_if_sparse(p) for p in parameters]
+        norm = length(gradients)
+        down = [-g if group.get("maximize") else g for g, group in zip(gradients, groups)]
+        moves = self._moves(parameters, down, groups, norm)
+        first = [g.clone() for g in gradients] if self.keeps_first else []
+        self._away = _Away(move(parameters, moves), parameters, first, norm, traces)
+
+    def _end_pass(self) -> _Away | None:
+        """Weights back to where they were, if they are away."""
+        away, self._away = self._away, None
+        if away is not None:
+            put_back(away.before)
+            if away.watched:
+                away.traces.look_away()
+        return away
+
+    @torch.no_grad()
+    def _finish(self, away: _Away, *, fine: bool) -> None:
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        pairs = [(i, p) for i, p in enumerate(away.parameters) if p.grad is not None]
+        second = [_refused_if_sparse(p) for _, p in pairs]
+        finite = away.norm.isfinite() & length(second).isfinite().to(away.norm.device)
+        if not fine or not bool(finite):
+            away.traces.undo()
+            self.skipped += 1
+            return
+        if self.keeps_first:
+            joined = self._joined([away.first[i] for i, _ in pairs], second, [groups[id(p)] for _, p in pairs])
+            if joined is not None:
+                foreach_copy_(second, list(joined))
+        self.base_optimizer.step()
+
+    def own_state(self) -> dict[str, Any]:
+        """How many steps were skipped."""
+        return {"skipped": self.skipped}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`own_state` gave."""
+        self.skipped = int(state["skipped"])
+
+
+class _Away:
+    """What lies between two passes."""
+
+    def __init__(
+        self, before: Before, parameters: list[Tensor], first: list[Tensor], norm: Tensor, traces: Traces
+    ) -> None:
+        self.before, self.parameters, self.first, self.norm, self.traces = before, parameters, first, norm, traces
+        self.watched = False
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _refused_if_sparse(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        refuse_type("params", "dense gradients", gradient)
+    return gradient
+
+
+def _by_device(gradients: Iterable[Tensor | None]) -> dict[Any, list[Tensor]]:
+    groups: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        if gradient is not None:
+            values = gradient._values() if gradient.is_sparse else gradient
+            groups.setdefault((gradient.device, gradient.dtype), []).append(values)
+    return groups
