@@ -51,7 +51,7 @@ def network(recipe: Recipe, member: Member) -> nn.Module:
     width = feature_width(recipe.backbone(member.split.inputs.shape[1]), tuple(member.split.inputs.shape[1:]))
     info = TaskInfo(**{**vars(member.info), "feature_dim": width})
     seeds = {"backbone_seed": member.seeds["backbone"], "head_seed": member.seeds["head"]}
-    return build(recipe.backbone, member.split.inputs.shape[1], CrossEntropyLoss(), info, **seeds)
+    return build(recipe.backbone, member.split.inputs.shape[1], CrossEntropyLoss(), info, **seeds)[0]
 
 
 def by_hand(recipe: Recipe, members: Sequence[Member]) -> Results:

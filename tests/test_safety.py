@@ -21,6 +21,8 @@ ALLOWED = {
     "src/steepest/core/lazy.py": {"import_module"},
     # a suite that makes a member again from what its class prints
     "src/steepest/testing/_constructor.py": {"eval"},
+    # a suite that pickles an optimizer and takes it back, as processes do that hand one on
+    "src/steepest/testing/optimizer.py": {"pickle"},
 }
 
 READS_SKOPS = ROOT / "src/steepest/comparison/report/winner/learner.py"
@@ -65,7 +67,7 @@ def dangers(file: Path) -> list[str]:
     for node in nodes(file):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"imports {name}" for name in names if name.partition(".")[0] in UNPICKLE]
+        found += [f"imports {name}" for name in names if name.partition(".")[0] in UNPICKLE - allowed]
         if not isinstance(node, ast.Call):
             continue
         name, keywords = called(node), {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg in TELLING}

@@ -136,9 +136,12 @@ def test_labels_are_said_one_by_one():
 def test_linear_heads_are_one_product(bias):
     heads = [nn.Linear(5, 2, bias=bias) for _ in range(MEMBERS)]
     joint, features = heads_of_members(heads), drawn(ROWS, MEMBERS, 5).float()
-    assert type(joint) is LinearHeads
+    assert type(joint) is (LinearHeads if bias else MemberHeads)
     torch.testing.assert_close(joint(features), MemberHeads(heads)(features))
-    assert joint[1] is heads[1]
+    torch.testing.assert_close(joint[1](features[:, 1]), heads[1](features[:, 1]))
+    torch.testing.assert_close(joint[1].weight, heads[1].weight)
+    joint[1](features[:, 1]).sum().backward()
+    assert sum(float(p.grad.abs().sum()) for p in joint.parameters() if p.grad is not None) > 0
 
 
 def test_own_heads_of_an_objective_stay():

@@ -115,7 +115,8 @@ def compare_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, residual, resnet (images), or module:function from width to backbone. Default: mlp or resnet.",
+            help="mlp, tabm (16 networks that share layers: stronger, and slower), residual, resnet (images), or "
+            "module:function from width to backbone. Default: mlp or resnet.",
             rich_help_panel="What is compared",
             autocompletion=complete_model,
         ),

@@ -54,6 +54,16 @@ class EachMember(Objective):
         self.stateful = objective.stateful
         self._apart = objective.unit == "batch" or "head" in objective.needs
 
+    @property
+    def reduction(self) -> str:
+        """That of the objective; with ``"none"`` there are losses ``[B * members]``, member after member of a row."""
+        return self.objective.reduction
+
+    @reduction.setter
+    def reduction(self, reduction: str) -> None:
+        if "objective" in self._modules:
+            self.objective.reduction = reduction
+
     def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
         """A head of the objective's own for each member: features ``[B, members, feature_dim]``."""
         return heads_of_members([self.objective.head(feature_dim, info) for _ in range(self.members)])

@@ -44,22 +44,57 @@ class MemberHeads(nn.Module):
         return torch.stack([head(features[:, m]) for m, head in enumerate(self.heads)], 1)
 
 
-class LinearHeads(MemberHeads):
-    """The same of linear layers, in one product.
+class LinearHeads(nn.Module):
+    """The same of linear layers, in one product: weight ``[members, out, in]``, bias ``[members, out]``.
+
+    Args:
+        heads: linear layers with bias, one a member; or those of :class:`ScalarHead`, for ``[B, members]``.
+        scalar: whether they are those.
 
     >>> LinearHeads([nn.Linear(3, 2) for _ in range(4)])(torch.zeros(5, 4, 3)).shape
     torch.Size([5, 4, 2])
     """
 
+    def __init__(self, heads: Sequence[nn.Linear], scalar: bool = False) -> None:
+        super().__init__()
+        self.scalar = scalar
+        self.weight = nn.Parameter(torch.stack([head.weight.detach() for head in heads]))
+        self.bias = nn.Parameter(torch.stack([head.bias.detach() for head in heads]))
+
+    def __getitem__(self, member: int) -> nn.Module:
+        return _OneOf(self, member)
+
     def forward(self, features: Tensor) -> Tensor:
         """The outputs of every member."""
-        weight = torch.stack([head.weight for head in self.heads])
-        outputs = torch.bmm(features.transpose(0, 1), weight.mT).transpose(0, 1)
-        if self.heads[0].bias is None:
-            return outputs
-        return outputs + torch.stack([head.bias for head in self.heads])
+        products = torch.baddbmm(self.bias.unsqueeze(1), features.transpose(0, 1), self.weight.mT).transpose(0, 1)
+        return products.squeeze(-1) if self.scalar else products
 
 
-def heads_of_members(heads: Sequence[nn.Module]) -> MemberHeads:
+class _OneOf(nn.Module):
+    """The head of one member, whose parameters stay those of all."""
+
+    def __init__(self, heads: LinearHeads, member: int) -> None:
+        super().__init__()
+        self._heads, self.member = [heads], member
+
+    @property
+    def weight(self) -> Tensor:
+        return self._heads[0].weight[self.member]
+
+    @property
+    def bias(self) -> Tensor:
+        return self._heads[0].bias[self.member]
+
+    def forward(self, features: Tensor) -> Tensor:
+        product = nn.functional.linear(features, self.weight, self.bias)
+        return product.squeeze(-1) if self._heads[0].scalar else product
+
+
+def heads_of_members(heads: Sequence[nn.Module]) -> MemberHeads | LinearHeads:
     """The heads of several members as one module."""
-    return (LinearHeads if all(type(head) is nn.Linear for head in heads) else MemberHeads)(heads)
+    layers = [head.linear if type(head) is ScalarHead else head for head in heads]
+    linear = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
+    scalar = {type(head) is ScalarHead for head in heads}
+    if len(linear) < len(heads) or len(scalar) > 1:
+        return MemberHeads(heads)
+    return LinearHeads(linear, scalar=scalar.pop())

@@ -53,22 +53,53 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
-class Affine:
-    """``x W^T + b``."""
+class Rooms:
+    """Tensors that come again at every step, in the memory of the step before: it takes longer to get than to fill.
 
-    def __init__(self, prefix: str) -> None:
-        self.weight, self.bias = prefix + "weight", prefix + "bias"
+    >>> rooms = Rooms()
+    >>> rooms.of("y", (2, 3), torch.zeros(1)).data_ptr() == rooms.of("y", (2, 3), torch.zeros(1)).data_ptr()
+    True
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[object, Tensor] = {}
+
+    def of(self, key: object, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """The tensor of a key, with whatever it held; a new one where it had another shape, type or place."""
+        known = self._tensors.get(key)
+        if known is None or known.shape != shape or known.dtype != like.dtype or known.device != like.device:
+            known = self._tensors[key] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return known
+
+
+class Affine:
+    """``x W^T + b``.
+
+    Args:
+        prefix: of the parameters' names.
+        rooms: where large outputs and gradients lie, until the next step.
+    """
+
+    def __init__(self, prefix: str, rooms: Rooms | None = None) -> None:
+        self.weight, self.bias, self.rooms = prefix + "weight", prefix + "bias", rooms
 
     def hold(self, parameters: Parameters) -> None:
         self._w, self._b = parameters[self.weight].detach(), parameters[self.bias].detach()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        return affine(x, self._w, self._b), x
+        if self.rooms is None:
+            return affine(x, self._w, self._b), x
+        y = self.rooms.of((self.weight, "outputs"), (*x.shape[:2], self._w.shape[1]), x)
+        return torch.baddbmm(self._b.unsqueeze(1), x, self._w.mT, out=y), x
 
     def backward(self, saved: Any, upstream: Tensor, gradients: dict[str, Tensor], needed: bool) -> Tensor | None:
         gradients[self.weight] = torch.bmm(upstream.mT, saved)
         gradients[self.bias] = upstream.sum(1)
-        return torch.bmm(upstream, self._w) if needed else None
+        if not needed:
+            return None
+        if self.rooms is None:
+            return torch.bmm(upstream, self._w)
+        return torch.bmm(upstream, self._w, out=self.rooms.of((self.weight, "slope"), saved.shape, saved))
 
 
 class Rectified(WithoutParameters):
@@ -169,6 +200,22 @@ class Chain:
         """Take the parameters to work on, which change in place; again when they are other tensors."""
         for layer in self.layers:
             layer.hold(parameters)
+
+    def keep(self, going: Tensor) -> None:
+        """Drop the models that are done from what layers hold beside parameters; then :meth:`hold` what is left."""
+        for layer in self.layers:
+            if (keep := getattr(layer, "keep", None)) is not None:
+                keep(going)
+
+    def leave_out(self, step: int | None) -> None:
+        """Say to layers that leave units out which step this is; None leaves out nothing."""
+        for layer in self.layers:
+            if hasattr(layer, "step"):
+                layer.step = step
+
+    def forget(self) -> None:
+        """Let go of what the last :meth:`forward` has kept."""
+        self._saved = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all models, without a graph."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.checks import refuse
 from ..core.distances import cdist
+from ..core.each_member import EachMember
 from ..core.heads import ScalarHead
 from ..core.objective import Batch, Objective
 from ..core.reductions import widen
@@ -23,10 +24,13 @@ from ..nn.networks import Network, Residual
 from .batches import Sampler, epoch_order, seeded
 from .by_hand import Affine, Chain, CosinePower, Differentiated, Last, Layer, Rectified, Run, affine
 from .joined import Joined, form_of
+from .members import is_tabm, layers_of_tabm
 
 if TYPE_CHECKING:
     from ..losses.classification.harmonic import DistanceHead
 
+ROWS = 256
+"""Rows at a time that networks of several members see where nothing is trained."""
 GATHERED = 1 << 21
 """Bytes of batches that are gathered at once: as much as a processor's second cache holds."""
 _NORMS = {"euclidean": 2.0, "manhattan": 1.0}
@@ -125,7 +129,9 @@ def layers_of(module: nn.Module, prefix: str = "") -> list[Layer]:
 
 
 def stackable(module: nn.Module) -> bool:
-    """Whether models of this kind can train as a stack: no buffers (running averages), nothing random."""
+    """Whether models of this kind can train as a stack: no buffers (running averages), nothing random; or a TabM."""
+    if is_tabm(module):
+        return True
     noisy = any(isinstance(layer, AnyDropout) for layer in module.modules())
     return not noisy and next(module.buffers(), None) is None
 
@@ -154,7 +160,8 @@ class Stack(nn.Module):
 
     Args:
         models: modules of equal architecture, with floating parameters and without buffers or dropout; a
-            :class:`Network` gives features too.
+            :class:`Network` gives features too. TabMs have outputs ``[M, B, members, ...]`` and train by hand alone.
+        seeds: of each model, for units that it leaves out in training.
 
     Raises:
         ValueError: architectures differ, or a layer cannot be stacked.
@@ -167,7 +174,7 @@ class Stack(nn.Module):
 
     flat: Tensor
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[nn.Module], seeds: Sequence[int] | None = None) -> None:
         super().__init__()
         if not models:
             refuse("models", "at least one", models)
@@ -181,11 +188,19 @@ class Stack(nn.Module):
         rows = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
         self.views: dict[str, nn.Parameter] = {}
         template = models[0]
-        self._chain = Chain(layers_of(template))
+        self.steps = 0
+        """Training passes by hand, which units that are left out depend on."""
+        self._members = is_tabm(template)
+        if self._members:
+            layers = layers_of_tabm(models, range(len(models)) if seeds is None else seeds)
+        else:
+            layers = layers_of(template)
+        self._chain = Chain(layers)
         self._build(torch.stack(rows))
-        self._backbone = batched(template.backbone, "backbone.") if isinstance(template, Network) else None
-        self._head = batched(template.head, "head.") if isinstance(template, Network) else None
-        self._run = batched(template)
+        self._backbone = self._head = None
+        if isinstance(template, Network) and not self._members:
+            self._backbone, self._head = batched(template.backbone, "backbone."), batched(template.head, "head.")
+        self._run = self._in_pieces if self._members else batched(template)
 
     def _build(self, flat: Tensor) -> None:
         """Take ``[M, numbers]`` and make each parameter a leaf that is a view of it."""
@@ -215,8 +230,19 @@ class Stack(nn.Module):
         return features, self._head(self.views, features)
 
     def outputs_by_hand(self, inputs: Tensor) -> Tensor:
-        """Outputs, under ``torch.no_grad()``; then :meth:`gradients_by_hand` has what it needs."""
+        """Outputs in training, under ``torch.no_grad()``; then :meth:`gradients_by_hand` has what it needs."""
+        self._chain.leave_out(self.steps)
+        self.steps += 1
         return self._chain.forward(inputs)
+
+    def _in_pieces(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs of networks of several members on many rows, few at a time: they are many times as many numbers."""
+        if torch.is_grad_enabled():
+            refuse("model", "torch.no_grad(), or training by hand, for networks of several members", "a graph")
+        self._chain.leave_out(None)
+        outputs = [self._chain.forward(piece) for piece in inputs.split(ROWS, 1)]
+        self._chain.forget()
+        return torch.cat(outputs, 1)
 
     def gradients_by_hand(self, upstream: Tensor) -> list[Tensor]:
         """The gradients of all parameters, in their order, from that of the outputs; under ``torch.no_grad()``."""
@@ -229,16 +255,19 @@ class Stack(nn.Module):
 
     def keep(self, going: Sequence[bool]) -> None:
         """Drop the models that are done."""
-        self._build(self.flat[torch.as_tensor(going, device=self.flat.device)].clone())
+        on = torch.as_tensor(going, device=self.flat.device)
+        self._chain.keep(on)
+        self._build(self.flat[on].clone())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The matrix of all parameters."""
-        return {"flat": self.flat.clone()}
+        """The matrix of all parameters, and how many training passes there were."""
+        return {"flat": self.flat.clone(), "steps": self.steps}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Take what :meth:`state_dict` gave."""
         if state_dict["flat"].shape != self.flat.shape:
             refuse("flat", f"{len(self)} models of {self.flat.shape[1]} numbers, as now", state_dict["flat"])
+        self.steps = int(state_dict["steps"])
         with torch.no_grad():
             self.flat.copy_(state_dict["flat"])
 
@@ -291,9 +320,18 @@ class StackedObjective(Objective):
         own = any(next(member.parameters(), None) is not None for member in members)
         self.of_outputs = not self.needs and not own
         """Whether :meth:`rows` has the losses: they depend on the outputs and on nothing else that is trained."""
-        alike = len({type(member) for member in members}) == 1 and all(m.reduction == "mean" for m in members)
         self._moving = [member for member in members if type(member).after_step is not Objective.after_step]
-        self._form = Joined(members, self.labels) if self.of_outputs and alike and all(map(form_of, members)) else None
+        self._each = self._members_of_models(members)
+        plain = [m.objective if isinstance(m, EachMember) else m for m in members]
+        alike = len({type(member) for member in plain}) == 1 and all(m.reduction == "mean" for m in plain)
+        self._form = Joined(plain, self.labels) if self.of_outputs and alike and all(map(form_of, plain)) else None
+
+    @staticmethod
+    def _members_of_models(objectives: Sequence[Objective]) -> int:
+        """How many members each model has whose losses are those of so many rows; 0 where they are single networks."""
+        several = [o for o in objectives if isinstance(o, EachMember)]
+        counts = {o.members for o in several} if len(several) == len(objectives) else set()
+        return counts.pop() if len(counts) == 1 and all(o.unit == "sample" for o in several) else 0
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         for member in self.members:
@@ -334,12 +372,23 @@ class StackedObjective(Objective):
 
         Models whose objectives have a form of :mod:`~steepest.descent.joined` share one call.
         """
-        if self._form is None or not self._form.takes(outputs, target):
+        if self._each and self._form is not None:  # a row for each member of a model, with the target of its row
+            flat, own = outputs.flatten(1, 2), target.repeat_interleave(self._each, 1)
+            if self._form.takes(flat, own):
+                weights = None if weight is None else weight.repeat_interleave(self._each, 1)
+                total, gradient = self._of_rows(flat, own, weights)
+                return total, gradient.view_as(outputs)
+        if self._form is None or self._each or not self._form.takes(outputs, target):
             with torch.enable_grad():
                 leaf = outputs.detach().requires_grad_()
                 total = self(leaf, target, **({} if weight is None else {"weight": weight}))
             (gradient,) = torch.autograd.grad(total, leaf)
             return total.detach(), gradient
+        return self._of_rows(outputs, target, weight)
+
+    def _of_rows(self, outputs: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same by the form that all models share."""
+        assert self._form is not None
         gradient = torch.empty_like(outputs)
         losses = self._form.rows(outputs, target, gradient)
         if weight is None:

@@ -137,8 +137,12 @@ def check_repr(cls: Member, make: Callable[[], object]) -> None:
         if "<" in text or "..." in text or len(plain) < len(given):
             continue
         seed_torch(0)
-        again = eval(f"cls({text})", {"cls": cls, "inf": math.inf, "nan": math.nan})
-        _assert_alike(member, again)
+        _assert_alike(member, evaluated(cls, text))
+
+
+def evaluated(cls: Member, text: str, *first: object) -> Any:
+    """What the text of arguments constructs, after some that have no text."""
+    return eval(f"cls(*first, {text})", {"cls": cls, "first": first, "inf": math.inf, "nan": math.nan})
 
 
 def constructor_checks(make: Callable[[Any], object]) -> tuple[Callable[[Any], None], ...]:

@@ -249,6 +249,23 @@ def test_a_stack_is_scored_like_its_members(table: Table, metric: str) -> None:
     assert len(set(alone)) == 4
 
 
+def test_several_members_predict_numbers_in_their_own_units(numbers: Table) -> None:
+    context = context_of(numbers, model="tabm", epochs=8, patience=8)
+    (cell,) = run_job(context, Job("objective", "squared_error", ((0, 0),)))
+    split = context.split((0, 0), -1)
+    assert cell.outcome.predicted.shape == split.other_target.shape
+    assert cell.values["score"] < 0.9 * np.std(split.other_target)
+    assert cell.values["diverged"] == 0
+
+
+def test_several_members_keep_the_shares_of_classes(table: Table) -> None:
+    context = context_of(table, model="tabm")
+    (cell,) = run_job(context, Job("objective", "squentropy", ((0, 1),)))
+    np.testing.assert_allclose(cell.outcome.probabilities.sum(1), 1.0, rtol=1e-6)
+    assert (cell.outcome.predicted == cell.outcome.probabilities.argmax(1)).all()
+    assert (cell.outcome.predicted == cell.outcome.decision.argmax(1)).all()
+
+
 def test_smaller_is_better_takes_the_smallest() -> None:
     assert best_trial([3.0, 1.0, 2.0, 1.0], False) == 1
     assert best_trial([float("inf"), 5.0], False) == 1

@@ -29,6 +29,7 @@ from ...descent import (
     stackable,
 )
 from ...descent.augment import Augment
+from ...descent.members import is_tabm
 from ...nn.networks import Network
 from ..design.context import Split
 from ..design.deadline import OutOfTime
@@ -174,6 +175,8 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
         own = any(list(m.objective.parameters()) for m in group if m.objective)
         alike = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2
         together = alike and recipe.augment is None and not recipe.one_cycle
+        if is_tabm(networks[0]):  # which a stack trains by hand alone
+            together = together and not any(m.objective.needs for m in group if m.objective)
         (_train_stack if together else _train_each)(recipe, group, networks)
         spent["seconds"] += time.perf_counter() - started
         spent["epochs"] += sum(len(m.curve) if m.length is None else m.length for m in group)
@@ -246,7 +249,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         steps=steps,
         samplers=[_sampler(m.objective) for m in members],
     )
-    stack = Stack(networks)
+    stack = Stack(networks, [m.seeds["objective"] for m in members])
     objectives = [m.objective for m in members if m.objective is not None]
     optimizer = StackedAdamW(
         stack,

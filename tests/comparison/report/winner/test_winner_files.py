@@ -11,6 +11,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ CANARY = "steepest_canary"
 """A module that no test may import: a file names it."""
 
 
-KINDS = ("binary", "multiclass", "regression", "multitask", "images", "index", "scores")
+KINDS = ("binary", "multiclass", "regression", "multitask", "images", "index", "scores", "members")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def saved(
         names = {"regression": "huber", "multitask": "squared_error", "index": "ps_kd", "scores": "squared_error"}
         objective = names.get(kind, "comp_sum")
         target = ["goal", "other"] if kind == "multitask" else "goal"
-        frame = table(kind)
-        make_winner(folder, frame, objective, target=target)
+        frame = table("binary" if kind == "members" else kind)
+        make_winner(folder, frame, objective, target=target, model="tabm" if kind == "members" else "mlp")
         made[kind] = folder / "run" / "winner", frame.iloc[:12]
     return made
 
@@ -77,6 +78,8 @@ def expected(folder: Path, rows: Any) -> pd.DataFrame:
         backbone: nn.Module = small_resnet(len(prepared["mean"]))
     else:
         values = matrix(prepared, rows)
+        if facts["model"] == "tabm":
+            return said_by_members(facts, {k: t.double().numpy() for k, t in state.items()}, values)
         backbone = nn.Sequential(nn.Linear(values.shape[1], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
     backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
     with torch.no_grad():
@@ -87,6 +90,31 @@ def expected(folder: Path, rows: Any) -> pd.DataFrame:
             if name.startswith("head.") and name.endswith("weight")
         ]
         return said(facts, torch.cat(outputs, 1), TaskInfo(**{**info, "class_counts": tuple(info["class_counts"])}))
+
+
+def said_by_members(facts: dict[str, Any], state: dict[str, np.ndarray], values: np.ndarray) -> pd.DataFrame:
+    """The prediction of TabM-mini with 16 members, column by column and member by member."""
+    parts = []
+    for place, (column, edges) in enumerate(zip(facts["bins"]["numeric"], facts["bins"]["edges"])):
+        x = values[:, column : column + 1]
+        parts.append(x * state["backbone.embed.weight"][place] + state["backbone.embed.bias"][place])
+        for t, (low, high) in enumerate(pairwise(edges)):
+            share = (x - low) / (high - low)
+            share = share if t == 0 else np.maximum(share, 0.0)
+            share = share if t == len(edges) - 2 else np.minimum(share, 1.0)
+            parts[-1] = parts[-1] + share * state["backbone.embed.bends"][place, t]
+    parts.append(np.delete(values, facts["bins"]["numeric"], 1))
+    probabilities = []
+    for m in range(16):
+        h = np.concatenate(parts, 1) * state["backbone.scale"][m]
+        for layer in range(2):
+            prefix = f"backbone.layers.{layer}.0."
+            h = np.maximum(h @ state[prefix + "weight"].T + state[prefix + "bias"], 0.0)
+        scores = h @ state["head.weight"][m].T + state["head.bias"][m]
+        probabilities.append(torch.as_tensor(scores).softmax(1))
+    outputs = torch.stack(probabilities).mean(0).log()
+    info = {**facts["info"], "class_counts": tuple(facts["info"]["class_counts"])}
+    return said(facts, outputs, TaskInfo(**info))
 
 
 def matrix(prepared: dict[str, Any], rows: pd.DataFrame) -> np.ndarray:
@@ -366,6 +394,15 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("binary", lambda f: f.update(pixels=[6, 6, 1]), "pixels: expected none for a table"),
     ("images", lambda f: f.update(model="mlp"), "model: expected a network for images, got 'mlp'"),
     ("binary", lambda f: f.update(model="residual"), "winner.safetensors lacks the tensor"),
+    ("binary", lambda f: f.update(bins={"numeric": [], "edges": []}), "bins: expected none for mlp"),
+    ("binary", lambda f: f.update(model="tabm"), "bins: expected those of tabm"),
+    ("members", lambda f: f["bins"]["numeric"].append(99), "bins: expected distinct columns in 0.."),
+    ("members", lambda f: f["bins"]["numeric"].append(f["bins"]["numeric"][0]), "bins: expected distinct columns"),
+    ("members", lambda f: f["bins"]["edges"].pop(), "bins: expected at most 48 bins for each of"),
+    ("members", lambda f: f["bins"]["edges"].__setitem__(0, list(range(99))), "bins: expected at most 48 bins"),
+    ("members", lambda f: f["bins"]["edges"][0].reverse(), "bins: expected edges that rise"),
+    ("members", lambda f: f["bins"]["edges"][0].__setitem__(0, "1.0"), "bins.edges[0][0]: expected a finite number"),
+    ("members", lambda f: f.update(model="mlp"), "bins: expected none for mlp"),
     ("binary", lambda f: f["info"].update(feature_dim=64), "is float32 [2, 128], expected float32 [2, 64]"),
 ]
 
