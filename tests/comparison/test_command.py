@@ -365,15 +365,15 @@ def test_an_output_folder_that_cannot_be_is_one_line(command: Command, csv: Path
 def test_a_full_disk_is_one_line_and_the_command_goes_on_later(
     command: Command, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Store.add, []
+    real, calls = Store.put, []
 
-    def add(self: Store, results: list) -> None:
+    def put(self: Store, results: list) -> int:
         calls.append(results)
         if len(calls) == 2:
             raise sqlite3.OperationalError("database or disk is full")
-        real(self, results)
+        return real(self, results)
 
-    monkeypatch.setattr(Store, "add", add)
+    monkeypatch.setattr(Store, "put", put)
     code, out, err = command("compare", csv, *FAST, "--quiet")
     assert (code, out) == (1, "")
     assert err == "steepest: failed: database or disk is full; the same command goes on\n"

@@ -18,15 +18,17 @@ from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
 from .errors import InputError, nearest
+from .joining import tell
 from .read.given import read_data
 from .report.finished import Comparison
 from .report.publish import publish
 from .report.stored import kept_results
 from .report.terminal import Terminal, about, plan_lines
-from .request import OPTIONS, RUNS, SERVED, Request
+from .request import OPTIONS, RUNS, SERVED, Request, without_password
 from .statistics.looks import next_look
 from .verdict.basis import find_basis
 from .verdict.results import assemble
+from .work.engine import engine_for
 from .work.executor import one_thread
 from .work.run import Run, default_workers
 from .work.store import Store
@@ -80,21 +82,22 @@ def execute(
     """
     screen = Terminal(quiet=True) if screen is None else screen
     began = time.time() if began is None else began
-    command = shlex.join(request.command or ("steepest.compare", context.table.name))
+    command = without_password(shlex.join(request.command or ("steepest.compare", context.table.name)))
     workers = default_workers(context.settings) if request.workers is None else request.workers
     for text in (*context.table.decisions, *notes):
         screen.line(text)
     for text in context.table.warnings:
         screen.line(f"warning: {text}", "yellow")
     with one_thread():
-        run = Run(context, Path(request.out), request.typed)
+        run = Run(context, Path(request.out), request.typed, request.store)
         if request.strict or request.dry_run:
             _plan(request, run, workers, screen)
         if request.dry_run:
             return None
         budget = math.inf if request.strict else request.budget_seconds
-        with run.opened() as store:
-            computed = run.work(store, command, workers, budget, began, screen)
+        with run.opened() as store, engine_for(request.executor, workers) as engine:
+            tell(run, store, request)
+            computed = run.work(store, command, workers, budget, began, screen, engine)
             results = None if computed else kept_results(store)
             if results is None:
                 results = _judged(run, store, command)
@@ -158,9 +161,9 @@ def compare(
         winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
-            types, test, device, name, as ``steepest compare --help`` lists them. Classes and functions may stand for
-            names in objectives, model and metric; arrays ``groups``, ``times``, ``sample_weight`` ``[rows]`` for the
-            columns that group, time and weight name.
+            types, test, device, name, store, executor, as ``steepest compare --help`` lists them. Classes and functions
+            may stand for names in objectives, model and metric; arrays ``groups``, ``times``, ``sample_weight``
+            ``[rows]`` for the columns that group, time and weight name.
 
     Returns:
         A :class:`Comparison`: ``sentence``, ``leaderboard``, ``fold_scores``, ``report``, ``winner``, ``predict``.

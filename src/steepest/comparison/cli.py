@@ -12,6 +12,7 @@ import typer
 
 from .cli_options import DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
 from .cli_runs import predict_command, report_command, runs_command
+from .cli_work import work_command
 from .completion import (
     complete_data,
     complete_file,
@@ -180,6 +181,21 @@ def compare_command(
         bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel="Running")
     ] = False,
     out: Annotated[Path, typer.Option(help="Where run folders live.", rich_help_panel="Running")] = Path(OUT),
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="postgresql://user@host/database keeps the run there, and `steepest work` on other machines joins it.",
+            rich_help_panel="Running",
+        ),
+    ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="local, or ray for a Ray cluster of this machine, or ray://HOST:PORT for one that is there.",
+            rich_help_panel="Running",
+        ),
+    ] = "local",
     winner: Annotated[
         str,
         typer.Option(
@@ -284,6 +300,8 @@ def compare_command(
             strict=strict,
             workers=workers,
             out=out,
+            store=store,
+            executor=executor,
             dry_run=dry_run,
             winner=winner,
         )
@@ -359,5 +377,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("compare")(compare_command)
     app.command("runs")(runs_command)
+    app.command("work")(work_command)
     app.command("report")(report_command)
     app.command("predict")(predict_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,6 +55,15 @@ def check_effort(budget: float | str, workers: int | None) -> None:
     seconds_of(budget)
     if workers is not None and (not is_number(workers, integer=True) or not 1 <= workers <= 256):
         raise InputError(f"--workers: expected an integer in 1..256, got {workers!r}")
+
+
+def without_password(text: str) -> str:
+    """Text in which addresses of databases have no password: it stands in reports.
+
+    >>> without_password("steepest compare wine --store postgresql://me:secret@host:5432/runs --trials 2")
+    'steepest compare wine --store postgresql://me@host:5432/runs --trials 2'
+    """
+    return re.sub(r"(postgres(?:ql)?://[^\s:@/]*):[^\s@/]*@", r"\1@", text)
 
 
 READING = ("encoding", "separator", "header", "missing", "dayfirst", "types")
@@ -120,6 +130,10 @@ class Request:
     """Whether the whole design is computed, or refused where it takes longer than the budget."""
     workers: int | None = None
     out: str | Path = RUNS
+    store: str | None = None
+    """``postgresql://...``: a database that keeps the run; None is a file in its folder."""
+    executor: str | None = None
+    """``ray`` or ``ray://ADDRESS``: what computes; None is processes of this machine, and whoever joins the run."""
     dry_run: bool = False
 
     winner: str = SERVED[0]
@@ -130,6 +144,12 @@ class Request:
     def __post_init__(self) -> None:
         check_numbers(**{name: getattr(self, name) for name in (*LIMITS, "noise")})
         check_effort(self.budget, self.workers)
+        if self.store is not None and not re.match("postgres(ql)?://", self.store):
+            raise InputError(
+                f"--store: expected postgresql://user@host:port/database, got {without_password(self.store)!r:.80}"
+            )
+        if self.executor is not None and not re.fullmatch(r"local|ray(://[^\s/]+)?", str(self.executor)):
+            raise InputError(f"--executor: expected local, ray or ray://ADDRESS, got {self.executor!r:.80}")
         if self.winner not in SERVED:
             raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {self.winner!r:.80}")
 

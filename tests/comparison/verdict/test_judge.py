@@ -63,7 +63,7 @@ def fill(
                 "diverged": int(score is None), "peak_memory_mb": 1.0, "curve": [best], "temperature": None,
                 "recall": [1.0, 0.5], "seconds_per_epoch": 0.1, "seconds": 1.0,
             }  # fmt: skip
-            store.add([CellResult(kind, name, *pair, content, outcome, context.level.of(kind))])
+            store.put([CellResult(kind, name, *pair, content, outcome, context.level.of(kind))])
     return store
 
 

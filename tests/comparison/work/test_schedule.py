@@ -237,7 +237,7 @@ def test_without_a_round_of_all_a_report_rests_on_what_has_most_folds(
     for name, count in zip(NAMES, folds):
         for fold in range(count):
             values = {"seconds": 1.0, "score": 0.5, "inner": [0.5], "metrics": {}}
-            store.add([CellResult("objective", name, 0, fold, values, Outcome(np.zeros(1)), level.text)])
+            store.put([CellResult("objective", name, 0, fold, values, Outcome(np.zeros(1)), level.text)])
     found = [Design(1, count, level) for count in (3, 2)]
     basis = find_basis(three, store, found)
     assert basis.names == names

@@ -31,7 +31,7 @@ def cell(fold: int, name: str = "cross_entropy", score: float = 0.5) -> CellResu
 
 def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
-    store.add([cell(0), cell(1, score=1 / 3)])
+    store.put([cell(0), cell(1, score=1 / 3)])
     store.close()
     again = Store(tmp_path / "run")
     assert again.finished() == {("cross_entropy", 0, 0, LEVEL.text), ("cross_entropy", 0, 1, LEVEL.text)}
@@ -52,7 +52,7 @@ def test_cells_and_trials_are_those_of_a_level(tmp_path: Path) -> None:
     store = Store(tmp_path)
     learner = cell(0, "knn")
     learner.kind, learner.level, learner.trials = "classical", LEVEL.of("classical"), {}
-    store.add([cell(0), learner])
+    store.put([cell(0), learner])
     fewer, shorter, smaller = Level(900, 60, 4), Level(900, 30, 8), Level(450, 60, 8)
     assert [set(store.cells(level)) for level in (LEVEL, fewer, shorter, smaller)] == [
         {"cross_entropy", "knn"}, {"knn"}, {"knn"}, set(),
@@ -76,11 +76,11 @@ def test_a_run_of_another_format_is_one_line(tmp_path: Path) -> None:
 
 def test_a_cell_that_is_computed_again_is_counted(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.add([cell(0), cell(1)])
+    store.put([cell(0), cell(1)])
     assert store.counters() == [1, 1]
-    store.add([cell(1, score=0.9)])
+    store.put([cell(1, score=0.9)])
     assert sorted(store.counters()) == [1, 2]
-    assert store.cells(LEVEL)["cross_entropy"][0, 1]["score"] == 0.9
+    assert store.cells(LEVEL)["cross_entropy"][0, 1]["score"] == 0.5, "the first stays"
 
 
 def test_a_time_without_end_is_kept_and_read(tmp_path: Path) -> None:
@@ -100,25 +100,25 @@ def test_facts_are_json_and_all_or_none(tmp_path: Path) -> None:
 
 def test_nothing_of_a_job_is_written_when_a_part_fails(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.add([cell(0)])
+    store.put([cell(0)])
     bad = cell(2)
     bad.name = None  # type: ignore[assignment]  # violates "not null" after the first row is in
     with pytest.raises(sqlite3.IntegrityError):
-        store.add([cell(1), bad])
+        store.put([cell(1), bad])
     assert store.finished() == {("cross_entropy", 0, 0, LEVEL.text)}
-    store.add([cell(1)])
+    store.put([cell(1)])
     assert store.counters() == [1, 1]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.add([cell(0)])
+    store.put([cell(0)])
     pages = store.connection.execute("pragma page_count").fetchone()[0]
     store.connection.execute(f"pragma max_page_count = {pages}")  # sqlite's own "database or disk is full"
     big = cell(1)
     big.values["text"] = "x" * 200_000
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        store.add([big])
+        store.put([big])
     store.close()
     again = Store(tmp_path)
     assert again.finished() == {("cross_entropy", 0, 0, LEVEL.text)}
@@ -134,7 +134,7 @@ from steepest.comparison.scores.outcome import Outcome
 from steepest.comparison.work.store import Store
 store = Store(Path(sys.argv[1]))
 for fold in range(5):
-    store.add([CellResult("objective", "a", 0, fold, {"score": 0.5}, Outcome(np.zeros(3)), "9/9/9")])
+    store.put([CellResult("objective", "a", 0, fold, {"score": 0.5}, Outcome(np.zeros(3)), "9/9/9")])
 store.connection.execute("begin immediate")
 store.connection.execute("insert into cells values ('objective', 'b', 0, 0, '9/9/9', 1, '{}', x'00')")
 os.kill(os.getpid(), signal.SIGKILL)

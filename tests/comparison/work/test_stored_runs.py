@@ -66,7 +66,7 @@ def run(context: Context, tmp_path_factory: pytest.TempPathFactory) -> Path:
     course = {"level": context.level.text, "objectives": ["comp_sum"], "repeats": 1, "last": [], "learners": []}
     course |= {"budget": 60.0, "fixed": True}
     store.set_facts({"course": course, "command": "steepest compare x.csv", "cells": 4, "seconds": 1.5})
-    store.add(
+    store.put(
         [
             CellResult(job.kind, job.name, *pair, values(context, job.name), PACKED, context.level.text, {0: TRIAL})
             for job in jobs

@@ -180,6 +180,9 @@ def _warnings(judge: Judge, facts: dict[str, Any], names: Sequence[str]) -> list
         failed = [text for pair in judge.pairs if (text := judge.cells[name][pair].get("failed"))]
         if failed:
             warnings.append(f"{name} failed in {len(failed)} of {len(judge.pairs)} folds: {failed[0]}")
+    kinds = sorted({c["capability"] for own in judge.cells.values() for c in own.values() if "capability" in c})
+    if len(kinds) > 1:
+        warnings.append(f"processors with {' and '.join(kinds)} computed it: the last bits of a number depend on that")
     return warnings
 
 

@@ -45,6 +45,7 @@ class CellResult:
     Attributes:
         level: as text, see :meth:`~steepest.comparison.design.levels.Level.of`.
         trials: records of the trials on inner validation that were trained for it, by number.
+        stored: whether it is in the store already, where somebody else has put it.
         took: wall seconds of this computation; ``values["seconds"]`` has those of reused trials in it.
     """
 
@@ -57,6 +58,7 @@ class CellResult:
     level: str = ""
     trials: dict[int, dict[str, Any]] = field(default_factory=dict)
     took: float = 0.0
+    stored: bool = False
 
     def arrays(self) -> bytes:
         """The outcome, compressed; :func:`~steepest.comparison.work.stored.read_outcome` reads it."""
@@ -127,9 +129,10 @@ def run_job(
             if job.name == context.settings.baseline:
                 raise
             scored = [_failed(context, job, pair, error) for pair in job.cells]
-    peak = peak_megabytes()
+    peak, capability = peak_megabytes(), torch.backends.cpu.get_cpu_capability()
     for cell in scored:
         cell.values["peak_memory_mb"] = peak
+        cell.values["capability"] = capability
         cell.level = context.level.of(job.kind)
         cell.took = (time.perf_counter() - started) / len(scored)
     return scored

@@ -102,10 +102,11 @@ class Executor:
     Args:
         context: of the comparison, at the level that was asked for; jobs say theirs.
         workers: processes; 1 computes here what can ask the time, and the rest in one process.
+        here: whether one process may be this one.
     """
 
-    def __init__(self, context: Context, workers: int) -> None:
-        self.context, self.workers = context, workers
+    def __init__(self, context: Context, workers: int, *, here: bool = True) -> None:
+        self.context, self.workers, self.here = context, workers, here
         self.waited = 0.0
         """Seconds for which processes were waited for that had to start."""
         self._idle: list[Worker] = []
@@ -184,7 +185,7 @@ class Executor:
         self._idle.append(Worker(self.context.table, self.context.settings, self.context.test))
 
     def _apart(self, task: _Task) -> bool:
-        return self.workers > 1 or apart(self.context, task.job, task.ends_at)
+        return self.workers > 1 or not self.here or apart(self.context, task.job, task.ends_at)
 
     def _hand_out(self) -> None:
         """Give waiting tasks to processes that have none, those of them that need one."""
@@ -199,8 +200,8 @@ class Executor:
             task.begun = task.given if worker.ready else math.inf
             self._busy[worker.connection] = worker, task
 
-    def collect(self) -> list[tuple[Job, Any]]:
-        """Wait for a job at least; each with its cells, or None where it was dropped."""
+    def collect(self, seconds: float = math.inf) -> list[tuple[Job, Any]]:
+        """Wait for a job, so many seconds at most; each with its cells, or None where it was dropped."""
         self._hand_out()
         if not self._busy:
             task = self._waiting[0]
@@ -208,10 +209,10 @@ class Executor:
             self._waiting.popleft()
             return [(task.job, result)]
         ended: list[tuple[Job, Any]] = []
-        while not ended:
-            over = min(task.over for _, task in self._busy.values())
-            seconds = None if math.isinf(over) else max(0.0, over - time.time())
-            for connection in wait(list(self._busy), seconds):
+        until = time.time() + seconds
+        while not ended and time.time() < until:
+            over = min(until, *(task.over for _, task in self._busy.values()))
+            for connection in wait(list(self._busy), None if math.isinf(over) else max(0.0, over - time.time())):
                 worker, task = self._busy[connection]  # type: ignore[index]
                 if not worker.ready:
                     worker.answer()

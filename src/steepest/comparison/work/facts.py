@@ -32,6 +32,8 @@ FACTS: dict[str, Shape] = {
     "data": Text(),
     "cells": Whole(),
     "command": Text(),
+    "asked": Named(Anything()),
+    "begun": Number(),
     "seconds": Number(low=0.0),
     "sentence": Text(),
     "looks": LOOK,

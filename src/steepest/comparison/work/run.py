@@ -24,9 +24,11 @@ from ..read.images import Images
 from ..read.inputs import Data
 from . import timing
 from .cells import CellResult, run_job
+from .engine import Engine
 from .schedule import REPORT, Schedule
-from .store import Store
+from .store import Store, open_store
 from .stored import check_cells
+from .team import Team
 from .watcher import Watcher
 
 
@@ -37,11 +39,12 @@ class Run:
         context: of the comparison, at the level that was asked for.
         out: where run folders live.
         typed: what the user asked for by name, which is cut last.
+        url: of the database that keeps it; None keeps it in its folder.
     """
 
-    def __init__(self, context: Context, out: Path, typed: Sequence[str] = ()) -> None:
+    def __init__(self, context: Context, out: Path, typed: Sequence[str] = (), url: str | None = None) -> None:
         table, settings = context.table, context.settings
-        self.context = context
+        self.context, self.url = context, url
         self.folder = out / settings.run_id(table.sha256, _table_hash(table) + __version__)
         self.designs = designs(settings, context.most_rows, len(table.classes), typed)
         self.known = [*self.designs, *designs(settings, context.most_rows, len(table.classes))]
@@ -62,7 +65,11 @@ class Run:
     @cached_property
     def begun(self) -> bool:
         """Whether a run of it is there."""
-        return (self.folder / "run.sqlite").exists()
+        if self.url is None:
+            return (self.folder / "run.sqlite").exists()
+        from .postgres import postgres_runs
+
+        return self.folder.name in postgres_runs(self.url)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -82,7 +89,7 @@ class Run:
         measured: dict[str, float] = {}
         missing = self.jobs
         if self.begun:
-            store = Store(self.folder)
+            store = open_store(self.folder, self.url)
             try:
                 missing = self.missing(store)
                 cells = store.cells(self.context.level)
@@ -100,7 +107,7 @@ class Run:
     @contextmanager
     def opened(self) -> Iterator[Store]:
         """Its store, which no other process writes meanwhile."""
-        store = Store(self.folder)
+        store = open_store(self.folder, self.url)
         try:
             with store.locked():
                 for level in levels_of(self.known):
@@ -110,7 +117,16 @@ class Run:
         finally:
             store.close()
 
-    def work(self, store: Store, command: str, workers: int, budget: float, began: float, watcher: Watcher) -> bool:
+    def work(
+        self,
+        store: Store,
+        command: str,
+        workers: int,
+        budget: float,
+        began: float,
+        watcher: Watcher,
+        engine: Engine | None = None,
+    ) -> bool:
         """Compute what is missing and fits; whether anything was computed.
 
         What earlier calls spent counts; a budget for which the answer is there buys nothing.
@@ -122,6 +138,7 @@ class Run:
             budget: seconds; infinite for the whole design.
             began: when this call began, by the system's clock.
             watcher: told what is computed, and of each job as its cells are stored.
+            engine: what computes beside this command; None is whoever joins the run.
         """
         spent = float(store.fact("seconds") or 0.0)
         self._deadline, self._working = Deadline(budget, spent, began), False
@@ -129,7 +146,7 @@ class Run:
         if not self.missing(store) or (answered and store.fact("results") is not None):
             return False
         settings = self.context.settings
-        facts: dict[str, Any] = {"command": command}
+        facts: dict[str, Any] = {"command": command, "begun": store.now()}
         if store.fact("settings") is None:
             facts |= {
                 "settings": settings.to_json(),
@@ -139,10 +156,10 @@ class Run:
             }
         store.set_facts(facts)
         if any((cell.name, cell.repeat, cell.fold, cell.level) not in store.finished() for cell in self.pilot):
-            store.add(self.pilot)
+            store.put(self.pilot)
         self._working = True
-        schedule = Schedule(self.context, store, self.designs, self._deadline, workers, watcher)
-        watcher.start(self.context, store, self._deadline, schedule.workers)
+        schedule = Schedule(self.context, store, self.designs, self._deadline, workers, watcher, engine or Team(store))
+        watcher.start(self.context, store, self._deadline, schedule.processes)
         try:
             computed = schedule.work()
         finally:

@@ -15,6 +15,7 @@ from ..design.jobs import Job
 from ..design.levels import FEWEST_OBJECTIVES, Design, Level, levels_of, trial_groups
 from . import timing
 from .costs import Costs
+from .engine import Alone, Engine, Executing
 from .executor import Executor, run_until
 from .store import Store
 from .watcher import Watcher
@@ -83,6 +84,7 @@ class Schedule:
         deadline: of this call; None computes the first design whole.
         workers: processes.
         watcher: told what is computed.
+        engine: what computes beside this command.
     """
 
     def __init__(
@@ -93,11 +95,13 @@ class Schedule:
         deadline: Deadline | None,
         workers: int,
         watcher: Watcher,
+        engine: Engine | None = None,
     ) -> None:
         self.context, self.store, self.designs, self.watcher = context, store, list(designs), watcher
         self.deadline = Deadline(math.inf) if deadline is None else deadline
         self.levels = levels_of(self.designs)
         self.workers = 1 if self.deadline.seconds < ALONE else workers
+        self.engine = engine or Alone()
         self.costs = Costs(context)
         self.folds = list(context.folds)
         self.first_round = [pair for pair in self.folds if pair[0] == self.folds[0][0]]
@@ -121,6 +125,11 @@ class Schedule:
             **dict.fromkeys(context.settings.objectives, "objective"),
         }
         self._know_what_is_stored()
+
+    @property
+    def processes(self) -> int:
+        """How many jobs are computed at a time."""
+        return self.engine.processes(self.workers)
 
     # ---- what things cost ----
 
@@ -149,7 +158,7 @@ class Schedule:
             seconds = timing.time_job(self.context.at(level), Job("objective", name, (pair,)))
             self.costs.timed(name, level, seconds)
 
-    def _measure_learners(self, level: Level, executor: Executor) -> tuple[str, ...]:
+    def _measure_learners(self, level: Level, executor: Executing) -> tuple[str, ...]:
         """Those classical learners that a round of folds has time for, the cheap ones first."""
         if self.deadline.seconds < 2 * ALONE or not self.context.settings.classical:
             return ()
@@ -167,7 +176,7 @@ class Schedule:
             if name in self.left_out:
                 continue
             cost = self.costs.cell(name, "classical", level) * len(self._missing([name], self.first_round, level))
-            took = (spent + cost) / self.workers
+            took = (spent + cost) / self.processes
             if took <= self._learners_left(executor) and self._fits(took, level, name):
                 self.learners = (*self.learners, name)
                 spent += cost
@@ -175,11 +184,11 @@ class Schedule:
                 self._leave_out(name, level, stopped=False)
         return self.learners
 
-    def _time_learners(self, level: Level, seconds: float, executor: Executor) -> None:
+    def _time_learners(self, level: Level, seconds: float, executor: Executing) -> None:
         """Time classical learners at more and more rows, as long as that is cheap: cost grows by a power of its own."""
         names = [name for name in self.context.settings.classical if not self.costs.learner_known(name, level)]
         rows, pair = min(TIMED_ROWS_LEARNER, level.rows), self.folds[0]
-        most = seconds * self.workers / len(self.first_round)
+        most = seconds * self.processes / len(self.first_round)
         while names:
             small = replace(level, rows=rows)
             jobs = [Job("classical", name, (pair,), small) for name in names]
@@ -197,14 +206,14 @@ class Schedule:
             names = [name for name in names if name not in self.left_out]
             names = [name for name in names if self.costs.learner(name, small) <= TIMED_LEARNER * seconds]
 
-    def _learners_left(self, executor: Executor) -> float:
+    def _learners_left(self, executor: Executing) -> float:
         """Seconds that are left of the part of the budget that classical learners have."""
         return self._learners_end + executor.waited - self.deadline.clock()
 
-    def _part_fits(self, job: Job, level: Level, executor: Executor) -> bool:
+    def _part_fits(self, job: Job, level: Level, executor: Executing) -> bool:
         """Whether what is missing of a learner's round fits that part, by what its cells have taken."""
         missing = self._missing([job.name], self.first_round, level)
-        return len(missing) * self._cost(job) / self.workers <= self._learners_left(executor)
+        return len(missing) * self._cost(job) / self.processes <= self._learners_left(executor)
 
     def _leave_out(self, name: str, level: Level, *, stopped: bool) -> None:
         """A classical learner has no time; what a round of folds would take of one core is kept, 0 where unknown."""
@@ -239,7 +248,7 @@ class Schedule:
         ]
         if not cells:
             return 0.0
-        return max(self.costs.total(cells) / self.workers, max(self.costs.cell(*cell) for cell in set(cells)))
+        return max(self.costs.total(cells) / self.processes, max(self.costs.cell(*cell) for cell in set(cells)))
 
     def choose(self, start: int = 0, part: float = FILLED) -> tuple[int, Course]:
         """The first design from ``start`` on that fits, and its place.
@@ -296,7 +305,7 @@ class Schedule:
         """Compute a job in this process."""
         self._keep(job, run_until(self.context, job, self._known(job), ends_at))
 
-    def _keep(self, job: Job, found: Sequence[Any] | None, executor: Executor | None = None) -> bool:
+    def _keep(self, job: Job, found: Sequence[Any] | None, executor: Executing | None = None) -> bool:
         """Keep what a job found; whether its cells took far longer than expected."""
         if found is None and job.level is not None and self._in_part(job):
             self._leave_out(job.name, job.level, stopped=True)
@@ -307,13 +316,14 @@ class Schedule:
         expected = self.costs.cell(job.name, job.kind, job.level)
         if not self.computed:
             self.store.set_fact("results", None)  # they rest on fewer cells
-        self.store.add(found)
+        if fresh := [cell for cell in found if not cell.stored]:
+            self.store.put(fresh)
         self.computed += len(found)
         for cell in found:
             self.finished.add((cell.name, cell.repeat, cell.fold, cell.level))
             took = cell.took if self.warm else cell.values["seconds"]  # the first imports what all use
             self.costs.finished(job.name, job.kind, job.level, took)
-            self._learned += cell.took / self.workers * (job.kind == "classical")
+            self._learned += cell.took / self.processes * (job.kind == "classical")
         self.warm = True
         self.store.set_fact("seconds", self.deadline.spent + self.deadline.elapsed)
         self.watcher.finished(job, found)
@@ -328,14 +338,14 @@ class Schedule:
                     jobs_missing.append(job)
         return jobs_missing
 
-    def _rest(self, course: Course, executor: Executor) -> Iterator[list[Job]]:
+    def _rest(self, course: Course, executor: Executing) -> Iterator[list[Job]]:
         """What follows the first round, each part to be done whole: learners, slow objectives, further folds."""
         names, begun = course.first, {pair[0] for pair in self.first_round}
         learners = self._measure_learners(course.level, executor)
         yield from ([job] for job in self._missing(learners, self.first_round, course.level))
         for name in course.last:
             jobs = self._missing([name], self.first_round, course.level)
-            if self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
+            if self._fits(sum(self._cost(job) for job in jobs) / self.processes, course.level):
                 names = self.compared = (*names, name)
                 yield from ([job] for job in jobs)
             else:
@@ -388,7 +398,7 @@ class Schedule:
             self._first(lowest)
         return self.computed
 
-    def _finish(self, course: Course, executor: Executor) -> bool:
+    def _finish(self, course: Course, executor: Executing) -> bool:
         """What follows the first round, as far as it fits; whether all of it did."""
         if self._missing(course.first, self.first_round, course.level):
             return False
@@ -397,7 +407,7 @@ class Schedule:
             if jobs and self._in_part(jobs[0]) and not self._part_fits(jobs[0], course.level, executor):
                 self._leave_out(jobs[0].name, course.level, stopped=True)
                 continue
-            if jobs and not self._fits(sum(self._cost(job) for job in jobs) / self.workers, course.level):
+            if jobs and not self._fits(sum(self._cost(job) for job in jobs) / self.processes, course.level):
                 return False
             self._run(jobs, course, None, executor)
         return True
@@ -430,14 +440,14 @@ class Schedule:
                 self._here(job)
 
     @contextmanager
-    def _executor(self, course: Course) -> Iterator[Executor]:
+    def _executor(self, course: Course) -> Iterator[Executing]:
         """What computes a course; it has done all that it was given when it ends."""
         rounds = len(self.folds) // len(self.first_round)
         if self.deadline.seconds < math.inf:
-            work = self._round_cost(course.level, course.first, rounds) * self.workers
+            work = self._round_cost(course.level, course.first, rounds) * self.processes
             if min(work, self.deadline.left) < max(ALONE, 2 * SPAWN * self.slow):
                 self.workers = 1
-        executor = Executor(self.context, self.workers)
+        executor = self.engine.executor(Executor(self.context, self.workers))
         if self.context.settings.classical and 2 * ALONE <= self.deadline.seconds < math.inf:
             executor.start()
         try:
@@ -465,25 +475,26 @@ class Schedule:
         """A course is taken from here on; one that is not ``fixed`` is decided anew by a call that goes on."""
         self.compared = course.first
         decided = {**course.to_json(), "budget": min(self.deadline.seconds, EVER), "fixed": fixed}
-        self.store.set_facts({"course": decided, "ends_at": min(self.deadline.ends_at, EVER)})
+        ends_at = min(self.deadline.ends_at + self.store.skew, EVER)
+        self.store.set_facts({"course": decided, "ends_at": ends_at})
         self.watcher.level(self.context.at(course.level), course.level, course.objectives, self.deadline)
 
     def _ends_at(self, level: Level) -> float:
         return self.deadline.ends_at - self._reserve(level)
 
-    def _submit(self, job: Job, level: Level, executor: Executor) -> None:
+    def _submit(self, job: Job, level: Level, executor: Executing) -> None:
         """Give a job; a learner that takes so long that its round would not fit the part of learners is stopped."""
         seconds = math.inf
         if self._in_part(job):
             missing = self._missing([job.name], self.first_round, level)
-            seconds = self._learners_left(executor) * self.workers / max(1, len(missing))
+            seconds = self._learners_left(executor) * self.processes / max(1, len(missing))
         executor.submit(job, self._known(job), self._ends_at(level), seconds)
 
     def _in_part(self, job: Job) -> bool:
         """Whether a job is of a learner that the report rests on only where it is done."""
         return job.kind == "classical" and job.cells[0] in self.first_round
 
-    def _run(self, jobs: Sequence[Job], course: Course, place: int | None, executor: Executor) -> Course:
+    def _run(self, jobs: Sequence[Job], course: Course, place: int | None, executor: Executing) -> Course:
         """Compute jobs as long as each fits.
 
         With a ``place`` among the designs the level falls where they no longer do, and all are done when it comes back;

@@ -37,6 +37,7 @@ CELL = Record(
         "seconds": Number(low=0.0),
         "seconds_per_epoch": Number(low=0.0),
         "peak_memory_mb": Number(low=0.0),
+        "capability": Text(),
         "failed": Text(),
     },
 )

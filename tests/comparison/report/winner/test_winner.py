@@ -117,7 +117,7 @@ def test_what_an_objective_learned_is_saved_with_the_network(blobs: Callable, ow
 
     store = Store(tmp_path / "run")
     for job in make_jobs(context):
-        store.add(run_job(context, job))
+        store.put(run_job(context, job))
     winner = fit_winner(context, store)
     winner.save(tmp_path / "w")
     assert float(load_file(tmp_path / "w" / "winner.safetensors")["objective.heat"]) > 1
@@ -203,7 +203,7 @@ def test_a_learner_is_not_fitted_where_its_cells_say_that_it_takes_too_long(blob
     x, y = blobs(60, 2)
     context, _ = prepare(Request(x, y, objectives="focal", repeats=1, folds=2, trials=1, epochs=1))
     store = Store(tmp_path / "run")
-    store.add(
+    store.put(
         [
             CellResult("classical", "lda", *pair, {"inner": [0.9], "seconds": 100.0}, Outcome(np.zeros(1)), level)
             for pair in context.folds
