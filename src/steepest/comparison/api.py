@@ -26,6 +26,7 @@ from .report.stored import kept_results
 from .report.terminal import Terminal, about, plan_lines
 from .request import OPTIONS, RUNS, SERVED, Request, without_password
 from .statistics.looks import next_look
+from .tracking import Tracked, hook_of
 from .verdict.basis import find_basis
 from .verdict.results import assemble
 from .work.engine import engine_for
@@ -84,6 +85,8 @@ def execute(
     began = time.time() if began is None else began
     command = without_password(shlex.join(request.command or ("steepest.compare", context.table.name)))
     workers = default_workers(context.settings) if request.workers is None else request.workers
+    hook = None if request.dry_run else hook_of(request.track)
+    watcher = screen if hook is None else Tracked(screen, hook, screen.line)
     for text in (*context.table.decisions, *notes):
         screen.line(text)
     for text in context.table.warnings:
@@ -97,11 +100,15 @@ def execute(
         budget = math.inf if request.strict else request.budget_seconds
         with run.opened() as store, engine_for(request.executor, workers) as engine:
             tell(run, store, request)
-            computed = run.work(store, command, workers, budget, began, screen, engine)
+            computed = run.work(store, command, workers, budget, began, watcher, engine)
             results = None if computed else kept_results(store)
             if results is None:
                 results = _judged(run, store, command)
-            return publish(request, run, store, results, computed=computed, screen=screen, budget=budget)
+            done = publish(request, run, store, results, computed=computed, screen=screen, budget=budget)
+            if isinstance(watcher, Tracked):
+                watcher.begin(context, run.folder.name)
+                watcher.tell("end", {"results": done.results, "folder": done.folder})
+            return done
 
 
 def _judged(run: Run, store: Store, command: str) -> dict[str, Any]:
@@ -161,9 +168,9 @@ def compare(
         winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
-            types, test, device, name, store, executor, as ``steepest compare --help`` lists them. Classes and functions
-            may stand for names in objectives, model and metric; arrays ``groups``, ``times``, ``sample_weight``
-            ``[rows]`` for the columns that group, time and weight name.
+            types, test, device, name, store, executor, track, as ``steepest compare --help`` lists them. Classes and
+            functions may stand for names in objectives, model and metric; arrays ``groups``, ``times``,
+            ``sample_weight`` ``[rows]`` for the columns that group, time and weight name; a callable for track.
 
     Returns:
         A :class:`Comparison`: ``sentence``, ``leaderboard``, ``fold_scores``, ``report``, ``winner``, ``predict``.

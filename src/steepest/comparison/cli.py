@@ -196,6 +196,13 @@ def compare_command(
             rich_help_panel="Running",
         ),
     ] = "local",
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="mlflow or tensorboard, each with :PLACE or not, or module:function: told of each cell and the end.",
+            rich_help_panel="Running",
+        ),
+    ] = None,
     winner: Annotated[
         str,
         typer.Option(
@@ -302,6 +309,7 @@ def compare_command(
             out=out,
             store=store,
             executor=executor,
+            track=track,
             dry_run=dry_run,
             winner=winner,
         )

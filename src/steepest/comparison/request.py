@@ -134,6 +134,8 @@ class Request:
     """``postgresql://...``: a database that keeps the run; None is a file in its folder."""
     executor: str | None = None
     """``ray`` or ``ray://ADDRESS``: what computes; None is processes of this machine, and whoever joins the run."""
+    track: Any = None
+    """What is told how it goes: ``mlflow``, ``tensorboard``, ``module:function``, or a callable."""
     dry_run: bool = False
 
     winner: str = SERVED[0]
