@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(file.name for file in FOLDER.glob("*.py") if not file.name.startswith("_"))
-SPAWNING = ("ranks.py",)
+SPAWNING = ("ranks.py", "stores.py")
 """Their processes import the script that was started, so that it must be one."""
 
 
