@@ -208,7 +208,7 @@ def test_the_command_joins_and_says_what_it_did(command: Command, csv: Path, tmp
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         f"run {run.folder.name}: 1 process at work",
-        f"run {run.folder.name}: 0 jobs done, and none was posted for 0.01s",
+        f"run {run.folder.name}: 0 jobs done; none was posted for 0.01s",
     ]
 
 
@@ -223,6 +223,11 @@ def test_the_command_refuses_in_one_line(command: Command, csv: Path, tmp_path: 
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert said in err
     Store(tmp_path / "steepest-runs" / "abc").close()
+    with Store(tmp_path / "steepest-runs" / "def") as store:
+        store.set_facts({"asked": {}, "begun": 1.0, "ended": 2.0})
+    (tmp_path / "steepest-runs" / "def" / "lock").touch()
+    code, _, err = command("work", "--wait", "0.01s")
+    assert (code, err) == (2, "steepest: error: run def is over, and none has begun since\n")
     code, _, err = command("work", "abc", "--wait", "0.01s")
     assert (code, "run abc was not begun by `steepest compare`" in err) == (2, True)
 

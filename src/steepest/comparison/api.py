@@ -108,6 +108,7 @@ def execute(
             if isinstance(watcher, Tracked):
                 watcher.begin(context, run.folder.name)
                 watcher.tell("end", {"results": done.results, "folder": done.folder})
+            store.set_fact("ended", store.now())
             return done
 
 

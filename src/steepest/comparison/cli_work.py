@@ -14,7 +14,10 @@ from .defaults import OUT
 def work_command(
     run: Annotated[
         str,
-        typer.Argument(help="A run's ID, the start of one, its folder, or last.", autocompletion=complete_run),
+        typer.Argument(
+            help="A run's ID, the start of one, its folder, or last: the one that began last and is not over.",
+            autocompletion=complete_run,
+        ),
     ] = "last",
     store: Annotated[
         str | None, typer.Option(metavar="URL", help="postgresql://user@host/database, as the run was begun with.")
@@ -87,4 +90,5 @@ def work_command(
         except (OSError, sqlite3.Error, BrokenExecutor) as error:
             typer.echo(f"steepest: failed: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None
-        typer.echo(f"run {name}: {done} jobs done, and none was posted for {wait}")
+        why = "it is over" if opened.over() else f"none was posted for {wait}"
+        typer.echo(f"run {name}: {done} {'job' if done == 1 else 'jobs'} done; {why}")

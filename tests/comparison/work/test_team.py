@@ -191,6 +191,33 @@ def test_a_member_leaves_alone_what_is_over_or_taken(context: Context, opening: 
     assert store.finished() == set()
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_member_ends_with_the_command(context: Context, opening: Opening) -> None:
+    """It waits where it has joined what was over, for somebody to go on."""
+    store = opening()
+    store.set_fact("begun", 1.0)
+    assert not store.over()
+    said: list[int] = []
+    member = opening()
+
+    def end(*_: Any) -> None:
+        store.set_fact("ended", 2.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.time, "sleep", end)
+        said.append(help_out(context, member, 1, wait=1e9))
+    assert said == [0]
+    assert store.over()
+
+    def begin_and_end(*_: Any) -> None:
+        store.set_facts({"begun": 3.0} if store.over() else {"ended": 4.0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(team.time, "sleep", begin_and_end)
+        assert help_out(context, opening(), 1, wait=1e9) == 0
+    assert (store.fact("begun"), store.fact("ended")) == (3.0, 4.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

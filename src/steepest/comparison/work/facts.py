@@ -34,6 +34,7 @@ FACTS: dict[str, Shape] = {
     "command": Text(),
     "asked": Named(Anything()),
     "begun": Number(),
+    "ended": Number(),
     "seconds": Number(low=0.0),
     "sentence": Text(),
     "looks": LOOK,

@@ -54,7 +54,7 @@ class RayEngine:
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
             try:
                 if address is None:
-                    ray.init(num_cpus=workers, include_dashboard=False, _node_ip_address=HERE, **quiet)
+                    ray.init("local", num_cpus=workers, include_dashboard=False, _node_ip_address=HERE, **quiet)
                 else:
                     _knock(address)
                     ray.init(address=address, **quiet)

@@ -366,6 +366,11 @@ class Store:
         query = f"select coalesce(sum(processes), 0) from members where holder != ? and until > {self.NOW}"
         return int(self._rows(query, (self.holder,))[0][0])
 
+    def over(self) -> bool:
+        """Whether the command that computed it last has come to its end."""
+        begun, ended = self.fact("begun"), self.fact("ended")
+        return ended is not None and (begun is None or ended >= begun)
+
     def post(self, job: Job, ends_at: float, seconds: float) -> None:
         """Have a job computed by whoever claims it.
 

@@ -165,7 +165,7 @@ def wait_for(run: str, url: str | None, out: Path, seconds: float) -> Store:
     """The store of a run, as soon as somebody has begun it.
 
     Args:
-        run: ID, the start of one, folder, or last.
+        run: ID, the start of one, folder, or last: the one that began last and has not come to its end.
         url: of the database, or None.
         out: where run folders live.
         seconds: to wait.
@@ -177,10 +177,14 @@ def wait_for(run: str, url: str | None, out: Path, seconds: float) -> Store:
     while True:
         try:
             store = _begun(run, url, out)
-            if store.fact("asked") is not None:
+            if store.fact("asked") is None:
+                said = "was not begun by `steepest compare`"
+            elif run == "last" and store.over():
+                said = "is over, and none has begun since"
+            else:
                 return store
             store.close()
-            raise InputError(f"run {store.folder.name} was not begun by `steepest compare`")
+            raise InputError(f"run {store.folder.name} {said}")
         except InputError:
             if time.monotonic() >= until:
                 raise
@@ -211,7 +215,9 @@ def help_out(
     lease: float = LEASE,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Compute jobs that a run waits for, until none was posted for ``wait`` seconds; gives how many were computed.
+    """Compute jobs that a run waits for; gives how many were computed.
+
+    It ends with the command that posts them, or when none was posted for ``wait`` seconds.
 
     Args:
         context: of the run, made from its own plan.
@@ -225,7 +231,7 @@ def help_out(
         InputError: a job is not of this run.
     """
     executor = Executor(context, workers, here=False)
-    computed, idle_since, renewed = 0, time.monotonic(), -math.inf
+    computed, idle_since, renewed, was_over = 0, time.monotonic(), -math.inf, store.over()
     try:
         while True:
             if time.monotonic() - renewed > lease / 3:
@@ -248,8 +254,10 @@ def help_out(
                 executor.submit(job, {(pair, number): record for number, record in known.items()}, ends_at, seconds)
                 room -= 1
             if not executor.running:
-                if time.monotonic() - idle_since > wait:
+                over = store.over()
+                if time.monotonic() - idle_since > wait or (over and not was_over):
                     return computed
+                was_over = over
                 time.sleep(POLL)
                 continue
             for job, results in executor.collect(POLL):
