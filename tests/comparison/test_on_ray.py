@@ -29,7 +29,7 @@ WORDS = [
     "--patience", "24", "--batch", "8", "--quiet", "--strict", "--budget", "2h", "--no-classical",
 ]  # fmt: skip
 CELLS = 12
-NODE = {"node_ip_address": "127.0.0.1", "include_dashboard": False}
+NODE = {"include_dashboard": False}
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -140,6 +140,28 @@ def test_learners_and_a_budget_on_a_cluster(cluster: Any, tmp_path: Path) -> Non
     kinds = {row["kind"] for row in there.results["rows"]}
     assert {"objective", "classical"} <= kinds
     assert there.results["basis"]["cut"] == []
+
+
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_alone_ends_with_the_command(tmp_path: Path) -> None:
+    words = ["compare", "wine", "--executor", "ray", "--workers", "2", "--objectives", "comp_sum", "--no-classical"]
+    words += [
+        "--repeats",
+        "1",
+        "--folds",
+        "3",
+        "--trials",
+        "1",
+        "--epochs",
+        "2",
+        "--quiet",
+        "--strict",
+        "--budget",
+        "9m",
+    ]
+    started = [sys.executable, "-m", "steepest", *words]
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, "Choosing the objective" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 @pytest.mark.slow
