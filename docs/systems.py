@@ -27,7 +27,8 @@ def main() -> None:
     """Fill the folder that mkdocs reads."""
     shutil.rmtree(TARGET, ignore_errors=True)
     (TARGET / "systems").mkdir(parents=True)
-    for file in sorted(file for kind in ("md", "js", "png", "svg") for file in HERE.rglob(f"*.{kind}")):
+    hand_written = [file for kind in ("md", "js", "png", "svg", "yaml") for file in HERE.rglob(f"*.{kind}")]
+    for file in sorted([*hand_written, *(HERE / "cluster").glob("*.py")]):
         to = TARGET / file.relative_to(HERE)
         to.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".md":

@@ -159,3 +159,21 @@ def pytest_sessionfinish() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if file := os.environ.get("STEEPEST_SECONDS"):
         config.pluginmanager.register(Seconds(file))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server; where none is installed its tests are skipped, unless ``$STEEPEST_POSTGRES`` is set."""
+    spec = importlib.util.spec_from_file_location(
+        "_postgres", Path(__file__).parents[1] / "benchmarks" / "_postgres.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.programs()
+    if found is None and not os.environ.get("STEEPEST_POSTGRES"):
+        pytest.skip("no PostgreSQL here")
+    server = module.PostgresServer(found)
+    yield server
+    server.stop()
