@@ -110,6 +110,21 @@ def test_the_same_command_again_computes_nothing(
     assert contents(finished) == before
 
 
+def test_another_region_of_practical_equivalence_is_another_verdict_on_the_same_cells(
+    command: Command, csv: Path, tmp_path: Path, finished: Path
+) -> None:
+    before = json.loads((finished / "results.json").read_text())
+    assert command("compare", csv, *FAST, "--rope", 0.2)[0] == 0
+    after = json.loads((finished / "results.json").read_text())
+    assert (before["rope"]["asked"], after["rope"]["asked"], after["rope"]["value"]) == (False, True, 0.2)
+    assert (after["rows"][0]["p"], after["fold_scores"]) == (before["rows"][0]["p"], before["fold_scores"])
+    assert set(Store(finished).counters()) == {1}
+    assert "nothing is computed" in command("compare", csv, *FAST, "--rope", 0.2)[1]
+    command("compare", csv, *FAST)
+    assert json.loads((finished / "results.json").read_text())["rope"] == before["rope"]
+    assert folders(tmp_path) == [finished]
+
+
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Of the files that a finished run shows, with their dates."""
     files = [*folder.glob("*.[hcmj]*"), *(folder / "winner").iterdir()]
@@ -320,6 +335,7 @@ def plan_seconds(text: str) -> float:
         (("--metric", "rmse"), "is for regression, not for binary"),
         (("--budget", "soon"), "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'"),
         (("--cut",), "--cut: what does not fit the budget is always cut by now; --strict refuses it instead"),
+        (("--rope", -0.1), "--rope: expected a difference of the metric, 0 or above, got -0.1"),
         (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),
         (("--task", "poetry"), "task"),
         (("--drop", "size"), "size"),

@@ -89,6 +89,7 @@ def test_help_is_wrapped_by_the_terminal_alone(capsys, monkeypatch):
 
 def results():
     row = {"kind": "objective", "low": -0.01, "high": 0.03, "p_holm": 0.04, "detectable": 0.05}
+    row |= {"prob_better": 0.8004, "prob_same": 0.1969, "prob_worse": 0.0027}
     names = ("cross_entropy", "regression_with_classification", "ldr")
     rows = [
         {**row, "name": name, "tier": tier, "difference": None if tier == "baseline" else 0.01,
@@ -99,7 +100,7 @@ def results():
     return {"metric": metric, "headline": {"baseline": "cross_entropy"}, "rows": rows}
 
 
-@pytest.mark.parametrize("columns", [60, 100, 200])
+@pytest.mark.parametrize("columns", [60, 100, 120, 200])
 def test_the_result_table_and_its_lines_fit(monkeypatch, capsys, columns):
     monkeypatch.setitem(os.environ, "COLUMNS", str(columns))
     monkeypatch.setitem(os.environ, "FORCE_COLOR", "1")
@@ -114,7 +115,16 @@ def test_the_result_table_and_its_lines_fit(monkeypatch, capsys, columns):
     lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
     assert all(len(line) <= columns for line in lines)
     said = set(" ".join(lines).split())
-    assert {"regression_with_classification", "cross_entropy", "ldr", "+0.0100", "0.9000", "classical"} <= said
+    assert {
+        "regression_with_classification",
+        "cross_entropy",
+        "ldr",
+        "+0.0100",
+        "0.9000",
+        "0.80,",
+        "0.20,",
+        "<0.01",
+    } <= said
     if columns == 200:
         assert lines[1].split()[:3] == ["ldr", "0.9000", "+0.0100"]
 

@@ -102,8 +102,8 @@ def execute(
             tell(run, store, request)
             computed = run.work(store, command, workers, budget, began, watcher, engine)
             results = None if computed else kept_results(store)
-            if results is None:
-                results = _judged(run, store, command)
+            if results is None or not _same_rope(results, request.rope):
+                results = _judged(run, store, command, request.rope)
             done = publish(request, run, store, results, computed=computed, screen=screen, budget=budget)
             if isinstance(watcher, Tracked):
                 watcher.begin(context, run.folder.name)
@@ -112,12 +112,18 @@ def execute(
             return done
 
 
-def _judged(run: Run, store: Store, command: str) -> dict[str, Any]:
+def _same_rope(results: dict[str, Any], rope: float | None) -> bool:
+    """Whether kept results have the region of practical equivalence that is asked for now."""
+    kept = results.get("rope", {"value": None, "asked": False})
+    return not kept["asked"] if rope is None else bool(kept["value"] == rope)
+
+
+def _judged(run: Run, store: Store, command: str, rope: float | None) -> dict[str, Any]:
     """The verdict on what is finished: a look at it, unless the whole design was computed at once."""
     course, last = store.fact("course"), store.fact("looks")
     basis = find_basis(run.context, store, run.known, course["last"] if course else ())
     look = next_look(last, len(store.finished())) if last is not None or run.missing(store) else None
-    results = assemble(run.context, store, command=command, version=__version__, look=look, basis=basis)
+    results = assemble(run.context, store, command=command, version=__version__, look=look, basis=basis, rope=rope)
     if look is not None:
         store.set_fact("looks", look.fact)
     return results
@@ -169,8 +175,8 @@ def compare(
         winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
-            types, test, device, name, store, executor, track, as ``steepest compare --help`` lists them. Classes and
-            functions may stand for names in objectives, model and metric; arrays ``groups``, ``times``,
+            types, test, device, name, rope, store, executor, track, as ``steepest compare --help`` lists them. Classes
+            and functions may stand for names in objectives, model and metric; arrays ``groups``, ``times``,
             ``sample_weight`` ``[rows]`` for the columns that group, time and weight name; a callable for track.
 
     Returns:

@@ -113,6 +113,14 @@ def compare_command(
             autocompletion=complete_metric,
         ),
     ] = None,
+    rope: Annotated[
+        float | None,
+        typer.Option(
+            help="Differences of the metric up to here are practically none. Default: 0.01 of metrics that end at 1, "
+            "1% of the baseline's value of others.",
+            rich_help_panel="What is compared",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -293,6 +301,7 @@ def compare_command(
             noise=noise,
             objectives=objectives,
             metric=metric,
+            rope=rope,
             model=model,
             classical=classical,
             repeats=repeats,

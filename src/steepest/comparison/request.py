@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -48,6 +49,12 @@ def check_numbers(*, noise: float = 0.0, **counts: int | None) -> None:
             raise InputError(f"--{option}: expected an integer in {low}..{high}, got {value!r}")
     if not 0 <= noise < 1:
         raise InputError(f"--noise: expected a share in [0, 1), got {noise!r}")
+
+
+def check_rope(rope: float | None) -> None:
+    """Refuse a region of practical equivalence that is none; None is the default of the metric."""
+    if rope is not None and not (is_number(rope) and 0 <= rope < math.inf):
+        raise InputError(f"--rope: expected a difference of the metric, 0 or above, got {rope!r:.80}")
 
 
 def check_effort(budget: float | str, workers: int | None) -> None:
@@ -123,6 +130,8 @@ class Request:
     seed: int = 0
     device: str = "cpu"
     augment: bool = True
+    rope: float | None = None
+    """Differences of the metric up to here are practically none; it says how cells are judged, not what they hold."""
 
     budget: float | str = BUDGET
     """The time that the comparison may take: words (``"90s"``, ``"1h30m"``), or a number of minutes."""
@@ -152,6 +161,7 @@ class Request:
             )
         if self.executor is not None and not re.fullmatch(r"local|ray(://[^\s/]+)?", str(self.executor)):
             raise InputError(f"--executor: expected local, ray or ray://ADDRESS, got {self.executor!r:.80}")
+        check_rope(self.rope)
         if self.winner not in SERVED:
             raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {self.winner!r:.80}")
 

@@ -33,6 +33,7 @@ NAMES = [
     "decoupled_softmax",
 ]
 REGRESSION = ["squared_error", "absolute_error", "huber", "log_cosh", "quantile"]
+CHANCES = ("prob_better", "prob_same", "prob_worse")
 EVIL = "<script>alert(1)</script>"
 
 
@@ -71,6 +72,7 @@ def _row(name: str, position: int, task: str, random: np.random.Generator) -> di
         "p": float(random.uniform(0, 0.02)) if tier in ("better", "worse") else 0.3 if position else None,
         "p_holm": 0.045 if tier in ("better", "worse") else 1.0 if position else None,
         "detectable": 1.3 * half if position else None,
+        **(dict(zip(CHANCES, random.dirichlet((2, 5, 1)).tolist())) if position else dict.fromkeys(CHANCES)),
         "metrics": metrics,
         "seconds_per_epoch": float(random.uniform(0.03, 0.09)),
         "peak_memory_mb": float(random.uniform(500, 900)),
@@ -106,7 +108,7 @@ def build(
     procedure = _row("chosen", 1, task, random) | {"title": "The whole procedure", "kind": "procedure"}
     procedure["tier"] = "not told apart"
     svm = _row("svm", 1, task, random) | {"title": "Support vector machine", "kind": "classical", "tier": ""}
-    svm |= dict.fromkeys(("difference", "low", "high", "p", "p_holm", "detectable", "seconds_per_epoch"))
+    svm |= dict.fromkeys(("difference", "low", "high", "p", "p_holm", *CHANCES, "detectable", "seconds_per_epoch"))
     labels = [] if regression else [f"class {i}" for i in range(classes)]
     columns = [f"pixel {i}" for i in range(64)]
     if evil:
@@ -144,6 +146,7 @@ def build(
         "low": min(-0.001 * unit, 0.009 * unit),
         "high": max(-0.001 * unit, 0.009 * unit),
         "p": 0.11,
+        **dict(zip(CHANCES, (0.31, 0.66, 0.03))),
         "detectable": 0.006 * abs(unit),
         "test": f"corrected resampled t test, {folds} differences",
         "baseline": names[0],
@@ -191,6 +194,7 @@ def build(
             "workers": 2,
         },
         "metric": metric,
+        "rope": {"value": 0.52 if regression else 0.01, "asked": False, "words": "differences up to 0.01"},
         "question": "Does choosing the objective help?",
         "sentence": "Choosing the objective is not told apart from always using the baseline: the difference is "
         "small, and these data do not settle its sign.",

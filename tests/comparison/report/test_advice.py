@@ -116,3 +116,50 @@ def test_without_a_stored_one_a_network_has_the_score_of_the_choice(undrawn, mak
     procedure["metrics"]["accuracy"] = dict.fromkeys(("mean", "low", "high"), float("nan"))
     assert expected(results) is None
     assert not parsed(report_html(results)).one("section", id="use").all("dl")
+
+
+def chances(better: float, same: float, worse: float, **changed: object) -> dict:
+    """Results whose test does not tell, with these probabilities."""
+    results = results_of("not told apart", "cross_entropy")
+    results["headline"] |= {"low": -0.01, "high": 0.02, "prob_better": better, "prob_same": same, "prob_worse": worse}
+    results["headline"] |= changed
+    return results | {"rope": {"value": 0.01, "asked": False}}
+
+
+def test_where_the_test_does_not_tell_the_advice_says_how_probable_it_is_that_choosing_matters():
+    start = "Keep cross_entropy with lr 0.02: choosing another objective was not shown to score better"
+    assert advice(chances(0.62, 0.36, 0.02)) == (
+        f"{start} (by more than 0.01 better with probability 0.62, worse with 0.02, else practically the same)."
+    )
+    assert (
+        advice(chances(0.03, 0.96, 0.01))
+        == f"{start}, and it is practically the same (within 0.01 with probability 0.96)."
+    )
+    for changed in ({"low": 0.0, "high": 0.0}, {"prob_same": None}):  # no spread, no test
+        assert advice(chances(0.03, 0.96, 0.01, **changed)) == f"{start}."
+    assert "probability" not in advice(chances(0.03, 0.96, 0.01, verdict="worse"))
+
+
+def test_the_probabilities_stand_in_every_table(undrawn, make_results, parsed):
+    results = make_results(4, 3, multiples=False)
+    results["rows"][1] |= {"prob_better": 0.8004, "prob_same": 0.1969, "prob_worse": 0.0027}
+    page = parsed(report_html(results))
+    facts = page.one("section", id="answer").one("dl", css="facts")
+    assert "Better, practically the same, worse 0.31, 0.66, 0.03 probabilities" in facts.text.replace(
+        "worse0", "worse 0"
+    )
+    table = page.one("table", css="chances")
+    rows = {row.one("th").text: row for row in table.one("tbody").all("tr")}
+    assert set(rows) == {row["name"] for row in results["rows"][1:4]}, "the baseline has none"
+    assert [cell.text for cell in rows["ldr"].all("td")] == ["0.80", "0.20", "<0.01", ""]
+    widths = [bar.attributes["style"] for bar in rows["ldr"].all("i")]
+    assert widths == ["width:80.0%", "width:19.7%", "width:0.3%"]
+    heads = [head.text for head in page.one("section", id="leaderboard").all("table")[0].one("thead").all("th")]
+    assert {"P(better)", "P(same)", "P(worse)"} <= set(heads)
+    (line,) = (line for line in leaderboard_markdown(results).splitlines() if line.startswith("| ldr"))
+    assert "0.80, 0.20, \\<0.01" in line
+    for row in (results["headline"], *results["rows"]):
+        row |= dict.fromkeys(("prob_better", "prob_same", "prob_worse"))
+    page = parsed(report_html(results))
+    assert not page.all("table", css="chances")
+    assert "practically the same" not in page.one("section", id="answer").text

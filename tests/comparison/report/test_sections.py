@@ -119,7 +119,7 @@ def test_what_holds_nothing_is_left_out(make_results, parsed):
     for row in results["rows"]:
         row |= {"tier": {"better": "worse"}.get(row["tier"], row["tier"]), "peak_memory_mb": None, "settings": ""}
         row["metrics"]["ece"] = {"mean": None, "low": None, "high": None}
-        row["p_holm"] = row["seconds_per_epoch"] = None
+        row["p_holm"] = row["seconds_per_epoch"] = row["prob_same"] = None
     page = parsed(report_html(results))
     board = page.one("table", css="board")
     heads = [head.text for head in board.one("thead").all("th")]
@@ -185,7 +185,7 @@ def test_every_wide_table_is_a_region_with_a_name_that_the_keyboard_reaches(undr
     page = parsed(report_html(make_results(4, 15, multiples=False)))
     frames = page.all("div", css="scroll")
     assert [len(frame.all("table")) for frame in frames] == [1] * len(frames)
-    assert len(frames) == len(page.all("table")) == 6
+    assert len(frames) == len(page.all("table")) == 7
     for frame in frames:
         assert frame.attributes["tabindex"] == "0"
         assert frame.attributes["role"] == "region"

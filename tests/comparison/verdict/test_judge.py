@@ -155,6 +155,61 @@ def test_the_declared_question_tiers_holm_and_intervals(blobs: Callable, tmp_pat
     json.dumps(results, allow_nan=False)
 
 
+def t_probabilities(differences: np.ndarray, ratio: float, rope: float) -> list[float]:
+    """P(above rope), P(within), P(below) of the posterior t distribution: scipy's, its scale put in by hand."""
+    n = len(differences)
+    error = np.sqrt((1 / n + ratio) * np.var(differences, ddof=1))
+    below, above = stats.t.cdf([-rope, rope], n - 1, loc=np.mean(differences), scale=error)
+    return [1 - above, above - below, below]
+
+
+CHANCES = ("prob_better", "prob_same", "prob_worse")
+
+
+@pytest.mark.parametrize(("asked", "rope"), [(None, 0.01), (0.05, 0.05)])
+def test_probabilities_stand_beside_tiers_that_do_not_move(
+    blobs: Callable, tmp_path: Path, asked: float | None, rope: float
+) -> None:
+    context = classification(blobs)
+    scores = {"cross_entropy": BASE.tolist(), "comp_sum": GOOD.tolist(), "focal": EVEN.tolist()}
+    inner = {"cross_entropy": [0.8] * 6, "comp_sum": [0.7] * 6, "focal": [0.9] * 6}
+    store = fill(context, tmp_path, scores, inner)
+    results = assemble(context, store, command="", version="", rope=asked)
+    check_results(results | {"usage": "", "winner": {"objective": "focal", "settings": ""}})
+    rows = {row["name"]: row for row in results["rows"]}
+    assert [rows[n]["tier"] for n in NAMES] == ["baseline", "better", "not told apart"]
+    for row, values in ((rows["comp_sum"], GOOD), (rows["focal"], EVEN), (results["headline"], EVEN)):
+        assert [row[key] for key in CHANCES] == pytest.approx(t_probabilities(values - BASE, 0.5, rope))
+    assert [rows["cross_entropy"][key] for key in CHANCES] == [None] * 3
+    words = results["protocol"]["practically the same"]
+    assert results["rope"] == {"value": rope, "asked": asked is not None, "words": words}
+    assert f"up to {rope:.4g} (" in words
+    looked = assemble(context, store, command="", version="", look=Look(3, 18), rope=asked)
+    assert [looked["headline"][key] for key in CHANCES] == [results["headline"][key] for key in CHANCES]
+
+
+def test_of_errors_lower_is_better_by_more_than_a_hundredth_of_the_baselines(tmp_path: Path) -> None:
+    context = regression()
+    base, own = BASE * 50, BASE * 50 - np.array([0.5, 0.2, 0.9, 0.1, 0.7, 0.6])
+    scores = {"squared_error": base.tolist(), "huber": own.tolist()}
+    store = fill(context, tmp_path, scores, {"squared_error": [1.0] * 6, "huber": [0.5] * 6})
+    results = assemble(context, store, command="", version="")
+    assert results["rope"]["value"] == pytest.approx(base.mean() / 100)
+    expected = t_probabilities(base - own, 0.5, base.mean() / 100)
+    assert [results["headline"][key] for key in CHANCES] == pytest.approx(expected)
+    assert expected[0] > expected[2]
+
+
+def test_without_a_test_there_are_no_probabilities(blobs: Callable, tmp_path: Path) -> None:
+    context = classification(blobs, repeats=1, folds=4)
+    scores = {n: BASE[:4].tolist() for n in NAMES} | {"focal": EVEN[:4].tolist()}
+    store = fill(context, tmp_path, scores, {n: [0.8] * 4 for n in NAMES})
+    results = assemble(context, store, command="", version="")
+    rows = [results["headline"], *results["rows"]]
+    assert all(row[key] is None for row in rows for key in CHANCES)
+    assert "P better, same, worse" not in summary(results).head
+
+
 def test_what_the_winner_is_expected_to_reach_and_what_it_confuses(blobs: Callable, tmp_path: Path) -> None:
     """Over the test parts, with what inner validation took in each fold: a network, or a classical learner that won."""
     x, y = blobs(60, 2)

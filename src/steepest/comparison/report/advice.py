@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .numbers import clean
+from ..statistics import PROBABILITIES, SAME
+from .numbers import chance, clean
 
+CLEAR = 0.95
+"""The probability from which on the advice calls a choice practically the same."""
 STANDING = {"better": "scored better in a test of its own", "worse": "scored worse"}
 
 
@@ -38,11 +41,25 @@ def advice(results: dict[str, Any]) -> str:
         return f"Use {baseline}{_with(saved.get('settings'))}: over all folds together the choice falls on it."
     own = saved.get("settings") if winner == baseline else (rows.get(baseline) or {}).get("settings")
     why = "scored worse" if head["verdict"] == "worse" else "was not shown to score better"
-    text = f"Keep {baseline}{_with(own)}: choosing another objective {why}"
+    text = f"Keep {baseline}{_with(own)}: choosing another objective {why}{_matters(results)}"
     if winner in (None, baseline):
         return f"{text}."
     standing = STANDING.get((rows.get(winner) or {}).get("tier", ""), "was not told apart from it")
     return f"{text}; the saved winner, {winner}, {standing}."
+
+
+def _matters(results: dict[str, Any]) -> str:
+    """How probable it is that choosing matters, where the test does not tell; "" where differences have no spread."""
+    head, rope = results["headline"], results.get("rope")
+    better, same, worse = (head.get(key) for key in PROBABILITIES)
+    if head["verdict"] != SAME or rope is None or None in (better, same, worse) or head["low"] == head["high"]:
+        return ""
+    if same >= CLEAR:
+        return f", and it is practically the same (within {rope['value']:.4g} with probability {chance(same)})"
+    return (
+        f" (by more than {rope['value']:.4g} better with probability {chance(better)}, worse with {chance(worse)}, "
+        f"else practically the same)"
+    )
 
 
 def expected(results: dict[str, Any]) -> dict[str, Any] | None:

@@ -55,7 +55,8 @@ class Comparison:
         """One row for each objective, classical learner and the procedure that picks, best mean first.
 
         Columns: ``name, title, kind, tier`` (text); ``difference, low, high`` to the baseline with its interval,
-        ``p, p_holm, detectable`` (float64); the mean over folds of each metric under its name (float64), the metric
+        ``p, p_holm`` (float64); ``prob_better, prob_same, prob_worse`` that it is, by more than the region of practical
+        equivalence, ``detectable`` (float64); the mean over folds of each metric under its name (float64), the metric
         of the comparison first; ``seconds`` (of all its training), ``seconds_per_epoch, peak_memory_mb`` (float64);
         ``diverged`` (int64); ``settings`` that won most folds (text). NaN where there is no value.
         """

@@ -14,7 +14,7 @@ from ...core.lazy import late
 from ..statistics.looks import percent
 from . import cost, figures, multiples, palette, views
 from .advice import advice, expected, is_classical
-from .numbers import compact, duration, inline, interval, number, probability
+from .numbers import chance, compact, duration, inline, interval, number, probability
 from .paired import paired
 from .sources import cited
 from .tables import confidence_of, difference_places, prepare, results_json, score, spread_places
@@ -59,6 +59,7 @@ def report_html(results: dict[str, Any]) -> str:
         board=views.leaderboard(results, places),
         folds=views.fold_scores(results),
         paired=_paired(results),
+        practical=views.practical(results),
         confusion=views.confusion(results),
         origins=views.origins(results),
         recall=views.recall(results),
@@ -114,6 +115,7 @@ def environment() -> Any:
         "compact": compact,
         "duration": duration,
         "probability": probability,
+        "chance": chance,
         "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(piece) for piece in str(name).split("_")),
         "linked": _linked,
         "initial": lambda text: text[:1].upper() + text[1:],

@@ -81,6 +81,17 @@ def probability(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
 
 
+def chance(value: float | None) -> str:
+    """A probability in two digits, never as zero or one.
+
+    >>> chance(0.8004), chance(0.0237), chance(0.0049), chance(0.997), chance(None)
+    ('0.80', '0.02', '<0.01', '>0.99', '–')
+    """
+    if value is None:
+        return MISSING
+    return "<0.01" if value < 0.005 else ">0.99" if value > 0.995 else f"{value:.2f}"
+
+
 def inline(label: str) -> str:
     """A label inside a sentence: words start small, abbreviations stay.
 

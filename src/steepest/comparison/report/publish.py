@@ -16,7 +16,7 @@ from ..work.store import Store
 from .advice import advice
 from .finished import Comparison
 from .numbers import clean
-from .terminal import Terminal, clock, summary
+from .terminal import Terminal, clock, practical_line, summary
 from .winner.facts import KINDS
 from .winner.fit import fit_winner, saved_winner
 from .winner.use import python_lines, shell_line
@@ -92,6 +92,8 @@ def publish(
     screen.table(summary(results))
     screen.line("")
     screen.line(results["sentence"], "bold")
+    if line := practical_line(results):
+        screen.line(line[:1].upper() + line[1:])
     if results.get("advice"):
         screen.line(f"So do this: {results['advice']}", "bold")
     if classical is not None and not classical["wins"]:

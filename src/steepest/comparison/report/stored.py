@@ -22,6 +22,7 @@ from ...core.stored import (
     refuse_stored,
 )
 from ..errors import InputError
+from ..statistics.practical import PROBABILITIES
 from ..work.facts import LOOK
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _DRAWN = Text(drawn=True)
 _VALUE, _COUNT = Maybe(Number()), Whole()
 _SHARE = Maybe(Number(0.0, 1.0))
 _AMOUNT = Maybe(Number(low=0.0))
+_PROBABILITIES: dict[str, Shape] = dict.fromkeys(PROBABILITIES, _SHARE)
 _GAP: dict[str, Shape] = {"difference": _VALUE, "low": _VALUE, "high": _VALUE, "p": _SHARE}
 _SPREAD = Record({"mean": _VALUE, "low": _VALUE, "high": _VALUE})
 _EXPECTED = Record({"by_fold": Listed(Text()), "mean": _VALUE, "low": _VALUE, "high": _VALUE})
@@ -75,7 +77,7 @@ _ROW = Record(
         "diverged": _COUNT,
         "settings": Text(),
     },
-    {"seconds": _AMOUNT, "source": Text()},
+    {"seconds": _AMOUNT, "source": Text(), **_PROBABILITIES},
 )
 _DATA = Record(
     {
@@ -102,7 +104,8 @@ _HEADLINE = Record(
         "selected": Named(_COUNT),
         "procedure_mean": _VALUE,
         "baseline_mean": _VALUE,
-    }
+    },
+    _PROBABILITIES,
 )
 _BASIS = Record(
     {
@@ -144,6 +147,7 @@ RESULTS = Record(
         "advice": Text(),
         "alpha": Number(0.0, 1.0, positive=True),
         "look": Maybe(LOOK),
+        "rope": Record({"value": Number(low=0.0), "asked": Flag(), "words": Text()}),
         "reliability": Maybe(Named(_BINS, _DRAWN)),
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
         "basis": _BASIS,

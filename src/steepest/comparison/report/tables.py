@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..statistics.looks import ALPHA, confidence
+from ..statistics.practical import PROBABILITIES
 from .advice import advice
-from .numbers import MISSING, clean, compact, decimals, interval, number, probability
+from .numbers import MISSING, chance, clean, compact, decimals, interval, number, probability
 
-FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", "detectable")
+FIELDS = ("name", "title", "kind", "tier", "difference", "low", "high", "p", "p_holm", *PROBABILITIES, "detectable")
 LAST = ("seconds", "seconds_per_epoch", "peak_memory_mb", "diverged", "settings")
 
 
@@ -81,7 +82,7 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
     baseline = results["headline"]["baseline"]
     span = f"{confidence_of(results)} interval"
     titles = ["", "tier", metric["label"], span, f"difference to {baseline}", span, "p (Holm)",
-              "s per epoch"]  # fmt: skip
+              "P(better, same, worse)", "s per epoch"]  # fmt: skip
     body = []
     for row in results["rows"]:
         own = row["metrics"].get(metric["name"]) or {}
@@ -93,6 +94,7 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
             number(row["difference"], steps, True),
             escape(interval(row["low"], row["high"], steps, True)),
             escape(probability(row["p_holm"])),
+            escape(three_probabilities(row)),
             compact(row["seconds_per_epoch"]),
         )
         body.append(cells)
@@ -105,6 +107,16 @@ def leaderboard_markdown(results: dict[str, Any]) -> str:
     ]
     lines += [_line(itertools.compress(cells, filled)) for cells in body]
     return "\n".join(lines) + "\n"
+
+
+def three_probabilities(row: dict[str, Any]) -> str:
+    """P(better), P(practically the same) and P(worse) of a row; "" where there are none.
+
+    >>> three_probabilities({"prob_better": 0.8004, "prob_same": 0.1963, "prob_worse": 0.0033})
+    '0.80, 0.20, <0.01'
+    """
+    values = [row.get(key) for key in PROBABILITIES]
+    return "" if None in values else ", ".join(map(chance, values))
 
 
 def spread_places(results: dict[str, Any], metric: str) -> int:

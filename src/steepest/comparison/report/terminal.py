@@ -25,7 +25,8 @@ from ..verdict.judge import Judge
 from ..work.cells import CellResult
 from ..work.store import Store
 from .filling import Filling
-from .tables import confidence_of
+from .numbers import chance
+from .tables import confidence_of, three_probabilities
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def summary(results: dict[str, Any]) -> Table:
         value = row["metrics"][metric["name"]]["mean"]
         return order[row["tier"]], sign * (value if value is not None else -sign * float("inf"))
 
+    known = any(three_probabilities(row) for row in results["rows"])
     rows, styles = [], []
     for row in sorted((r for r in results["rows"] if r["kind"] != "procedure"), key=key):
         value = row["metrics"][metric["name"]]["mean"]
@@ -246,6 +248,7 @@ def summary(results: dict[str, Any]) -> Table:
                 f"{row['difference']:+.4f}" if compared else "",
                 f"{row['low']:+.4f} .. {row['high']:+.4f}" if compared and row["low"] is not None else "",
                 f"{row['p_holm']:.3g}" if row["p_holm"] is not None else "",
+                *([three_probabilities(row)] if known else []),
                 tier,
             )
         )
@@ -256,6 +259,19 @@ def summary(results: dict[str, Any]) -> Table:
         f"to {head['baseline']}",
         f"{confidence_of(results)} interval",
         "p (Holm)",
+        *(["P better, same, worse"] if known else []),
         "",
     )
-    return Table(titles, rows, styles, right=(1, 2, 3, 4))
+    return Table(titles, rows, styles, right=range(1, len(titles) - 1))
+
+
+def practical_line(results: dict[str, Any]) -> str:
+    """What the probabilities say of the declared question, and which differences are practically none; "" without."""
+    head, rope = results["headline"], results.get("rope")
+    if rope is None or head.get("prob_same") is None:
+        return ""
+    return (
+        f"choosing is better with probability {chance(head['prob_better'])}, practically the same (within "
+        f"{rope['value']:.4g} of {head['baseline']}) with {chance(head['prob_same'])}, worse with "
+        f"{chance(head['prob_worse'])}"
+    )

@@ -6,7 +6,8 @@ import itertools
 import math
 from typing import Any
 
-from .numbers import compact, interval, number, probability
+from ..statistics.practical import PROBABILITIES
+from .numbers import chance, compact, interval, number, probability
 from .tables import metric_names, spread_places
 
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "ece", "brier", "pinball", "nll", "deviance")
@@ -29,6 +30,7 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
         _column(f"difference to {results['headline']['baseline']}", "number", metric["greater_is_better"]),
         _column("p", "number"),
         _column("p, Holm", "number"),
+        *(_column(f"P({word})", "number", word == "better") for word in ("better", "same", "worse")),
         _column("smallest found", "number"),
         *(_column(name.replace("_", " "), "number", _greater(name)) for name in others),
         _column("s per epoch", "number"),
@@ -45,6 +47,7 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
             _cell(number(row["difference"], places, True), row["difference"], span),
             _cell(probability(row["p"]), row["p"]),
             _cell(probability(row["p_holm"]), row["p_holm"]),
+            *(_cell(chance(row[key]), row[key]) for key in PROBABILITIES),
             _cell(number(row["detectable"], places), row["detectable"]),
             *(_score(row, name, spread[name]) for name in others),
             _cell(compact(row["seconds_per_epoch"]), row["seconds_per_epoch"]),
@@ -166,6 +169,23 @@ def confusion(results: dict[str, Any], most: int = 12) -> dict[str, Any] | None:
         right = f"{100 * sum(matrix[c][c] for c in classes) / total:.1f}%" if total else "–"
         tables.append({"baseline": side == "baseline", "right": right, "rows": rows})
     return {"tables": tables, "labels": [str(labels[c]) for c in shown], "classes": len(labels)}
+
+
+def practical(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each compared objective with its three probabilities, and the widths of their bars in per cent; best first."""
+    compared = [row for row in results["rows"] if row["kind"] == "objective"] if results.get("rope") else []
+    rows = [row for row in compared if row["prob_same"] is not None]
+    rows = sorted(rows, key=lambda row: row["prob_worse"] - row["prob_better"])
+    return [
+        {
+            "name": row["name"],
+            "texts": [chance(row[key]) for key in PROBABILITIES],
+            "bars": [
+                (tone, f"{100 * row[key]:.1f}") for tone, key in zip(("better", "neutral", "worse"), PROBABILITIES)
+            ],
+        }
+        for row in rows
+    ]
 
 
 def origins(results: dict[str, Any]) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from .fixed_test_set import bootstrap_difference, bootstrap_metric_difference
 from .holdout import holdout_interval, proportions_test
 from .looks import ALPHA, LEAST_FOR_INTERVAL, LEAST_FOR_TEST, Look, next_look
 from .multiplicity import BETTER, SAME, WORSE, holm, tiers
-from .practical import Practical, bayesian_correlated_ttest, practical
+from .practical import PROBABILITIES, Practical, bayesian_correlated_ttest, practical
 from .resampled import corrected_resampled_ttest
 from .results import BootstrapError, BootstrapResult, PairedResult, TestResult
 from .same_rows import cochran_q, mcnemar_test
@@ -39,6 +39,7 @@ __all__ = [
     "FriedmanResult",
     "Look",
     "NestedResult",
+    "PROBABILITIES",
     "PairedResult",
     "Practical",
     "TestResult",

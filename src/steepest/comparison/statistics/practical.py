@@ -13,6 +13,9 @@ from .resampled import corrected_resampled_ttest
 
 stats = late("scipy.stats")
 
+PROBABILITIES = ("prob_better", "prob_same", "prob_worse")
+"""How results name the three probabilities."""
+
 
 @dataclass(frozen=True)
 class Practical:

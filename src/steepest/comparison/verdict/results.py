@@ -27,6 +27,7 @@ from ..statistics.looks import confidence
 from ..work.store import Store
 from .basis import Basis, basis_facts
 from .judge import Judge
+from .practical import probabilities, rope_of, rope_words
 
 QUESTION = "Does choosing the objective help?"
 MOST_CONFUSED = 50
@@ -41,6 +42,7 @@ def assemble(
     version: str,
     look: Look | None = None,
     basis: Basis | None = None,
+    rope: float | None = None,
 ) -> dict[str, Any]:
     """The results of a run, as the report takes them.
 
@@ -51,6 +53,7 @@ def assemble(
         version: of this package.
         look: tests and intervals are at its level; None is the whole level.
         basis: what the report rests on; None is all folds, of the level that was asked for.
+        rope: half the region of practical equivalence, as asked; None is the metric's default.
     """
     asked = context
     if basis is not None:
@@ -67,14 +70,17 @@ def assemble(
     tested = {n: judge.compare([n] * len(picked), plain) for n in others}
     testable = all(_p(test) is not None for test in tested.values())
     adjusted = dict(zip(others, holm([tested[n].pvalue for n in others]))) if testable else {}
-    rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n)) for n in names]
+    region = rope_of(metric, _mean(judge.scores(baseline)), rope)
+    words = rope_words(metric, region, rope)
+    rows = [_row(judge, n, "objective", tested.get(n), adjusted.get(n), region) for n in names]
     classical_names = judge.names("classical")
-    rows += [_row(judge, n, "classical", None, None) for n in classical_names]
+    rows += [_row(judge, n, "classical", None, None, region) for n in classical_names]
     means = judge.picked_scores(picked), judge.scores(baseline)
     headline = {
         "verdict": verdict,
         **_numbers(head),
         "p": _p(head),
+        **probabilities(head, region, metric.greater_is_better),
         "test": judge.test_name(),
         "baseline": baseline,
         "selected": dict(Counter(picked).most_common()),
@@ -92,6 +98,7 @@ def assemble(
         **_numbers(head),
         "p": _p(head),
         "p_holm": None,
+        **probabilities(head, region, metric.greater_is_better),
         "metrics": {metric.name: _interval(means[0], judge, metric.bounds)},
         "seconds": sum(c["seconds"] for n in names for c in judge.cells[n].values()),
         "seconds_per_epoch": None,
@@ -129,11 +136,12 @@ def assemble(
             "decisions": list(table.decisions),
             "warnings": list(table.warnings),
         },
-        "protocol": protocol(context),
+        "protocol": protocol(context) | {"practically the same": words},
         "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
         "question": QUESTION,
         "alpha": judge.alpha,
         "look": None if look is None else look.fact,
+        "rope": {"value": region, "asked": rope is not None, "words": words},
         "headline": headline,
         "classical": classical,
         "rows": [procedure_row, *rows],
@@ -278,7 +286,9 @@ def _classical(judge: Judge, picked: Sequence[str], names: Sequence[str]) -> dic
     }
 
 
-def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None) -> dict[str, Any]:
+def _row(
+    judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm: float | None, rope: float
+) -> dict[str, Any]:
     cells = [judge.cells[name][p] for p in judge.pairs]
     known = metrics_of(judge.context.table)
     keys = [*known, *(k for k in cells[0]["metrics"] if k not in known)]
@@ -300,6 +310,7 @@ def _row(judge: Judge, name: str, kind: str, result: PairedResult | None, p_holm
         **(_numbers(result) if result is not None else dict.fromkeys(("difference", "low", "high", "detectable"))),
         "p": None if result is None else _p(result),
         "p_holm": None if p_holm is None else float(p_holm),
+        **probabilities(result, rope, judge.metric.greater_is_better),
         "metrics": metrics,
         "seconds": sum(c["seconds"] for c in cells),
         "seconds_per_epoch": float(np.mean(speeds)) if speeds else None,
