@@ -3,7 +3,9 @@
 from .across import (
     FriedmanResult,
     WilcoxonResult,
+    alike,
     average_ranks,
+    critical_difference,
     friedman,
     power_message,
     single_ranks,
@@ -19,6 +21,7 @@ from .five_by_two import (
 )
 from .fixed_test_set import bootstrap_difference, bootstrap_metric_difference
 from .holdout import holdout_interval, proportions_test
+from .leaderboard import Elo, elo, improvability, win_rates
 from .looks import ALPHA, LEAST_FOR_INTERVAL, LEAST_FOR_TEST, Look, next_look
 from .multiplicity import BETTER, SAME, WORSE, holm, tiers
 from .practical import PROBABILITIES, Practical, bayesian_correlated_ttest, practical
@@ -36,6 +39,7 @@ __all__ = [
     "WORSE",
     "BootstrapError",
     "BootstrapResult",
+    "Elo",
     "FriedmanResult",
     "Look",
     "NestedResult",
@@ -44,6 +48,7 @@ __all__ = [
     "Practical",
     "TestResult",
     "WilcoxonResult",
+    "alike",
     "average_ranks",
     "bayesian_correlated_ttest",
     "bootstrap_632",
@@ -54,10 +59,13 @@ __all__ = [
     "combined_f_5x2",
     "combined_ftest_5x2cv",
     "corrected_resampled_ttest",
+    "critical_difference",
+    "elo",
     "five_by_two_differences",
     "friedman",
     "holdout_interval",
     "holm",
+    "improvability",
     "mcnemar_test",
     "nested_cv",
     "next_look",
@@ -72,5 +80,6 @@ __all__ = [
     "proportions_test",
     "single_ranks",
     "tiers",
+    "win_rates",
     "wilcoxon_holm",
 ]

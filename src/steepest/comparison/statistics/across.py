@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +134,43 @@ def friedman(scores: np.ndarray, greater_is_better: bool = True) -> FriedmanResu
         statistic, pvalue = (float(value) for value in stats.friedmanchisquare(*table.T))
     ranks = tuple(average_ranks(table, greater_is_better).tolist())
     return FriedmanResult(statistic, pvalue, methods - 1, ranks, power_message(datasets))
+
+
+def critical_difference(methods: int, datasets: int, alpha: float = ALPHA) -> float:
+    """The least difference of two mean ranks that Nemenyi's test, which compares all pairs, tells apart.
+
+        CD = q_alpha(methods) / sqrt(2) * sqrt(methods (methods + 1) / (6 datasets)),  q of the studentized range
+
+    Args:
+        methods: at least 2.
+        datasets: at least 1.
+        alpha: the level, in (0, 1).
+
+    >>> round(critical_difference(4, 14), 2)
+    1.25
+
+    Source: Demsar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 7, 2006.
+    """
+    check_number("methods", methods, low=2, integer=True)
+    check_number("datasets", datasets, low=1, integer=True)
+    check_number("alpha", alpha, low=0.0, high=1.0, open_low=True, open_high=True)
+    quantile = float(stats.studentized_range.ppf(1 - alpha, methods, np.inf)) / np.sqrt(2)
+    return float(quantile * np.sqrt(methods * (methods + 1) / (6 * datasets)))
+
+
+def alike(ranks: Sequence[float], difference: float) -> list[tuple[int, ...]]:
+    """The largest groups of two or more methods whose mean ranks lie less than ``difference`` apart, the best first.
+
+    >>> alike([1.2, 3.4, 2.0, 2.9], 1.0)
+    [(0, 2), (2, 3), (3, 1)]
+    """
+    order = sorted(range(len(ranks)), key=lambda method: ranks[method])
+    groups: list[tuple[int, ...]] = []
+    for start, first in enumerate(order):
+        group = tuple(method for method in order[start:] if ranks[method] - ranks[first] < difference)
+        if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
+            groups.append(group)
+    return groups
 
 
 def wilcoxon_holm(scores: np.ndarray, baseline: int = 0, greater_is_better: bool = True) -> WilcoxonResult:
