@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from bencheval.evaluator import BenchmarkEvaluator
 
 import steepest
 from steepest.cli import run
@@ -336,6 +337,7 @@ def plan_seconds(text: str) -> float:
         (("--budget", "soon"), "--budget: expected a time above 0 (90s, 10m, 2h, 1h30m, plain minutes), got 'soon'"),
         (("--cut",), "--cut: what does not fit the budget is always cut by now; --strict refuses it instead"),
         (("--rope", -0.1), "--rope: expected a difference of the metric, 0 or above, got -0.1"),
+        (("--export", "elo"), "--export: expected bencheval, got 'elo'"),
         (("--workers", 0), "--workers: expected an integer in 1..256, got 0"),
         (("--task", "poetry"), "task"),
         (("--drop", "size"), "size"),
@@ -487,6 +489,26 @@ def test_a_fixed_test_file_takes_the_place_of_the_folds(command: Command, csv: P
     results = json.loads(out)
     assert results["headline"]["test"] == "paired bootstrap on the fixed test set"
     assert len(results["fold_scores"]["comp_sum"]) == 1
+
+
+def test_several_data_sets_are_exported_for_bencheval(
+    command: Command, csv: Path, tmp_path: Path, write_csv: Callable[[Path], Path]
+) -> None:
+    second = write_csv(tmp_path / "second.csv")
+    second.write_text("\n".join(second.read_text().splitlines()[:-12]) + "\n")
+    code, out, _ = command("compare", csv, second, *FAST, "--export", "bencheval")
+    assert code == 0
+    (path,) = (tmp_path / "steepest-runs").glob("*bencheval.csv")
+    assert f"exported: {path.relative_to(tmp_path)}" in out.replace("\n", "")
+    frame = pd.read_csv(path)
+    assert frame["method"].value_counts().to_dict() == {"cross_entropy": 4, "comp_sum": 4}
+    assert (frame["time_train_s"] > 0).all()
+    BenchmarkEvaluator(seed_column="seed", columns_to_agg_extra=["time_train_s"]).verify_data(frame)
+    for folder in (path for path in folders(tmp_path) if path.is_dir()):
+        results = json.loads((folder / "results.json").read_text())
+        own = frame[frame["task"] == results["data"]["name"]]
+        expected = [1 - score for name in ("cross_entropy", "comp_sum") for score in results["fold_scores"][name]]
+        assert own["metric_error"].tolist() == pytest.approx(expected)
 
 
 def test_two_data_sets_say_that_the_test_has_no_power(command: Command, csv: Path) -> None:

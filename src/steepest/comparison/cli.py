@@ -218,6 +218,12 @@ def compare_command(
             rich_help_panel="Running",
         ),
     ] = "best",
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="bencheval writes the scores in the form that this package takes, as CSV.", rich_help_panel="Running"
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -272,8 +278,9 @@ def compare_command(
 
     from .asked import check_asked, check_folder, expand, what_is_read
     from .errors import InputError
-    from .request import Request
+    from .request import Request, check_export
 
+    check_export(export)
     if cut:
         raise InputError("--cut: what does not fit the budget is always cut by now; --strict refuses it instead")
 
@@ -377,6 +384,14 @@ def compare_command(
             terminal.line(line)
         page = write_across([c.results for c in comparisons], across, [c.folder for c in comparisons])
         terminal.line(f"report over all: {page}")
+    if export and comparisons:
+        from .report.export import write_export
+
+        try:
+            exported = write_export([c.results for c in comparisons], [c.folder for c in comparisons])
+            terminal.line(f"exported: {exported} (time_infer_s is empty: it is not measured)")
+        except InputError as error:
+            terminal.line(f"warning: {error}", "yellow")
     if as_json and comparisons:
         results: Any = (
             comparisons[0].results

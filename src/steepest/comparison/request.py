@@ -51,6 +51,16 @@ def check_numbers(*, noise: float = 0.0, **counts: int | None) -> None:
         raise InputError(f"--noise: expected a share in [0, 1), got {noise!r}")
 
 
+EXPORTS = ("bencheval",)
+"""In whose form scores can be written."""
+
+
+def check_export(export: str | None) -> None:
+    """Refuse a word that is no form of export; None is none."""
+    if export is not None and export not in EXPORTS:
+        raise InputError(f"--export: expected {' or '.join(EXPORTS)}, got {export!r:.80}")
+
+
 def check_rope(rope: float | None) -> None:
     """Refuse a region of practical equivalence that is none; None is the default of the metric."""
     if rope is not None and not (is_number(rope) and 0 <= rope < math.inf):

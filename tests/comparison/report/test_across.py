@@ -7,10 +7,14 @@ import html
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from bencheval.evaluator import BenchmarkEvaluator
 from scipy.stats import rankdata
 
-from steepest.comparison.report.across import across_html, write_across
+from steepest.comparison.errors import InputError
+from steepest.comparison.report.across import _lanes, across_html, write_across
+from steepest.comparison.report.export import write_export
 from steepest.comparison.verdict.across import compare_across
 
 NAMES = ("cross_entropy", "comp_sum", "focal")
@@ -27,7 +31,12 @@ def results_of(scores: np.ndarray, greater: bool = True) -> list[dict]:
             "rows": [
                 {"name": n, "kind": "objective", "tier": t} for n, t in zip(NAMES, ("baseline", "worse", "better"))
             ],
-            "metric": {"name": "accuracy", "label": "Accuracy", "greater_is_better": greater},
+            "metric": {
+                "name": "accuracy",
+                "label": "Accuracy",
+                "greater_is_better": greater,
+                "best": 1.0 if greater else 0.0,
+            },
             "headline": {"baseline": NAMES[0]},
             "data": {"name": f"<set> {i}", "rows": 100, "task": "binary"},
         }
@@ -56,7 +65,7 @@ def test_every_data_set_is_named_answered_and_linked() -> None:
 
 @pytest.mark.parametrize("greater", [True, False])
 def test_rows_stand_in_order_of_mean_rank_and_show_it(greater: bool) -> None:
-    text = page(results_of(SCORES, greater))
+    text = page(results_of(SCORES, greater)).split('<section id="scores"')[1]
     means = dict(zip(NAMES, rankdata(-SCORES if greater else SCORES, axis=1).mean(0)))
     order = re.findall(r'<th scope="row" data-value="(\w+)"', text)
     assert order == sorted(NAMES, key=means.__getitem__)
@@ -67,6 +76,7 @@ def test_rows_stand_in_order_of_mean_rank_and_show_it(greater: bool) -> None:
 def test_the_best_of_each_data_set_is_underlined() -> None:
     text = page(results_of(SCORES))
     assert len(re.findall(r"<u>", text)) == 7
+    text = text.split('<section id="scores"')[1]
     rows = dict(re.findall(r'data-value="(\w+)">[^/]*?</th>(.*?)</tr>', text.replace("<wbr>", "")))
     best = [int(i) for i in SCORES.argmax(1)]
     assert len(re.findall("<u>", rows["focal"])) == best.count(2)
@@ -118,3 +128,77 @@ def test_a_winner_is_named_in_the_sentence() -> None:
     assert "focal loses to cross_entropy" in sentence
     lower = compare_across(results_of(scores, greater=False))["sentence"]
     assert "comp_sum loses to cross_entropy" in lower
+
+
+def test_ratings_and_win_rates_stand_in_tables_the_highest_rated_first(parsed) -> None:
+    results = results_of(SCORES)
+    across = compare_across(results)
+    section = parsed(page(results)).one("section", id="ratings")
+    board, rates = section.all("table")
+    rows = board.one("tbody").all("tr")
+    order = sorted(range(3), key=lambda i: -across["elo"][i])
+    assert [row.one("th").attributes["data-value"] for row in rows] == [NAMES[i] for i in order]
+    for row, i in zip(rows, order):
+        texts = ["".join(cell.text.split()).replace("−", "-") for cell in row.all("td")]
+        assert texts[0] == f"{across['elo'][i]:.0f}[{across['elo_low'][i]:.0f},{across['elo_high'][i]:.0f}]"
+        assert texts[1:] == [f"{100 * across['win_rate'][i]:.0f}", f"{100 * across['improvability'][i]:.1f}"]
+    cells = [[cell.text for cell in row.all("td")] for row in rates.one("tbody").all("tr")]
+    beaten = (SCORES[:, :, None] > SCORES[:, None, :]).mean(0)
+    assert cells == [["–" if i == j else f"{100 * beaten[i, j]:.0f}" for j in order] for i in order]
+
+
+def test_bars_join_what_the_critical_difference_does_not_tell_apart(parsed) -> None:
+    scores = np.tile(np.linspace(0.5, 0.6, 12)[:, None], (1, 3)) + np.array([0.0, 0.1, -0.1])
+    scores[::2, 0] += 0.15  # baseline and comp_sum share the first place, focal is always last
+    across = compare_across(results_of(scores))
+    assert across["groups"] == [[0, 1]]
+    figures = parsed(page(results_of(scores))).one("section", id="ranks").all("svg")
+    for figure in figures:
+        said = figure.one("desc").text
+        assert (
+            f"Critical difference {across['critical_difference']:.2f}; not told apart: cross_entropy, comp_sum" in said
+        )
+        assert f"critical difference {across['critical_difference']:.2f}" in figure.text
+        bars = [path for path in figure.all("path") if "stroke-width:4" in path.attributes.get("style", "")]
+        assert len(bars) == 1
+
+
+def test_bars_that_overlap_have_lanes_of_their_own() -> None:
+    assert _lanes([(0, 1), (1, 2), (3, 4)], [0, 1, 2, 3, 4]) == [0, 1, 0]
+    assert _lanes([(4, 3, 2), (3, 2, 1), (2, 1, 0)], [4, 3, 2, 1, 0]) == [0, 1, 2]
+
+
+def test_the_export_is_the_frame_that_bencheval_takes(tmp_path) -> None:
+    results = results_of(SCORES)
+    for place, r in enumerate(results):
+        r["id"] = f"run{place}"
+        r["fold_scores"] |= {"cross_entropy": [0.6, 0.7], "ridge": [0.5, 0.4], "chosen": [0.1, 0.1]}
+        r["rows"] += [{"name": "ridge", "kind": "classical", "seconds": 3.0}, {"name": "chosen", "kind": "procedure"}]
+        r["fold_seconds"] = {"cross_entropy": [1.25, 2.5]}
+    results[2]["fold_scores"]["focal"] = [0.5, None]
+    results[1]["data"]["name"] = results[0]["data"]["name"]
+    path = write_export(results, [tmp_path / f"run{i}" for i in range(7)])
+    assert path.parent == tmp_path
+    frame = pd.read_csv(path)
+    assert frame.columns.tolist() == ["method", "task", "metric_error", "seed", "time_train_s", "time_infer_s"]
+    assert set(frame["method"]) == {"cross_entropy", "comp_sum", "ridge"}  # focal has a hole
+    assert set(frame["task"]) == {"<set> 0 (run0)", "<set> 0 (run1)", *(f"<set> {i}" for i in range(2, 7))}
+    first = frame[(frame["task"] == "<set> 3")].set_index(["method", "seed"])
+    assert first["metric_error"].to_dict() == pytest.approx(
+        {("cross_entropy", 0): 0.4, ("cross_entropy", 1): 0.3, ("ridge", 0): 0.5, ("ridge", 1): 0.6}
+        | {("comp_sum", seed): 1 - SCORES[3, 1] for seed in (0, 1)}
+    )
+    assert first["time_train_s"]["cross_entropy"].tolist() == [1.25, 2.5]
+    assert first["time_train_s"]["ridge"].tolist() == [1.5, 1.5]
+    assert frame["time_infer_s"].isna().all()
+    evaluator = BenchmarkEvaluator(seed_column="seed", columns_to_agg_extra=None)
+    evaluator.verify_data(frame)
+    board = evaluator.leaderboard(frame, average_seeds=True, include_elo=False)
+    assert set(board.index) == {"cross_entropy", "comp_sum", "ridge"}
+    for r in results:
+        r["metric"] |= {"name": "rmse", "greater_is_better": False, "best": 0.0}
+    lower = pd.read_csv(write_export(results[:1], [tmp_path]))
+    assert lower["metric_error"][:2].tolist() == [0.6, 0.7]
+    results[0]["metric"]["best"] = None
+    with pytest.raises(InputError, match="--export: nothing says how good Accuracy can be"):
+        write_export(results, [tmp_path])

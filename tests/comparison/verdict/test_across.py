@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from bencheval.evaluator import BenchmarkEvaluator
 from scipy import stats
 
 from steepest.comparison.verdict.across import compare_across
@@ -18,7 +20,7 @@ def results_of(scores: np.ndarray, metric: str = "accuracy", greater: bool = Tru
             "fold_scores": {**{n: [s - 0.01, s, s + 0.01] for n, s in zip(names, row)}, "ridge": [0.5] * 3},
             "rows": [{"name": "selected procedure", "kind": "procedure"}, {"name": "ridge", "kind": "classical"}]
             + [{"name": n, "kind": "objective"} for n in names],
-            "metric": {"name": metric, "greater_is_better": greater},
+            "metric": {"name": metric, "greater_is_better": greater, "best": 1.0 if greater else 0.0},
             "headline": {"baseline": names[0]},
             "data": {"name": f"set {i}"},
         }
@@ -83,3 +85,40 @@ def test_an_objective_without_any_finite_score_ties_with_the_worst() -> None:
     found = compare_across(results)
     assert max(found["ranks"]) == found["ranks"][2]
     assert np.isfinite(found["friedman_p"])
+
+
+@pytest.mark.parametrize("greater", [True, False])
+def test_the_leaderboard_is_benchevals(greater: bool) -> None:
+    scores = np.random.default_rng(5).uniform(0.3, 0.9, (9, 3)).round(1)
+    found = compare_across(results_of(scores, "accuracy" if greater else "nll", greater))
+    errors = 1 - scores if greater else scores
+    rows = [
+        {"method": name, "task": f"t{i}", "metric_error": error}
+        for i, row in enumerate(errors.round(10).tolist())
+        for name, error in zip(NAMES, row)
+    ]
+    board = BenchmarkEvaluator(columns_to_agg_extra=None).leaderboard(
+        pd.DataFrame(rows), elo_kwargs={"BOOTSTRAP_ROUNDS": 1, "round_decimals": None}
+    )
+    for own, theirs in (("elo", "elo"), ("win_rate", "winrate"), ("improvability", "improvability"), ("ranks", "rank")):
+        assert found[own] == pytest.approx(board.loc[list(NAMES), theirs].tolist(), rel=1e-4), own
+    assert found["win_rates"][0][0] is None
+    assert found["critical_difference"] == pytest.approx(2.3437 * (12 / 54) ** 0.5, abs=1e-3)
+    lines = "\n".join(found["lines"])
+    assert f"{NAMES[0]} {found['elo'][0]:.0f} [{found['elo_low'][0]:.0f}, {found['elo_high'][0]:.0f}]" in lines
+    assert f"{NAMES[1]} {100 * found['improvability'][1]:.1f}%" in lines
+
+
+def test_without_a_best_value_there_is_no_improvability() -> None:
+    results = results_of(np.random.default_rng(5).uniform(0.3, 0.9, (6, 3)), "mine:gain")
+    for r in results:
+        del r["metric"]["best"]
+    found = compare_across(results)
+    assert found["improvability"] is None
+    assert "improvability" not in "\n".join(found["lines"])
+
+
+def test_who_never_wins_has_an_elo_by_the_prior_alone_and_that_is_said() -> None:
+    found = compare_across(results_of(np.array([[0.5, 0.6, 0.7]] * 6)))
+    assert any("faint prior" in line for line in found["lines"])
+    assert found["elo"] == sorted(found["elo"])

@@ -132,7 +132,7 @@ RESULTS = Record(
         "versions": Named(Text()),
         "data": _DATA,
         "protocol": Named(Maybe(_Plain())),
-        "metric": Record({"name": _DRAWN, "label": _DRAWN, "greater_is_better": Flag()}),
+        "metric": Record({"name": _DRAWN, "label": _DRAWN, "greater_is_better": Flag()}, {"best": _VALUE}),
         "question": Text(),
         "sentence": Text(),
         "headline": _HEADLINE,
@@ -152,6 +152,7 @@ RESULTS = Record(
         "recall": Maybe(Record({"classes": Listed(Text()), "rows": Named(Listed(_SHARE))})),
         "basis": _BASIS,
         "expected": _EXPECTED,
+        "fold_seconds": Named(Listed(_AMOUNT)),
         "folds": Listed(Row((Whole(), Whole()))),
         "confusion": Maybe(
             Record({"classes": Listed(Text()), **dict.fromkeys(CONFUSED, Listed(Listed(Number(0.0, 1.0))))})

@@ -126,7 +126,8 @@ def _ratings(wins: np.ndarray, sets: int) -> np.ndarray:
         if np.abs(step).max() < 1e-9:
             break
     strength -= strength.mean(1, keepdims=True)
-    return SCALE / np.log(10) * strength + CENTRE
+    ratings: np.ndarray = SCALE / np.log(10) * strength + CENTRE
+    return ratings
 
 
 def improvability(errors: np.ndarray) -> np.ndarray:

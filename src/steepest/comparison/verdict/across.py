@@ -1,4 +1,4 @@
-"""Several data sets in one call: Friedman over all objectives, then Wilcoxon against the baseline with Holm."""
+"""Several data sets in one call: Friedman, Wilcoxon against the baseline with Holm, and leaderboards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import ALPHA, friedman, single_ranks, wilcoxon_holm
+from ..statistics import (
+    ALPHA,
+    alike,
+    critical_difference,
+    elo,
+    friedman,
+    improvability,
+    single_ranks,
+    wilcoxon_holm,
+    win_rates,
+)
 
 
 def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -64,6 +74,9 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "friedman": overall.statistic,
             "friedman_p": overall.pvalue,
         }
+        if len(results) > 1:
+            comparison |= _leaderboard(results, scores, greater, list(overall.ranks))
+            lines += _leaderboard_lines(comparison)
     pairs = wilcoxon_holm(scores, baseline=0, greater_is_better=greater)
     for index, p in zip(pairs.methods, pairs.adjusted):
         lines.append(f"  {order[index]} against {baseline}: Wilcoxon p = {p:.3g} (Holm)")
@@ -75,6 +88,49 @@ def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "message": pairs.message,
     }
     return {"lines": lines, "sentence": _sentence(comparison, apart, greater), **comparison}
+
+
+def errors_of(result: dict[str, Any], scores: np.ndarray) -> np.ndarray | None:
+    """How far scores are from the best that their metric can be, at least 0; None where that is not known."""
+    best = result["metric"].get("best")
+    if best is None:
+        return None
+    return np.maximum(0.0, best - scores if result["metric"]["greater_is_better"] else scores - best)
+
+
+def _leaderboard(
+    results: Sequence[dict[str, Any]], scores: np.ndarray, greater: bool, ranks: list[float]
+) -> dict[str, Any]:
+    """Elo, win rates, improvability and the groups that Nemenyi's test leaves together."""
+    rated, rates, errors = elo(scores, greater), win_rates(scores, greater), errors_of(results[0], scores)
+    difference = critical_difference(scores.shape[1], len(scores))
+    return {
+        "critical_difference": difference,
+        "groups": [list(group) for group in alike(ranks, difference)],
+        "elo": list(rated.ratings),
+        "elo_low": list(rated.low),
+        "elo_high": list(rated.high),
+        "elo_message": rated.message,
+        "win_rates": [[None if np.isnan(rate) else float(rate) for rate in row] for row in rates],
+        "win_rate": np.nanmean(rates, axis=1).tolist(),
+        "improvability": None if errors is None else improvability(errors).tolist(),
+    }
+
+
+def _leaderboard_lines(comparison: dict[str, Any]) -> list[str]:
+    names = comparison["objectives"]
+    order = sorted(range(len(names)), key=lambda i: -comparison["elo"][i])
+    parts = [
+        f"{names[i]} {comparison['elo'][i]:.0f} [{comparison['elo_low'][i]:.0f}, {comparison['elo_high'][i]:.0f}]"
+        for i in order
+    ]
+    lines = [f"  Elo (95% over data sets): {', '.join(parts)}"]
+    if comparison["elo_message"]:
+        lines.append(f"  {comparison['elo_message']}")
+    if (shares := comparison["improvability"]) is not None:
+        best = sorted(range(len(names)), key=lambda i: shares[i])
+        lines.append(f"  improvability: {', '.join(f'{names[i]} {100 * shares[i]:.1f}%' for i in best)}")
+    return lines
 
 
 def _nothing(names: Sequence[str], why: str) -> dict[str, Any]:

@@ -137,7 +137,12 @@ def assemble(
             "warnings": list(table.warnings),
         },
         "protocol": protocol(context) | {"practically the same": words},
-        "metric": {"name": metric.name, "label": metric.label, "greater_is_better": metric.greater_is_better},
+        "metric": {
+            "name": metric.name,
+            "label": metric.label,
+            "greater_is_better": metric.greater_is_better,
+            "best": _known(metric.bounds[1 if metric.greater_is_better else 0]),
+        },
         "question": QUESTION,
         "alpha": judge.alpha,
         "look": None if look is None else look.fact,
@@ -147,6 +152,9 @@ def assemble(
         "rows": [procedure_row, *rows],
         "expected": {"by_fold": winning, **_interval(judge.picked_scores(winning), judge, metric.bounds)},
         "folds": [list(pair) for pair in judge.pairs],
+        "fold_seconds": {
+            n: [judge.cells[n][pair]["seconds"] for pair in judge.pairs] for n in [*names, *classical_names]
+        },
         "fold_scores": {n: [_rounded(v) for v in judge.scores(n)] for n in [*names, *classical_names]},
         "curves": {n: _curve([judge.cells[n][p]["curve"] for p in judge.pairs]) for n in names},
     }
