@@ -114,8 +114,8 @@ def execute(
 
 def _same_rope(results: dict[str, Any], rope: float | None) -> bool:
     """Whether kept results have the region of practical equivalence that is asked for now."""
-    kept = results.get("rope", {"value": None, "asked": False})
-    return not kept["asked"] if rope is None else bool(kept["value"] == rope)
+    stored = results.get("rope", {"value": None, "asked": False})
+    return not stored["asked"] if rope is None else bool(stored["value"] == rope)
 
 
 def _judged(run: Run, store: Store, command: str, rope: float | None) -> dict[str, Any]:

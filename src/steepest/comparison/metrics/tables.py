@@ -28,20 +28,23 @@ def _by_name(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-def _of_labels(name: str, label: str, function: functions.Function, bounds: tuple[float, float] = _SHARE) -> Metric:
-    """A metric of targets and predicted classes alone."""
-    return Metric(name, True, label, function, "codes", bounds, of_predictions=True)
-
-
 BINARY = _by_name(
-    _of_labels("accuracy", "Accuracy", functions.accuracy),
-    _of_labels("balanced_accuracy", "Balanced accuracy", functions.balanced_accuracy),
-    _of_labels("f1", "F1", functions.f1),
-    _of_labels("macro_f1", "Macro F1", functions.macro_f1),
-    _of_labels("precision", "Precision", functions.precision),
-    _of_labels("recall", "Recall", functions.recall),
-    _of_labels("g_mean", "G-mean", functions.g_mean),
-    _of_labels("mcc", "MCC", functions.mcc, (-1.0, 1.0)),
+    Metric("accuracy", True, "Accuracy", functions.accuracy, "codes", _SHARE, of_predictions=True),
+    Metric(
+        "balanced_accuracy",
+        True,
+        "Balanced accuracy",
+        functions.balanced_accuracy,
+        "codes",
+        _SHARE,
+        of_predictions=True,
+    ),
+    Metric("f1", True, "F1", functions.f1, "codes", _SHARE, of_predictions=True),
+    Metric("macro_f1", True, "Macro F1", functions.macro_f1, "codes", _SHARE, of_predictions=True),
+    Metric("precision", True, "Precision", functions.precision, "codes", _SHARE, of_predictions=True),
+    Metric("recall", True, "Recall", functions.recall, "codes", _SHARE, of_predictions=True),
+    Metric("g_mean", True, "G-mean", functions.g_mean, "codes", _SHARE, of_predictions=True),
+    Metric("mcc", True, "MCC", functions.mcc, "codes", (-1.0, 1.0), of_predictions=True),
     Metric("auroc", True, "AUROC", functions.ranking(functions.area_under_roc), "codes", _SHARE),
     Metric(
         "average_precision", True, "Average precision", functions.ranking(functions.average_precision), "codes", _SHARE
@@ -54,8 +57,8 @@ BINARY = _by_name(
 MULTICLASS = {
     **{name: metric for name, metric in BINARY.items() if name != "f1"},
     **_by_name(
-        _of_labels("precision", "Macro precision", functions.macro_precision),
-        _of_labels("recall", "Macro recall", functions.macro_recall),
+        Metric("precision", True, "Macro precision", functions.macro_precision, "codes", _SHARE, of_predictions=True),
+        Metric("recall", True, "Macro recall", functions.macro_recall, "codes", _SHARE, of_predictions=True),
     ),
 }
 REGRESSION = _by_name(
