@@ -74,6 +74,20 @@ CALLS: dict[str, Call] = {
     "statistics.average_ranks": Call(statistics.average_ranks, {"scores": SCORES}, {"scores": "matrix~"}),
     "statistics.single_ranks": Call(statistics.single_ranks, {"scores": SCORES}, {"scores": "matrix~"}),
     "statistics.friedman": Call(statistics.friedman, {"scores": SCORES}, {"scores": "matrix~"}),
+    "statistics.win_rates": Call(
+        lambda scores: np.nan_to_num(statistics.win_rates(scores)), {"scores": SCORES}, {"scores": "matrix~"}
+    ),
+    "statistics.elo": Call(
+        lambda scores: statistics.elo(scores, rounds=20), {"scores": SCORES}, {"scores": "matrix~"}
+    ),
+    "statistics.improvability": Call(
+        statistics.improvability, {"errors": np.abs(SCORES)}, {"errors": "matrix~"}
+    ),
+    "statistics.bayesian_correlated_ttest": Call(
+        statistics.bayesian_correlated_ttest,
+        {"differences": REAL, "test_fraction": 0.2},
+        {"differences": "numbers~"},
+    ),
     "statistics.wilcoxon_holm": Call(statistics.wilcoxon_holm, {"scores": SCORES}, {"scores": "matrix~"}),
     "statistics.bootstrap_632": learner(statistics.bootstrap_632, fit=SAME, n_splits=2),
     "statistics.bootstrap_632_plus": learner(statistics.bootstrap_632_plus, fit=SAME, n_splits=2),
@@ -224,7 +238,8 @@ for name, kind in LEARNERS.items():
 
 WITHOUT_ARRAYS = {
     "statistics.holdout_interval", "statistics.proportions_test", "statistics.point_632", "statistics.point_632_plus",
-    "statistics.power_message", "statistics.next_look", "metrics.find_metric", "metrics.multitask_metrics",
+    "statistics.power_message", "statistics.next_look",
+    "statistics.critical_difference", "statistics.practical", "metrics.find_metric", "metrics.multitask_metrics",
     "baselines.baseline_ladder", "baselines.classical_learners",
 }  # fmt: skip
 

@@ -55,7 +55,8 @@ def test_arrays_own_parts_and_what_comes_back(
     board, scores = found.leaderboard, found.fold_scores
     metrics = [found.results["metric"]["name"], *MULTICLASS, "macro_f1_tuned", "ece_calibrated"]
     texts = ["name", "title", "kind", "tier"]
-    numbers = ["difference", "low", "high", "p", "p_holm", "detectable", *metrics]
+    probabilities = ["prob_better", "prob_same", "prob_worse"]
+    numbers = ["difference", "low", "high", "p", "p_holm", *probabilities, "detectable", *metrics]
     costs = ["seconds", "seconds_per_epoch", "peak_memory_mb"]
     assert board.columns.tolist() == [*texts, *numbers, *costs, "diverged", "settings"]
     dtypes = dict.fromkeys([*texts, "settings"], "str") | {"diverged": "int64"}

@@ -8,7 +8,8 @@ from bencheval.evaluator import BenchmarkEvaluator
 from bencheval.winrate_utils import compute_winrate_matrix
 from scipy import optimize
 
-from steepest.comparison.statistics import alike, critical_difference, elo, improvability, win_rates
+from steepest.comparison.statistics import critical_difference, elo, improvability, win_rates
+from steepest.comparison.statistics.across import alike
 
 NAMES = [f"m{i}" for i in range(5)]
 

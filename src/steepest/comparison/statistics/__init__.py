@@ -3,7 +3,6 @@
 from .across import (
     FriedmanResult,
     WilcoxonResult,
-    alike,
     average_ranks,
     critical_difference,
     friedman,
@@ -48,7 +47,6 @@ __all__ = [
     "Practical",
     "TestResult",
     "WilcoxonResult",
-    "alike",
     "average_ranks",
     "bayesian_correlated_ttest",
     "bootstrap_632",

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..statistics import (
     ALPHA,
-    alike,
     critical_difference,
     elo,
     friedman,
@@ -18,6 +17,7 @@ from ..statistics import (
     wilcoxon_holm,
     win_rates,
 )
+from ..statistics.across import alike
 
 
 def compare_across(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
