@@ -435,9 +435,94 @@ def test_a_run_under_way_is_refused_elsewhere(command: Command, csv: Path, tmp_p
 def test_runs_lists_them_newest_first(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:
     command("compare", "iris", *FAST)
     first, second = command("runs")[1].splitlines()
-    assert "  iris  4/4 cells  Choosing the objective" in first
-    assert "  small.csv  4/4 cells  Choosing the objective" in second
+    results = json.loads((finished / "results.json").read_text())
+    when = results["created"][:16].replace("T", " ")
+    assert "  iris  accuracy  4/4 cells  2 trials, 2 epochs, 75 rows, 2 folds  2" in first
+    assert f"  small.csv  auroc  4/4 cells  2 trials, 2 epochs, 36 rows, 2 folds  {when}  Choosing the obj" in second
     assert command("runs")[1].splitlines() == [first, second]
+
+
+def test_two_runs_stand_side_by_side_with_what_differs(
+    command: Command, csv: Path, tmp_path: Path, finished: Path
+) -> None:
+    command("compare", csv, *FAST, "--epochs", 3)
+    (other,) = (path for path in folders(tmp_path) if path != finished)
+    code, out, err = command("runs", finished.name[:8], other.name[:8])
+    assert (code, err) == (0, "")
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert out.splitlines()[0].split() == [finished.name, other.name]
+    both = [json.loads((folder / "results.json").read_text()) for folder in (finished, other)]
+    for name in ("cross_entropy", "comp_sum"):
+        means = [{r["name"]: r for r in own["rows"]}[name]["metrics"]["auroc"]["mean"] for own in both]
+        assert [cell.split(",")[0] for cell in lines[name].split() if cell[0].isdigit()] == [f"{m:.4f}" for m in means]
+    assert "at most 2, patience" in lines["epochs"]
+    assert "at most 3, patience" in lines["epochs"]
+    assert "seed" not in lines  # the same in both
+    assert out.endswith("runs are not tested against each other\n")
+    command("compare", "iris", *FAST)
+    assert "their scores are not comparable" in command("runs", "last", other.name)[1]
+
+
+def test_runs_are_deleted_after_a_question(
+    command: Command, csv: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, said in (
+        (("--delete",), "--delete: name the runs"),
+        (("zzz", "--delete", "--yes"), "no run 'zzz'"),
+        (("last", "--delete"), f"--yes deletes {finished.name} without asking"),
+        (("last", "--yes"), "--yes: goes with --delete"),
+    ):
+        code, _, err = command("runs", *words)
+        assert code == 2
+        assert said in err
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(finished, elsewhere / "run")
+    code, _, err = command("runs", elsewhere / "run", "--delete", "--yes")
+    assert code == 2
+    assert "is no run under" in err
+    (tmp_path / "steepest-runs" / "linked").symlink_to(elsewhere / "run")
+    assert "is no run under" in command("runs", "linked", "--delete", "--yes")[2]
+    (tmp_path / "steepest-runs" / "linked").unlink()
+    with Store(finished).locked():
+        code, _, err = command("runs", "last", "--delete", "--yes")
+    assert (code, finished.exists()) == (2, True)
+    assert "is being computed by another process" in err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    asked: list[str] = []
+    for answer in (False, True):
+        monkeypatch.setattr("typer.confirm", lambda text, answer=answer: asked.append(text) or answer)
+        code, out, _ = command("runs", "last", "--delete")
+        assert code == 0
+        assert finished.exists() is not answer
+        assert ("deleted " in out) is answer
+    assert all(finished.name in text for text in asked)
+    broken = tmp_path / "steepest-runs" / "broken"
+    broken.mkdir()
+    (broken / "run.sqlite").write_bytes(b"no database")
+    assert command("runs", "broken", "--delete", "--yes")[0] == 0
+    assert folders(tmp_path) == []
+    assert (elsewhere / "run" / "run.sqlite").is_file()
+
+
+def test_a_report_over_several_runs(
+    command: Command, csv: Path, tmp_path: Path, finished: Path, write_csv: Callable[[Path], Path]
+) -> None:
+    second = write_csv(tmp_path / "second.csv")
+    second.write_text("\n".join(second.read_text().splitlines()[:-12]) + "\n")
+    command("compare", second, *FAST)
+    (other,) = (path for path in folders(tmp_path) if path != finished)
+    (finished / "report.html").unlink()
+    code, out, err = command("report", finished.name, other.name, "--export", "bencheval")
+    assert (code, err) == (0, "")
+    assert out.startswith("across 2 data sets, 2 objectives:\n")
+    page, exported = (Path(line) for line in out.splitlines()[-2:])
+    assert f'href="{finished.name}/report.html"' in page.read_text()
+    assert (finished / "report.html").is_file()
+    assert set(pd.read_csv(exported)["task"]) == {"small.csv", "second.csv"}
+    command("compare", csv, *FAST, "--epochs", 3)
+    assert "are on the same data" in command("report", "last", finished.name)[2]
+    assert command("report", finished.name, "--export", "bencheval")[1].splitlines()[-1].endswith("bencheval.csv")
+    assert "--export: expected bencheval" in command("report", "last", "--export", "elo")[2]
 
 
 def test_report_writes_it_again(command: Command, csv: Path, tmp_path: Path, finished: Path) -> None:

@@ -95,7 +95,8 @@ def errors_of(result: dict[str, Any], scores: np.ndarray) -> np.ndarray | None:
     best = result["metric"].get("best")
     if best is None:
         return None
-    return np.maximum(0.0, best - scores if result["metric"]["greater_is_better"] else scores - best)
+    errors: np.ndarray = best - scores if result["metric"]["greater_is_better"] else scores - best
+    return np.maximum(0.0, errors)
 
 
 def _leaderboard(
