@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import steepest
 from steepest.comparison.design.levels import Level
@@ -51,6 +53,39 @@ def test_a_run_in_a_database_is_the_run_in_a_file(csv: Path, tmp_path: Path, pos
     assert winners[0] == winners[1]
     again = steepest.compare(csv, out=tmp_path / "there", workers=1, quiet=True, store=postgres.url, **OPTIONS)
     assert again.sentence == there.sentence
+
+
+def test_a_report_says_that_processors_of_two_capabilities_computed_it(csv: Path, tmp_path: Path) -> None:
+    found = steepest.compare(csv, out=tmp_path, workers=1, quiet=True, **OPTIONS)
+    assert "processors with" not in " ".join(found.results["data"]["warnings"])
+    with Store(found.folder) as store:
+        changed = "update cells set content = json_set(content, '$.capability', 'ANOTHER') where fold = 0"
+        store.connection.execute(changed)
+        store.set_fact("results", None)
+    again = steepest.compare(csv, out=tmp_path, workers=1, quiet=True, **OPTIONS)
+    own = torch.backends.cpu.get_cpu_capability()
+    assert f"processors with {' and '.join(sorted(['ANOTHER', own]))} computed it" in " ".join(
+        again.results["data"]["warnings"]
+    )
+    assert again.sentence == found.sentence
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "option"),
+    [
+        ("psycopg", "steepest.comparison.work.postgres", {"store": "postgresql://127.0.0.1/x"}),
+        ("ray", "steepest.comparison.work.on_ray", {"executor": "ray"}),
+        ("mlflow", "steepest.integrations.mlflow", {"track": "mlflow"}),
+        ("torch.utils.tensorboard", "steepest.integrations.tensorboard", {"track": "tensorboard"}),
+    ],
+)
+def test_what_is_not_installed_names_its_extra(
+    csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str, option: dict[str, str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(InputError, match=r"pip install 'steepest\[(postgres|ray|mlflow|tensorboard)\]'"):
+        steepest.compare(csv, out=tmp_path, workers=1, quiet=True, **option, **OPTIONS)
 
 
 def test_the_command_takes_a_database_and_keeps_no_password(

@@ -191,6 +191,54 @@ def test_a_member_leaves_alone_what_is_over_or_taken(context: Context, opening: 
     assert store.finished() == set()
 
 
+class Fast(Store):
+    """A store whose clock is ahead of this machine's by an hour and more."""
+
+    NOW = f"{Store.NOW} + 5000.0"
+    skew = 5000.0
+
+
+def test_times_go_by_the_clock_of_the_store(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's time on its own machine is the same moment for a member on its own."""
+    given: list[tuple[Any, ...]] = []
+
+    class Recorded(Executor):
+        def submit(self, *words: Any) -> None:
+            given.append(words)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(team, "Executor", lambda context, workers, here: Recorded(context, workers))
+    with Fast(tmp_path / "run") as store, Fast(tmp_path / "run") as member:
+        member.renew(60, processes=1)
+        executor = TeamExecutor(Busy(context, 1), Team(store))
+        one, two, *_ = jobs_of(context)
+        ends_at = time.time() + 100
+        executor.submit(one, {}, time.time() - 1)  # over
+        executor.submit(two, {}, ends_at, 7.0)
+        assert [posted.ends_at > time.time() + 4000 for posted in store.posted()] == [True, True]
+        with pytest.raises(KeyboardInterrupt):
+            help_out(context, member, 2, wait=0.0)
+        ((job, known, when, seconds),) = given
+        assert (job, known, seconds) == (two, {}, 7.0)
+        assert when == pytest.approx(ends_at, abs=1e-3)
+
+
+def test_what_was_decided_ends_by_the_clock_of_the_store(context: Context, tmp_path: Path) -> None:
+    from steepest.comparison.design.deadline import Deadline
+    from steepest.comparison.design.levels import designs
+    from steepest.comparison.work.schedule import Course, Schedule
+
+    class Silent:
+        def level(self, *_: Any) -> None: ...
+
+    with Fast(tmp_path / "run") as store:
+        deadline = Deadline(100.0)
+        plan = Schedule(context, store, designs(context.settings, 40, 2), deadline, 1, Silent())  # type: ignore[arg-type]
+        plan._begin(Course(context.level, NAMES, 1))
+        assert store.fact("ends_at") == pytest.approx(deadline.ends_at + 5000.0)
+        assert store.now() == pytest.approx(time.time() + 5000.0, abs=60)
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_a_member_ends_with_the_command(context: Context, opening: Opening) -> None:
     """It waits where it has joined what was over, for somebody to go on."""
