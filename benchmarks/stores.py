@@ -2,8 +2,8 @@
 
 Eight processes claim jobs of one run and put their cells as fast as they can, each job wanted by two of them; halfway
 the database is killed and started again. What every writer was told is kept is compared with what the store holds.
-Then members keep books as `steepest work` does, around cells that take no time: what that takes for a cell, over two
-seconds, is its share.
+Then eight members keep books as `steepest work` and the command do, around cells of two seconds that sleep: what that
+takes for a cell, over two seconds, is its share.
 """
 
 from __future__ import annotations
@@ -102,12 +102,14 @@ def drill(folder: Path, url: str | None, writers: int, seconds: float, server: P
     return numbers
 
 
-def keep_books(folder: str, url: str | None, member: int, cells: int, told: Any) -> None:
+def keep_books(folder: str, url: str | None, member: int, cells: int, pause: float, told: Any) -> None:
     """What a member does for each cell besides computing it."""
     with open_store(Path(folder), url) as store:
         results = [cell(job_of(1000 * member + number), member) for number in range(cells)]
-        began = time.perf_counter()
+        took = []
         for number, result in enumerate(results):
+            time.sleep(pause * (1 + member / 100 if number else member / 8))  # they don't come at once
+            began = time.perf_counter()
             job = job_of(1000 * member + number)
             store.post(job, store.now() + 1000, 1e9)
             store.posted()
@@ -117,46 +119,58 @@ def keep_books(folder: str, url: str | None, member: int, cells: int, told: Any)
                 store.renew(60.0, 1)
             store.put([result])
             store.result(job)
-        told.put((time.perf_counter() - began) / cells)
+            took.append(time.perf_counter() - began)
+        told.put(took)
 
 
-def share(folder: Path, url: str | None, members: int, cells: int) -> dict[str, Any]:
-    """Seconds of books for a cell, of one member and of several at once."""
-    numbers: dict[str, Any] = {"seconds_of_a_cell": CELL}
+def share(folder: Path, url: str | None, members: int, cells: int, pause: float) -> dict[str, Any]:
+    """Seconds of books for a cell, of members that are at work at the same time."""
     spawn = multiprocessing.get_context("spawn")
-    for count in (1, members):
-        told, own = spawn.Queue(), folder.with_name(f"{folder.name}_{count}")
-        open_store(own, url).close()
-        processes = [
-            spawn.Process(target=keep_books, args=(str(own), url, member, cells, told)) for member in range(count)
-        ]
-        for process in processes:
-            process.start()
-        seconds = max(told.get() for _ in processes)
-        for process in processes:
-            process.join()
-        numbers[f"members_{count}"] = {"seconds": round(seconds, 5), "share": round(seconds / CELL, 5)}
-    return numbers
+    told = spawn.Queue()
+    open_store(folder, url).close()
+    processes = [
+        spawn.Process(target=keep_books, args=(str(folder), url, member, cells, pause, told))
+        for member in range(members)
+    ]
+    for process in processes:
+        process.start()
+    took = [seconds for _ in processes for seconds in told.get()]
+    for process in processes:
+        process.join()
+    mean = float(np.mean(took))
+    numbers = {"members": members, "cells": len(took), "seconds_of_a_cell": CELL, "mean_seconds": round(mean, 5)}
+    return {**numbers, "median_seconds": round(float(np.median(took)), 5), "share": round(mean / CELL, 5)}
 
 
 def main() -> None:
     """Run, print and keep the drills on a file and, where PostgreSQL is installed, on a database."""
-    options = read_options(__doc__ or "", writers=(8, 2), seconds=(60.0, 1.0), cells=(100, 5))
-    where = programs()
+    options = read_options(
+        __doc__ or "",
+        writers=(8, 2),
+        seconds=(60.0, 1.0),
+        cells=(20, 3),
+        pause=(CELL, 0.01),
+        parts=("drill,books", "drill,books"),
+    )
+    where, parts = programs(), options.parts.split(",")
     server = None if where is None else PostgresServer(where)
     numbers: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name, url in (("sqlite", None), *((("postgres", server.url),) if server else ())):
-                run, books = Path(folder) / f"run_{name}", Path(folder) / f"books_{name}"
-                killed = server if url and not options.quick else None
-                counts = drill(run, url, options.writers, options.seconds, killed)
-                numbers[name] = {"drill": counts, "books": share(books, url, options.writers, options.cells)}
+                numbers[name] = {}
+                if "drill" in parts:
+                    killed = server if url and not options.quick else None
+                    run = Path(folder) / f"run_{name}"
+                    numbers[name]["drill"] = drill(run, url, options.writers, options.seconds, killed)
+                if "books" in parts:
+                    books = Path(folder) / f"books_{name}"
+                    numbers[name]["books"] = share(books, url, options.writers, options.cells, options.pause)
                 print(name, json.dumps(numbers[name]))
     finally:
         if server is not None:
             server.stop()
-    keep("stores", numbers, options)
+    keep("stores" if len(parts) > 1 else f"stores-{parts[0]}", numbers, options)
 
 
 if __name__ == "__main__":
