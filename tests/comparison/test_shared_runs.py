@@ -103,6 +103,21 @@ def test_the_command_takes_a_database_and_keeps_no_password(
         assert "--store postgresql://steepest@127" in store.fact("command")
 
 
+def test_runs_of_a_database_are_listed(command: Callable[..., tuple[int, str, str]], postgres: Any) -> None:
+    url, names = postgres.url.replace("steepest@", "steepest:secret@"), ("first", "second")
+    for at, name in enumerate(names, start=1):
+        with PostgresStore(Path(name), url=url) as store:
+            facts = {"begun": 1e9 + at, "data": f"{name}.csv", "cells": 8, "command": "steepest compare x"}
+            store.set_facts(facts)
+    code, out, err = command("runs", "--store", url)
+    assert (code, err) == (0, "")
+    assert [line for line in out.splitlines() if line.startswith(names)] == [
+        f"{name}  {name}.csv  0/8 cells  goes on with: steepest compare x" for name in reversed(names)
+    ]
+    code, _, err = command("runs", "--store", "postgresql://a:secret@127.0.0.1:1/x")
+    assert (code, err.count("\n"), "secret" in err) == (2, 1, False)
+
+
 def test_what_is_no_address_is_refused_at_once(command: Callable[..., tuple[int, str, str]], csv: Path) -> None:
     code, _, err = command("compare", csv, "--store", "runs.sqlite")
     assert (code, err) == (

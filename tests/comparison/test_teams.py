@@ -21,7 +21,7 @@ from steepest.comparison.work.store import Store, open_store
 COSTS = ("seconds", "seconds_per_epoch", "peak_memory_mb")
 WORDS = [
     "compare", "wine", "--objectives", "comp_sum", "--no-classical", "--repeats", "1", "--folds", "5", "--trials", "3",
-    "--epochs", "30", "--patience", "30", "--batch", "8", "--workers", "1", "--quiet", "--budget", "2h", "--strict",
+    "--epochs", "20", "--patience", "20", "--batch", "8", "--workers", "1", "--quiet", "--budget", "2h", "--strict",
 ]  # fmt: skip
 CELLS = 10
 

@@ -23,6 +23,9 @@ def runs_command(
     delete: Annotated[bool, typer.Option("--delete", help="Delete these runs, after asking.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     out: Annotated[Path, typer.Option(help="Where run folders live.")] = Path(OUT),
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="postgresql://user@host/database: list those that it keeps.")
+    ] = None,
 ) -> None:
     """List the runs, newest first: how far each is, and what it found. Of named runs: side by side.
 
@@ -30,9 +33,12 @@ def runs_command(
     """
     from ..core.terminal import print_table, screen_width
     from .errors import InputError
+    from .request import without_password
     from .work.store import find_run, runs
 
     names = run or []
+    if store is not None and (names or delete or yes):
+        raise InputError("--store: lists the runs of a database; runs to show or to delete are those of folders")
     if delete:
         if not names:
             raise InputError("--delete: name the runs; `steepest runs` lists them")
@@ -43,13 +49,19 @@ def runs_command(
     if names:
         _side_by_side([find_run(name, out) for name in dict.fromkeys(names)])
         return
-    folders = runs(out)
+    if store is None:
+        folders = runs(out)
+    else:
+        from .work.postgres import latest_runs
+
+        folders = [out / name for name in latest_runs(store)]
     if not folders:
-        typer.echo(f"no runs under {str(out)!r}; `steepest compare digits` makes one")
+        where = repr(str(out)) if store is None else without_password(store)
+        typer.echo(f"no runs under {where}; `steepest compare digits` makes one")
     rows = []
     for folder in folders:
         try:
-            state = _progress(folder)
+            state = _progress(folder, store)
         except InputError as error:
             state = ("", "", "", "", "", f"cannot be read: {error}")
         rows.append([_on_one_line(text) for text in (folder.name, *state)])
@@ -60,11 +72,11 @@ def runs_command(
         typer.echo("  ".join(filter(None, row)))
 
 
-def _progress(folder: Path) -> tuple[str, str, str, str, str, str]:
+def _progress(folder: Path, url: str | None) -> tuple[str, str, str, str, str, str]:
     """The data of a run, its metric, how far it is, the level of its report and when it was made, what it found."""
-    from .work.store import Store
+    from .work.store import open_store
 
-    store = Store(folder)
+    store = open_store(folder, url)
     try:
         done, total = store.done, store.fact("cells")
         if total is None:

@@ -191,6 +191,11 @@ def postgres_runs(url: str) -> list[str]:
 
 def latest_run(url: str) -> str | None:
     """The run that was begun last, or None."""
+    return next(iter(latest_runs(url)), None)
+
+
+def latest_runs(url: str) -> list[str]:
+    """The IDs of all runs in a database, the one that was begun last first."""
     begun: list[tuple[float, str]] = []
     try:
         with connect(check_url(url)) as connection:
@@ -200,7 +205,7 @@ def latest_run(url: str) -> str | None:
                 begun.append((float(row[0]) if row else 0.0, name))
     except (psycopg.Error, ValueError) as error:
         raise InputError(f"cannot list the runs in {shown(url)}: {_line(error)}") from error
-    return max(begun)[1] if begun else None
+    return [name for _, name in sorted(begun, reverse=True)]
 
 
 def _adapted(query: str) -> str:
