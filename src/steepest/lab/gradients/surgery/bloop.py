@@ -181,7 +181,7 @@ def data_of(scale: str, seed: int) -> Data:
         order = np.random.default_rng(seed).permutation(len(labels))[: 2 * TRAIN]
         pixels, y, train = torch.as_tensor(halved(images)[order]), torch.as_tensor(labels[order]), TRAIN
     else:
-        pixels, y, _, _ = (torch.as_tensor(part) for part in digits(seed, train=150))
+        pixels, y, _, _ = (torch.as_tensor(values) for values in digits(seed, train=150))
         train = 100
     x = (pixels - pixels[:train].mean()) / pixels[:train].std()
     x = x.float() if scale == "full" else x
