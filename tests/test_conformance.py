@@ -113,7 +113,7 @@ def test_the_catalogue_has_penalties_and_methods():
 
 
 def test_the_catalogue_has_wrappers():
-    assert "perp_grad" in STEPPERS
+    assert {"perp_grad", "sam"} <= set(STEPPERS)
 
 
 def dear(checks):

@@ -353,7 +353,7 @@ class TwoPassWrapper(Wrapper):
             away.traces.undo()
             self.skipped += 1
             return
-        if self.keeps_first:
+        if self.keeps_first and second:
             joined = self._joined([away.first[i] for i, _ in pairs], second, [groups[id(p)] for _, p in pairs])
             if joined is not None:
                 foreach_copy_(second, list(joined))

@@ -17,6 +17,7 @@ from ..core.checks import check_number, refuse
 from ..core.errors import InputError
 from ..core.method import Method, Plain
 from ..core.objective import Batch, Objective
+from ..core.reductions import widen
 from ..core.scalars import plain
 from .batches import Batches, LoaderBatches
 from .checkpoint import check_optimizer, check_state, check_taken
@@ -54,11 +55,18 @@ class Hook:
 class Closure:
     """What ``optimizer.step`` gets: ``closure()`` zeroes, runs forward and backward and returns the loss.
 
-    ``closure.loss()`` runs forward only; ``closure.inputs`` is the batch.
+    ``closure.loss()`` runs forward only, and keeps the graph; ``closure.outputs()`` are the model's for the batch, in
+    float32 or wider; ``closure.inputs`` is the batch; ``closure.modules`` have the buffers that a pass may write.
     """
 
     def __init__(self, descent: Descent, batch: Batch) -> None:
         self.descent, self.inputs = descent, batch
+        self.modules = (descent.model, descent.objective, descent.method)
+
+    def outputs(self) -> Tensor:
+        """What the model makes of the batch's inputs, with its graph."""
+        outputs: Tensor = self.descent.cast(lambda: self.descent.model(self.inputs.inputs))
+        return widen(outputs)
 
     def loss(self) -> Tensor:
         """The loss of this batch, with its graph."""
@@ -137,9 +145,12 @@ class Descent:
 
     def loss(self, batch: Batch) -> Tensor:
         """The method's loss of one batch, under autocast if asked for."""
-        cast = torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext()
-        with cast:
-            return self.method.loss(self.model, batch, self.objective)
+        return self.cast(lambda: self.method.loss(self.model, batch, self.objective))
+
+    def cast(self, run: Callable[[], Tensor]) -> Tensor:
+        """What ``run()`` gives, under autocast if asked for."""
+        with torch.autocast(self.device.type, self.autocast) if self.autocast is not None else nullcontext():
+            return run()
 
     def backward(self, loss: Tensor) -> None:
         """Fill ``.grad`` from the loss."""
