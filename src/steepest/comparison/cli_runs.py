@@ -196,11 +196,11 @@ def _results_of(folder: Path) -> dict[str, Any]:
     if (folder / FILE).exists():
         return read_results(folder)
     store = Store(folder)
-    kept, done, total, command = kept_results(store), store.done, store.fact("cells"), store.fact("command")
+    results, done, total, command = kept_results(store), store.done, store.fact("cells"), store.fact("command")
     store.close()
-    if kept is None:
+    if results is None:
         raise InputError(_on_one_line(f"run {folder.name} has {done} of {total} cells; this goes on: {command}"))
-    return kept
+    return results
 
 
 def _on_one_line(text: str) -> str:

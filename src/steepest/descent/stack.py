@@ -267,7 +267,7 @@ class Stack(nn.Module):
         """Take what :meth:`state_dict` gave."""
         if state_dict["flat"].shape != self.flat.shape:
             refuse("flat", f"{len(self)} models of {self.flat.shape[1]} numbers, as now", state_dict["flat"])
-        self.steps = int(state_dict["steps"])
+        self.steps = int(state_dict.get("steps", 0))
         with torch.no_grad():
             self.flat.copy_(state_dict["flat"])
 
