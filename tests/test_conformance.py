@@ -101,6 +101,7 @@ def _tracing_has_begun():
     """What torch loads for it is no member's time."""
     torch.compile(torch.sin, backend="aot_eager")(torch.ones(2, requires_grad=True))
     torch.func.vmap(torch.func.grad(torch.sin))(torch.ones(2))
+    torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1).step()
 
 
 def test_the_catalogue_has_objectives():

@@ -19,6 +19,7 @@ from steepest.integrations import _lazy_logits
 from steepest.integrations._lazy_logits import LazyLogits, Use
 from steepest.integrations.transformers import _classes, patch, patched, unpatch
 from steepest.kernels import _engine
+from steepest.optim.schedules import WSD
 
 V, T = 50, 7
 BIAS = torch.linspace(-1, 2, 5, dtype=torch.float64)
@@ -898,3 +899,22 @@ def test_the_size_of_the_vocabulary_is_the_configurations_where_the_heads_weight
             raise NotImplementedError
 
     assert [_classes(Packed(44)), _classes(Packed(13, 4))] == [11, 13]
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "1-sqrt"])
+@pytest.mark.parametrize("warm_up", ["linear", "cosine", "1-sqrt"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_wsd_is_that_of_transformers(decay, warm_up, floor):
+    """It warms up from the least rate, and its decay ends a step before the end; so does ours with its arguments."""
+    sgd = [torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3) for _ in range(2)]
+    settings = {"warmup_type": warm_up, "decay_type": decay, "min_lr_ratio": floor}
+    theirs = transformers.get_wsd_schedule(sgd[0], 7, 20, 50, **settings)
+    ours = WSD.from_num_steps(sgd[1], 7, 20, 50, **settings)
+    for _ in range(60):
+        assert sgd[1].param_groups[0]["lr"] == pytest.approx(sgd[0].param_groups[0]["lr"], rel=1e-12, abs=1e-15)
+        for optimizer, schedule in zip(sgd, (theirs, ours)):
+            optimizer.step()
+            schedule.step()
+    for wrong in ({"decay_type": "square"}, {"warmup_type": "sqrt"}, {"num_cycles": 1.5}):
+        with pytest.raises(ValueError, match="expected one of"):
+            WSD.from_num_steps(sgd[1], 7, 20, 50, **wrong)
