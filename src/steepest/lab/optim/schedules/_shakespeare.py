@@ -16,6 +16,8 @@ SYMBOLS = 65
 CONTEXT, BATCH = 32, 16
 TRAIN = 1_000_000
 """Characters that train; those after them are held out."""
+SMOKE = 4_000
+"""The same of the numbers that stand for a text in a smoke run, which reads no file."""
 
 
 class Block(nn.Module):
@@ -51,11 +53,15 @@ class Transformer(nn.Module):
 
 
 @cache
-def characters() -> Tensor:
-    """The whole text as numbers of its characters."""
+def characters(smoke: bool = False) -> tuple[Tensor, Tensor]:
+    """The text as numbers of its characters: those that train, and those that are held out."""
+    if smoke:
+        steps = torch.randint(1, 4, (SMOKE + 1_000,), generator=torch.Generator().manual_seed(0))
+        return (steps.cumsum(0) % SYMBOLS).tensor_split([SMOKE])  # type: ignore[return-value]
     text = shakespeare()
     number = {symbol: place for place, symbol in enumerate(sorted(set(text)))}
-    return torch.tensor([number[symbol] for symbol in text])
+    numbers = torch.tensor([number[symbol] for symbol in text])
+    return numbers[:TRAIN], numbers[TRAIN:]
 
 
 def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
@@ -64,25 +70,26 @@ def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-def batch(generator: torch.Generator) -> Tensor:
+def batch(generator: torch.Generator, smoke: bool) -> Tensor:
     """Windows of the training text, ``[BATCH, CONTEXT + 1]``."""
-    starts = torch.randint(TRAIN - CONTEXT, (BATCH, 1), generator=generator)
-    return characters()[starts + torch.arange(CONTEXT + 1)]
+    text, _ = characters(smoke)
+    starts = torch.randint(len(text) - CONTEXT, (BATCH, 1), generator=generator)
+    return text[starts + torch.arange(CONTEXT + 1)]
 
 
 @cache
-def held_out(windows: int) -> Tensor:
+def held_out(windows: int, smoke: bool) -> Tensor:
     """Windows of the held-out text, side by side, ``[windows, CONTEXT + 1]``."""
-    rest = characters()[TRAIN:]
+    _, rest = characters(smoke)
     step = (len(rest) - CONTEXT - 1) // windows
     return torch.stack([rest[step * k : step * k + CONTEXT + 1] for k in range(windows)])
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, windows: int) -> float:
+def held_out_loss(model: nn.Module, windows: int, smoke: bool) -> float:
     """Cross-entropy on the held-out text."""
     model.eval()
-    value = float(loss_of(model, held_out(windows)))
+    value = float(loss_of(model, held_out(windows, smoke)))
     model.train()
     return value
 
@@ -94,20 +101,21 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.AdamW
     order: torch.Generator
+    smoke: bool
 
     def steps(self, count: int, schedule: Schedule) -> None:
         """So many steps at the rates of a schedule of its optimizer; gradients are clipped at length 1."""
         for _ in range(count):
             self.optimizer.zero_grad()
-            loss_of(self.model, batch(self.order)).backward()
+            loss_of(self.model, batch(self.order, self.smoke)).backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             schedule.step()
 
 
-def begun(seed: int, rate: float, *, double: bool = False) -> Run:
-    """A fresh run with AdamW as in language models: betas 0.9 and 0.95, weight decay 0.1."""
+def begun(seed: int, rate: float, *, smoke: bool = False) -> Run:
+    """A fresh run with AdamW as in language models: betas 0.9 and 0.95, weight decay 0.1; in float64 as a smoke run."""
     seed_all(seed)
-    model = Transformer().double() if double else Transformer()
+    model = Transformer().double() if smoke else Transformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
-    return Run(model, optimizer, torch.Generator().manual_seed(seed))
+    return Run(model, optimizer, torch.Generator().manual_seed(seed), smoke)

@@ -56,7 +56,7 @@ def run(scale: str, seed: int) -> Evidence:
     full = scale == "full"
     lengths = (50, 350, 80) if full else (2, 2, 3)
     rate = best_rate(lengths) if full else RATES[0]
-    study = study_of(seed, rate, lengths, 600 if full else 8, double=not full)
+    study = study_of(seed, rate, lengths, 600 if full else 8, smoke=not full)
     rows: list[dict[str, Any]] = []
     errors = study.run(TEXT if full else ("linear", "square", "sqrt", "lowered_linear"), 2)
     for shape, error in errors.items():
@@ -87,17 +87,17 @@ def run(scale: str, seed: int) -> Evidence:
     return Evidence(rows, effects)
 
 
-def stable(seed: int, rate: float, lengths: tuple[int, int, int], *, double: bool) -> Run:
+def stable(seed: int, rate: float, lengths: tuple[int, int, int], *, smoke: bool) -> Run:
     """A run up to where the cooldown begins."""
-    begin = begun(seed, rate, double=double)
+    begin = begun(seed, rate, smoke=smoke)
     warmup, steady, _ = lengths
     begin.steps(warmup + steady, WSD(begin.optimizer, warmup, steady, 0))
     return begin
 
 
-def study_of(seed: int, rate: float, lengths: tuple[int, int, int], windows: int, *, double: bool) -> CooldownStudy:
+def study_of(seed: int, rate: float, lengths: tuple[int, int, int], windows: int, *, smoke: bool) -> CooldownStudy:
     """Cooldowns from the stable checkpoint of a seed."""
-    run_of_seed = stable(seed, rate, lengths, double=double)
+    run_of_seed = stable(seed, rate, lengths, smoke=smoke)
     checkpoint = copy.deepcopy((run_of_seed.model.state_dict(), run_of_seed.optimizer.state_dict()))
     model = run_of_seed.model
 
@@ -112,7 +112,7 @@ def study_of(seed: int, rate: float, lengths: tuple[int, int, int], windows: int
 
     def loss(weights: Tensor) -> float:
         nn.utils.vector_to_parameters(weights, model.parameters())
-        return held_out_loss(model, windows)
+        return held_out_loss(model, windows, smoke)
 
     return CooldownStudy(train, checkpoint, loss)
 
@@ -122,7 +122,7 @@ def best_rate(lengths: tuple[int, int, int]) -> float:
     """The rate that is best for a linear cooldown, on a seed that is not reported."""
 
     def score(rate: float, seed: int) -> float:
-        study = study_of(seed, rate, lengths, 600, double=False)
+        study = study_of(seed, rate, lengths, 600, smoke=False)
         return -study.loss(study.train_fn(study.checkpoint, "linear", 0))
 
     return best_setting(RATES, score, (UNREPORTED,))
