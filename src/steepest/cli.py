@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_schedules import schedules_command
 from .comparison.cli import register as register_comparison
 from .core.terminal import paragraphs
 from .lab.cli import lab_app
@@ -148,6 +149,9 @@ def show_command(
         if value != "":
             first, *more = wrapped(str(value), None if width is None else width - len(margin))
             typer.echo("\n".join([f"  {key:<12} {first}", *(margin + line for line in more)]))
+
+
+app.command("schedules")(schedules_command)
 
 
 def _with_status(rows: Sequence[System]) -> list[tuple[System, dict[str, Any]]]:
