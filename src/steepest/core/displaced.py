@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from .checks import values_visible
 from .reductions import widen
 from .torch_private import foreach_add_, foreach_copy_, foreach_mul, foreach_norm
 
@@ -197,19 +198,33 @@ def _set_random_numbers(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+SINGLE, SMALLEST = 2**20, 1e-12
+"""Up to so many numbers a CPU sums squares of float32 in float32, where nothing is lost: unless the length is tiny."""
+
+
+@torch.no_grad()
 def length(tensors: Sequence[Tensor]) -> Tensor:
     """The length of several tensors as one vector, in float64: no square of a tiny or a huge number is lost.
 
     >>> length([torch.tensor([3.0]), torch.tensor([4e-30])]).item()
     3.0
     """
-    norms: list[Tensor] = []
-    for members in _alike(tensors).values():
-        norms += foreach_norm([_components(tensors[i]) for i in members], 2, torch.float64)
-    if not norms:
-        return torch.zeros((), dtype=torch.float64)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-    return norm
+    for single in (True, False):
+        norms: list[Tensor] = []
+        for (device, dtype), members in _alike(tensors).items():
+            values = [_components(tensors[i]) for i in members]
+            quick = single and device.type == "cpu" and dtype == torch.float32
+            if quick and max(value.numel() for value in values) <= SINGLE:
+                norms.append(torch.stack(foreach_norm(values, 2)).double())
+            else:
+                norms.append(torch.stack(foreach_norm(values, 2, torch.float64)))
+        if not norms:
+            break
+        joined = norms[0] if len(norms) == 1 else torch.cat([n.to(norms[0].device) for n in norms])
+        norm: Tensor = torch.linalg.vector_norm(joined)
+        if not single or not values_visible(norm) or SMALLEST < float(norm) < torch.inf:
+            return norm
+    return torch.zeros((), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -271,8 +286,11 @@ def ascent(
             values = list(foreach_mul(values, radius))
         for i, value in zip(members, values):
             value = value * sizes[i] if scaled[i] else value
-            value = value.to(parameters[i].dtype.to_real())
-            moves[i] = torch.view_as_complex(value) if parameters[i].is_complex() else value
+            own_type = parameters[i].dtype
+            if value.dtype != own_type:
+                value = value.to(own_type.to_real())
+                value = torch.view_as_complex(value) if own_type.is_complex else value
+            moves[i] = value
     return moves
 
 
@@ -287,8 +305,7 @@ def _dual(gradients: Sequence[Tensor], p: float) -> list[Tensor]:
 
 
 def _components(value: Tensor) -> Tensor:
-    """Complex numbers as pairs; without a graph."""
-    value = value.detach()
+    """Complex numbers as pairs."""
     return torch.view_as_real(value) if value.is_complex() else value
 
 
