@@ -20,7 +20,7 @@ from _record import keep
 from _rounds import measure
 from torch import Tensor, nn
 
-from steepest.optim import SAM, GradientRegularization
+from steepest.optim import SAM
 
 TARGET = 2.05
 
@@ -111,10 +111,6 @@ def forms(build: Callable[[], nn.Module], shape: tuple[int, ...], base: str) -> 
         model = network()
         return stepping(model, SAM(model.parameters(), cls, rho=0.05, **options))
 
-    def regularised() -> Callable[[], object]:
-        model = network()
-        return stepping(model, GradientRegularization(cls(model.parameters(), **options)))  # type: ignore[arg-type]
-
     def by_tensor() -> Callable[[], object]:
         model = network()
         optimizer = TensorByTensor(model.parameters(), cls, 0.05, **options)
@@ -128,7 +124,7 @@ def forms(build: Callable[[], nn.Module], shape: tuple[int, ...], base: str) -> 
 
         return step
 
-    return {"base": alone(), "SAM": sam(), "by tensor": by_tensor(), "gradient regularisation": regularised()}
+    return {"base": alone(), "SAM": sam(), "by tensor": by_tensor()}
 
 
 def main() -> None:
