@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -256,27 +257,27 @@ def test_a_database_that_is_killed_and_started_again_is_waited_for(postgres: Any
     assert database.counters() == [1, 1]
 
 
-def test_a_commit_of_which_nobody_heard_is_counted_once(
-    database: PostgresStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_of_which_nobody_heard_is_counted_once(database: PostgresStore) -> None:
     import psycopg
 
-    real, lost = database._connect, []
+    real = database.connection
 
-    def patiently(what: Callable[[bool], Any]) -> Any:
-        try:
-            value = what(False)
-            if not lost:
-                lost.append(value)
-                raise psycopg.OperationalError("the connection is lost after the commit")
-            return value
-        except psycopg.OperationalError:
-            real()
-            return what(True)
+    class LostAfterCommit:
+        """A connection that is lost when what it has done is written, before anybody is told."""
 
-    monkeypatch.setattr(database, "_patiently", patiently)
-    database.put([cell(0)])
-    assert lost == [1]
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        @contextmanager
+        def transaction(self) -> Iterator[None]:
+            with real.transaction():
+                yield
+            real.close()
+            raise psycopg.OperationalError("the connection is lost after the commit")
+
+    database.connection = LostAfterCommit()
+    assert database.put([cell(0)]) == 0
+    assert database.finished() == {("focal", 0, 0, LEVEL.text)}
     assert database.counters() == [1]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -137,7 +137,7 @@ class PostgresStore(Store):
             yield
         finally:
             self._locked = False
-            if not self.connection.closed:
+            with suppress(psycopg.Error):  # a connection that is lost holds nothing
                 self.connection.execute("select pg_advisory_unlock(hashtextextended(%s, 0))", (self.schema,))
 
 
