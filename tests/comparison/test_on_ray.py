@@ -131,7 +131,7 @@ def test_a_process_a_node_and_the_command_are_killed_and_nothing_is_lost(cluster
 
 @pytest.mark.slow
 def test_learners_and_a_budget_on_a_cluster_that_ends_with_the_command(tmp_path: Path) -> None:
-    words = ["compare", "wine", "--executor", "ray", "--workers", "2", "--objectives", "comp_sum", "--budget", "40s"]
+    words = ["compare", "wine", "--executor", "ray", "--workers", "2", "--objectives", "comp_sum", "--budget", "10m"]
     words += ["--repeats", "1", "--folds", "3", "--trials", "1", "--epochs", "4", "--quiet"]
     started = [sys.executable, "-m", "steepest", *words]
     done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
