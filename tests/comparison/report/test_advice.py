@@ -152,10 +152,13 @@ def test_the_probabilities_stand_in_every_table(undrawn, make_results, parsed):
     rows = {row.one("th").text: row for row in table.one("tbody").all("tr")}
     assert set(rows) == {row["name"] for row in results["rows"][1:4]}, "the baseline has none"
     assert [cell.text for cell in rows["ldr"].all("td")] == ["0.80", "0.20", "<0.01", ""]
-    widths = [bar.attributes["style"] for bar in rows["ldr"].all("i")]
+    widths = [bar.attributes["style"] for bar in rows["ldr"].one("span", css="stack").all("span")]
     assert widths == ["width:80.0%", "width:19.7%", "width:0.3%"]
-    heads = [head.text for head in page.one("section", id="leaderboard").all("table")[0].one("thead").all("th")]
-    assert {"P(better)", "P(same)", "P(worse)"} <= set(heads)
+    board = page.one("section", id="leaderboard").all("table")[0]
+    place = [head.text for head in board.one("thead").all("th")].index("P(better)") - 1
+    cells = {row.one("th").text: row.all("td")[place].text for row in board.one("tbody").all("tr")}
+    assert cells["ldr"] == "0.80same 0.20, worse <0.01"
+    assert cells["cross_entropy"] == "–"
     (line,) = (line for line in leaderboard_markdown(results).splitlines() if line.startswith("| ldr"))
     assert "0.80, 0.20, \\<0.01" in line
     for row in (results["headline"], *results["rows"]):

@@ -87,6 +87,14 @@ def test_who_wins_everything_has_a_finite_rating_and_it_is_said() -> None:
     )
 
 
+def test_where_resamples_determine_no_rating_it_is_said() -> None:
+    errors = np.array([[0.1, 0.2, 0.3], [0.2, 0.1, 0.3], [0.1, 0.3, 0.2], [0.3, 0.2, 0.1]])
+    found = elo(errors, False)
+    assert "so few data sets" in found.message
+    assert max(found.high) > 2000
+    assert elo(np.tile(errors, (20, 1)), False).message == ""
+
+
 def test_win_rates_are_benchevals() -> None:
     errors = errors_of(12)
     theirs = compute_winrate_matrix(long(errors), error_col="metric_error").loc[NAMES, NAMES]

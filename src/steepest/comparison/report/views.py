@@ -30,7 +30,7 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
         _column(f"difference to {results['headline']['baseline']}", "number", metric["greater_is_better"]),
         _column("p", "number"),
         _column("p, Holm", "number"),
-        *(_column(f"P({word})", "number", word == "better") for word in ("better", "same", "worse")),
+        _column("P(better)", "number", True),
         _column("smallest found", "number"),
         *(_column(name.replace("_", " "), "number", _greater(name)) for name in others),
         _column("s per epoch", "number"),
@@ -47,7 +47,7 @@ def leaderboard(results: dict[str, Any], places: int) -> dict[str, Any]:
             _cell(number(row["difference"], places, True), row["difference"], span),
             _cell(probability(row["p"]), row["p"]),
             _cell(probability(row["p_holm"]), row["p_holm"]),
-            *(_cell(chance(row[key]), row[key]) for key in PROBABILITIES),
+            _chances(row),
             _cell(number(row["detectable"], places), row["detectable"]),
             *(_score(row, name, spread[name]) for name in others),
             _cell(compact(row["seconds_per_epoch"]), row["seconds_per_epoch"]),
@@ -219,6 +219,13 @@ def _share(count: float, total: float, right: bool) -> dict[str, Any]:
     share = count / total if total else 0.0
     text = "–" if not total else "< 1" if 0 < share < 0.005 else f"{100 * share:.0f}"
     return {"text": text, "right": right, "heat": 0 if right else min(10, math.ceil(10 * math.sqrt(share)))}
+
+
+def _chances(row: dict[str, Any]) -> dict[str, Any]:
+    """P(better), and in a second line the other two."""
+    better, same, worse = (row[key] for key in PROBABILITIES)
+    second = "" if better is None else f"same {chance(same)}, worse {chance(worse)}"
+    return _cell(chance(better), better, second)
 
 
 def _score(row: dict[str, Any], name: str, places: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Elo:
     Attributes:
         ratings: [methods], 1000 on average; 400 points more are odds of ten to one.
         low, high: [methods] percentile interval over resampled data sets.
-        message: where the data determine no finite rating, or "".
+        message: where the data, or many resamples of them, determine no finite rating; or "".
     """
 
     ratings: tuple[float, ...]
@@ -100,11 +100,17 @@ def elo(
     counts = np.random.default_rng(seed).multinomial(sets, np.full(sets, 1 / sets), size=rounds)
     resampled = _ratings(counts @ wins, sets)
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    groups, _ = graphs.connected_components(beaten.sum(0) > 0, directed=True, connection="strong")
     message = ""
-    if groups > 1:
+    if not _determined(beaten.sum(0)):
         message = "some methods lost to others on every data set: a faint prior alone keeps their Elo ratings finite"
+    elif np.mean([not _determined(drawn) for drawn in np.tensordot(counts, beaten, 1)]) > (1 - confidence) / 2:
+        message = "so few data sets bound Elo badly: of many resamples a faint prior alone keeps the ratings finite"
     return Elo(tuple(ratings.tolist()), tuple(low.tolist()), tuple(high.tolist()), message)
+
+
+def _determined(beaten: np.ndarray) -> bool:
+    """Whether wins [methods, methods] determine finite ratings: a chain of wins leads from each method to each."""
+    return bool(graphs.connected_components(beaten > 0, directed=True, connection="strong")[0] == 1)
 
 
 def _ratings(wins: np.ndarray, sets: int) -> np.ndarray:
