@@ -176,6 +176,7 @@ DEAR = {
     "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
+    "sam": "three settings, each trained compiled and by processes of two ranks, among the slow tests",
     "sparse-ot": "dual ascent to convergence in both forms",
     "two-pass-softmax": "three implementations, one of them interpreted",
     "wasserstein-dependency": "critics are differentiated twice, and trained to an exact value",
