@@ -25,7 +25,7 @@ from steepest.comparison.errors import InputError
 from steepest.comparison.read import Table, table_from_arrays
 from steepest.comparison.work.cells import best_trial, member_of, recipe_of, run_job
 from steepest.comparison.work.stored import read_outcome
-from steepest.comparison.work.training import _networks, _score, _scores, train
+from steepest.comparison.work.training import _score, _scores, networks_of, train
 from steepest.descent import ArrayBatches
 
 Blobs = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -68,7 +68,7 @@ def test_objectives_share_rows_backbone_bits_and_batch_order(table: Table, own: 
         member = member_of(context, pair, 0, Trial(1e-3, 1e-4))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash(name) % 1000)  # whatever was drawn before
-            network = _networks(recipe, [member])[0]
+            network = networks_of(recipe, [member])[0]
         batch, steps = recipe.steps(len(member.split.inputs))
         batches = ArrayBatches(
             member.split.inputs, member.split.target, batch_size=batch, steps=steps, seed=member.seeds["order"]
@@ -91,7 +91,7 @@ def test_trials_of_a_fold_start_alike(table: Table) -> None:
     context = context_of(table)
     cls = find_objective("cross_entropy")
     members = [member_of(context, (0, 0), 0, t) for t in trials(cls, 2, 0)]
-    first, second = _networks(recipe_of(context, cls), members)
+    first, second = networks_of(recipe_of(context, cls), members)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 

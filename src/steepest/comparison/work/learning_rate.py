@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.method import Plain
-from ...core.objective import Batch, Objective, TaskInfo
-from ...core.random import seed_all
+from ...core.objective import Batch, Objective
 from ...descent import ArrayBatches
 from ...optim.schedules.one_cycle import RangeTest, lr_range_test
 from ..design.context import Context
-from ..design.models import build, feature_width
 from ..design.trials import Trial
 from .cells import member_of, recipe_of
+from .training import networks_of
 
 WEIGHT_DECAY = 1e-4
 
@@ -68,14 +67,10 @@ def range_test(
     recipe = recipe_of(context, context.objective(name))
     member = member_of(context, pair, 0, Trial(start_lr, WEIGHT_DECAY))
     inputs, device = member.split.inputs, recipe.device
-    shape = tuple(inputs.shape[1:])
     with torch.random.fork_rng(devices=[]):
-        features = feature_width(recipe.backbone(shape[0]), shape)
-        info = TaskInfo(**{**vars(member.info), "feature_dim": features})
-        seed_all(member.seeds["objective"])
-        objective = recipe.objective.from_task(info).to(device)
-        seeds = {f"{role}_seed": member.seeds[role] for role in ("backbone", "head")}
-        network = build(recipe.backbone, shape[0], objective, info, **seeds).to(device)
+        (network,) = networks_of(recipe, [member])
+    objective = member.objective
+    assert objective is not None
     batch, each_epoch = recipe.steps(len(inputs))
     weight = member.split.weight
     batches = ArrayBatches(

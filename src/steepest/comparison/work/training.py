@@ -165,7 +165,7 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
     """
     spent = {"seconds": 0.0, "epochs": 0.0}
     groups: dict[tuple[Any, ...], list[tuple[Member, Network]]] = {}
-    for member, network in zip(members, _networks(recipe, members)):
+    for member, network in zip(members, networks_of(recipe, members)):
         rows = len(member.split.inputs)
         key = (architecture(network), *recipe.steps(rows), member.length is None)
         groups.setdefault(key, []).append((member, network))
@@ -183,7 +183,8 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
     return spent
 
 
-def _networks(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
+def networks_of(recipe: Recipe, members: Sequence[Member]) -> list[Network]:
+    """The untrained network of each member, from the member's seeds; gives each its objective too."""
     networks = []
     backbones: dict[int, Backbone] = {}
     for member in members:
