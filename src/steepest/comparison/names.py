@@ -86,7 +86,7 @@ def model_names() -> tuple[str, ...]:
     """The words of all networks.
 
     >>> model_names()
-    ('mlp', 'residual', 'resnet')
+    ('mlp', 'tabm', 'residual', 'resnet')
     """
     return tuple(facts_of("comparison.design.models")["values"]["MODELS"])
 
