@@ -67,7 +67,6 @@ def means_of_repeats(index: Tensor, rows: Tensor) -> Tensor:
     >>> means_of_repeats(torch.tensor([4, 7, 4]), torch.tensor([1.0, 5.0, 2.0]))
     tensor([1.5000, 5.0000, 1.5000])
     """
-    positions, inverse = index.unique(return_inverse=True)
-    place = inverse.view(-1, *[1] * (rows.ndim - 1)).expand_as(rows)
-    means = rows.new_zeros(len(positions), *rows.shape[1:]).scatter_reduce_(0, place, rows, "mean", include_self=False)
-    return means[inverse]
+    same = (index.unsqueeze(1) == index).to(rows.dtype)  # [B, B]: their number alone would depend on values
+    means: Tensor = torch.einsum("ij,j...->i...", same / same.sum(1, keepdim=True), rows)
+    return means
