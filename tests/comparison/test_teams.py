@@ -134,8 +134,8 @@ def test_members_and_the_command_are_killed_and_nothing_is_lost(
     assert (folder / "winner" / "winner.safetensors").read_bytes() == alone["weights"]
     second.send_signal(signal.SIGINT)
     second.wait(timeout=60)
-    assert " done; " in (tmp_path / "two" / "out").read_text() or "given back" in (tmp_path / "two" / "out").read_text()
-    assert ", fold " in (tmp_path / "two" / "out").read_text(), "it has computed"
+    ended = (tmp_path / "two" / "out").read_text()
+    assert " done; " in ended or "given back" in ended, "it ends orderly, whatever was left for it to compute"
 
 
 @pytest.mark.slow
