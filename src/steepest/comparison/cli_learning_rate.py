@@ -56,7 +56,7 @@ def lr_find_command(
     ] = "default",
     model: Annotated[
         str | None,
-        typer.Option(help="mlp, residual, resnet (images), or module:function.", autocompletion=complete_model),
+        typer.Option(help="mlp, tabm, residual, resnet (images), or module:function.", autocompletion=complete_model),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, with which `compare` trains, or sgd with momentum.")] = "adamw",
     start: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
