@@ -26,23 +26,6 @@ TRIAL = {"scores": [0.25, None], "epochs": [3, 0], "curves": [[1 / 3], [None]], 
 Opening = Callable[[], Store]
 
 
-@pytest.fixture(params=["file", "database"])
-def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opening]:
-    """``opening()`` is one more member of the same run."""
-    stores: list[Store] = []
-    name = f"run_{uuid.uuid4().hex[:8]}"
-    url = request.getfixturevalue("postgres").url if request.param == "database" else None
-
-    def make() -> Store:
-        store = Store(tmp_path / name) if url is None else PostgresStore(tmp_path / name, url=url)
-        stores.append(store)
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
-
-
 def job(fold: int = 0, name: str = "focal", kind: str = "objective") -> Job:
     return Job(kind, name, ((0, fold),), LEVEL)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,29 +21,12 @@ from steepest.comparison.read import table_from_arrays
 from steepest.comparison.work import team
 from steepest.comparison.work.cells import run_job
 from steepest.comparison.work.executor import Executor
-from steepest.comparison.work.postgres import PostgresStore
 from steepest.comparison.work.store import Posted, Store, cell_of
 from steepest.comparison.work.team import Team, TeamExecutor, help_out, job_of
 
 NAMES = ("cross_entropy", "comp_sum")
 Opening = Callable[[], Store]
 COSTS = ("seconds", "seconds_per_epoch", "peak_memory_mb")
-
-
-@pytest.fixture(params=["file", "database"])
-def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opening]:
-    stores: list[Store] = []
-    name = f"run_{uuid.uuid4().hex[:8]}"
-    url = request.getfixturevalue("postgres").url if request.param == "database" else None
-
-    def make() -> Store:
-        store = Store(tmp_path / name) if url is None else PostgresStore(tmp_path / name, url=url)
-        stores.append(store)
-        return store
-
-    yield make
-    for store in stores:
-        store.close()
 
 
 @pytest.fixture(scope="module")
