@@ -85,7 +85,7 @@ def test_scaling_sees_the_training_part_only(file):
     [
         ({"target": "y"}, "--target is for tables"),
         ({"weight": "w"}, "--weight is for tables"),
-        ({"model": "mlp"}, "--model: 'mlp' does not take 8 x 8 x 1 pixels; use resnet"),
+        ({"model": "plain"}, "--model: 'plain' does not take 8 x 8 x 1 pixels; use resnet"),
     ],
 )
 def test_what_is_for_tables_is_refused(file, options, message):
@@ -94,7 +94,7 @@ def test_what_is_for_tables_is_refused(file, options, message):
 
 
 def test_a_table_takes_no_image_model():
-    with pytest.raises(InputError, match="use mlp or tabm or residual"):
+    with pytest.raises(InputError, match="use plain or tabm or residual"):
         prepare(Request("wine", model="resnet"))
     with pytest.raises(InputError, match="are for images"):
         prepare(Request("wine", split="pool"))

@@ -14,6 +14,7 @@ from ..core.lazy import import_late
 from .budget import words_of
 from .defaults import BUDGET
 from .design.context import Context
+from .design.effort import default_workers
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -31,7 +32,7 @@ from .verdict.basis import find_basis
 from .verdict.results import assemble
 from .work.engine import engine_for
 from .work.executor import one_thread
-from .work.run import Run, default_workers
+from .work.run import Run
 from .work.store import Store
 
 

@@ -22,7 +22,7 @@ from .completion import (
     complete_objectives,
     complete_task,
 )
-from .defaults import BUDGET, OUT
+from .defaults import BUDGET, MODEL, OUT
 
 
 def compare_command(
@@ -123,14 +123,15 @@ def compare_command(
         ),
     ] = None,
     model: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="mlp, tabm (16 networks that share layers: stronger, and slower), residual, resnet (images), or "
-            "module:function from width to backbone. Default: mlp or resnet.",
+            help="auto, plain (two layers), tabm (16 networks that share layers: stronger, and slower), residual, "
+            "resnet (images), or module:function from width to backbone. auto is tabm where a round of folds of it "
+            "takes half of the budget at most, else plain; resnet for images.",
             rich_help_panel="What is compared",
             autocompletion=complete_model,
         ),
-    ] = None,
+    ] = MODEL,
     classical: Annotated[
         bool, typer.Option(help="Run classical learners beside the objectives.", rich_help_panel="What is compared")
     ] = True,
@@ -151,16 +152,23 @@ def compare_command(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Most epochs of a training. Default: 60, or 30 above 10,000 rows; for images 20, all of them.",
+            help="Most epochs of a training. Default: 60; above 5,000 rows 150, and 30 above 10,000; of tabm 60; for "
+            "images 20, all of them.",
             rich_help_panel="Design",
         ),
     ] = None,
     patience: Annotated[
-        int,
-        typer.Option(help="Epochs without improvement until a training stops (not images).", rich_help_panel="Design"),
-    ] = 10,
+        int | None,
+        typer.Option(
+            help="Epochs without improvement until a training stops (not images). Default: 10, 20 above 5,000 rows; of tabm 16.",
+            rich_help_panel="Design",
+        ),
+    ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Rows a step. Default: 64, or 256 above 5,000 rows.", rich_help_panel="Design")
+        int | None,
+        typer.Option(
+            help="Rows a step. Default: 64, or 256 above 10,000 rows; of tabm 32 to 1,024.", rich_help_panel="Design"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel="Design")] = 0,
     budget: Annotated[

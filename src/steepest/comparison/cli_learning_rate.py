@@ -56,13 +56,16 @@ def lr_find_command(
     ] = "default",
     model: Annotated[
         str | None,
-        typer.Option(help="mlp, tabm, residual, resnet (images), or module:function.", autocompletion=complete_model),
+        typer.Option(
+            help="auto, plain, tabm, residual, resnet (images), or module:function. Default: as `compare` chooses.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, with which `compare` trains, or sgd with momentum.")] = "adamw",
     start: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
     end: Annotated[float, typer.Option(help="Last rate.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of the optimizer.")] = 200,
-    batch: Annotated[int | None, typer.Option(help="Rows of a batch. Default: 64, or 256 above 5,000 rows.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows of a batch. Default: as `compare` takes.")] = None,
     accumulate: Annotated[int, typer.Option(help="Batches that one step takes; the rate rises once for all.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Draw it into this file too: .svg, .png or .pdf.")] = None,
@@ -147,10 +150,16 @@ def lr_find_command(
             marks={"suggestion": test.suggestion, "steepest": test.steepest},
         )
     if as_json:
-        result = {"objective": chosen, "suggestion": test.suggestion, "steepest": test.steepest}
+        result = {
+            "objective": chosen,
+            "model": context.settings.model,
+            "suggestion": test.suggestion,
+            "steepest": test.steepest,
+        }
         typer.echo(json.dumps(result | {"diverged": test.diverged, "lr": test.lrs, "loss": test.losses}))
         return
-    typer.echo(f"{chosen} over the learning rate, smoothed; {len(test.lrs)} steps of {optimizer}")
+    network = context.settings.model
+    typer.echo(f"{chosen} over the learning rate, smoothed; {network}, {len(test.lrs)} steps of {optimizer}")
     typer.echo("\n".join(plot_lines(test.lrs, test.smoothed, log_x=True)))
     end_of_test = f"it rose to four times that after {test.lrs[-1]:.3g}" if test.diverged else "it never diverged"
     typer.echo(f"lowest at {test.suggestion * 10:.3g}; {end_of_test}")

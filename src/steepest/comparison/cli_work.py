@@ -71,9 +71,9 @@ def work_command(
     import sqlite3
     from concurrent.futures import BrokenExecutor
 
+    from .design.effort import default_workers
     from .joining import join
     from .work.executor import one_thread
-    from .work.run import default_workers
     from .work.team import help_out, wait_for
 
     with wait_for(run, store, out, seconds) as opened:

@@ -46,9 +46,9 @@ def complete_metric(incomplete: str) -> list[str]:
 
 def complete_model(incomplete: str) -> list[str]:
     """Networks."""
-    from .names import model_names
+    from .names import model_words
 
-    return _beginning(model_names(), incomplete)
+    return _beginning(model_words(), incomplete)
 
 
 def complete_task(incomplete: str) -> list[str]:

@@ -5,3 +5,6 @@ OUT = "steepest-runs"
 
 BUDGET = "10m"
 """The time that a comparison may take."""
+
+MODEL = "auto"
+"""The network: chosen by what there is time for."""

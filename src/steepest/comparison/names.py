@@ -22,6 +22,8 @@ _METRIC_WORDS = "comparison.metrics.words"
 
 GROUPS = ("default", "all")
 """Words for several objectives."""
+AUTO = "auto"
+"""The word for a network that is chosen by what there is time for."""
 
 
 class Home(NamedTuple):
@@ -83,12 +85,23 @@ def metric_names() -> tuple[str, ...]:
 
 @cache
 def model_names() -> tuple[str, ...]:
-    """The words of all networks.
+    """The names of all networks.
 
     >>> model_names()
-    ('mlp', 'tabm', 'residual', 'resnet')
+    ('plain', 'tabm', 'residual', 'resnet')
     """
     return tuple(facts_of("comparison.design.models")["values"]["MODELS"])
+
+
+@cache
+def model_words() -> tuple[str, ...]:
+    """The words of ``--model``: names of networks, one that has a choice made, and synonyms.
+
+    >>> model_words()
+    ('auto', 'plain', 'tabm', 'residual', 'resnet', 'mlp')
+    """
+    values = facts_of("comparison.design.models")["values"]
+    return (AUTO, *model_names(), *values["SYNONYMS"])
 
 
 def objective_words(asked: str | Iterable[str]) -> list[str]:
@@ -136,5 +149,5 @@ def check_names(objectives: str | Iterable[str], metric: str | None, model: str 
         if metric not in words and re.sub(r"[\s-]+", "_", metric.strip().lower()) not in words:
             hint = nearest(metric, words) or "."
             raise InputError(f"unknown metric {metric!r}{hint} Known: {', '.join(metric_names())}, or module:function")
-    if model is not None and ":" not in model and model not in model_names():
-        raise unknown_model(model, model_names())
+    if model is not None and ":" not in model and model not in model_words():
+        raise unknown_model(model, model_words())

@@ -134,7 +134,7 @@ class Request:
     folds: int | None = None
     trials: int | None = None
     epochs: int | None = None
-    patience: int = 10
+    patience: int | None = None
     batch_size: int | None = None
     noise: float = 0.0
     seed: int = 0

@@ -26,7 +26,16 @@ from sklearn.utils.validation import (
 from torch import Tensor, nn
 
 from ..comparison.design.context import Split
-from ..comparison.design.models import IMAGE_MODELS, MODELS, Backbone, OnRows, build, feature_width, find_model
+from ..comparison.design.models import (
+    IMAGE_MODELS,
+    MODELS,
+    Backbone,
+    OnRows,
+    build,
+    feature_width,
+    find_model,
+    model_of,
+)
 from ..comparison.design.objectives import find_objective, why_not
 from ..comparison.metrics.tables import default_metric, find_metric
 from ..comparison.read import Preprocessor
@@ -60,7 +69,7 @@ class ObjectiveEstimator(BaseEstimator):
         objective: str | type[Objective] | None = None,
         *,
         objective_params: Mapping[str, Any] | None = None,
-        model: str | Backbone = "mlp",
+        model: str | Backbone = "plain",
         width: int = 128,
         depth: int = 2,
         epochs: int = 60,
@@ -127,7 +136,7 @@ class ObjectiveEstimator(BaseEstimator):
             refuse(
                 "model", "one that does not depend on the training rows (those are for steepest compare)", self.model
             )
-        return partial(named, width=int(self.width), depth=int(self.depth)) if self.model in MODELS else named
+        return partial(named, width=int(self.width), depth=int(self.depth)) if model_of(self.model) in MODELS else named
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())

@@ -66,7 +66,7 @@ class ObjectiveClassifier(ClassifierMixin, ObjectiveEstimator):
         objective: a name of ``steepest systems``, ``"module:Class"``, or a class of
             :class:`~steepest.core.objective.Objective`; None is cross-entropy.
         objective_params: hyper-parameters of the objective, by name.
-        model: ``"mlp"``, ``"residual"``, ``"module:function"``, or a function from the number of features to a module
+        model: ``"plain"``, ``"residual"``, ``"module:function"``, or a function from the number of features to a module
             ``[B, features] -> [B, any width]``.
         width, depth: of the named models, >= 1; a function gets the number of features alone.
         epochs: passes over the rows, >= 1; the most, where early stopping is on.

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import qmc
 
 from steepest.comparison.design.objectives import known_objectives
-from steepest.comparison.design.trials import LEARNING_RATES, ROLES, seed_of, trials
+from steepest.comparison.design.trials import RATES, RATES_OF, ROLES, seed_of, trials
 from steepest.comparison.design.twins import is_twin
 from steepest.core.objective import Objective
 from steepest.core.search import Choice, Float, Int
@@ -37,7 +37,7 @@ def test_up_to_three_trials_are_the_defaults_at_the_first_learning_rates(count: 
 def test_further_trials_are_a_sobol_design_inside_the_ranges(count: int) -> None:
     found = trials(Searched, count, 3)
     assert len(found) == count
-    assert [t.lr for t in found[:3]] == list(LEARNING_RATES)
+    assert [t.lr for t in found[:3]] == list(RATES.first)
     for t in found[3:]:
         assert 1e-4 <= t.lr <= 1e-2
         assert 1e-6 <= t.weight_decay <= 1e-1
@@ -97,7 +97,7 @@ def test_no_trial_of_a_twin_is_the_baseline(objective: type[Objective]) -> None:
     y = torch.tensor([2, 0])
     (plain,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y), z)
     found = trials(objective, 3, 0)
-    assert [t.lr for t in found] == list(LEARNING_RATES)
+    assert [t.lr for t in found] == list(RATES.first)
     assert all(t.weight_decay == 1e-4 and set(t.hyper) == set(objective.search) for t in found)
     for trial in found:
         (own,) = torch.autograd.grad(objective(**trial.hyper)(z, y), z)
@@ -136,3 +136,12 @@ def test_a_twin_is_proportional_in_every_epoch() -> None:
     assert is_twin(Scaled)
     assert not is_twin(LateTwin)
     assert not is_twin(FocalLoss)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_a_network_has_its_own_rates(count: int) -> None:
+    drawn = trials(Searched, count, 3, "tabm")
+    own = RATES_OF["tabm"]
+    assert [t.lr for t in drawn[:3]] == list(own.first)[:count] and own.first != RATES.first
+    assert all(1e-3 <= t.lr <= 2e-2 for t in drawn[3:])
+    assert [t.lr for t in trials(Searched, count, 3, "residual")] == [t.lr for t in trials(Searched, count, 3)]

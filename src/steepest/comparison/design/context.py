@@ -53,12 +53,22 @@ class Context:
         self.classes = len(table.classes)
         self._split = lru_cache(maxsize=3 if isinstance(table, Images) else 48)(self._make_split)
         self._whole: Context = self
+        self._choice = ""
         self._of_rows: dict[int, Context] = {}
 
     @property
     def most_rows(self) -> int:
         """Rows of the largest training part."""
         return max(len(fold.train) for fold in self.folds.values())
+
+    @property
+    def choice(self) -> str:
+        """Why this network was chosen, in words; empty where it was asked for."""
+        return self._whole._choice
+
+    @choice.setter
+    def choice(self, words: str) -> None:
+        self._whole._choice = words
 
     @property
     def level(self) -> Level:

@@ -62,12 +62,22 @@ class TabMOnRows(OnRows):
 BINS = 48
 """Bins a column at most."""
 MODELS: dict[str, Backbone] = {
-    "mlp": partial(mlp, width=128, depth=2),
+    "plain": partial(mlp, width=128, depth=2),
     "tabm": TabMOnRows(),
     "residual": partial(residual_mlp, width=128, depth=2),
     "resnet": small_resnet,
 }
 IMAGE_MODELS = ("resnet",)
+SYNONYMS = {"mlp": "plain"}
+
+
+def model_of(word: str) -> str:
+    """The name of :data:`MODELS` that a word stands for; other words as they are.
+
+    >>> model_of("mlp"), model_of("my_nets:small")
+    ('plain', 'my_nets:small')
+    """
+    return SYNONYMS.get(word, word)
 
 
 def find_model(spec: str, *, trust: Trust = False) -> Backbone:
@@ -76,10 +86,11 @@ def find_model(spec: str, *, trust: Trust = False) -> Backbone:
     Raises:
         InputError: unknown name, own code that is not trusted, or something that cannot be called.
     """
+    spec = model_of(spec)
     if spec in MODELS:
         return MODELS[spec]
     if ":" not in spec:
-        raise unknown_model(spec, MODELS)
+        raise unknown_model(spec, (*MODELS, *SYNONYMS))
     model = imported("--model", spec, trust=trust)
     if not callable(model):
         raise InputError(f"--model {spec!r}: expected a function of the number of features, got {type(model).__name__}")

@@ -11,15 +11,18 @@ import torch
 
 from ...core import each_member
 from ..baselines import classical_learners
+from ..defaults import MODEL
 from ..errors import InputError
 from ..metrics.tables import default_of, metric_of
+from ..names import AUTO
 from ..own_parts import imported
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
 from ..request import Request
 from .context import Context
 from .folds import CLASSES
-from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of
+from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
+from .networks import choose_network, training_of
 from .objectives import choose_objectives
 from .settings import Settings
 
@@ -53,38 +56,48 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
     metric_spec = metric_of(asked_metric, table).name
     if metric_spec != asked_metric:
         notes.append(f"metric: {asked_metric} is {metric_spec} here")
-    model_spec = ("resnet" if images else "mlp") if request.model is None else _spec(request.model)
+    model_spec = model_of(MODEL if request.model is None else _spec(request.model))
+    if is_open := model_spec == AUTO:
+        model_spec = "resnet" if images else "tabm" if table.task in each_member.TASKS else "plain"
     if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
         raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
-    backbone = find_model(model_spec, trust=True)
     learners = request.classical and not images and table.task != "multitask"
     kind = "classification" if table.task == "multilabel" else table.task
-    defaults = {
+    counted = {
         "repeats": _repeats(table, rows, fixed),
         "folds": request.folds_for(images),
         "trials": 1 if images else 8,
-        "epochs": 20 if images else 60 if rows <= 10_000 else 30,
-        "batch_size": 128 if images else 64 if rows <= 5_000 else 256,
     }
-    asked = {name: getattr(request, name) for name in defaults}
-    settings = Settings(
-        objectives=tuple(chosen),
-        baseline=chosen[0],
-        metric=metric_spec,
-        model=model_spec,
-        patience=request.patience,
-        classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
-        noise=request.noise,
-        seed=request.seed,
-        test="" if fixed is None else fixed.sha256,
-        device=device,
-        augment=request.augment and images,
-        one_cycle=images,
-        code=_code_hash([*chosen, model_spec, metric_spec]),
-        **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
-    )
-    context = Context(table, settings, fixed)
+
+    def context_of(model: str) -> Context:
+        defaults = {**counted, **vars(training_of(model, rows))}
+        asked = {name: getattr(request, name) for name in defaults}
+        settings = Settings(
+            objectives=tuple(chosen),
+            baseline=chosen[0],
+            metric=metric_spec,
+            model=model,
+            classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
+            noise=request.noise,
+            seed=request.seed,
+            test="" if fixed is None else fixed.sha256,
+            device=device,
+            augment=request.augment and images,
+            one_cycle=images,
+            code=_code_hash([*chosen, model, metric_spec]),
+            **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
+        )
+        return Context(table, settings, fixed)
+
+    context = context_of(model_spec)
+    if is_open and model_spec == "tabm":
+        name, why = choose_network(request, context)
+        if name != model_spec:
+            model_spec, context = name, context_of(name)
+        context.choice = why
+        notes.append(f"network: {name} ({why})")
+    backbone = find_model(model_spec, trust=True)
     shape = tuple(context.split(next(iter(context.folds)), 0).inputs.shape[1:])
     with torch.random.fork_rng(devices=[]):
         try:
@@ -93,7 +106,9 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
             raise InputError(f"--model: the function failed for {shape_text(table)}: {error}") from error
         feature_width(body, shape)
     if members_of(body) is not None and table.task not in each_member.TASKS:
-        raise InputError(f"--model: {model_spec!r} takes one target, or labels, and these are several targets; use mlp")
+        raise InputError(
+            f"--model: {model_spec!r} takes one target, or labels, and these are several targets; use plain"
+        )
     return context, notes
 
 

@@ -19,7 +19,7 @@ class Settings:
         objectives: names, in order; the baseline among them.
         baseline: the objective that the others are compared with.
         metric: name, or ``module:function``.
-        model: ``"mlp"``, ``"residual"`` or ``module:function``.
+        model: ``"plain"``, ``"tabm"``, ``"residual"``, ``"resnet"`` or ``module:function``.
         repeats, folds: of the outer cross-validation.
         trials: settings each objective may try.
         epochs, patience: of a training.
@@ -38,7 +38,7 @@ class Settings:
     objectives: tuple[str, ...]
     baseline: str
     metric: str
-    model: str = "mlp"
+    model: str = "plain"
     repeats: int = 3
     folds: int = 5
     trials: int = 8

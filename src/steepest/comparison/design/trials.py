@@ -15,9 +15,25 @@ from .twins import is_twin
 
 qmc = late("scipy.stats.qmc")
 
-LEARNING_RATES = (1e-3, 3e-3, 3e-4)
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates of the first trials, and the least and the greatest of the others."""
+
+    first: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def space(self) -> dict[str, Space]:
+        """What the optimizer's settings are drawn from."""
+        return {"lr": Float(self.low, self.high, log=True), "weight_decay": Float(1e-6, 1e-1, log=True)}
+
+
+RATES = Rates((1e-3, 3e-3, 3e-4), 1e-4, 1e-2)
+RATES_OF = {"tabm": Rates((4e-3, 8e-3, 2e-3), 1e-3, 2e-2)}
+"""Those of networks that want others."""
 WEIGHT_DECAY = 1e-4
-OPTIMIZER_SPACE: dict[str, Space] = {"lr": Float(1e-4, 1e-2, log=True), "weight_decay": Float(1e-6, 1e-1, log=True)}
 PEAK = 5.0
 """A cycle's highest learning rate over the constant one that takes its place."""
 
@@ -65,8 +81,8 @@ def seed_of(seed: int, repeat: int, fold: int, role: str) -> int:
     return int(words[0]) << 31 ^ int(words[1])
 
 
-def trials(objective: type[Objective], count: int, seed: int) -> list[Trial]:
-    """The trials of an objective: its defaults at three learning rates, then a seeded Sobol design.
+def trials(objective: type[Objective], count: int, seed: int, model: str = "plain") -> list[Trial]:
+    """The trials of an objective: its defaults at the three learning rates of the network, then a seeded Sobol design.
 
     Where the defaults make the objective the baseline itself (:func:`~steepest.comparison.design.twins.is_twin`), those
     three trials keep their learning rates and take the objective's own hyper-parameters from points of their own
@@ -76,17 +92,19 @@ def trials(objective: type[Objective], count: int, seed: int) -> list[Trial]:
         objective: the class; its ``search`` spans the design together with learning rate and weight decay.
         count: how many, >= 1.
         seed: of the design; the same for every objective and fold.
+        model: the network.
 
     >>> from steepest.losses import FocalLoss
     >>> [t.lr for t in trials(FocalLoss, 3, 0)], len(trials(FocalLoss, 8, 0))
     ([0.001, 0.003, 0.0003], 8)
     """
-    rates = LEARNING_RATES[:count]
+    own_rates = RATES_OF.get(model, RATES)
+    rates = own_rates.first[:count]
     own: list[dict[str, Any]] = [{} for _ in rates]
     if objective.search and is_twin(objective):
         own = _design(objective.search, len(rates), seed, "twins")
     drawn = [Trial(rate, WEIGHT_DECAY, hyper) for rate, hyper in zip(rates, own)]
-    for values in _design({**OPTIMIZER_SPACE, **objective.search}, count - len(drawn), seed, "trials"):
+    for values in _design({**own_rates.space, **objective.search}, count - len(drawn), seed, "trials"):
         drawn.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
     return drawn
 

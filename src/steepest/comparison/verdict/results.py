@@ -471,7 +471,7 @@ def protocol(context: Context) -> dict[str, str]:
         if s.one_cycle
         else f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
         "metric": context.metric.name,
-        "model": s.model,
+        "model": s.model + (f" ({context.choice})" if context.choice else ""),
         "batch size": str(s.batch_size),
         "optimizer": "AdamW",
         "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),

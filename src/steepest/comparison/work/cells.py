@@ -179,7 +179,7 @@ def numpy_seed(seed: int) -> Iterator[None]:
 def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool] | None) -> list[CellResult]:
     cls = context.objective(job.name)
     recipe = recipe_of(context, cls, over)
-    settings = trials(cls, context.settings.trials, context.settings.seed)
+    settings = trials(cls, context.settings.trials, context.settings.seed, context.settings.model)
     members: dict[tuple[Pair, int], list[Member]] = {}
     records = {(pair, t): known[pair, t] for pair in job.cells for t in range(len(settings)) if (pair, t) in known}
     trained: dict[tuple[Pair, int], dict[str, Any]] = {}

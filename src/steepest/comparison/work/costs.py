@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 
 from ..design.context import Context
+from ..design.effort import cell_seconds, work_of
 from ..design.levels import Level
-from ..read.images import Images
 from .timing import LearnerTime
 
-SPEED = 2e10
-"""Floating-point operations a second that the model assumes; only ratios of its seconds count."""
-STEP = 1.5e-3
-"""Seconds of a step of a stack, however few models it has."""
-SCORED = 3e-4
-"""Seconds that the metric of a model takes."""
-KEPT = 0.6
-"""The share of the epochs beyond the patience that a training runs, before any tells."""
 FIT_POWERS, PREDICT_POWERS = (0.5, 3.0), (0.0, 2.0)
 """Powers of the rows by which the time of a classical learner grows: to fit them, and to predict one more row."""
 POWER = 1.15
@@ -37,6 +29,7 @@ class Costs:
         self._base: dict[str, float] = {}
         self._timed: dict[str, list[LearnerTime]] = {}
         self._found: dict[tuple[str, Level], list[float]] = {}
+        self._work = cache(partial(work_of, context))
         self._inner = cache(lambda rows: len(self._at(rows).inner(next(iter(context.folds)))))
 
     def _at(self, rows: int) -> Context:
@@ -45,24 +38,8 @@ class Costs:
 
     def model(self, level: Level, *, full: bool = False) -> float:
         """What the model says of a cell of an objective; ``full`` without early stopping."""
-        s, rows = self.context.settings, min(level.rows, self.context.most_rows)
-        images = isinstance(self.context.table, Images)
-        width = 512 if images else int(self.context.split(next(iter(self.context.folds)), 0).inputs.shape[1])
-        size = width * 128 + 128 * 128 + 128 * max(self.context.classes, 1)
-        inner = self._inner(rows)
-        epochs = float(level.epochs)
-        if not (full or s.one_cycle) and epochs > s.patience:
-            epochs = s.patience + KEPT * (epochs - s.patience)
-        models = level.trials * inner
-        fit = rows * (7 / 8 if s.one_cycle else 3 / 4 if inner == 1 else 2 / 3)
-        batch = min(s.batch_size, fit)
-        step = 6.0 * batch * size / SPEED
-        together = models * step if images else STEP + models * step
-        looked = models * (SCORED + 2.0 * (rows - fit) * size / SPEED)
-        seconds = epochs * (math.ceil(fit / batch) * together + looked)
-        if not s.one_cycle:
-            seconds += epochs * math.ceil(rows / batch) * (STEP + step)
-        return seconds
+        inner = self._inner(min(level.rows, self.context.most_rows))
+        return cell_seconds(self.context, level, work=self._work(), inner=inner, full=full)
 
     def learner(self, name: str, level: Level) -> float:
         """What timings of a classical learner say of a cell: a fit and predictions in each split.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,7 +18,6 @@ from ..design.deadline import EVER, Deadline
 from ..design.jobs import Job, make_jobs
 from ..design.levels import designs, levels_of
 from ..design.plan import Plan, make_plan
-from ..design.settings import Settings
 from ..read.images import Images
 from ..read.inputs import Data
 from . import timing
@@ -185,11 +183,3 @@ def _table_hash(table: Data) -> str:
     for array in parts:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def default_workers(settings: Settings) -> int:
-    """As many processes as cores, at most 8; one where own code lives in ``__main__`` or a GPU trains."""
-    own = [*settings.objectives, settings.model, settings.metric]
-    if settings.device != "cpu" or any(spec.startswith("__main__:") for spec in own):
-        return 1
-    return max(1, min(8, os.cpu_count() or 1))

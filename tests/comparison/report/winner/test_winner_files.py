@@ -60,7 +60,7 @@ def saved(
         objective = names.get(kind, "comp_sum")
         target = ["goal", "other"] if kind == "multitask" else "goal"
         frame = table("binary" if kind == "members" else kind)
-        make_winner(folder, frame, objective, target=target, model="tabm" if kind == "members" else "mlp")
+        make_winner(folder, frame, objective, target=target, model="tabm" if kind == "members" else "plain")
         made[kind] = folder / "run" / "winner", frame.iloc[:12]
     return made
 
@@ -192,7 +192,7 @@ def change_together(facts: dict[str, Any], rng: random.Random) -> None:
     elif kind == 7 and facts["classes"]:
         facts["classes"].reverse()
     else:
-        facts["model"] = rng.choice(["mlp", "residual", "resnet", f"{CANARY}:net", "mlp ", "no.such:thing"])
+        facts["model"] = rng.choice(["plain", "mlp", "residual", "resnet", f"{CANARY}:net", "mlp ", "no.such:thing"])
 
 
 def change_tensors(data: bytes, rng: random.Random) -> bytes:
@@ -394,7 +394,7 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("binary", lambda f: f.update(pixels=[6, 6, 1]), "pixels: expected none for a table"),
     ("images", lambda f: f.update(model="mlp"), "model: expected a network for images, got 'mlp'"),
     ("binary", lambda f: f.update(model="residual"), "winner.safetensors lacks the tensor"),
-    ("binary", lambda f: f.update(bins={"numeric": [], "edges": []}), "bins: expected none for mlp"),
+    ("binary", lambda f: f.update(bins={"numeric": [], "edges": []}), "bins: expected none for plain"),
     ("binary", lambda f: f.update(model="tabm"), "bins: expected those of tabm"),
     ("members", lambda f: f["bins"]["numeric"].append(99), "bins: expected distinct columns in 0.."),
     ("members", lambda f: f["bins"]["numeric"].append(f["bins"]["numeric"][0]), "bins: expected distinct columns"),
@@ -402,7 +402,7 @@ DISAGREE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("members", lambda f: f["bins"]["edges"].__setitem__(0, list(range(99))), "bins: expected at most 48 bins"),
     ("members", lambda f: f["bins"]["edges"][0].reverse(), "bins: expected edges that rise"),
     ("members", lambda f: f["bins"]["edges"][0].__setitem__(0, "1.0"), "bins.edges[0][0]: expected a finite number"),
-    ("members", lambda f: f.update(model="mlp"), "bins: expected none for mlp"),
+    ("members", lambda f: f.update(model="plain"), "bins: expected none for plain"),
     ("binary", lambda f: f["info"].update(feature_dim=64), "is float32 [2, 128], expected float32 [2, 64]"),
 ]
 

@@ -144,7 +144,7 @@ def test_a_winner_without_probabilities_says_why(
     make_winner: Callable[..., Winner], table: Callable[[str], pd.DataFrame], tmp_path: Path
 ) -> None:
     frame = table("binary").iloc[:18]
-    winner = make_winner(tmp_path, frame, "squared_error", target="goal", model="mlp")
+    winner = make_winner(tmp_path, frame, "squared_error", target="goal", model="plain")
     reason = winner.facts["no_probabilities"]
     assert reason.endswith("held-out rows are too few to calibrate its scores: 20 are needed")
     assert winner.predict(frame).columns.tolist() == ["prediction"]

@@ -30,7 +30,7 @@ from ....core.stored import (
     read_json,
 )
 from ....core.stored import refuse_stored as refuse
-from ...design.models import BINS, IMAGE_MODELS, MODELS, Backbone, OnRows, find_model
+from ...design.models import BINS, IMAGE_MODELS, MODELS, Backbone, OnRows, find_model, model_of
 from ...design.objectives import find_objective, why_not
 from ...design.several import objective_for
 from ...errors import InputError
@@ -206,7 +206,7 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
         backbone = backbone.of(values["bins"])
     elif values["bins"] is not None:
         refuse(inside(FILE, "bins"), f"none for {values['model']}", values["bins"])
-    if values["model"] in MODELS and (values["model"] in IMAGE_MODELS) != images:
+    if (name := model_of(values["model"])) in MODELS and (name in IMAGE_MODELS) != images:
         refuse(inside(FILE, "model"), "a network for " + ("images" if images else "tables"), values["model"])
     return WinnerFacts(values, prepared, parts, task, NetworkFacts(info, objective, backbone, own))
 

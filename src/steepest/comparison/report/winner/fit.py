@@ -95,7 +95,7 @@ def fit_winner(
 def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winner:
     (pair,) = whole.folds
     cls, settings = whole.objective(name), whole.settings
-    trial: Trial = trials(cls, settings.trials, settings.seed)[number]
+    trial: Trial = trials(cls, settings.trials, settings.seed, settings.model)[number]
     recipe = recipe_of(whole, cls, None if math.isinf(ends_at) else lambda: time.time() >= ends_at)
     tuned: list[Member] = [member_of(whole, pair, inner_split, trial) for inner_split in range(len(whole.inner(pair)))]
     with torch.random.fork_rng(devices=[]):

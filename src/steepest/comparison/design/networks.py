@@ -1,0 +1,67 @@
+"""Which network a comparison trains where that is left open, and how long and at which rates networks train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..budget import words_of
+from ..names import AUTO
+from ..request import Request
+from .context import Context
+from .effort import cell_seconds, default_workers, work_of
+
+TABM_SPEED = 5e10
+"""Floating-point operations a second that trainings of TabM reach on one core."""
+TABM_TRIALS, TABM_PART = 4, 0.5
+"""A round of folds with so many trials has to fit this part of the budget, or plain networks are trained."""
+BATCHES = ((108_000, 1024), (32_000, 512), (6_400, 256), (4_500, 128), (2_800, 64), (0, 32))
+"""Rows a step of TabM, by the least number of rows of the data."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained unless something else is asked for: epochs at most, patience, rows a step."""
+
+    epochs: int
+    patience: int
+    batch_size: int
+
+
+def training_of(model: str, rows: int) -> Training:
+    """The default training of a network on so many rows.
+
+    >>> training_of("plain", 1000)
+    Training(epochs=60, patience=10, batch_size=64)
+    >>> training_of("tabm", 1000)
+    Training(epochs=60, patience=16, batch_size=32)
+    """
+    if model == "resnet":
+        return Training(20, 10, 128)
+    if model == "tabm":
+        return Training(60, 16, next(batch for least, batch in BATCHES if rows >= least))
+    if rows <= 5_000:
+        return Training(60, 10, 64)
+    return Training(150, 20, 64) if rows <= 10_000 else Training(30, 10, 256)
+
+
+def choose_network(request: Request, members: Context) -> tuple[str, str]:
+    """Whether ``auto`` is tabm or plain, and why in words.
+
+    TabM where one round of folds with four trials fits half of the budget by estimate, or on a GPU. The estimate
+    counts operations and times nothing, so the same call on the same machine chooses the same network.
+
+    Args:
+        request: what the user asked for.
+        members: the comparison with TabM.
+    """
+    settings, budget = members.settings, request.budget_seconds
+    if settings.device != "cpu":
+        return "tabm", f"{AUTO}: on {settings.device}"
+    level = replace(members.level, trials=min(TABM_TRIALS, settings.trials))
+    inner = len(members.inner(next(iter(members.folds))))
+    cell = cell_seconds(members, level, work=work_of(members), inner=inner, speed=TABM_SPEED)
+    cells = len(settings.objectives) * len(members.folds) / settings.repeats
+    workers = default_workers(settings) if request.workers is None else request.workers
+    seconds = cells * cell / workers
+    why = f"{AUTO}: a round of tabm would take about {words_of(seconds)} of {words_of(budget)}"
+    return ("tabm" if seconds <= TABM_PART * budget else "plain"), why

@@ -1,0 +1,142 @@
+"""Which network ``auto`` is, how long networks train, and how much work they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from steepest.comparison.api import prepare
+from steepest.comparison.design.context import Context
+from steepest.comparison.design.effort import cell_seconds, multiply_adds, work_of
+from steepest.comparison.design.levels import Level
+from steepest.comparison.design.models import find_model
+from steepest.comparison.design.networks import BATCHES, training_of
+from steepest.comparison.errors import InputError
+from steepest.comparison.request import Request
+from steepest.comparison.verdict.results import protocol
+from steepest.nn.networks import mlp
+from steepest.nn.tabm import TabM
+
+
+def frame(rows: int = 120, columns: int = 4) -> pd.DataFrame:
+    """Numbers, and one of two classes."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(rows, columns)), columns=[f"x{i}" for i in range(columns)])
+    return table.assign(label=np.where(table["x0"] > 0, "yes", "no"))
+
+
+def prepared(**options: Any) -> tuple[Context, list[str]]:
+    """A comparison of one objective on these rows."""
+    given = {"data": frame(), "objectives": "cross_entropy", "classical": False, "workers": 1, **options}
+    return prepare(Request(**given))
+
+
+def test_auto_is_tabm_where_a_round_of_it_takes_half_of_the_budget() -> None:
+    context, notes = prepared(budget="1h")
+    assert context.settings.model == "tabm"
+    (why,) = [note for note in notes if note.startswith("network: tabm (auto")]
+    assert "of 1h" in why and context.choice in why
+    assert protocol(context)["model"] == f"tabm ({context.choice})"
+
+
+def test_auto_is_plain_where_it_does_not_fit() -> None:
+    context, notes = prepared(budget="1s")
+    assert context.settings.model == "plain" and any(note.startswith("network: plain (auto") for note in notes)
+    settings, _ = prepared(model="plain")
+    assert context.settings == settings.settings  # the same run, however the network was chosen
+
+
+def test_the_round_may_take_half_of_the_budget_and_no_more() -> None:
+    seconds = _seconds_said(1)
+    data = frame(2000, 20)
+    chosen = {part: prepared(data=data, budget=f"{part * seconds:.0f}s")[0].settings.model for part in (1.8, 2.3)}
+    assert chosen == {1.8: "plain", 2.3: "tabm"}
+
+
+def _seconds_said(workers: int, **options: Any) -> float:
+    """What the note says that a round takes."""
+    context, _ = prepared(workers=workers, data=frame(2000, 20), budget="1000h", **options)
+    words = context.choice.split(" about ")[1].split(" of ")[0]
+    assert words.endswith("s") and "h" not in words
+    minutes, _, rest = words.rpartition("m")
+    return 60 * float(minutes or 0) + float(rest[:-1])
+
+
+def test_more_processes_and_fewer_objectives_make_the_round_shorter() -> None:
+    alone = _seconds_said(1)
+    assert _seconds_said(2) == pytest.approx(alone / 2, abs=1.0)
+    assert _seconds_said(1, objectives="cross_entropy,focal") == pytest.approx(2 * alone, abs=1.5)
+    assert _seconds_said(1, folds=10) > 1.9 * alone
+    assert _seconds_said(1, repeats=9) == alone  # it is one round that counts
+    assert _seconds_said(1, trials=32) == alone  # with four trials
+
+
+def test_an_explicit_network_is_taken_whatever_the_budget() -> None:
+    context, notes = prepared(model="tabm", budget="1s")
+    assert context.settings.model == "tabm" and not any("auto" in note for note in notes)
+    assert context.choice == "" and protocol(context)["model"] == "tabm"
+
+
+def test_mlp_is_plain() -> None:
+    assert prepared(model="mlp")[0].settings == prepared(model="plain")[0].settings
+    assert find_model("mlp") is find_model("plain")
+
+
+def test_auto_is_plain_for_several_targets() -> None:
+    table = frame().assign(goal=frame()["x1"] * 2, other=frame()["x2"])
+    given = {"target": ["label", "goal", "other"], "objectives": "default", "budget": "10h"}
+    assert prepared(data=table, **given)[0].settings.model == "plain"
+    with pytest.raises(InputError, match="use plain"):
+        prepared(data=table, model="tabm", **given)
+
+
+def test_a_part_of_the_rows_keeps_the_choice() -> None:
+    context, _ = prepared(budget="1h")
+    assert context.at(Level(30, 8, 1)).choice == context.choice != ""
+
+
+def test_batches_of_tabm_grow_with_the_rows() -> None:
+    least = [rows for rows, _ in BATCHES]
+    sizes = [training_of("tabm", rows).batch_size for rows in [*sorted(least), 10**7]]
+    assert sizes == [32, 64, 128, 256, 512, 1024, 1024]
+    assert [training_of("tabm", rows - 1).batch_size for rows in sorted(least)[1:]] == [32, 64, 128, 256, 512]
+
+
+@pytest.mark.parametrize("name", ["epochs", "patience", "batch_size"])
+@pytest.mark.parametrize("model", ["plain", "tabm"])
+def test_what_is_asked_for_goes_before_a_network_s_own_training(name: str, model: str) -> None:
+    own, asked = prepared(model=model)[0].settings, prepared(model=model, **{name: 7})[0].settings
+    assert getattr(own, name) == getattr(training_of(model, 120), name) and getattr(asked, name) == 7
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("numeric", [0, 4])
+@pytest.mark.parametrize("body", ["plain", "tabm"])
+def test_multiply_adds_are_those_that_torch_counts(body: str, numeric: int, outputs: int) -> None:
+    edges = [torch.linspace(0, 1, 49)] * numeric
+    model = mlp(6) if body == "plain" else TabM(6, numeric=range(numeric), edges=edges)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        features = model(torch.zeros(5, 6))
+        features @ torch.zeros(128, outputs)  # the head of each member
+    counted = counter.get_total_flops() / 2 / 5  # a multiply and an add, of each of five rows
+    own = multiply_adds(model, outputs)
+    elementwise = 16 * (17 * numeric + 6) if body == "tabm" else 0  # scales and slopes are no products of matrices
+    assert counted <= own <= counted + elementwise
+
+
+def test_cells_grow_with_rows_epochs_trials_and_work() -> None:
+    context, _ = prepared(data=frame(2000), model="tabm")
+    work, level = work_of(context), Level(1000, 60, 4)
+    base = cell_seconds(context, level, work=work, inner=1)
+    for more in (Level(1200, 60, 4), Level(1000, 70, 4), Level(1000, 60, 5)):
+        assert cell_seconds(context, more, work=work, inner=1) > base
+    assert cell_seconds(context, level, work=2 * work, inner=1) > base
+    assert cell_seconds(context, level, work=work, inner=3) > base
+    assert cell_seconds(context, level, work=work, inner=1, full=True) > base
+    assert cell_seconds(context, level, work=work, inner=1, speed=1e12) < base
