@@ -1,7 +1,7 @@
 """Trainings of TabM-mini as one stack, against the package tabm in its own loop; processor milliseconds a step of one.
 
-16 members, two layers of 128 units, 48 piecewise-linear bins a column, embeddings of 16, dropout 0.1, batches of 64,
-AdamW, one thread. The package trains in a plain loop, as its example does. The two take turns.
+16 members, two layers of 128 units, 48 piecewise-linear bins a column, embeddings of 16, dropout 0.1, batches of 32
+as a comparison takes for 1,600 rows, AdamW, one thread. The package trains in a plain loop, as its example does. The two take turns.
 
     python benchmarks/tabm_mini.py [--steps 40] [--rounds 5] [--models 8]
 """
@@ -19,6 +19,7 @@ from _options import read_options
 from _record import keep
 from torch import Tensor, nn
 
+from steepest.comparison.design.networks import training_of
 from steepest.core.each_member import EachMember
 from steepest.core.heads import heads_of_members
 from steepest.descent import Descent, Stack, StackedAdamW, StackedBatches, StackedObjective, StackedStep
@@ -27,7 +28,8 @@ from steepest.nn.networks import Network
 from steepest.nn.piecewise_linear import quantile_edges
 from steepest.nn.tabm import TabM
 
-MEMBERS, WIDTH, BATCH, ROWS, CLASSES, RATE, DECAY = 16, 128, 64, 1600, 3, 2e-3, 3e-4
+MEMBERS, WIDTH, ROWS, CLASSES, RATE, DECAY = 16, 128, 1600, 3, 2e-3, 3e-4
+BATCH = training_of("tabm", ROWS).batch_size
 
 
 def by_package(x: Tensor, y: Tensor, edges: list[Tensor], steps: int) -> Callable[[], object]:
