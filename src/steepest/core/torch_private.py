@@ -28,6 +28,7 @@ __all__ = [
     "foreach_div_",
     "foreach_mul",
     "foreach_mul_",
+    "foreach_neg",
     "foreach_norm",
     "foreach_pow",
     "foreach_sub",
@@ -71,6 +72,7 @@ foreach_div = torch._foreach_div
 foreach_div_ = torch._foreach_div_
 foreach_mul = torch._foreach_mul
 foreach_mul_ = torch._foreach_mul_
+foreach_neg = torch._foreach_neg
 foreach_norm = torch._foreach_norm
 foreach_pow = torch._foreach_pow
 foreach_sub = torch._foreach_sub

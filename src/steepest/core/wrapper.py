@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from .checks import refuse, refuse_type
 from .displaced import Before, Traces, length, move, put_back, random_numbers, same_random_numbers
 from .search import Space
-from .torch_private import foreach_copy_, foreach_mul_
+from .torch_private import foreach_copy_
+from .unscaling import Unscaling
 
 Params = Iterable[Any]
 """Parameters, pairs with their names, or groups, as for any optimizer."""
@@ -41,7 +42,7 @@ def base_of(
     return base_optimizer(params, **arguments)
 
 
-class Wrapper(Optimizer):
+class Wrapper(Unscaling):
     """An optimizer that drives another one, ``base_optimizer``, whose groups, state and defaults are its own.
 
     The groups are the base optimizer's objects at every moment: what a schedule sets is what the step uses, whichever
@@ -66,7 +67,6 @@ class Wrapper(Optimizer):
     name: ClassVar[str] = ""
     search: ClassVar[dict[str, Space]] = {}
     exempt: ClassVar[dict[str, str]] = {}
-    _step_supports_amp_scaling = True
 
     def __init__(self, base_optimizer: Optimizer, **group_options: Any) -> None:
         if not isinstance(base_optimizer, Optimizer):
@@ -139,33 +139,6 @@ class Wrapper(Optimizer):
             self._advance(closure)
         return loss
 
-    @torch.no_grad()
-    def _unscaled(self, scaler: torch.amp.GradScaler | None, *, ran: bool, first: bool = True) -> bool:
-        """Divide gradients by the scale of who scaled them; whether they are finite, where a scaler asks for that.
-
-        A scaler that calls ``step`` leaves its scale and what it found in the gradients before on the optimizer.
-        """
-        if scaler is not None:
-            if not scaler.is_enabled():
-                return True
-            scaler.unscale_(self if first else self.base_optimizer)
-            return bool(self._finite())
-        if "found_inf" not in self.__dict__:
-            return True
-        scale = cast(Tensor | None, self.__dict__.get("grad_scale"))
-        if scale is not None:
-            for slopes in _by_device([p.grad for p in self._with_gradients()]).values():
-                foreach_mul_(slopes, scale.double().reciprocal().to(slopes[0].device, torch.float32))
-        elif ran:
-            refuse("closure", "None after scaler.unscale_, because a closure makes scaled gradients anew", "a closure")
-        return not bool(self.__dict__["found_inf"]) and (not ran or bool(self._finite()))
-
-    def _with_gradients(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-
-    def _finite(self) -> Tensor:
-        return length([_dense(p.grad) for p in self._with_gradients() if p.grad is not None]).isfinite()
-
     def _advance(self, closure: Callable[[], Any] | None) -> None:
         """What a step does once the gradients are there: by default the base optimizer's step, and nothing else.
 
@@ -194,18 +167,10 @@ class Wrapper(Optimizer):
         if _OWN in state_dict:
             self.load_own_state(state_dict[_OWN])
 
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: value for name, value in self.__dict__.items() if not name.startswith("_optimizer_")}
-        return {name: value for name, value in own.items() if name not in _NOT_KEPT}
-
     @classmethod
     def builders(cls) -> list[Callable[[Params], Self]]:
         """Functions that build one over parameters or groups, a setting each: what the conformance suite runs on."""
         raise NotImplementedError
-
-
-_NOT_KEPT = ("step", "_zero_grad_profile_name", "grad_scale", "found_inf", "_away")
-"""What schedules and scalers bind to one object, and what lies between two passes."""
 
 
 class TwoPassWrapper(Wrapper):
@@ -292,7 +257,7 @@ class TwoPassWrapper(Wrapper):
         finally:
             away = self._end_pass()
         if away is not None:
-            fine = self._unscaled(scaler, ran=True, first=False) and fine
+            fine = self._unscaled(scaler, ran=True, asked_for=self.base_optimizer) and fine
             self._finish(away, fine=fine)
         return loss
 
@@ -378,22 +343,9 @@ class _Away:
         self.watched = False
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
 def _refused_if_sparse(parameter: Tensor) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
         refuse_type("params", "dense gradients", gradient)
     return gradient
-
-
-def _by_device(gradients: Iterable[Tensor | None]) -> dict[Any, list[Tensor]]:
-    groups: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        if gradient is not None:
-            values = gradient._values() if gradient.is_sparse else gradient
-            groups.setdefault((gradient.device, gradient.dtype), []).append(values)
-    return groups

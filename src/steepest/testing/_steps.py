@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import os
 import tempfile
@@ -54,6 +55,20 @@ class Member:
     def two_passes(self) -> bool:
         """Whether ``step(closure)`` takes the gradient twice."""
         return hasattr(self.cls, "second_step")
+
+    @property
+    def loss_aware(self) -> bool:
+        """Whether a step uses the value of the loss."""
+        return "loss" in inspect.signature(self.cls.step).parameters
+
+    def stepping(self, optimizer: Any, closure: Callable[[], Tensor], scaling: Any = None) -> None:
+        """A step of one pass after backward, by itself or by a gradient scaler."""
+        loss = closure()
+        given = {"loss": loss} if self.loss_aware else {}
+        if scaling is None:
+            optimizer.step(**given)
+        else:
+            scaling.step(optimizer, **given)
 
 
 def member_of(

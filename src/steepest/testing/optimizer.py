@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
+from ..core.unscaling import Unscaling
 from ._constructor import seed_torch
 from ._steps import (
     Builder,
@@ -145,26 +146,32 @@ def check_closure(member: Member) -> None:
 
 
 def check_without_closure(member: Member) -> None:
-    """``step()`` after backward is ``step(closure)``, bit for bit; so are two passes around ``first_step``."""
+    """``step()`` after backward is ``step(closure)``, bit for bit; so are two passes around ``first_step``.
+
+    Where the loss counts it is ``step(loss=loss)``: neither is refused, and both.
+    """
     for place in member.places():
         model, closure, optimizer = copied(member, place)
         twin, again, plain = copied(member, place)
         for _ in range(3):
             optimizer.step(closure)
-            again()
-            if member.two_passes:
+            if member.two_passes or member.loss_aware:
+                again()
                 assert not _steps_alone(plain), "step() without a closure was not refused"
+            if member.loss_aware:
+                assert not _steps_alone(plain, closure=again, loss=torch.ones(())), "closure and loss were not refused"
+            if member.two_passes:
                 plain.first_step(zero_grad=True)
                 again()
                 plain.second_step(zero_grad=True)
             else:
-                plain.step()
+                member.stepping(plain, again)
         same_bits(snapshot(model), snapshot(twin), "without a closure")
 
 
-def _steps_alone(optimizer: Any) -> bool:
+def _steps_alone(optimizer: Any, **arguments: Any) -> bool:
     try:
-        optimizer.step()
+        optimizer.step(**arguments)
     except TypeError as error:
         assert "closure: expected " in str(error), f"not the uniform error but {error}"
         return False
@@ -390,8 +397,7 @@ def check_scaler(member: Member) -> None:
             if member.two_passes:
                 plain.step(again, scaler=scaling)
             else:
-                again()
-                scaling.step(plain)
+                member.stepping(plain, again, scaling)
             scaling.update()
         same_bits(snapshot(model), snapshot(twin), "a scaled step")
         for run in (1, 2) if member.two_passes else (1,):
@@ -400,13 +406,47 @@ def check_scaler(member: Member) -> None:
             if member.two_passes:
                 plain.step(again, scaler=scaling)
             else:
-                again()
-                scaling.step(plain)
+                member.stepping(plain, again, scaling)
             same_bits(before, snapshot(twin, plain), f"an overflow in pass {run}")
             scale = scaling.get_scale()
             scaling.update()
             assert scaling.get_scale() == scale / 2, "the scaler does not learn of an overflow"
             again.scale = scaling.get_scale()
+
+
+def check_scaled_closure(member: Member) -> None:
+    """``scaler.step(optimizer, closure)``: gradients are divided by the scale in every pass."""
+    for place in member.places():
+        model, closure, optimizer = copied(member, place)
+        twin, again, scaled = copied(member, place)
+        scaling = scaler()
+        again.scale = 1024.0
+        for _ in range(2):
+            seed_torch(2)
+            optimizer.step(closure)
+            again()
+            seed_torch(2)
+            scaling.step(scaled, again)
+            scaling.update()
+        same_bits(snapshot(model), snapshot(twin), "a scaled closure")
+        for run in (1, 2) if member.two_passes else (1,):
+            again()
+            again.runs, again.broken = 0, run
+            before = snapshot(twin, scaled)
+            scaling.step(scaled, again)
+            same_bits(before, snapshot(twin, scaled), f"an overflow in run {run}")
+            scaling.update()
+            again.broken, again.scale = 0, scaling.get_scale()
+        again()
+        scaling.unscale_(scaled)
+        before = snapshot(twin, scaled)
+        try:
+            scaling.step(scaled, again)
+        except ValueError as error:
+            assert "closure: expected " in str(error), f"not the uniform error but {error}"
+        else:
+            raise AssertionError("a closure after unscale_, which would make scaled gradients anew, was not refused")
+        same_bits(before, snapshot(twin, scaled), "refused")
 
 
 def check_accumulation(member: Member) -> None:
@@ -503,6 +543,8 @@ COMMON: tuple[Callable[[Member], None], ...] = (
     check_complex, check_maximize, check_scaler, check_accumulation, check_exception, check_copies, check_bad_input,
     check_minimum, check_compile, check_ranks,
 )  # fmt: skip
+OURS = (*COMMON, check_scaled_closure)
+"""Of an optimizer that divides gradients by the scale of who scaled them; torch's own steps by scaled ones."""
 SLOW = ("minimum", "compile", "ranks")
 """Checks whose time is that of many steps, of tracing and of processes."""
 
@@ -517,7 +559,7 @@ def optimizer_checks(
         builders: each builds one of a setting over parameters or groups; by default the class's own.
         exempt: names of checks that don't apply, each with its reason; by default the class's own.
     """
-    return bound(COMMON, member_of(cls, builders, exempt))
+    return bound(OURS if issubclass(cls, Unscaling) else COMMON, member_of(cls, builders, exempt))
 
 
 def check_optimizer(

@@ -19,14 +19,13 @@ from ._steps import (
     layered,
     member_of,
     same_bits,
-    scaler,
     snapshot,
     steps,
     through_a_file,
     trained,
 )
 from ._suite import Bound, bound, run_all
-from .optimizer import COMMON
+from .optimizer import COMMON, check_scaled_closure
 
 
 def check_base(member: Member) -> None:
@@ -83,41 +82,6 @@ def check_base_state(member: Member) -> None:
         fresh.load_state_dict(through_a_file(base.state_dict()))
         same_bits(snapshot(base), snapshot(fresh.base_optimizer), "the state of the base optimizer")
         steps(fresh, again, 1)
-
-
-def check_scaled_closure(member: Member) -> None:
-    """``scaler.step(wrapper, closure)``: gradients are divided by the scale in every pass."""
-    for place in member.places():
-        model, closure, optimizer = copied(member, place)
-        twin, again, scaled = copied(member, place)
-        scaling = scaler()
-        again.scale = 1024.0
-        for _ in range(2):
-            seed_torch(2)
-            optimizer.step(closure)
-            again()
-            seed_torch(2)
-            scaling.step(scaled, again)
-            scaling.update()
-        same_bits(snapshot(model), snapshot(twin), "a scaled closure")
-        for run in (1, 2) if member.two_passes else (1,):
-            again()
-            again.runs, again.broken = 0, run
-            before = snapshot(twin, scaled)
-            scaling.step(scaled, again)
-            same_bits(before, snapshot(twin, scaled), f"an overflow in run {run}")
-            scaling.update()
-            again.broken, again.scale = 0, scaling.get_scale()
-        again()
-        scaling.unscale_(scaled)
-        before = snapshot(twin, scaled)
-        try:
-            scaling.step(scaled, again)
-        except ValueError as error:
-            assert "closure: expected " in str(error), f"not the uniform error but {error}"
-        else:
-            raise AssertionError("a closure after unscale_, which would make scaled gradients anew, was not refused")
-        same_bits(before, snapshot(twin, scaled), "refused")
 
 
 def check_one_trace(member: Member) -> None:

@@ -1,0 +1,285 @@
+"""The contract of an optimizer of ours: groups that are checked, states, steps written once over lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from .checks import check_flag, check_number, check_tensor, refuse, refuse_type, values_visible
+from .search import Space
+from .torch_private import foreach_neg
+from .unscaling import Unscaling
+from .wrapper import Params
+
+_OWN = "optimizer"
+"""Where what belongs to no parameter stands in a ``state_dict``."""
+
+
+@dataclass
+class Share:
+    """Parameters of one group, one device and one type, that a step moves together; complex numbers as pairs.
+
+    Args:
+        group: their options.
+        weights: what moves, in place.
+        slopes: gradients of what goes down; those of the parameters themselves, not to be changed.
+        states: the state of each.
+    """
+
+    group: dict[str, Any]
+    weights: list[Tensor]
+    slopes: list[Tensor]
+    states: list[dict[str, Any]]
+
+    def state(self, name: str) -> list[Tensor]:
+        """A tensor of each state."""
+        return [_real(state[name]) for state in self.states]
+
+
+class ListOptimizer(Unscaling):
+    """An optimizer that steps from the gradients, by operations on lists of tensors, or on one after the other.
+
+    ``step(closure)`` runs the closure once. A gradient scaler's ``step`` works with and without closure. State has the
+    type of its parameter; what is loaded keeps the type in which it was saved. Sparse gradients are refused.
+
+    A member overrides :meth:`_advance`, or :meth:`_move` where a share needs no other, and :meth:`_start` where it
+    has state. Its constructor calls this one with the options of a group.
+
+    Class attributes:
+        name: snake_case, unique.
+        search: hyper-parameters that a comparison tunes.
+        exempt: names of conformance checks that don't apply, each with its reason.
+        ranges: of options that are numbers, as arguments of :func:`steepest.core.checks.check_number`.
+        most: numbers that a step moves at once, so that its temporaries stay small; a larger tensor moves alone.
+
+    Args:
+        params: parameters, pairs with their names, or groups.
+        options: of a group, and their values where it has none.
+        foreach: lists of tensors (True, and None), or one tensor after the other; the same bits.
+        generator: of random numbers, part of the state; None draws from torch's own.
+    """
+
+    name: ClassVar[str] = ""
+    search: ClassVar[dict[str, Space]] = {}
+    exempt: ClassVar[dict[str, str]] = {}
+    ranges: ClassVar[dict[str, dict[str, Any]]] = {"lr": {"low": 0.0}}
+    most: ClassVar[int] = 2**21
+
+    def __init__(
+        self,
+        params: Params,
+        options: dict[str, Any],
+        *,
+        foreach: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if foreach is not None:
+            check_flag("foreach", foreach)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            refuse_type("generator", "a torch.Generator", generator)
+        self.generator = generator
+        super().__init__(params, {**options, "foreach": foreach})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group.
+
+        Raises:
+            TypeError: an option that is no number.
+            ValueError: an option outside its range.
+        """
+        self.check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Refuse options of a group that are out of range."""
+        for name, limits in self.ranges.items():
+            check_number(name, options[name], **limits)
+        if "maximize" in options:
+            check_flag("maximize", options["maximize"])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step.
+
+        Args:
+            closure: zeroes, runs forward and backward and returns the loss; None where that was done.
+
+        Returns:
+            The loss that the closure gave, or None.
+
+        Raises:
+            TypeError: a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._unscaled(None, ran=closure is not None):
+            with torch.no_grad():
+                self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """What a step does once the gradients are there."""
+        for share in self._shares():
+            self._move(share)
+
+    def _move(self, share: Share) -> None:
+        """Move the weights of a share."""
+        raise NotImplementedError
+
+    def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter before its first step; its gradient is there."""
+        return {}
+
+    def _shares(self) -> list[Share]:
+        """All parameters with a gradient. Sparse ones are refused before anything changes."""
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        for _, parameters in groups:
+            for p in parameters:
+                if p.grad.layout != torch.strided:
+                    refuse_type("params", "dense gradients", p.grad)
+        shares = []
+        for group, parameters in groups:
+            for p in parameters:
+                if p not in self.state:
+                    self.state[p] = self._start(group, p)
+            for together in self._together(group, parameters):
+                slopes = [_real(p.grad) for p in together if p.grad is not None]
+                if group.get("maximize"):
+                    slopes = list(foreach_neg(slopes))
+                shares.append(Share(group, list(map(_real, together)), slopes, [self.state[p] for p in together]))
+        return shares
+
+    def _together(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        if group.get("foreach") is False:
+            yield from ([p] for p in parameters)
+            return
+        kinds: dict[Any, list[Tensor]] = {}
+        for p in parameters:
+            kinds.setdefault((p.device, p.dtype), []).append(p)
+        for alike in kinds.values():
+            bunch: list[Tensor] = []
+            numbers = 0
+            for p in alike:
+                if bunch and numbers + p.numel() > self.most:
+                    yield bunch
+                    bunch, numbers = [], 0
+                bunch.append(p)
+                numbers += p.numel()
+            yield bunch
+
+    def own_state(self) -> dict[str, Any]:
+        """What is kept between steps and belongs to no parameter: tensors and plain values by name."""
+        return {} if self.generator is None else {"generator": self.generator.get_state()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`own_state` gave."""
+        if self.generator is not None and "generator" in state:
+            self.generator.set_state(state["generator"].cpu())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and state, and :meth:`own_state` beside them, where there is any."""
+        state, own = super().state_dict(), self.own_state()
+        return {**state, _OWN: own} if own else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave."""
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != _OWN})
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        now = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, p in zip(saved, now):
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor) and self.state[p][name].dtype != value.dtype:
+                    self.state[p][name] = value.to(p.device, copy=True)  # torch has given it its parameter's type
+        if _OWN in state_dict:
+            self.load_own_state(state_dict[_OWN])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if self.generator is not None:
+            state["generator"] = (str(self.generator.device), self.generator.get_state())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.generator, tuple):
+            device, numbers = self.generator
+            self.generator = torch.Generator(device)
+            self.generator.set_state(numbers)
+
+    @classmethod
+    def builders(cls) -> list[Callable[[Params], Self]]:
+        """Functions that build one over parameters or groups, a setting each: what the conformance suite runs on."""
+        raise NotImplementedError
+
+
+class LossAware(ListOptimizer):
+    """An optimizer whose step uses the value of the loss: ``step(closure)``, or ``step(loss=loss)`` after backward.
+
+    The loss is that whose gradients are there: one of a gradient scaler unscaled, one of several micro-batches the sum
+    of what was differentiated. Where there is no gradient yet, the loss is differentiated here.
+
+    A member overrides :meth:`_advance_with`.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None, loss: Tensor | float | None = None) -> Any:
+        """One step.
+
+        Args:
+            closure: zeroes, runs forward and backward and returns the loss.
+            loss: in place of a closure: what was differentiated, a scalar.
+
+        Returns:
+            The loss.
+
+        Raises:
+            TypeError: neither closure nor loss, or both; a loss that is no number; a sparse gradient.
+            ValueError: a loss that is no scalar.
+        """
+        if (closure is None) == (loss is None):
+            got = "neither" if closure is None else "both"
+            refuse_type("closure", "a function that returns the loss, or loss=, exactly one of them", got)
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not isinstance(loss, Tensor):
+            check_number("loss", loss)
+            assert loss is not None
+            loss = torch.tensor(float(loss), dtype=torch.float64)
+        check_tensor("loss", loss, ndim=0, floating=True)
+        if loss.requires_grad and not self._with_gradients():
+            loss.backward()
+        if self._unscaled(None, ran=closure is not None):
+            with torch.no_grad():
+                shares = self._shares()
+                if shares:
+                    self._advance_with(loss.detach(), shares)
+        return loss
+
+    def _advance_with(self, loss: Tensor, shares: list[Share]) -> None:
+        """What a step does once loss and gradients are there."""
+        raise NotImplementedError
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars, in float64 where they lie on the CPU and in float32 elsewhere: no host waits for it."""
+    scalars = list(values)
+    device = scalars[0].device
+    wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+    return torch.stack([value.to(device, wide) for value in scalars]).sum()
+
+
+def check_loss(loss: Tensor, low: float) -> None:
+    """Refuse a loss that is not finite, or below its bound, where its value may be looked at."""
+    if values_visible(loss) and not (bool(loss.isfinite()) and float(loss) >= low):
+        refuse("loss", f"a finite number >= {low:g}", float(loss))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
