@@ -1,7 +1,8 @@
 """Trainings of TabM-mini as one stack, against the package tabm in its own loop; processor milliseconds a step of one.
 
 16 members, two layers of 128 units, 48 piecewise-linear bins a column, embeddings of 16, dropout 0.1, batches of 32
-as a comparison takes for 1,600 rows, AdamW, one thread. The package trains in a plain loop, as its example does. The two take turns.
+as a comparison takes for 1,600 rows, AdamW, one thread. The package trains in a plain loop, as its example
+does. The two take turns.
 
     python benchmarks/tabm_mini.py [--steps 40] [--rounds 5] [--models 8]
 """
