@@ -31,7 +31,7 @@ class Rates:
 
 
 RATES = Rates((1e-3, 3e-3, 3e-4), 1e-4, 1e-2)
-RATES_OF = {"tabm": Rates((4e-3, 8e-3, 2e-3), 1e-3, 2e-2)}
+RATES_OF = {"tabm": Rates((2e-3, 5e-3, 1e-3), 5e-4, 2e-2)}
 """Those of networks that want others."""
 WEIGHT_DECAY = 1e-4
 PEAK = 5.0
