@@ -40,13 +40,15 @@ def test_auto_is_tabm_where_a_round_of_it_takes_half_of_the_budget() -> None:
     context, notes = prepared(budget="1h")
     assert context.settings.model == "tabm"
     (why,) = [note for note in notes if note.startswith("network: tabm (auto")]
-    assert "of 1h" in why and context.choice in why
+    assert "of 1h" in why
+    assert context.choice in why
     assert protocol(context)["model"] == f"tabm ({context.choice})"
 
 
 def test_auto_is_plain_where_it_does_not_fit() -> None:
     context, notes = prepared(budget="1s")
-    assert context.settings.model == "plain" and any(note.startswith("network: plain (auto") for note in notes)
+    assert context.settings.model == "plain"
+    assert any(note.startswith("network: plain (auto") for note in notes)
     settings, _ = prepared(model="plain")
     assert context.settings == settings.settings  # the same run, however the network was chosen
 
@@ -62,7 +64,8 @@ def _seconds_said(workers: int, **options: Any) -> float:
     """What the note says that a round takes."""
     context, _ = prepared(workers=workers, data=frame(2000, 20), budget="1000h", **options)
     words = context.choice.split(" about ")[1].split(" of ")[0]
-    assert words.endswith("s") and "h" not in words
+    assert words.endswith("s")
+    assert "h" not in words
     minutes, _, rest = words.rpartition("m")
     return 60 * float(minutes or 0) + float(rest[:-1])
 
@@ -78,8 +81,10 @@ def test_more_processes_and_fewer_objectives_make_the_round_shorter() -> None:
 
 def test_an_explicit_network_is_taken_whatever_the_budget() -> None:
     context, notes = prepared(model="tabm", budget="1s")
-    assert context.settings.model == "tabm" and not any("auto" in note for note in notes)
-    assert context.choice == "" and protocol(context)["model"] == "tabm"
+    assert context.settings.model == "tabm"
+    assert not any("auto" in note for note in notes)
+    assert context.choice == ""
+    assert protocol(context)["model"] == "tabm"
 
 
 def test_mlp_is_plain() -> None:
@@ -111,7 +116,8 @@ def test_batches_of_tabm_grow_with_the_rows() -> None:
 @pytest.mark.parametrize("model", ["plain", "tabm"])
 def test_what_is_asked_for_goes_before_a_network_s_own_training(name: str, model: str) -> None:
     own, asked = prepared(model=model)[0].settings, prepared(model=model, **{name: 7})[0].settings
-    assert getattr(own, name) == getattr(training_of(model, 120), name) and getattr(asked, name) == 7
+    assert getattr(own, name) == getattr(training_of(model, 120), name)
+    assert getattr(asked, name) == 7
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

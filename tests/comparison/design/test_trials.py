@@ -142,6 +142,7 @@ def test_a_twin_is_proportional_in_every_epoch() -> None:
 def test_a_network_has_its_own_rates(count: int) -> None:
     drawn = trials(Searched, count, 3, "tabm")
     own = RATES_OF["tabm"]
-    assert [t.lr for t in drawn[:3]] == list(own.first)[:count] and own.first != RATES.first
+    assert [t.lr for t in drawn[:3]] == list(own.first)[:count]
+    assert own.first != RATES.first
     assert all(5e-4 <= t.lr <= 2e-2 for t in drawn[3:])
     assert [t.lr for t in trials(Searched, count, 3, "residual")] == [t.lr for t in trials(Searched, count, 3)]
