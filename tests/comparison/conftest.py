@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,8 @@ def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **
     options = {"repeats": 1, "folds": 2, "trials": 1, "epochs": 1, "batch_size": 16, **options}
     objectives = {"objectives": name} if kind == "objective" else {}
     context, _ = prepare(Request(data, classical=kind == "classical", **{**objectives, **options}))
+    if kind == "classical" and name not in context.settings.classical:  # boosting, where LightGBM takes its place
+        context.settings = replace(context.settings, classical=(*context.settings.classical, name))
     store, best = Store(folder / "run"), 1.0 if context.metric.greater_is_better else -1.0
     names = {"objective": context.settings.objectives, "classical": context.settings.classical}
     store.put(
@@ -268,7 +271,7 @@ def _make_winner(folder: Path, data: Any, name: str, kind: str = "objective", **
                 *pair,
                 {"inner": [best * ((known, one) == (kind, name))]},
                 Outcome(np.zeros(1)),
-                context.level.of(known),
+                context.level.of(known, one),
             )
             for known in names
             for one in names[known]

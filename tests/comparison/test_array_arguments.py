@@ -207,6 +207,7 @@ CALLS |= {
     for name, metric in REGRESSION.items()
 }
 SMALL = {"forest": {"trees": 2}, "adaboost": {"rounds": 2}, "boosting": {"rounds": 2}, "mlp": {"epochs": 2}}
+SMALL["lightgbm"] = {"rounds": 2, "min_leaf": 2}
 LEARNERS = {
     name: kind for name, kind in vars(baselines).items()
     if isinstance(kind, type) and issubclass(kind, Baseline) and kind is not Baseline
@@ -240,7 +241,7 @@ WITHOUT_ARRAYS = {
     "statistics.holdout_interval", "statistics.proportions_test", "statistics.point_632", "statistics.point_632_plus",
     "statistics.power_message", "statistics.next_look",
     "statistics.critical_difference", "statistics.practical", "metrics.find_metric", "metrics.multitask_metrics",
-    "baselines.baseline_ladder", "baselines.classical_learners",
+    "baselines.baseline_ladder", "baselines.classical_learners", "baselines.has_lightgbm", "baselines.tuned_learners",
 }  # fmt: skip
 
 

@@ -133,7 +133,12 @@ def compare_command(
         ),
     ] = MODEL,
     classical: Annotated[
-        bool, typer.Option(help="Run classical learners beside the objectives.", rich_help_panel="What is compared")
+        bool,
+        typer.Option(
+            help="Run classical learners beside the objectives, forest and boosting with as many trials (LightGBM's "
+            "where it is installed: the extra trees).",
+            rich_help_panel="What is compared",
+        ),
     ] = True,
     repeats: Annotated[
         int | None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...core.arrays import codes, numbers, row_weights
 from ...core.checks import check_choice, check_number
+from ...core.search import Space
 from ..metrics import Outcome
 
 
@@ -30,12 +31,14 @@ class Baseline(ABC):
         rows, columns: of the last fit's inputs, 0 before.
         votes: whether its class is always the first with the largest probability.
         weighted: whether ``sample_weight`` has an effect; where not, the learner knows no weights and ignores them.
+        search: the arguments that a comparison tunes, and where; nothing where it takes the defaults alone.
     """
 
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression")
     votes: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    search: ClassVar[dict[str, Space]] = {}
     scales_target: bool = False  # regression: fit on (y - mean) / sd, for learners with a scale of their own
 
     def __init__(self, task: str | None = None, seed: int = 0) -> None:
@@ -51,6 +54,10 @@ class Baseline(ABC):
     @abstractmethod
     def estimator(self) -> Any:
         """A fresh scikit-learn estimator."""
+
+    def again(self, **changed: Any) -> Self:
+        """A fresh learner of the same task and seed, with some arguments changed."""
+        return type(self)(self.task, self.seed, **changed)
 
     @property
     def model(self) -> Any:
@@ -90,7 +97,7 @@ class Baseline(ABC):
         if self.task == "classification":
             self.num_classes = int(y.max()) + 1 if num_classes is None else num_classes
             if (y == y[0]).all():
-                model = _constant(self.task)
+                model = self.of_one_class()
         elif self.scales_target:
             self._centre = float(np.average(y, weights=sample_weight))
             self._scale = float(np.sqrt(np.average((y - self._centre) ** 2, weights=sample_weight))) or 1.0
@@ -100,9 +107,17 @@ class Baseline(ABC):
             from sklearn.exceptions import ConvergenceWarning
 
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model = model.fit(X, y, **options)
+            self._model = self._trained(model, X, y, options)
         self.cost_s = time.perf_counter() - start
         return self
+
+    def of_one_class(self) -> Any:
+        """A fresh estimator for a training part with one class only."""
+        return _constant(self.task)
+
+    def _trained(self, model: Any, X: np.ndarray, y: np.ndarray, options: dict[str, Any]) -> Any:
+        """The estimator, fitted; ``options`` hold the weights, if any."""
+        return model.fit(X, y, **options)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """[N] class codes or real values."""
@@ -149,6 +164,13 @@ def _constant(task: str) -> Any:
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
     return DummyClassifier(strategy="prior") if task == "classification" else DummyRegressor()
+
+
+def is_constant(model: Any) -> bool:
+    """Whether an estimator is that of a training part with one class only."""
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+
+    return isinstance(model, (DummyClassifier, DummyRegressor))
 
 
 class ConstantBaseline(Baseline):

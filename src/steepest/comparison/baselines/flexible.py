@@ -1,10 +1,12 @@
-"""Non-linear baselines: neighbours, support vectors, trees and their ensembles, a small net."""
+"""Non-linear baselines: neighbours, support vectors, trees, forests, a small net."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
-from ...core.checks import check_number
+from ...core.checks import check_choice, check_number
+from ...core.search import Choice, Float, Space
 from .base import Baseline
 
 
@@ -94,6 +96,9 @@ class ForestBaseline(Baseline):
 
     Args:
         trees: how many.
+        features: that a split may look at, as a multiple of the sqrt(d) or d / 3 above, at most d.
+        min_leaf: rows of a leaf, at least.
+        criterion: of a split in classification: "gini" or "entropy".
         seed: of the draws.
 
     >>> ForestBaseline(trees=10).fit([[0.0], [1.0]] * 5, [0, 1] * 5).predict([[0.9]])
@@ -104,19 +109,46 @@ class ForestBaseline(Baseline):
 
     name = "forest"
     votes = True
+    search: ClassVar[dict[str, Space]] = {
+        "features": Float(0.5, 2.5, log=True),
+        "min_leaf": Choice((1, 2, 3, 5, 8)),
+        "criterion": Choice(("gini", "entropy")),
+    }
 
-    def __init__(self, task: str | None = None, seed: int = 0, *, trees: int = 200) -> None:
+    def __init__(
+        self,
+        task: str | None = None,
+        seed: int = 0,
+        *,
+        trees: int = 200,
+        features: float = 1.0,
+        min_leaf: int = 1,
+        criterion: str = "gini",
+    ) -> None:
         super().__init__(task, seed)
         check_number("trees", trees, low=1, integer=True)
-        self.trees = trees
+        check_number("features", features, low=0.0, open_low=True)
+        check_number("min_leaf", min_leaf, low=1, integer=True)
+        check_choice("criterion", criterion, ("gini", "entropy"))
+        self.trees, self.features, self.min_leaf, self.criterion = trees, features, min_leaf, criterion
 
     def estimator(self) -> Any:
         """A fresh scikit-learn estimator."""
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
+        options: dict[str, Any] = {"min_samples_leaf": self.min_leaf, "random_state": self.seed, "n_jobs": 1}
         if self.task == "classification":
-            return RandomForestClassifier(self.trees, random_state=self.seed, n_jobs=1)
-        return RandomForestRegressor(self.trees, max_features=1 / 3, random_state=self.seed, n_jobs=1)
+            options |= {"max_features": self._looked_at("sqrt"), "criterion": self.criterion}
+            return RandomForestClassifier(self.trees, **options)
+        return RandomForestRegressor(self.trees, max_features=self._looked_at(1 / 3), **options)
+
+    def _looked_at(self, usual: str | float) -> str | float | int:
+        """Features a split: the usual ones, or a number of them."""
+        if self.features == 1:
+            return usual
+        wide = max(1, self.columns)
+        number = math.sqrt(wide) if isinstance(usual, str) else usual * wide
+        return min(wide, max(1, round(self.features * number)))
 
 
 class AdaBoostBaseline(Baseline):
@@ -147,35 +179,6 @@ class AdaBoostBaseline(Baseline):
 
         kind = AdaBoostClassifier if self.task == "classification" else AdaBoostRegressor
         return kind(n_estimators=self.rounds, random_state=self.seed)
-
-
-class BoostingBaseline(Baseline):
-    """Gradient boosting on histogram trees: each fits the negative loss gradient, shrinkage 0.1, no early stopping.
-
-    Args:
-        rounds: how many trees (a class).
-        seed: of the binning sample.
-
-    >>> X, y = [[float(i)] for i in range(60)], [int(i > 29) for i in range(60)]
-    >>> BoostingBaseline(rounds=5).fit(X, y).predict([[3.0], [50.0]])
-    array([0, 1])
-
-    Source: Friedman 2001; arXiv:2409.02668.
-    """
-
-    name = "boosting"
-
-    def __init__(self, task: str | None = None, seed: int = 0, *, rounds: int = 100) -> None:
-        super().__init__(task, seed)
-        check_number("rounds", rounds, low=1, integer=True)
-        self.rounds = rounds
-
-    def estimator(self) -> Any:
-        """A fresh scikit-learn estimator."""
-        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
-        kind = HistGradientBoostingClassifier if self.task == "classification" else HistGradientBoostingRegressor
-        return kind(learning_rate=0.1, max_iter=self.rounds, early_stopping=False, random_state=self.seed)
 
 
 class MLPBaseline(Baseline):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from ...core.checks import check_choice, check_number, refuse
 from ..statistics import corrected_resampled_ttest
 from ..statistics.fitting import is_discrete
 from .base import Baseline, ConstantBaseline
+from .boosting import LARGE, BoostingBaseline, LightGBMBaseline, has_lightgbm
 from .flexible import (
     AdaBoostBaseline,
-    BoostingBaseline,
     ForestBaseline,
     KNNBaseline,
     MLPBaseline,
@@ -81,7 +81,16 @@ def baseline_ladder(task: str = "classification", seed: int = 0, budget_s: float
     return [kind(task, seed) for (kind, _), total in zip(rungs, spent) if kind is ConstantBaseline or total <= budget_s]
 
 
-def classical_learners(task: str, num_rows: int, seed: int = 0) -> list[Baseline]:
+def tuned_learners() -> frozenset[str]:
+    """Names of classical learners that a comparison gives as many trials as its objectives.
+
+    >>> sorted(tuned_learners())
+    ['boosting', 'forest', 'lightgbm']
+    """
+    return frozenset(kind.name for kind in (ForestBaseline, BoostingBaseline, LightGBMBaseline) if kind.search)
+
+
+def classical_learners(task: str, num_rows: int, seed: int = 0, *, boosting: str | None = None) -> list[Baseline]:
     """The classical learners that a comparison runs beside the objectives.
 
     Args:
@@ -89,29 +98,39 @@ def classical_learners(task: str, num_rows: int, seed: int = 0) -> list[Baseline
         num_rows: training rows: the SVM is left out above 10,000, kernel ridge, whose matrix fills memory first,
             above 5,000.
         seed: of each learner.
+        boosting: whose gradient boosting: "lightgbm" or "boosting", which is scikit-learn's; by default LightGBM's
+            where it is installed.
 
     Raises:
         ValueError: another task.
 
-    >>> [learner.name for learner in classical_learners("binary", 20_000)]
+    >>> [learner.name for learner in classical_learners("binary", 20_000, boosting="boosting")]
     ['constant', 'knn', 'logistic', 'lda', 'forest', 'boosting']
     """
     check_number("num_rows", num_rows, low=0, integer=True)
+    boosting = boosting or (LightGBMBaseline if has_lightgbm() else BoostingBaseline).name
+    check_choice("boosting", boosting, (LightGBMBaseline.name, BoostingBaseline.name))
+    boosted = LightGBMBaseline if boosting == LightGBMBaseline.name else BoostingBaseline
     if task == "regression":
         kinds: tuple[type[Baseline], ...] = (
             *(ConstantBaseline, KNNBaseline, RidgeBaseline, LassoBaseline, SVMBaseline),
-            *(KernelRidgeBaseline, ForestBaseline, BoostingBaseline),
+            *(KernelRidgeBaseline, ForestBaseline, boosted),
         )
     elif task in ("binary", "multiclass", "classification"):
         task = "classification"
         kinds = (
             *(ConstantBaseline, KNNBaseline, LogisticBaseline, LDABaseline, SVMBaseline),
-            *(ForestBaseline, BoostingBaseline),
+            *(ForestBaseline, boosted),
         )
     else:
         refuse("task", "binary, multiclass, classification or regression", task)
     most_rows = {SVMBaseline: 10_000, KernelRidgeBaseline: 5_000}
-    return [kind(task, seed) for kind in kinds if num_rows <= most_rows.get(kind, num_rows)]
+    learners = [kind(task, seed) for kind in kinds if num_rows <= most_rows.get(kind, num_rows)]
+    recipes: dict[str, dict[str, Any]] = {
+        LightGBMBaseline.name: {"large": num_rows >= LARGE},
+        BoostingBaseline.name: {"rate": 0.05, "min_leaf": 10, "features": 0.5},
+    }
+    return [learner.again(**recipes[learner.name]) if learner.name in recipes else learner for learner in learners]
 
 
 def run_ladder(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..baselines import tuned_learners
 from .settings import Settings
 
 FEWEST_TRIALS, FEWEST_EPOCHS, FEWEST_OBJECTIVES = 4, 8, 3
@@ -37,9 +38,17 @@ class Level:
         """What :attr:`text` gave."""
         return cls(*map(int, text.split("/")))
 
-    def of(self, kind: str) -> str:
-        """The text for cells of a kind: a classical learner knows neither epochs nor trials."""
-        return self.text if kind == "objective" else f"{self.rows}/0/0"
+    def of(self, kind: str, name: str = "") -> str:
+        """The text for cells of a kind and name: a classical learner knows no epochs, and few of them know trials.
+
+        >>> [Level(1000, 60, 8).of("classical", name) for name in ("knn", "forest")]
+        ['1000/0/0', '1000/0/8']
+        """
+        return self.text if kind == "objective" else self.of_learner(name).text
+
+    def of_learner(self, name: str) -> Level:
+        """Of it what counts for a classical learner."""
+        return Level(self.rows, 0, self.trials if name in tuned_learners() else 0)
 
 
 @dataclass(frozen=True)

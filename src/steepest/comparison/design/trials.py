@@ -50,6 +50,7 @@ ROLES = (
     "classical",
     "twins",
     "prefix",
+    "learners",
 )
 
 
@@ -107,6 +108,31 @@ def trials(objective: type[Objective], count: int, seed: int, model: str = "plai
     for values in _design({**own_rates.space, **objective.search}, count - len(drawn), seed, "trials"):
         drawn.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
     return drawn
+
+
+def learner_trials(space: dict[str, Space], count: int, seed: int) -> list[dict[str, Any]]:
+    """What a classical learner gets to try: its defaults, then a seeded Sobol design; the defaults alone without space.
+
+    Args:
+        space: of the arguments that are tuned.
+        count: how many, >= 1.
+        seed: of the design; the same for every fold.
+
+    >>> learner_trials({}, 8, 0), len(learner_trials({"rate": Float(0.1, 1.0)}, 8, 0))
+    ([{}], 8)
+    """
+    return [{}, *_design(space, count - 1, seed, "learners")] if space else [{}]
+
+
+def words_of_trial(hyper: dict[str, Any]) -> str:
+    """A learner's trial for people.
+
+    >>> words_of_trial({"rate": 0.0512345, "leaves": 12}), words_of_trial({})
+    ('rate 0.0512, leaves 12', 'defaults')
+    """
+    parts = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in hyper.items()]
+    parts = [text.replace("_", " ") for text in parts]
+    return ", ".join(parts) or "defaults"
 
 
 def _design(space: dict[str, Space], count: int, seed: int, role: str) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...catalogue import owners
+from ..baselines import BoostingBaseline, LightGBMBaseline, tuned_learners
+from ..baselines.boosting import MOST_ROUNDS, PATIENCE
 from ..design.context import Context
 from ..design.folds import CLASSES
 from ..design.objectives import find_objective
@@ -122,7 +124,7 @@ def assemble(
             "cores": os.cpu_count(),
             "device": settings.device,
         },
-        "versions": {p: importlib.metadata.version(p) for p in ("steepest", "torch", "scikit-learn", "numpy", "scipy")},
+        "versions": _versions(settings.classical),
         "data": {
             "name": table.name,
             "sha256": table.sha256,
@@ -440,6 +442,33 @@ def _confusion(judge: Judge, by_fold: Sequence[str]) -> list[list[float]]:
     return [[round(float(share), 6) for share in row] for row in counts / counts.sum()]
 
 
+def _versions(learners: Sequence[str]) -> dict[str, str]:
+    """Of what computed."""
+    names = ["steepest", "torch", "scikit-learn", "numpy", "scipy"]
+    names += [LightGBMBaseline.name] if LightGBMBaseline.name in learners else []
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _trials_of_learners(context: Context) -> dict[str, str]:
+    """How learners were tuned and stopped, and whose boosting it was, in words."""
+    tuned = [name for name in context.settings.classical if name in tuned_learners()]
+    if not tuned:
+        return {}
+    count, which = context.settings.trials, " and ".join(tuned)
+    words = {
+        "trials a learner": f"1: defaults of {which}"
+        if count == 1
+        else f"{count} of {which}: defaults, then a Sobol design"
+    }
+    kinds = {LightGBMBaseline.name: "LightGBM", BoostingBaseline.name: "scikit-learn's, for LightGBM was not installed"}
+    for name in set(tuned) & set(kinds):
+        words["gradient boosting"] = (
+            f"{kinds[name]}; at most {MOST_ROUNDS:,} rounds, stopped after {PATIENCE} without a smaller loss on inner "
+            "validation; then refitted on the whole training part"
+        )
+    return words
+
+
 def processor() -> str:
     """The processor's name, where the system tells."""
     try:
@@ -476,6 +505,7 @@ def protocol(context: Context) -> dict[str, str]:
         "optimizer": "AdamW",
         "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),
         "classical learners": ", ".join(s.classical) or "none",
+        **_trials_of_learners(context),
         "label noise": f"{s.noise:.0%} of training labels" if s.noise else "none",
         "seed": str(s.seed),
     }

@@ -25,13 +25,13 @@ from ..design.deadline import OutOfTime
 from ..design.folds import CLASSES
 from ..design.jobs import Job
 from ..design.models import find_model
-from ..design.trials import Trial, seed_of, trials
+from ..design.trials import Trial, seed_of, trials, words_of_trial
 from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
 from ..read.images import Images
 from ..scores.operating_point import fit_temperature, tune_threshold
 from ..scores.outcome import Outcome
-from .classical import fit_classical
+from .classical import fit_learners, outcome_of_split, rounds_of, trials_of_learner
 from .training import Member, Recipe, outcome_of, train
 
 Known = Mapping[tuple[Pair, int], dict[str, Any]]
@@ -120,9 +120,10 @@ def run_job(
         context = context.at(job.level)
     with numpy_seed(seed_of(context.settings.seed, *job.cells[0], "classical") % 2**32), torch.random.fork_rng([]):
         try:
-            scored = (
-                _classical(context, job) if job.kind == "classical" else _objective(context, job, known or {}, over)
-            )
+            if job.kind == "classical":
+                scored = _classical(context, job, over)
+            else:
+                scored = _objective(context, job, known or {}, over)
         except (OutOfTime, InputError, MemoryError):
             raise
         except Exception as error:
@@ -133,14 +134,16 @@ def run_job(
     for cell in scored:
         cell.values["peak_memory_mb"] = peak
         cell.values["capability"] = capability
-        cell.level = context.level.of(job.kind)
+        cell.level = context.level.of(job.kind, job.name)
         cell.took = (time.perf_counter() - started) / len(scored)
     return scored
 
 
 def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellResult:
     """The finished cell of what raised: no score."""
-    split, count = context.split(pair, -1), context.settings.trials if job.kind == "objective" else 1
+    split, count = context.split(pair, -1), context.settings.trials
+    if job.kind == "classical":
+        count = len(trials_of_learner(context, job.name))
     rows = len(split.other_target)
     values: dict[str, Any] = {
         "score": None,
@@ -298,30 +301,48 @@ def operating_point_of(
     return {"threshold": threshold, "temperature": temperature}
 
 
-def _classical(context: Context, job: Job) -> list[CellResult]:
+def _classical(context: Context, job: Job, over: Callable[[], bool] | None) -> list[CellResult]:
+    """Each trial is fitted on the inner splits; the best one again, on the whole training part."""
     results = []
+    settings = trials_of_learner(context, job.name)
     for pair in job.cells:
         started = time.perf_counter()
         seed = seed_of(context.settings.seed, *pair, "classical") % 2**31
-        scores, outcomes, splits = [], [], []
-        for inner_split in range(len(context.inner(pair))):
-            split = context.split(pair, inner_split)
-            outcome = _fit_classical(context, job.name, seed, split)
-            scores.append(context.metric(split.other_target, outcome, split.other_weight))
-            outcomes.append(outcome)
-            splits.append(split)
+        options: dict[str, Any] = {"classes": context.classes, "rows": len(context.table.target), "seed": seed}
+        splits = [context.split(pair, inner_split) for inner_split in range(len(context.inner(pair)))]
+        scores: list[float] = []
+        outcomes: list[list[Outcome]] = []
+        rounds: list[list[int]] = []
+        for hyper in settings:
+            tuned = []
+            for split in splits:
+                _ask(over)
+                tuned.append(fit_learners(job.name, split, hyper=hyper, stop=True, **options))
+            outcomes.append([outcome_of_split(own, split) for own, split in zip(tuned, splits)])
+            own_scores = [context.metric(s.other_target, o, s.other_weight) for s, o in zip(splits, outcomes[-1])]
+            scores.append(float(np.mean(own_scores)))
+            rounds.append(rounds_of(tuned))
+        best = best_trial(scores, context.metric.greater_is_better)
+        _ask(over)
         split = context.split(pair, -1)
-        outcome = _fit_classical(context, job.name, seed, split)
-        values: dict[str, Any] = {"inner": [_finite(np.mean(scores))], "diverged": 0, "trial_text": ""}
-        values |= operating_point_of(context, splits, outcomes)
+        learners = fit_learners(job.name, split, hyper=settings[best], rounds=rounds[best], **options)
+        values: dict[str, Any] = {
+            "inner": [_finite(score) for score in scores],
+            "diverged": 0,
+            "trial": best,
+            "trial_text": words_of_trial(settings[best]) if learners[0].search else "",
+            **operating_point_of(context, splits, outcomes[best]),
+        }
+        outcome = outcome_of_split(learners, split)
         values["seconds"] = time.perf_counter() - started
         results.append(_scored(context, job, pair, values, outcome))
     return results
 
 
-def _fit_classical(context: Context, name: str, seed: int, split: Split) -> Outcome:
-    rows = len(context.table.target)
-    return fit_classical(name, split, classes=context.classes, rows=rows, seed=seed)
+def _ask(over: Callable[[], bool] | None) -> None:
+    """Raise where the time is over."""
+    if over is not None and over():
+        raise OutOfTime
 
 
 def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outcome: Outcome) -> CellResult:

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..baselines import Baseline, classical_learners
-from ..design.context import Split
+from ..baselines import Baseline, Validation, classical_learners
+from ..baselines.boosting import RoundsBaseline
+from ..design.context import Context, Split
+from ..design.trials import learner_trials
 from ..scores.outcome import Outcome
 
 
 def learners_of(task: str, rows: int, seed: int = 0) -> dict[str, Baseline]:
-    """The classical learners by name; of label sets, those of one label.
+    """The classical learners by name, each as it is by default; of label sets, those of one label.
 
     >>> list(learners_of("multilabel", 20_000))
-    ['constant', 'knn', 'logistic', 'lda', 'forest', 'boosting']
+    ['constant', 'knn', 'logistic', 'lda', 'forest', 'boosting', 'lightgbm']
     """
     kind = "regression" if task == "regression" else "classification"
-    return {learner.name: learner for learner in classical_learners(kind, rows, seed)}
+    own = [classical_learners(kind, rows, seed, boosting=boosting) for boosting in ("boosting", "lightgbm")]
+    return {learner.name: learner for learners in own for learner in learners}
 
 
-def fit_learners(name: str, split: Split, *, classes: int, rows: int, seed: int) -> list[Baseline]:
+def learner_of(
+    name: str, task: str, rows: int, seed: int = 0, hyper: Mapping[str, Any] | None = None, rounds: int | None = None
+) -> Baseline:
+    """A fresh learner of a trial.
+
+    Args:
+        name: of the learner.
+        task: of the target.
+        rows: of the whole table.
+        seed: of the learner.
+        hyper: arguments of the trial; others are the defaults.
+        rounds: of a learner that adds trees in rounds.
+
+    Raises:
+        KeyError: no comparison of such a table has it.
+    """
+    plain = learners_of(task, rows, seed)[name]
+    changed = {**(hyper or {}), **({} if rounds is None else {"rounds": rounds})}
+    return plain.again(**changed) if changed else plain
+
+
+def trials_of_learner(context: Context, name: str) -> list[dict[str, Any]]:
+    """What a learner gets to try at the level of a context: as many trials as an objective, or its defaults alone."""
+    settings = context.settings
+    learner = learners_of(context.table.task, len(context.table.target))[name]
+    return learner_trials(learner.search, settings.trials, settings.seed)
+
+
+def fit_learners(
+    name: str,
+    split: Split,
+    *,
+    classes: int,
+    rows: int,
+    seed: int,
+    hyper: Mapping[str, Any] | None = None,
+    rounds: Sequence[int] = (),
+    stop: bool = False,
+) -> list[Baseline]:
     """The learner, fitted on the split; of label sets one a label.
 
     Args:
@@ -31,18 +72,43 @@ def fit_learners(name: str, split: Split, *, classes: int, rows: int, seed: int)
         classes: C, where the task has classes.
         rows: of the whole table.
         seed: of the learner.
+        hyper: arguments of its trial.
+        rounds: of trees, a number for each learner; none where it knows no rounds.
+        stop: whether one that adds trees in rounds looks at the other rows of the split when to stop.
     """
     inputs = split.inputs.numpy().astype(np.float64)
     weight = None if split.weight is None else split.weight.numpy().astype(np.float64)
-    target = split.target.numpy()
+    target, others = split.target.numpy(), np.asarray(split.other_target)
+    targets, other_targets = [target], [others]
+    known: dict[str, Any] = {} if split.task == "regression" else {"num_classes": classes}
     if split.task == "multilabel":
-        columns = [label.astype(np.int64) for label in target.T]
-        return [learners_of(split.task, rows, seed)[name].fit(inputs, own, weight, num_classes=2) for own in columns]
-    learner = learners_of(split.task, rows, seed)[name]
-    if split.task == "regression":
+        known = {"num_classes": 2}
+        targets, other_targets = ([label.astype(np.int64) for label in both.T] for both in (target, others))
+    elif split.task == "regression":
         mean, deviation = split.scale
-        return [learner.fit(inputs, target.astype(np.float64) * deviation + mean, weight)]
-    return [learner.fit(inputs, target, weight, num_classes=classes)]
+        targets = [target.astype(np.float64) * deviation + mean]
+    fitted: list[Baseline] = []
+    for place, (own, looked_at) in enumerate(zip(targets, other_targets)):
+        learner = learner_of(name, split.task, rows, seed, hyper, rounds[place] if rounds else None)
+        if stop and isinstance(learner, RoundsBaseline):
+            valid = Validation(split.other_inputs.numpy().astype(np.float64), looked_at, split.other_weight)
+            fitted.append(learner.fit(inputs, own, weight, valid=valid, **known))
+        else:
+            fitted.append(learner.fit(inputs, own, weight, **known))
+    return fitted
+
+
+def rounds_of(tuned: Sequence[Sequence[Baseline]]) -> list[int]:
+    """Rounds of trees for the whole, a number for each learner: the mean of those that were best in the inner splits.
+
+    Args:
+        tuned: learners of each inner split, as :func:`fit_learners` gave them.
+    """
+    return [
+        max(1, round(float(np.mean([learner.best for learner in own if isinstance(learner, RoundsBaseline)]))))
+        for own in zip(*tuned)
+        if isinstance(own[0], RoundsBaseline)
+    ]
 
 
 def outcome_of_learners(learners: Sequence[Baseline], task: str, inputs: np.ndarray) -> Outcome:
@@ -57,9 +123,8 @@ def outcome_of_learners(learners: Sequence[Baseline], task: str, inputs: np.ndar
     )
 
 
-def fit_classical(name: str, split: Split, *, classes: int, rows: int, seed: int) -> Outcome:
-    """What the learner, fitted on the split, says of its other rows; arguments as :func:`fit_learners`."""
-    learners = fit_learners(name, split, classes=classes, rows=rows, seed=seed)
+def outcome_of_split(learners: Sequence[Baseline], split: Split) -> Outcome:
+    """What fitted learners say of the other rows of a split."""
     return outcome_of_learners(learners, split.task, split.other_inputs.numpy().astype(np.float64))
 
 

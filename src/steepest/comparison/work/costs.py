@@ -42,7 +42,7 @@ class Costs:
         return cell_seconds(self.context, level, work=self._work(), inner=inner, full=full)
 
     def learner(self, name: str, level: Level) -> float:
-        """What timings of a classical learner say of a cell: a fit and predictions in each split.
+        """What timings of a classical learner say of a cell: a fit and predictions in each split, and for each trial.
 
         Each grows by a power of the rows that the last two timings show. Nothing is known without one.
         """
@@ -50,10 +50,26 @@ class Costs:
         if not timings:
             return math.inf
         context, pair = self._at(min(level.rows, self.context.most_rows)), next(iter(self.context.folds))
-        inner = context.inner(pair)
         tested = len(context.folds[pair].test) if context.test is None else len(context.test.target)
-        sizes = [*((len(fit), len(valid)) for fit, valid in inner), (len(context.folds[pair].train), tested)]
-        return float(sum(_grown(timings, rows, others) for rows, others in sizes))
+        tuning = sum(_grown(timings, len(fit), len(valid)) for fit, valid in context.inner(pair))
+        whole = _grown(timings, len(context.folds[pair].train), tested)
+        return float(tuning * max(1, level.of_learner(name).trials) + whole)
+
+    def _at_other_trials(self, name: str, level: Level) -> float:
+        """Seconds of a cell by finished ones of the same rows, in proportion to their fits; infinite without any."""
+
+        def fits(at: Level) -> int:
+            return self._inner(min(level.rows, self.context.most_rows)) * max(1, at.trials) + 1
+
+        own = [(fits(at), took) for (known, at), took in self._found.items() if known == name and at.rows == level.rows]
+        seconds_a_fit: list[float] = [sum(took) / len(took) / count for count, took in own]
+        return max(seconds_a_fit, default=math.inf) * fits(level.of_learner(name))
+
+    def one_fit(self, name: str, level: Level) -> float:
+        """Seconds in which a timed learner fits the first inner split of a level, and predicts its other rows."""
+        context, pair = self._at(min(level.rows, self.context.most_rows)), next(iter(self.context.folds))
+        fit, valid = context.inner(pair)[0]
+        return _grown(self._timed[name], len(fit), len(valid))
 
     def known(self, name: str) -> bool:
         """Whether anything of an objective was timed or finished."""
@@ -61,7 +77,7 @@ class Costs:
 
     def learner_known(self, name: str, level: Level) -> bool:
         """Whether a classical learner was timed, or has finished a cell of so many rows."""
-        return name in self._timed or (name, _of_rows(level)) in self._found
+        return name in self._timed or (name, level.of_learner(name)) in self._found
 
     def learner_timed(self, name: str, timing: LearnerTime) -> None:
         """A classical learner was timed, at more rows than before."""
@@ -75,7 +91,7 @@ class Costs:
         """A cell took so many seconds."""
         if kind == "objective":
             self._base.setdefault(name, max(seconds, 1e-6) / self.model(level))
-        self._found.setdefault((name, level if kind == "objective" else _of_rows(level)), []).append(seconds)
+        self._found.setdefault((name, level if kind == "objective" else level.of_learner(name)), []).append(seconds)
 
     def _guess(self) -> float:
         """For an objective of which nothing is known: as the dearest that is."""
@@ -83,11 +99,12 @@ class Costs:
 
     def cell(self, name: str, kind: str, level: Level) -> float:
         """Expected seconds of a cell."""
-        own = self._found.get((name, level if kind == "objective" else _of_rows(level)))
+        own = self._found.get((name, level if kind == "objective" else level.of_learner(name)))
         if own:
             return sum(own) / len(own)
         if kind == "classical":
-            return self.learner(name, level)
+            likely = self._at_other_trials(name, level)
+            return self.learner(name, level) if math.isinf(likely) else likely
         return (self._base.get(name) or self._guess()) * self.model(level) * self._scale(level)
 
     def slow(self, names: Sequence[str], level: Level) -> tuple[str, ...]:
@@ -124,11 +141,6 @@ class Costs:
     def total(self, cells: Iterable[tuple[str, str, Level]]) -> float:
         """Seconds of one core of many cells: name, kind, level."""
         return sum(self.cell(*cell) for cell in cells)
-
-
-def _of_rows(level: Level) -> Level:
-    """The level of a classical learner, which knows neither epochs nor trials."""
-    return Level(level.rows, 0, 0)
 
 
 def _grown(timings: Sequence[LearnerTime], rows: int, others: int) -> float:

@@ -77,7 +77,7 @@ class Run:
     def missing(self, store: Store) -> list[Job]:
         """The jobs of the whole design that are not finished."""
         finished, level = store.finished(), self.context.level
-        return [job for job in self.jobs if (job.name, *job.cells[0], level.of(job.kind)) not in finished]
+        return [job for job in self.jobs if (job.name, *job.cells[0], level.of(job.kind, job.name)) not in finished]
 
     def plan(self, workers: int, budget: float) -> Plan | None:
         """What is to do for the whole design, and how long it takes; None where nothing is.

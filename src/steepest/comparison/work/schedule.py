@@ -40,8 +40,8 @@ LEARNERS = 0.25
 """The part of a budget that classical learners may take."""
 TIMED_ROWS, TIMED_ROWS_LEARNER = 5000, 500
 """Most training rows of what is only timed; of a learner at first, then :data:`TIMED_GROWTH` times as many."""
-TIMED_GROWTH, TIMED_LEARNER = 4, 0.1
-"""The part of the time of all learners that a cell of one may be expected to take at a size at which it is timed."""
+TIMED_GROWTH, TIMED_LEARNER = 4, 0.04
+"""The part of the time of all learners that one fit may be expected to take at a size at which a learner is timed."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Schedule:
             rows = min(level.rows, TIMED_GROWTH * rows)
             small = replace(level, rows=rows)
             names = [name for name in names if name not in self.left_out]
-            names = [name for name in names if self.costs.learner(name, small) <= TIMED_LEARNER * seconds]
+            names = [name for name in names if self.costs.one_fit(name, small) <= TIMED_LEARNER * seconds]
 
     def _learners_left(self, executor: Executing) -> float:
         """Seconds that are left of the part of the budget that classical learners have."""
@@ -228,7 +228,7 @@ class Schedule:
         learners = self.learners if learner is None else (*self.learners, learner)
         dearest = max(
             *(self.costs.cell(name, "objective", one) for name in names or self.compared),
-            *(self.costs.cell(name, "classical", level) for name in learners),
+            *(self.costs.cell(name, "classical", one) for name in learners),
             0.0,
         )
         return 1.3 * dearest + min(REPORT * self.slow, self.deadline.seconds / 4)
@@ -334,7 +334,7 @@ class Schedule:
         for pair in pairs:
             for name in names:
                 job = self._job(name, pair, level)
-                if (name, *pair, level.of(job.kind)) not in self.finished:
+                if (name, *pair, level.of(job.kind, name)) not in self.finished:
                     jobs_missing.append(job)
         return jobs_missing
 

@@ -107,7 +107,7 @@ def _level(job: Job) -> Level:
 def cell_of(job: Job) -> tuple[str, int, int, str]:
     """The cell of a job, as :meth:`Store.finished` names it."""
     ((repeat, fold),) = job.cells
-    return job.name, repeat, fold, _level(job).of(job.kind)
+    return job.name, repeat, fold, _level(job).of(job.kind, job.name)
 
 
 def size_of(job: Job) -> str:
@@ -472,11 +472,14 @@ class Store:
 
         cells: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
         query = (
-            "select kind, name, repeat, fold, content from cells where (kind = 'classical' and level = ?) "
+            "select kind, name, repeat, fold, content, level from cells where (kind = 'classical' and level in (?, ?)) "
             "or (kind != 'classical' and level = ?) order by name, repeat, fold"
         )
-        for row in self._rows(query, (level.of("classical"), level.of("objective"))):
+        levels = (f"{level.rows}/0/0", f"{level.rows}/0/{level.trials}", level.of("objective"))
+        for *row, own in self._rows(query, levels):
             kind, name, pair, values = read_cell(row, self._where)
+            if own != level.of(kind, name):
+                continue
             cells.setdefault(name, {})[pair] = {**values, "kind": kind}
         return cells
 
@@ -485,7 +488,7 @@ class Store:
         from .stored import read_outcome
 
         query = "select outcome from cells where name = ? and repeat = ? and fold = ? and level in (?, ?)"
-        rows = self._rows(query, (name, repeat, fold, level.of("objective"), level.of("classical")))
+        rows = self._rows(query, (name, repeat, fold, level.of("objective"), level.of("classical", name)))
         if not rows:
             raise KeyError((name, repeat, fold, level))
         return read_outcome(rows[0][0], f"{self._where}: {name}, repeat {repeat}, fold {fold}: outcome")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...core.stored import Anything, Listed, Maybe, Named, Number, Record, Row, Text, Whole, Word, parse_json
 from ...core.stored import refuse_stored as refuse
+from ..baselines import tuned_learners
 from ..design.context import Context, Pair
 from ..design.folds import CLASSES
 from ..errors import InputError
@@ -162,7 +163,7 @@ def check_cells(cells: dict[str, dict[Pair, dict[str, Any]]], context: Context, 
             lacking = [key for key in NEEDED[kind] if key not in values]
             if lacking:
                 raise InputError(f"{cell}: {lacking[0]!r} is missing; move the folder away to begin anew")
-            trials = settings.trials if kind == "objective" else 1
+            trials = settings.trials if kind == "objective" or name in tuned_learners() else 1
             Listed(_VALUE, trials, trials).check(values["inner"], f"{cell}: inner")
             if context.table.task in CLASSES:
                 Listed(_VALUE, context.classes, context.classes).check(values.get("recall"), f"{cell}: recall")

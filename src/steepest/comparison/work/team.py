@@ -156,7 +156,7 @@ def job_of(posted: Posted, context: Context) -> Job:
     groups = tuple(int(word) for word in form[2].split(",")) if form[2] else ()
     if not (0 < level.rows <= most.rows and 0 < level.epochs <= most.epochs and 0 < level.trials <= most.trials):
         raise InputError(f"{where}: {form[1]} is no level of this run")
-    if level.of(posted.kind) != posted.level or (groups and [*sorted({*groups, 0})][-1] != level.trials):
+    if level.of(posted.kind, posted.name) != posted.level or (groups and [*sorted({*groups, 0})][-1] != level.trials):
         raise InputError(f"{where}: {posted.size!r:.80} does not fit {posted.level!r:.80}")
     return Job(posted.kind, posted.name, ((posted.repeat, posted.fold),), level, tuple(sorted(set(groups))))
 

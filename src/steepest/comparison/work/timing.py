@@ -16,7 +16,7 @@ from ..design.jobs import Job
 from ..design.trials import trials
 from ..metrics.metric import Metric
 from .cells import member_of, numpy_seed, recipe_of
-from .classical import fit_learners, learners_of, outcome_of_learners
+from .classical import fit_learners, learners_of, outcome_of_learners, trials_of_learner
 from .training import Member, Recipe, train
 
 
@@ -122,7 +122,8 @@ def time_learner_at(context: Context, job: Job) -> LearnerTime:
     with numpy_seed(0):  # scikit-learn's SVC draws from it
         for _ in range(2):
             started = time.process_time()  # what others do meanwhile would hide how it grows
-            learners = fit_learners(job.name, split, classes=context.classes, rows=len(context.table.target), seed=0)
+            rows = len(context.table.target)
+            learners = fit_learners(job.name, split, classes=context.classes, rows=rows, seed=0, stop=True)
             fitted = time.process_time()
             outcome_of_learners(learners, split.task, inputs)
             times.append((fitted - started, time.process_time() - fitted))
@@ -135,7 +136,8 @@ def time_learner_at(context: Context, job: Job) -> LearnerTime:
 def time_learner(context: Context, job: Job) -> float:
     """Expected seconds of a classical learner's job, from one fit on its first inner split."""
     timed = time_learner_at(context, job)
-    return (timed.fit + timed.predict) * (len(context.inner(job.cells[0])) + 1) * len(job.cells)
+    tuning = len(context.inner(job.cells[0])) * len(trials_of_learner(context, job.name))
+    return (timed.fit + timed.predict) * (tuning + 1) * len(job.cells)
 
 
 @dataclass(frozen=True)

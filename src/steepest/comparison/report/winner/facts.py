@@ -7,13 +7,14 @@ search space, and the names of network and objective are built in or trusted by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ....core.objective import Objective, TaskInfo
-from ....core.search import Choice, Float
+from ....core.objective import TaskInfo
+from ....core.search import Choice, Float, Space
 from ....core.stored import (
     Anything,
     Listed,
@@ -30,6 +31,7 @@ from ....core.stored import (
     read_json,
 )
 from ....core.stored import refuse_stored as refuse
+from ...baselines.boosting import MOST_ROUNDS, RoundsBaseline
 from ...design.models import BINS, IMAGE_MODELS, MODELS, Backbone, OnRows, find_model, model_of
 from ...design.objectives import find_objective, why_not
 from ...design.several import objective_for
@@ -44,7 +46,7 @@ from ...scores.calibration import SLOPES, Calibration
 from ...scores.operating_point import TEMPERATURES
 from ...work.classical import learners_of
 
-FORMAT = 4
+FORMAT = 5
 FILE = "winner.json"
 KINDS = ("objective", "classical")
 """A network that goes down an objective, or a classical learner."""
@@ -105,6 +107,8 @@ FACTS = {
         {
             **_SHARED,
             "learner": Text(),
+            "hyper": Named(Anything()),
+            "rounds": Listed(Whole(1, MOST_ROUNDS)),
             "task": Word(TASKS[:4]),
             "rows": _COUNT,
             "seed": _SEED,
@@ -237,6 +241,11 @@ def _check_learner(values: dict[str, Any], task: str, images: bool) -> None:
         refuse(inside(FILE, "middle"), f"{width} numbers", values["middle"])
     if not learner.scales_target and values["scale"] != [0, 1]:
         refuse(inside(FILE, "scale"), f"0 and 1 for {values['learner']}", values["scale"])
+    count = len(values["classes"]) if task == "multilabel" else 1
+    count = count if isinstance(learner, RoundsBaseline) else 0
+    if len(values["rounds"]) != count:
+        refuse(inside(FILE, "rounds"), f"{count} of them", values["rounds"])
+    _check_hypers(values["learner"], learner.search, values["hyper"])
 
 
 def _check_targets(values: dict[str, Any], task: str, parts: list[Part]) -> int:
@@ -336,16 +345,21 @@ def _objective(values: dict[str, Any], info: TaskInfo, parts: list[Part], trust:
     reason = why_not(cls, info.task, False, [target.task for target in parts] if info.task == "multitask" else ())
     if reason:
         refuse(inside(FILE, "objective"), f"one for a {info.task} target", f"{name}: {reason}")
-    if hyper and set(hyper) != set(cls.search):
-        expected = ", ".join(cls.search) or "none"
-        refuse(inside(FILE, "hyper"), f"the hyper-parameters of {name} ({expected}), or none", sorted(hyper))
-    for key, value in hyper.items():
-        _check_hyper(cls, key, value)
+    _check_hypers(name, cls.search, hyper)
     return objective_for(name, info.task, parts, trust=trust)
 
 
-def _check_hyper(cls: type[Objective], key: str, value: object) -> None:
-    space, where = cls.search[key], f"{inside(FILE, 'hyper')}[{key!r}]"
+def _check_hypers(name: str, search: Mapping[str, Space], hyper: Mapping[str, object]) -> None:
+    """All of a search space, each within its own, or none."""
+    if hyper and set(hyper) != set(search):
+        expected = ", ".join(search) or "none"
+        refuse(inside(FILE, "hyper"), f"the hyper-parameters of {name} ({expected}), or none", sorted(hyper))
+    for key, value in hyper.items():
+        _check_hyper(search[key], key, value)
+
+
+def _check_hyper(space: Space, key: str, value: object) -> None:
+    where = f"{inside(FILE, 'hyper')}[{key!r}]"
     if isinstance(space, Choice):
         if not any(type(value) is type(option) and value == option for option in space.options):
             refuse(where, "one of " + ", ".join(map(repr, space.options)), value)

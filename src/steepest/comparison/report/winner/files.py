@@ -41,6 +41,7 @@ class FittedNetwork:
     def __init__(self, network: nn.Module, objective: Objective, task: str, scale: tuple[object, object]) -> None:
         self.network, self.objective, self.task = network.eval(), objective.cpu().eval(), task
         self.scale = np.asarray(scale[0]), np.asarray(scale[1])
+        self.file = TENSORS
 
     def outcome(self, inputs: Tensor) -> Outcome:
         """What it says of prepared inputs, uncalibrated."""

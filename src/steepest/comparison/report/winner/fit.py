@@ -17,7 +17,7 @@ from ...design.deadline import OutOfTime
 from ...design.folds import CLASSES, Fold
 from ...design.levels import prefix
 from ...design.models import build, on_rows
-from ...design.trials import Trial, seed_of, trials
+from ...design.trials import Trial, seed_of, trials, words_of_trial
 from ...errors import InputError
 from ...read import Preprocessor
 from ...read.images import Images
@@ -26,7 +26,7 @@ from ...scores.calibration import calibrate
 from ...scores.outcome import Outcome
 from ...verdict.judge import Judge
 from ...work.cells import best_trial, member_of, numpy_seed, operating_point_of, recipe_of
-from ...work.classical import fit_learners, outcome_of_learners
+from ...work.classical import fit_learners, outcome_of_split, rounds_of, trials_of_learner
 from ...work.store import Store
 from ...work.training import Member, outcome_of, train
 from .facts import FORMAT, KINDS
@@ -86,10 +86,11 @@ def fit_winner(
     if kind == KINDS[0]:
         return _fit_network(whole, name, trial, ends_at)
     if not math.isinf(ends_at):
+        inner, tried = len(context.inner(judge.pairs[0])), len(trials_of_learner(context, name))
         took = float(np.mean([judge.cells[name][pair]["seconds"] for pair in judge.pairs]))
-        if time.time() + took > ends_at:
+        if time.time() + took * (inner + 1) / (tried * inner + 1) > ends_at:
             raise OutOfTime
-    return _fit_learner(whole, name)
+    return _fit_learner(whole, name, trials_of_learner(context, name)[trial])
 
 
 def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winner:
@@ -132,22 +133,29 @@ def _said(member: Member) -> Outcome:
     return outcome_of(member.objective.eval(), member.outputs, member.split)
 
 
-def _fit_learner(whole: Context, name: str) -> Winner:
+def _fit_learner(whole: Context, name: str, hyper: dict[str, Any]) -> Winner:
     (pair,) = whole.folds
     settings, table = whole.settings, whole.table
     seed = seed_of(settings.seed, *pair, "classical")
-    options = {"classes": whole.classes, "rows": len(table.target), "seed": seed % 2**31}
+    options: dict[str, Any] = {
+        "classes": whole.classes,
+        "rows": len(table.target),
+        "seed": seed % 2**31,
+        "hyper": hyper,
+    }
     splits = [whole.split(pair, inner_split) for inner_split in range(len(whole.inner(pair)))]
     with numpy_seed(seed % 2**32):
-        tuned = [fit_learners(name, split, **options) for split in splits]
-        fitted = FittedLearners(fit_learners(name, whole.split(pair, -1), **options), table.task)
-    others = [split.other_inputs.numpy().astype(np.float64) for split in splits]
-    outcomes = [outcome_of_learners(own, table.task, inputs) for own, inputs in zip(tuned, others)]
+        tuned = [fit_learners(name, split, stop=True, **options) for split in splits]
+        rounds = rounds_of(tuned)
+        fitted = FittedLearners(fit_learners(name, whole.split(pair, -1), rounds=rounds, **options), table.task)
+    outcomes = [outcome_of_split(own, split) for own, split in zip(tuned, splits)]
     facts = {
         **_shared(whole),
         "kind": KINDS[1],
         "learner": name,
-        "settings": "",
+        "settings": words_of_trial(hyper) if fitted.learners[0].search else "",
+        "hyper": hyper,
+        "rounds": rounds,
         "task": table.task,
         "rows": options["rows"],
         "seed": options["seed"],

@@ -20,14 +20,15 @@ import numpy as np
 from torch import Tensor
 
 from ....core.stored import parse_json
-from ...baselines import Baseline
+from ...baselines import Baseline, LightGBMBaseline
 from ...errors import InputError
 from ...scores.outcome import Outcome
-from ...work.classical import learners_of, moved_by, outcome_of_learners, restored
+from ...work.classical import learner_of, moved_by, outcome_of_learners, restored
 from ...work.stored import read_header
 from .facts import WinnerFacts
 from .files import read_whole, said_by, write_whole
 from .models import check_model, expected_estimator, savable
+from .trees import TREES, models_of_trees, text_of_trees
 
 LEARNERS = "winner.skops"
 SCHEMA = "schema.json"
@@ -105,6 +106,7 @@ class FittedLearners:
 
     def __init__(self, learners: Sequence[Baseline], task: str) -> None:
         self.learners, self.task = list(learners), task
+        self.file = TREES if isinstance(self.learners[0], LightGBMBaseline) else LEARNERS
 
     def outcome(self, inputs: Tensor) -> Outcome:
         """What it says of prepared inputs, uncalibrated."""
@@ -119,9 +121,12 @@ class FittedLearners:
         return moved_by(self.learners[0])
 
     def write(self, folder: Path) -> str:
-        """Write the list of scikit-learn estimators and give the hash of its file."""
+        """Write the list of estimators, LightGBM's as its text, and give the hash of its file."""
         import skops.io
 
+        if self.file == TREES:
+            text = text_of_trees([learner.model for learner in self.learners])
+            return write_whole(folder / TREES, text.encode())
         return write_whole(
             folder / LEARNERS, _plain(skops.io.dumps([savable(learner.model) for learner in self.learners]))
         )
@@ -134,17 +139,22 @@ class FittedLearners:
             InputError: the file is another, not whole, names a type beyond :data:`TYPES`, or is not of this learner.
         """
         values = told.values
-        data = read_whole(folder, LEARNERS, values["weights"])
+        by_lightgbm = values["learner"] == LightGBMBaseline.name
+        file = TREES if by_lightgbm else LEARNERS
+        data = read_whole(folder, file, values["weights"])
         count = len(values["classes"]) if told.task == "multilabel" else 1
         classes = 0 if told.task == "regression" else 2 if told.task == "multilabel" else len(values["classes"])
         learners: list[Baseline] = []
-        models = estimators(data)
+        models = models_of_trees(data, values["width"], classes) if by_lightgbm else estimators(data)
         if len(models) != count:
-            raise InputError(f"{LEARNERS}: expected {count} learners, got {len(models)}")
-        for model in models:
-            learner = learners_of(told.task, values["rows"], values["seed"])[values["learner"]]
-            learner.rows = values["rows"]
-            check_model(model, expected_estimator(learner, model), values["width"], classes)
+            raise InputError(f"{file}: expected {count} learners, got {len(models)}")
+        for number, model in enumerate(models):
+            rounds = values["rounds"][number] if values["rounds"] else None
+            options: dict[str, Any] = {"hyper": values["hyper"], "rounds": rounds}
+            learner = learner_of(values["learner"], told.task, values["rows"], values["seed"], **options)
+            learner.rows, learner.columns = values["rows"], values["width"]
+            if not by_lightgbm:
+                check_model(model, expected_estimator(learner, model), values["width"], classes)
             learners.append(
                 restored(learner, model, rows=values["rows"], width=values["width"], classes=classes, moved=values)
             )

@@ -25,6 +25,7 @@ from ...scores.outcome import Outcome
 from .facts import CLASSES, FILE, WinnerFacts, checked, read_facts
 from .files import TENSORS, FittedNetwork, check_array, refuse_infinite, said_by, winner_folder, write_whole
 from .learner import LEARNERS, FittedLearners
+from .trees import TREES
 
 pd = late("pandas")
 
@@ -104,7 +105,8 @@ class Winner:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**self.facts, "weights": self.fitted.write(folder)}, indent=1, allow_nan=False)
         write_whole(folder / FILE, text.encode())
-        (folder / (LEARNERS if isinstance(self.fitted, FittedNetwork) else TENSORS)).unlink(missing_ok=True)
+        for name in {TENSORS, LEARNERS, TREES} - {self.fitted.file}:
+            (folder / name).unlink(missing_ok=True)
 
     @property
     def warnings(self) -> list[str]:
