@@ -15,6 +15,7 @@ from steepest.comparison.baselines import (
     KNNBaseline,
     LassoBaseline,
     LDABaseline,
+    LightGBMBaseline,
     LogisticBaseline,
     MLPBaseline,
     RidgeBaseline,
@@ -31,6 +32,7 @@ QUICK = [
     ForestBaseline(trees=10),
     MLPBaseline(epochs=20),
     BoostingBaseline(rounds=10),
+    LightGBMBaseline(rounds=10),
 ]
 
 
@@ -187,7 +189,10 @@ def test_a_class_absent_from_training_keeps_its_column(baseline, seen):
 
 @pytest.mark.parametrize(
     "kind",
-    [ConstantBaseline, LogisticBaseline, SVMBaseline, ForestBaseline, BoostingBaseline, KNNBaseline, LDABaseline],
+    [
+        *(ConstantBaseline, LogisticBaseline, SVMBaseline, ForestBaseline, BoostingBaseline, LightGBMBaseline),
+        *(KNNBaseline, LDABaseline),
+    ],
 )
 def test_weights_count_exactly_where_declared(kind):
     """At each of two points a third of the rows are ones: heavier, they win where weights are known."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ...core.arrays import codes, numbers, row_weights
-from ...core.checks import check_number
+from ...core.checks import check_flag, check_number
 from ...core.search import Choice, Float, Space
 from .base import Baseline, is_constant
 from .lightgbm_trees import LightGBMClassifierTrees, LightGBMRegressorTrees
@@ -234,6 +234,9 @@ class LightGBMBaseline(RoundsBaseline):
         check_number("features", features, low=0.0, high=1.0, open_low=True)
         check_number("rows", rows, low=0.0, high=1.0, open_low=True)
         check_number("l2", l2, low=0.0)
+        if random_cuts is not None:
+            check_flag("random_cuts", random_cuts)
+        check_flag("large", large)
         self.rate, self.leaves, self.min_leaf, self.features = rate, leaves, min_leaf, features
         self.share_of_rows, self.l2, self.random_cuts, self.large = rows, l2, random_cuts, large
 

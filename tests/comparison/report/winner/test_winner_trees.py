@@ -98,6 +98,21 @@ def test_lightgbm_itself_reads_the_file(saved: Saved) -> None:
     pd.testing.assert_frame_equal(Winner.load(folder).predict(rows), expected(folder, rows), rtol=1e-9)
 
 
+def test_names_with_any_signs(tmp_path: Path, make_winner: Callable[..., Winner]) -> None:
+    """LightGBM refuses such names of features, and splits its text at spaces and lines."""
+    generator = np.random.default_rng(0)
+    names = ['{"a": [1], "b": 2}', "tree=\nend of trees", "Größe, in µm"]
+    frame = pd.DataFrame(generator.normal(size=(90, 3)), columns=names)
+    labels = np.array(['["x":', "classes: 0 1", "naïve"])
+    frame["goal"] = labels[np.digitize(frame[names[0]], [-0.4, 0.4])]
+    before = make_winner(tmp_path, frame, "lightgbm", "classical", target="goal")
+    after = Winner.load(tmp_path / "run" / "winner")
+    pd.testing.assert_frame_equal(after.predict(frame), before.predict(frame), check_exact=True)
+    assert (after.predict(frame)["prediction"] == frame["goal"]).mean() > 0.8
+    assert set(after.predict_proba(frame).columns) == set(labels)
+    assert all(name not in text_of(tmp_path / "run" / "winner") for name in names)
+
+
 def test_trees_are_more_than_one_leaf(saved: Saved) -> None:
     """Else nothing above would tell a tree from a constant."""
     for folder, *_ in saved.values():
