@@ -254,3 +254,88 @@ def test_base_of():
         base_of([w], base, {})
     with pytest.raises(TypeError, match="base_optimizer: expected an optimizer"):
         Wrapper([w])
+
+
+class Mixed(Climb):
+    """The mean of both gradients."""
+
+    keeps_first = True
+
+    def _joined(self, first, second, groups):
+        return [(a + b) / 2 for a, b in zip(first, second)]
+
+
+@pytest.mark.parametrize("kind", [Climb, Mixed])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_a_loop_that_clips_between_the_second_pass_and_the_step(kind, scale):
+    """Both passes by hand and ``step()``: what the hook of the base optimizer clips, to the last bit."""
+
+    def loss(w):
+        return 50 * (w**4).sum()
+
+    by_hook, by_hand = (parameter(0.5, -0.25) for _ in range(2))
+    optimizer = kind(torch.optim.SGD([by_hook], lr=0.25, momentum=0.5), rho=0.125)
+    optimizer.base_optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_([by_hook], 1.0) and None)
+    for _ in range(3):
+        optimizer.step(closure_of(optimizer, lambda: loss(by_hook)))
+
+    optimizer = kind(torch.optim.SGD([by_hand], lr=0.25, momentum=0.5), rho=0.125)
+    optimizer._step_supports_amp_scaling = False  # as where the loop unscales
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    for _ in range(3):
+        optimizer.zero_grad()
+        scaler.scale(loss(by_hand)).backward()
+        before = by_hand.detach().clone()
+        with optimizer.moved(scaler=scaler):
+            assert not torch.equal(by_hand, before)
+            optimizer.zero_grad()
+            scaler.scale(loss(by_hand)).backward()
+        assert torch.equal(by_hand, before)
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_([by_hand], 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.equal(by_hook, by_hand)
+    with pytest.raises(TypeError, match="closure"):  # each second pass is for one step
+        optimizer.step()
+
+
+def test_a_closure_that_runs_both_passes_itself():
+    w, twin = parameter(0.5, -0.25), parameter(0.5, -0.25)
+    optimizer = Climb(torch.optim.SGD([w], lr=0.25), rho=0.125)
+    single = closure_of(optimizer, lambda: (w**4).sum())
+    calls = []
+
+    def both():
+        calls.append(1)
+        loss = single()
+        with optimizer.moved():
+            single()
+        return loss
+
+    first = optimizer.step(both)
+    other = Climb(torch.optim.SGD([twin], lr=0.25), rho=0.125)
+    assert other.step(closure_of(other, lambda: (twin**4).sum())) == first
+    assert torch.equal(w, twin)
+    assert calls == [1]
+
+
+def test_a_second_pass_whose_step_is_given_up():
+    norm = nn.BatchNorm1d(1, affine=False)
+    w = parameter(1.0)
+    optimizer = Climb(torch.optim.SGD([w], lr=0.1, momentum=0.9), rho=0.5)
+    closure = closure_of(optimizer, lambda: norm(torch.tensor([[1.0], [3.0]]) * w).square().sum() + w.sum())
+    traces = Traces()
+    with traces.watching():
+        closure()
+    with optimizer.moved(traces):
+        closure()
+    assert norm.num_batches_tracked.item() == 1
+    assert optimizer.skip()
+    assert not optimizer.skip()
+    assert (norm.num_batches_tracked.item(), norm.running_mean.item(), w.item(), optimizer.skipped) == (0, 0, 1.0, 1)
+    assert not optimizer.state
+    with pytest.raises(RuntimeError, match="in the middle"), optimizer.moved():
+        raise RuntimeError("in the middle")
+    assert w.item() == 1.0
+    assert not optimizer.skip()

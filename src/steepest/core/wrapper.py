@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -185,7 +186,8 @@ class TwoPassWrapper(Wrapper):
 
     In a loop that runs the passes itself: backward, :meth:`first_step`, backward, :meth:`second_step`. Buffers are
     frozen between them; random numbers are not drawn again. With a scaler: ``scaler.unscale_`` and, after the step,
-    ``scaler.update`` around each of the two.
+    ``scaler.update`` around each of the two. Where clipping, callbacks or a scaler come between the second pass and
+    the step: backward, the second pass within :meth:`moved`, and ``step()`` without a closure.
 
     On several ranks whose gradients are averaged in both passes all take one step; a first pass under ``no_sync`` moves
     each rank by its own gradient.
@@ -209,6 +211,11 @@ class TwoPassWrapper(Wrapper):
         """Whether nothing is to move, so that one pass does."""
         return False
 
+    @property
+    def passes(self) -> int:
+        """How many passes the next step takes."""
+        return 1 if self._still() else 2
+
     def _moves(
         self, parameters: list[Tensor], gradients: list[Tensor], groups: list[dict[str, Any]], norm: Tensor
     ) -> list[Tensor | None]:
@@ -231,17 +238,24 @@ class TwoPassWrapper(Wrapper):
     def step(self, closure: Callable[[], Any] | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Any:
         """One step of two passes; gives the loss of the first.
 
+        Without a closure it is the end of a step whose second pass ran within :meth:`moved`; so it is with a closure
+        that runs both passes itself.
+
         Raises:
             TypeError: no closure, so that there is nothing to run a second time; a sparse gradient.
         """
-        if closure is None:
+        if closure is None and self._ready is not None:
+            self._finish(self._taken(), fine=self._unscaled(scaler, ran=False))
+            return None
+        self._ready = None
+        if closure is None and not self._still():
             refuse_type(
                 "closure",
                 "a function that zeroes, runs forward and backward and returns the loss: two passes are due"
                 " (or backward, first_step, backward, second_step)",
                 None,
             )
-        if self._still():
+        if closure is None or self._still():
             return super().step(closure, scaler=scaler)
         self._end_pass()
         traces = Traces([*self.modules, *getattr(closure, "modules", ())])
@@ -250,6 +264,9 @@ class TwoPassWrapper(Wrapper):
             with torch.enable_grad(), traces.watching():
                 loss = closure()
             fine = self._unscaled(scaler, ran=True)
+            if self._ready is not None:
+                self._finish(self._taken(), fine=fine)
+                return loss
             self._displace(traces)
             # watched again: a compiled model is compiled anew where hooks come or go
             with torch.enable_grad(), traces.frozen(), traces.watching(), same_random_numbers(start):
@@ -286,7 +303,49 @@ class TwoPassWrapper(Wrapper):
         if zero_grad:
             self.zero_grad()
 
+    @contextmanager
+    def moved(self, traces: Traces | None = None, *, scaler: torch.amp.GradScaler | None = None) -> Iterator[None]:
+        """Inside the block weights are moved along the gradients that are there; the second pass runs in it.
+
+        Afterwards weights and buffers are what they were, and ``step()`` without a closure steps with the gradients
+        that are there then. Random numbers are not drawn again by themselves. After an exception there is no step.
+
+        Args:
+            traces: of the first pass, where what it left in buffers is to be undone if the step is skipped.
+            scaler: the gradient scaler of the first pass's gradients; they are divided by its scale in place.
+        """
+        self._end_pass()
+        self._ready = None
+        if scaler is not None and scaler.is_enabled():
+            scaler.unscale_(self.base_optimizer)
+        traces = Traces(self.modules) if traces is None else traces
+        self._displace(traces)
+        try:
+            with traces.frozen(), traces.watching():
+                yield
+        except BaseException:
+            self._end_pass()
+            raise
+        self._ready = self._end_pass()
+        assert self._ready is not None
+        with torch.no_grad():  # clipping is of what the step uses
+            self._join(self._ready, 1.0 if scaler is None else scaler.get_scale())
+
+    def skip(self) -> bool:
+        """Give up a step whose second pass ran within :meth:`moved`, as after an overflow; whether there was one."""
+        if self._ready is None:
+            return False
+        self._finish(self._taken(), fine=False)
+        return True
+
+    def _taken(self) -> _Away:
+        away, self._ready = self._ready, None
+        assert away is not None
+        return away
+
     _away: _Away | None = None
+    _ready: _Away | None = None
+    """What a second pass within :meth:`moved` has left for the step."""
 
     @torch.no_grad()
     def _displace(self, traces: Traces) -> None:
@@ -310,19 +369,27 @@ class TwoPassWrapper(Wrapper):
 
     @torch.no_grad()
     def _finish(self, away: _Away, *, fine: bool) -> None:
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        pairs = [(i, p) for i, p in enumerate(away.parameters) if p.grad is not None]
-        second = [_refused_if_sparse(p) for _, p in pairs]
+        second = [_refused_if_sparse(p) for p in away.parameters if p.grad is not None]
         finite = away.norm.isfinite() & length(second).isfinite().to(away.norm.device)
         if not fine or not bool(finite):
             away.traces.undo()
             self.skipped += 1
             return
-        if self.keeps_first and second:
-            joined = self._joined([away.first[i] for i, _ in pairs], second, [groups[id(p)] for _, p in pairs])
-            if joined is not None:
-                foreach_copy_(second, list(joined))
+        self._join(away)
         self.base_optimizer.step()
+
+    def _join(self, away: _Away, factor: float = 1.0) -> None:
+        """Write the step's gradient over the second where it is not that alone; ``factor`` is that of the second."""
+        first, away.first = away.first, []
+        pairs = [(g, p) for g, p in zip(first, away.parameters) if p.grad is not None]
+        if not pairs:
+            return
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        own = [g if factor == 1.0 else g * factor for g, _ in pairs]
+        second = [_refused_if_sparse(p) for _, p in pairs]
+        joined = self._joined(own, second, [groups[id(p)] for _, p in pairs])
+        if joined is not None:
+            foreach_copy_(second, list(joined))
 
     def own_state(self) -> dict[str, Any]:
         """How many steps were skipped."""

@@ -277,3 +277,12 @@ def test_what_it_refuses():
         sam_perturbation([torch.ones(2)], weights=[])
     with pytest.raises(ValueError, match="closure: expected 0 dimensions"):
         sharpness(lambda: w * 1.0, [w])
+
+
+def test_how_many_passes_a_step_takes():
+    w = parameter(1.0)
+    assert [SAM([w], rho=rho, lr=0.1).passes for rho in (0.0, 0.1)] == [1, 2]
+    still = SAM([w], rho=0.0, lr=0.1)
+    (w**2).sum().backward()
+    still.step()  # which loops call without a closure
+    assert w.item() == pytest.approx(0.8)
