@@ -36,7 +36,8 @@ TABLES = (
     "adult", "compas", "phoneme", "oil-spill", "pima", "sonar", "ionosphere", "ecoli", "winequality-red", "abalone",
 )  # fmt: skip
 FILES = {"adult": "adult-train", "compas": "compas-two-years", "pima": "pima-indians-diabetes"}
-ARMS = ("plain before", "plain", "tabm", "forest", "boosting")
+ARMS = ("plain before", "plain", "tabm", "forest", "lightgbm")
+TREES = ("forest", "lightgbm", "boosting")
 REPEATS, FOLDS, TRIALS, ADULT, CLEAR = 2, 3, 4, 8000, 0.005
 
 
@@ -61,7 +62,7 @@ def prepared(name: str, **options: Any) -> Context:
 
 def context_of(name: str, arm: str) -> tuple[Context, str, str]:
     """The comparison of an arm, and the kind and name of its cells."""
-    if arm in ("forest", "boosting"):
+    if arm in TREES:
         return prepared(name, model="plain"), "classical", arm
     options: dict[str, Any] = {"model": "tabm" if arm == "tabm" else "plain", "classical": False}
     if arm == "plain before":
@@ -87,7 +88,7 @@ def shares(means: dict[str, dict[str, float]], network: str) -> dict[str, float]
     """The share of the gap that a network closes, by table with a clear gap."""
     out = {}
     for name, own in means.items():
-        trees = [own[arm] for arm in ("forest", "boosting") if arm in own]
+        trees = [own[arm] for arm in TREES if arm in own]
         if trees and network in own and max(trees) - own["plain before"] > CLEAR:
             out[name] = (own[network] - own["plain before"]) / (max(trees) - own["plain before"])
     return out
