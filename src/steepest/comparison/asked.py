@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
-from .names import check_names
+from .names import check_names, check_varied
 from .read.builtin import BUILTIN
 from .read.images.source import check_image_options, idx_pair, is_image_folder, is_image_source, open_bytes
 from .read.options import check_options, read_options
@@ -31,6 +31,7 @@ def check_asked(request: Request) -> None:
     check_options(request.task, request.rare, folds)
     read_options(**{name: getattr(request, name) for name in READING})
     check_names(request.objectives, request.metric, request.model)
+    check_varied(request.vary, request.arms, request.objectives)
     if request.device != "cpu" and not request.device.startswith("cuda"):
         raise InputError(f"--device: {request.device!r} is not here; use cpu or cuda")
     source = str(request.data)

@@ -21,6 +21,7 @@ from .completion import (
     complete_model,
     complete_objectives,
     complete_task,
+    complete_vary,
 )
 from .defaults import BUDGET, MODEL, OUT
 
@@ -104,6 +105,23 @@ def compare_command(
             autocompletion=complete_objectives,
         ),
     ] = "default",
+    vary: Annotated[
+        str,
+        typer.Option(
+            help="objective, or with one objective: optimizer, schedule (fixed length, nothing stops early), or "
+            "aggregator (of several targets' gradients).",
+            rich_help_panel="What is compared",
+            autocompletion=complete_vary,
+        ),
+    ] = "objective",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Names of optimizers, schedules or aggregators, commas between, where one of these varies. "
+            "Default: all.",
+            rich_help_panel="What is compared",
+        ),
+    ] = "default",
     metric: Annotated[
         str | None,
         typer.Option(
@@ -165,7 +183,8 @@ def compare_command(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Epochs without improvement until a training stops (not images). Default: 10, 20 above 5,000 rows; of tabm 16.",
+            help="Epochs without improvement until a training stops (not images). Default: 10; above 5,000 rows 20; "
+            "of tabm 16.",
             rich_help_panel="Design",
         ),
     ] = None,
@@ -270,6 +289,8 @@ def compare_command(
 
     steepest compare wine.csv --target quality --task regression
 
+    steepest compare digits --vary optimizer --arms adamw,sgd,lion
+
     steepest compare clinic.csv --group patient --metric balanced_accuracy --objectives all --budget 2h
 
     steepest compare a.csv b.csv c.csv d.csv e.csv f.csv
@@ -321,6 +342,8 @@ def compare_command(
             augment=augment,
             noise=noise,
             objectives=objectives,
+            vary=vary,
+            arms=arms,
             metric=metric,
             rope=rope,
             model=model,

@@ -51,6 +51,13 @@ def complete_model(incomplete: str) -> list[str]:
     return _beginning(model_words(), incomplete)
 
 
+def complete_vary(incomplete: str) -> list[str]:
+    """What may vary."""
+    from .names import VARIED
+
+    return _beginning(VARIED, incomplete)
+
+
 def complete_task(incomplete: str) -> list[str]:
     """Tasks."""
     from .read.options import TASKS

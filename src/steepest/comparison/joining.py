@@ -44,6 +44,7 @@ SETTINGS = (
     "device",
     "metric",
     "model",
+    "vary",
 )
 """Fields of a request that are told as they were resolved."""
 TOLD = ("target", "task", "group", "time", "weight", "rare", "positive", "split", "size", "name", "augment")
@@ -71,7 +72,8 @@ def tell(run: Run, store: Store, request: Request) -> None:
     target, drop = request.target, request.drop
     asked["target"] = list(target) if isinstance(target, (list, tuple)) else plain(target)
     asked["drop"] = drop if isinstance(drop, str) else list(drop)
-    asked["objectives"] = list(settings.objectives)
+    asked["objectives"] = [settings.objective] if settings.objective else list(settings.objectives)
+    asked["arms"] = list(settings.objectives) if settings.objective else "default"
     asked["classical"] = bool(settings.classical)
     paths: dict[str, str] = {}
     rows: list[tuple[str, str, str, bytes]] = []

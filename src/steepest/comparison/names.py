@@ -6,10 +6,10 @@ Nothing is imported, so a word that is none is refused, and completed in a shell
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..catalogue import keep, systems, there
 from ..catalogue.names import ancestry, attribute, facts_of, resolve
@@ -22,6 +22,9 @@ _METRIC_WORDS = "comparison.metrics.words"
 
 GROUPS = ("default", "all")
 """Words for several objectives."""
+VARIED = ("objective", "optimizer", "schedule", "aggregator")
+"""What a comparison may vary."""
+_ARMS = {"optimizer": "OPTIMIZERS", "schedule": "SCHEDULES", "aggregator": "AGGREGATORS"}
 AUTO = "auto"
 """The word for a network that is chosen by what there is time for."""
 
@@ -117,6 +120,55 @@ def objective_words(asked: str | Iterable[str]) -> list[str]:
     if not words:
         raise InputError("--objectives: expected default, all, or names")
     return words
+
+
+@cache
+def arm_names(vary: str) -> tuple[str, ...]:
+    """The words of all optimizers, schedules or aggregators.
+
+    >>> arm_names("schedule")[0]
+    'constant'
+    """
+    return tuple(facts_of("comparison.design.arms")["values"][_ARMS[vary]])
+
+
+def arm_words(asked: str | Iterable[str]) -> list[str]:
+    """What was asked for, word by word.
+
+    Raises:
+        InputError: there is none.
+    """
+    words = [w.strip() for w in asked.split(",") if w.strip()] if isinstance(asked, str) else list(asked)
+    if not words:
+        raise InputError("--arms: expected default, or names")
+    return words
+
+
+def check_varied(vary: str, arms: str | Iterable[str], objectives: str | Iterable[str]) -> None:
+    """Refuse what cannot be varied, arms that are none, and several objectives where something else varies.
+
+    Raises:
+        InputError: the first that is wrong.
+    """
+    if vary not in VARIED:
+        raise InputError(f"--vary: expected {', '.join(VARIED)}, got {vary!r:.80}{nearest(str(vary), VARIED)}")
+    words = arm_words(arms)
+    if vary == "objective":
+        if words != ["default"]:
+            raise InputError("--arms: objectives are named by --objectives; it is for --vary optimizer and the like")
+        return
+    for word in words:
+        if word not in ("default", "all") and word not in arm_names(vary):
+            known = arm_names(vary)
+            raise InputError(f"unknown {vary} {word!r}{nearest(word, known) or '.'} Known: {', '.join(known)}")
+    objective = objective_words(objectives) if isinstance(objectives, (str, list, tuple)) else [objectives]
+    if len(objective) > 1 or objective[0] == "all":
+        raise InputError(f"--objectives: expected one name where the {vary} varies, got {', '.join(objective)}")
+
+
+def varied(results: Mapping[str, Any]) -> str:
+    """What varies among the arms of a comparison, in one word; results of earlier versions don't say it."""
+    return str(results.get("vary", "objective"))
 
 
 def unknown_objective(name: str, known: Iterable[str]) -> InputError:

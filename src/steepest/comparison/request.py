@@ -127,6 +127,10 @@ class Request:
     name: str = "data"
 
     objectives: Any = "default"
+    vary: str = "objective"
+    """What is compared: objectives, or with one objective the optimizer, schedule or aggregator."""
+    arms: Any = "default"
+    """Names of those, where it is not objectives."""
     metric: Any = None
     model: Any = None
     classical: bool = True
@@ -184,7 +188,8 @@ class Request:
     def typed(self) -> tuple[str, ...]:
         """What of the design was asked for by name: it is cut last."""
         counts = [name for name in ("repeats", "trials", "epochs") if getattr(self, name) is not None]
-        groups = isinstance(self.objectives, str) and self.objectives in ("default", "all")
+        names = self.objectives if self.vary == "objective" else self.arms
+        groups = isinstance(names, str) and names in ("default", "all")
         return (*counts, *(() if groups else ("objectives",)))
 
     @property

@@ -76,7 +76,7 @@ def test_expected_seconds_count_early_stopping_learners_and_the_winner(
     assert after.share == pytest.approx(0.4)
     assert after.expected == pytest.approx((17 * 4 + 6 * 1) / 2 + 0.4 * winner)
     assert not after.wants_pilot(60.0)
-    cycle = context_of(blobs, epochs=60, one_cycle=True)
+    cycle = context_of(blobs, epochs=60, fixed_length=True)
     assert make_plan(cycle, 1, timing.measure).floor == 1.0  # nothing stops early there
 
 

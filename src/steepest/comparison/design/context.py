@@ -16,11 +16,12 @@ from ..metrics.tables import metric_of
 from ..parts import Part
 from ..read.images import Images
 from ..read.inputs import Data, fit_inputs, transform
+from .arms import PLAIN, Arm, find_arm
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .levels import Level, prefix
 from .settings import Settings
 from .several import counts_of, objective_for, target_scale
-from .trials import seed_of
+from .trials import Trial, seed_of, trials
 
 Pair = tuple[int, int]
 """Repeat and fold."""
@@ -115,7 +116,7 @@ class Context:
 
     def inner(self, pair: Pair) -> list[tuple[np.ndarray, np.ndarray]]:
         """Row positions ``(fit, valid)`` inside one outer training part."""
-        once = self.settings.one_cycle
+        once = self.settings.fixed_length
         return inner_splits(
             self.table,
             self.folds[pair].train,
@@ -148,7 +149,7 @@ class Context:
         weights = table.weights
         other_target, other_weight = target[others], None if weights is None else weights[others]
         test_inputs = None
-        if self.settings.one_cycle and inner_fold >= 0:
+        if self.settings.fixed_length and inner_fold >= 0:
             test_inputs = transform(prepared, *((table, fold.test) if self.test is None else (self.test,)))
         if inner_fold < 0 and self.test is not None:
             other_inputs = transform(prepared, self.test)
@@ -187,5 +188,22 @@ class Context:
         )
 
     def objective(self, name: str) -> Any:
-        """The objective's class; with several targets of a mix, what stands for it."""
-        return objective_for(name, self.table.task, self.parts, trust=self.settings.own_parts)
+        """The class of the objective that an arm of this name trains with: its own where objectives are compared.
+
+        With several targets of a mix, what stands for it.
+        """
+        s = self.settings
+        apart = s.vary == "aggregator"
+        return objective_for(s.objective or name, self.table.task, self.parts, trust=s.own_parts, apart=apart)
+
+    def arm(self, name: str) -> Arm:
+        """The optimizer, schedule and aggregator that train an arm of this name."""
+        s = self.settings
+        return PLAIN if s.vary == "objective" else find_arm(s.vary, name)
+
+    def trials(self, name: str) -> list[Trial]:
+        """The settings that an arm of this name may try."""
+        s = self.settings
+        if s.vary != "objective":
+            return self.arm(name).trials(s.trials, s.seed)
+        return trials(self.objective(name), s.trials, s.seed, s.model)

@@ -65,16 +65,17 @@ def cell_seconds(
     """
     s, rows = context.settings, min(level.rows, context.most_rows)
     epochs = float(level.epochs)
-    if not (full or s.one_cycle) and epochs > s.patience:
+    if not (full or s.fixed_length) and epochs > s.patience:
         epochs = s.patience + RUN * (epochs - s.patience)
     models = level.trials * inner
-    fit = rows * (7 / 8 if s.one_cycle else 3 / 4 if inner == 1 else 2 / 3)
+    fit = rows * (7 / 8 if s.fixed_length else 3 / 4 if inner == 1 else 2 / 3)
     batch = min(s.batch_size, fit)
     step = 6.0 * batch * work / speed
-    together = models * step if isinstance(context.table, Images) else STEP + models * step
+    alone = isinstance(context.table, Images)
+    together = models * step if alone else STEP * (1 if s.vary == "objective" else models) + models * step
     looked = models * (SCORED + 2.0 * (rows - fit) * work / speed)
     seconds = epochs * (math.ceil(fit / batch) * together + looked)
-    if not s.one_cycle:
+    if not s.fixed_length:
         seconds += epochs * math.ceil(rows / batch) * (STEP + step)
     return seconds
 

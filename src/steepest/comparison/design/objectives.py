@@ -83,7 +83,7 @@ def choose_objectives(
     The names are those of the present call, so own code among them is imported.
 
     Args:
-        asked: ``"default"``, ``"all"``, or names (a list, or one text with commas).
+        asked: ``"default"``, ``"all"``, or names (a list, or one text with commas); empty is the baseline.
         task: of the table.
         weighted: whether there are sample weights.
         kinds: the tasks of several targets; an objective must fit one of them.
@@ -94,7 +94,7 @@ def choose_objectives(
     >>> choose_objectives("comp_sum", "multiclass")[0]
     ['cross_entropy', 'comp_sum']
     """
-    words = objective_words(asked)
+    words = objective_words(asked) if asked else []
     numbers = bool(kinds) and all(kind == "regression" for kind in kinds)
     names, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:

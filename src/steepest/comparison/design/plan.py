@@ -122,7 +122,7 @@ def make_plan(
     longest: dict[str, float] = {}
     first: dict[str, Job] = {}
     trainings = 0
-    refits = 0 if settings.one_cycle else 1
+    refits = 0 if settings.fixed_length else 1
     for job in to_run:
         first.setdefault(job.name, job)
         if job.kind == "objective":
@@ -146,7 +146,7 @@ def make_plan(
         workers,
         longest,
         known,
-        floor=1.0 if settings.one_cycle else min(1.0, settings.patience / settings.epochs),
+        floor=1.0 if settings.fixed_length else min(1.0, settings.patience / settings.epochs),
         winner=rows * (inner + 1) / (settings.trials * inner + refits),
     )
 

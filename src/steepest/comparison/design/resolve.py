@@ -14,11 +14,12 @@ from ..baselines import classical_learners
 from ..defaults import MODEL
 from ..errors import InputError
 from ..metrics.tables import default_of, metric_of
-from ..names import AUTO
+from ..names import AUTO, check_varied
 from ..own_parts import imported
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
 from ..request import Request
+from .arms import choose_arms
 from .context import Context
 from .folds import CLASSES
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
@@ -49,16 +50,27 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         )
     parts = getattr(table, "parts", ())
     kinds = [target.task for target in parts] if table.task == "multitask" else []
+    vary = request.vary
+    check_varied(vary, request.arms, _specs(request.objectives))
+    if vary == "aggregator" and table.task != "multitask":
+        raise InputError("--vary aggregator: it needs several targets that are not label sets, as in --target a,b,c")
+    asked_objectives = _specs(request.objectives)
+    one = vary != "objective" and asked_objectives in ("default", ["default"])
     chosen, notes = choose_objectives(
-        _specs(request.objectives), table.task, weighted=table.weights is not None, kinds=kinds
+        [] if one else asked_objectives, table.task, weighted=table.weights is not None, kinds=kinds
     )
+    objective = ""
+    if vary != "objective":
+        objective = chosen[-1]  # the baseline stands before what was asked for
+        chosen, notes = choose_arms(vary, request.arms)
     asked_metric = default_of(table, counts or None).name if request.metric is None else _spec(request.metric)
     metric_spec = metric_of(asked_metric, table).name
     if metric_spec != asked_metric:
         notes.append(f"metric: {asked_metric} is {metric_spec} here")
     model_spec = model_of(MODEL if request.model is None else _spec(request.model))
     if is_open := model_spec == AUTO:
-        model_spec = "resnet" if images else "tabm" if table.task in each_member.TASKS else "plain"
+        members = table.task in each_member.TASKS and request.vary == "objective"  # else it trains without its stack
+        model_spec = "resnet" if images else "tabm" if members else "plain"
     if (model_spec in IMAGE_MODELS) != images and model_spec in MODELS:
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
         raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
@@ -84,8 +96,10 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
             test="" if fixed is None else fixed.sha256,
             device=device,
             augment=request.augment and images,
-            one_cycle=images,
-            code=_code_hash([*chosen, model, metric_spec]),
+            fixed_length=images or vary == "schedule",
+            code=_code_hash([*chosen, objective, model, metric_spec]),
+            vary=vary,
+            objective=objective,
             **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
         )
         return Context(table, settings, fixed)

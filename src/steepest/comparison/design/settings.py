@@ -30,8 +30,11 @@ class Settings:
         test: hash of the fixed test set that takes the place of the outer folds, or empty.
         device: where networks train.
         augment: whether images are augmented in training.
-        one_cycle: whether a training runs all its epochs under a one-cycle learning rate and is scored as it is,
-            instead of stopping early and being fitted again on the whole training part.
+        fixed_length: whether a training runs all its epochs and is scored as it is, instead of stopping early and
+            being fitted again on the whole training part; images then have a one-cycle learning rate.
+        vary: what the arms are: objectives, or ``"optimizer"``, ``"schedule"``, ``"aggregator"``. Their names stand in
+            ``objectives`` all the same.
+        objective: the one that all arms train with where something else varies, else empty.
         code: hash of the user's own modules among objectives, model and metric, or empty.
     """
 
@@ -51,7 +54,9 @@ class Settings:
     test: str = ""
     device: str = "cpu"
     augment: bool = True
-    one_cycle: bool = False
+    fixed_length: bool = False
+    vary: str = "objective"
+    objective: str = ""
     code: str = ""
 
     def __post_init__(self) -> None:
@@ -73,7 +78,7 @@ class Settings:
         >>> Settings(("cross_entropy",), "cross_entropy", "accuracy", model="my_nets:small").own_parts
         frozenset({'my_nets:small'})
         """
-        return frozenset(name for name in (*self.objectives, self.metric, self.model) if ":" in name)
+        return frozenset(name for name in (*self.objectives, self.objective, self.metric, self.model) if ":" in name)
 
     def run_id(self, data_hash: str, version: str) -> str:
         """The identity of a run: a hash of data, settings and version."""

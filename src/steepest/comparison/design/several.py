@@ -68,6 +68,7 @@ class SeveralTargets(Objective):
     Args:
         members: the objective of each target.
         parts: the targets; ``members[t]`` gets the outputs of ``parts[t]`` and column t of the target.
+        apart: whether it gives the losses ``[T]`` for an aggregator of their gradients, and not their sum.
     """
 
     name = "several_targets"
@@ -76,8 +77,9 @@ class SeveralTargets(Objective):
     targets = ("real",)
     unit = "batch"
 
-    def __init__(self, members: Sequence[Objective], parts: Sequence[Part]) -> None:
+    def __init__(self, members: Sequence[Objective], parts: Sequence[Part], *, apart: bool = False) -> None:
         super().__init__("mean")
+        self.apart = apart
         self.members = nn.ModuleList(members)
         self.parts = list(parts)
         self.stateful = any(m.stateful for m in members)  # type: ignore[misc]
@@ -105,11 +107,11 @@ class SeveralTargets(Objective):
     def forward(self, outputs: Tensor, target: Tensor, **named: Any) -> Tensor:
         """The sum of the members' losses on outputs ``[B, W]`` and targets ``[B, T]``."""
         check_tensor("target", target, floating=True, shape=(outputs.shape[0], len(self.parts)))
-        total = outputs.new_zeros(())
+        losses = []
         for t, (member, single_target, piece) in enumerate(zip(self._all(), self.parts, self.split(outputs))):
             column = target[:, t] if single_target.task == "regression" else target[:, t].long()
-            total = total + member(piece, column, **{need: named[need] for need in member.needs})
-        return total
+            losses.append(member(piece, column, **{need: named[need] for need in member.needs}))
+        return torch.stack(losses) if self.apart else sum(losses, outputs.new_zeros(()))
 
     def predict(self, outputs: Tensor) -> Tensor:
         """``[B, T]`` floats: class codes and numbers."""
@@ -124,12 +126,12 @@ class SeveralTargets(Objective):
             member.after_step()
 
 
-def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust = False) -> Any:
+def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust = False, apart: bool = False) -> Any:
     """The class of an objective; with a mix of targets, what stands for it there."""
     cls = find_objective(name, trust=trust)
     if task != "multitask":
         return cls
-    return SeveralFactory(cls, parts, lambda kind: find_objective(baseline_of(kind)))
+    return SeveralFactory(cls, parts, lambda kind: find_objective(baseline_of(kind)), apart=apart)
 
 
 def part_infos(info: TaskInfo, parts: Sequence[Part]) -> list[TaskInfo]:
@@ -148,7 +150,15 @@ class SeveralFactory:
     """Stands for an objective class where there are several targets: the class for the targets that it fits, the
     baseline of the others' kind for the rest."""
 
-    def __init__(self, cls: type[Objective], parts: Sequence[Part], fallback: Callable[[str], type[Objective]]) -> None:
+    def __init__(
+        self,
+        cls: type[Objective],
+        parts: Sequence[Part],
+        fallback: Callable[[str], type[Objective]],
+        *,
+        apart: bool = False,
+    ) -> None:
+        self.apart = apart
         self.classes = [cls if cls.fits(target.task) else fallback(target.task) for target in parts]
         self.own = [cls.fits(target.task) for target in parts]
         self.parts, self.search, self.name, self.unit = list(parts), cls.search, cls.name, "batch"
@@ -159,4 +169,4 @@ class SeveralFactory:
         members = [
             cls.from_task(own, **(hyper if fits else {})) for cls, own, fits in zip(self.classes, infos, self.own)
         ]
-        return SeveralTargets(members, self.parts)
+        return SeveralTargets(members, self.parts, apart=self.apart)

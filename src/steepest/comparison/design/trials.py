@@ -61,6 +61,8 @@ class Trial:
     lr: float
     weight_decay: float
     hyper: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """What an optimizer takes beside rate and decay."""
 
     def describe(self) -> str:
         """For people.
@@ -68,7 +70,7 @@ class Trial:
         >>> Trial(0.001, 0.0001, {"tau": 1.25}).describe()
         'lr 0.001, weight decay 0.0001, tau 1.25'
         """
-        parts = {"lr": self.lr, "weight decay": self.weight_decay, **self.hyper}
+        parts = {"lr": self.lr, "weight decay": self.weight_decay, **self.hyper, **self.options}
         return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in parts.items())
 
 
@@ -103,9 +105,9 @@ def trials(objective: type[Objective], count: int, seed: int, model: str = "plai
     rates = own_rates.first[:count]
     own: list[dict[str, Any]] = [{} for _ in rates]
     if objective.search and is_twin(objective):
-        own = _design(objective.search, len(rates), seed, "twins")
+        own = design_of(objective.search, len(rates), seed, "twins")
     drawn = [Trial(rate, WEIGHT_DECAY, hyper) for rate, hyper in zip(rates, own)]
-    for values in _design({**own_rates.space, **objective.search}, count - len(drawn), seed, "trials"):
+    for values in design_of({**own_rates.space, **objective.search}, count - len(drawn), seed, "trials"):
         drawn.append(Trial(values.pop("lr"), values.pop("weight_decay"), values))
     return drawn
 
@@ -121,7 +123,7 @@ def learner_trials(space: dict[str, Space], count: int, seed: int) -> list[dict[
     >>> learner_trials({}, 8, 0), len(learner_trials({"rate": Float(0.1, 1.0)}, 8, 0))
     ([{}], 8)
     """
-    return [{}, *_design(space, count - 1, seed, "learners")] if space else [{}]
+    return [{}, *design_of(space, count - 1, seed, "learners")] if space else [{}]
 
 
 def words_of_trial(hyper: dict[str, Any]) -> str:
@@ -135,7 +137,7 @@ def words_of_trial(hyper: dict[str, Any]) -> str:
     return ", ".join(parts) or "defaults"
 
 
-def _design(space: dict[str, Space], count: int, seed: int, role: str) -> list[dict[str, Any]]:
+def design_of(space: dict[str, Space], count: int, seed: int, role: str) -> list[dict[str, Any]]:
     """The first ``count`` points of a scrambled Sobol sequence over a space; fewer are the start of more."""
     if count <= 0:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..names import varied
 from ..statistics import PROBABILITIES, SAME
 from .numbers import chance, clean
 
@@ -41,7 +42,7 @@ def advice(results: dict[str, Any]) -> str:
         return f"Use {baseline}{_with(saved.get('settings'))}: over all folds together the choice falls on it."
     own = saved.get("settings") if winner == baseline else (rows.get(baseline) or {}).get("settings")
     why = "scored worse" if head["verdict"] == "worse" else "was not shown to score better"
-    text = f"Keep {baseline}{_with(own)}: choosing another objective {why}{_matters(results)}"
+    text = f"Keep {baseline}{_with(own)}: choosing another {varied(results)} {why}{_matters(results)}"
     if winner in (None, baseline):
         return f"{text}."
     standing = STANDING.get((rows.get(winner) or {}).get("tier", ""), "was not told apart from it")

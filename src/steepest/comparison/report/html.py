@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ...core.lazy import late
+from ..names import varied
 from ..statistics.looks import percent
 from . import cost, figures, multiples, palette, views
 from .advice import advice, expected, is_classical
@@ -41,6 +42,7 @@ def report_html(results: dict[str, Any]) -> str:
         figures.headline(head, greater, head_places, width, f"h{width}", sure) for width in (figures.NARROW, 640)
     ]
     return environment().get_template("report.html").render(
+        what=varied(results),
         r=results,
         head=head,
         advice=told,

@@ -18,7 +18,7 @@ from .finished import Comparison
 from .numbers import clean
 from .terminal import Terminal, clock, practical_line, summary
 from .winner.facts import KINDS
-from .winner.fit import fit_winner, saved_winner
+from .winner.fit import arm_of, fit_winner, saved_winner
 from .winner.use import python_lines, shell_line
 from .winner.winner import Winner
 from .writing import write_report
@@ -55,7 +55,8 @@ def publish(
     cut = (store.fact("winner_rows") or 0) > 0 and min(budget, EVER) > (store.fact("answered") or 0.0)
     winner = None if computed or cut else saved_winner(winner_folder, context, kind)
     said = results.get("winner", {})
-    finished = winner is not None and (said.get("kind"), said.get("objective")) == (kind, winner.name)
+    named = None if winner is None else (kind, arm_of(winner, context.settings)[0])
+    finished = named is not None and (said.get("kind"), said.get("objective")) == named
     if winner is None:
         basis = results["basis"]
         level = Level(basis["rows"], basis["epochs"], basis["trials"])
@@ -68,13 +69,14 @@ def publish(
         winner.save(winner_folder)
     if not finished:
         facts = winner.facts
+        name, settings = arm_of(winner, context.settings)
         own = context.settings.own_parts & {winner.name, facts.get("model", "")}
         reading = {} if isinstance(context.table, Images) else vars(context.table.options)
         results["seconds"] = results["seconds"] or round(run.seconds, 2)  # of kept results they stay
         results["winner"] = {
             "kind": kind,
-            "objective": winner.name,
-            "settings": facts["settings"],
+            "objective": name,
+            "settings": settings,
             "command": shell_line(winner, folder, request.source, reading, own),
         }
         results["usage"] = python_lines(winner, folder, request.source, reading, own)
@@ -105,7 +107,8 @@ def publish(
     short = store.fact("winner_rows") or 0
     rows = f"{short:,} rows, for {WHY}" if short else rows
     what = "the classical learner" if kind == KINDS[1] else "a network trained with"
-    screen.line(f"winner: {what} {winner.name}, fitted on {rows}; new rows: {results['winner']['command']}")
+    saved = results["winner"]
+    screen.line(f"winner: {what} {saved['objective']}, fitted on {rows}; new rows: {saved['command']}")
     screen.line(f"report: {comparison.report}   ({clock(run.seconds)})")
     return comparison
 

@@ -20,6 +20,7 @@ from ..design.jobs import Job
 from ..design.levels import Level
 from ..design.plan import Plan
 from ..design.settings import Settings
+from ..names import varied
 from ..statistics import next_look
 from ..verdict.judge import Judge
 from ..work.cells import CellResult
@@ -87,7 +88,7 @@ class Terminal:
             spent = f", of which {clock(deadline.spent)} are spent" if deadline.spent else ""
             ends = f"; what fits {clock(deadline.seconds)}{spent}"
         self.line(
-            f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+            f"plan: {len(settings.objectives)} {settings.vary}s and {len(settings.classical)} classical learners in "
             f"{len(context.folds)} outer folds{ends}, on {workers} {'process' if workers == 1 else 'processes'}"
         )
         done = store.done
@@ -203,7 +204,7 @@ def plan_lines(plan: Plan, settings: Settings, folds: int, jobs: int) -> list[st
     """What a plan of ``jobs`` jobs has still to do, and how long that takes."""
     seconds = plan.seconds
     lines = [
-        f"plan: {len(settings.objectives)} objectives and {len(settings.classical)} classical learners in "
+        f"plan: {len(settings.objectives)} {settings.vary}s and {len(settings.classical)} classical learners in "
         f"{folds} outer folds; {plan.trainings} trainings in {len(plan.jobs)} jobs to do "
         f"(of {jobs}); {about(plan)} on {plan.workers} {'process' if plan.workers == 1 else 'processes'}"
     ]
@@ -254,7 +255,7 @@ def summary(results: dict[str, Any]) -> Table:
         )
         styles.append(STYLES.get(row["tier"], "" if row["tier"] else "dim"))
     titles = (
-        "objective",
+        varied(results),
         metric["label"],
         f"to {head['baseline']}",
         f"{confidence_of(results)} interval",

@@ -108,7 +108,7 @@ def cut_words(settings: Settings, rows: int, basis: Basis, folds: int) -> list[s
     if level.rows < rows:
         words.append(f"{level.rows:,} training rows instead of {rows:,}")
     if len(basis.names) < len(settings.objectives):
-        words.append(f"{len(basis.names)} of {len(settings.objectives)} objectives")
+        words.append(f"{len(basis.names)} of {len(settings.objectives)} {settings.vary}s")
     if len(basis.pairs) < folds:
         whole = basis.whole and len(basis.pairs) % settings.folds == 0 and not settings.test
         done = f"{len(basis.pairs) // settings.folds} of {settings.repeats} repeats" if whole else ""

@@ -15,12 +15,14 @@ import numpy as np
 from ...catalogue import owners
 from ..baselines import BoostingBaseline, LightGBMBaseline, tuned_learners
 from ..baselines.boosting import MOST_ROUNDS, PATIENCE
+from ..design.arms import find_arm
 from ..design.context import Context
 from ..design.folds import CLASSES
 from ..design.objectives import find_objective
+from ..design.settings import Settings
 from ..metrics.metric import Metric
 from ..metrics.tables import confusion, metrics_of
-from ..own_parts import Trust
+from ..names import varied
 from ..read.images import Images
 from ..read.inputs import class_counts, shape_text
 from ..scores.operating_point import apply_temperature, reliability_bins
@@ -31,7 +33,6 @@ from .basis import Basis, basis_facts
 from .judge import Judge
 from .practical import probabilities, rope_of, rope_words
 
-QUESTION = "Does choosing the objective help?"
 MOST_CONFUSED = 50
 """With more classes than these no confusion matrix is kept."""
 
@@ -93,7 +94,7 @@ def assemble(
     winning = judge.procedure(classical_names) if classical is not None and classical["wins"] else picked
     procedure_row = {
         "name": "selected procedure",
-        "title": "objective and settings picked by inner validation in each fold",
+        "title": f"{settings.vary} and settings picked by inner validation in each fold",
         "source": "",
         "kind": "procedure",
         "tier": "",
@@ -145,7 +146,8 @@ def assemble(
             "greater_is_better": metric.greater_is_better,
             "best": _known(metric.bounds[1 if metric.greater_is_better else 0]),
         },
-        "question": QUESTION,
+        "question": f"Does choosing the {settings.vary} help?",
+        "vary": settings.vary,
         "alpha": judge.alpha,
         "look": None if look is None else look.fact,
         "rope": {"value": region, "asked": rope is not None, "words": words},
@@ -212,7 +214,7 @@ def _too_little(judge: Judge, results: dict[str, Any]) -> str:
     beside = f", a constant prediction {blind:.4f}" if np.isfinite(blind) else ""
     more = f" {undo} would be enough for all of it." if undo else ""
     return (
-        f"Too little time to compare objectives: in the first fold {baseline} reaches {label} "
+        f"Too little time to compare {judge.settings.vary}s: in the first fold {baseline} reaches {label} "
         f"{judge.score(baseline, pair):.4f}{beside}{_resting(results)}.{more}"
     )
 
@@ -233,24 +235,24 @@ def sentence(results: dict[str, Any], *, tuned: bool) -> str:
         results: of the comparison.
         tuned: whether objectives had more than their default trial.
     """
-    head, metric = results["headline"], results["metric"]
+    head, metric, what = results["headline"], results["metric"], varied(results)
     label = _inline(metric["label"])
     gap = _gap(head["difference"], head["low"], head["high"], head["p"], results["alpha"])
     baseline = f"{'tuned ' if tuned else ''}{head['baseline']}"
     pair = f"{label} {head['procedure_mean']:.4f} against {head['baseline_mean']:.4f} for {baseline} ({gap})"
     if head["verdict"] == BETTER:
-        text = f"Choosing the objective helps{_resting(results)}: {pair}."
+        text = f"Choosing the {what} helps{_resting(results)}: {pair}."
     elif head["verdict"] == WORSE:
-        text = f"Choosing the objective hurts here{_resting(results)}: {pair}."
+        text = f"Choosing the {what} hurts here{_resting(results)}: {pair}."
     elif head["p"] is None:
         folds = len(results["folds"])
-        what = "one fold" if folds == 1 else f"{folds} folds"
-        text = f"Choosing the objective was not tested{_resting(results)}, for {what} cannot: {pair}."
+        too_few = "one fold" if folds == 1 else f"{folds} folds"
+        text = f"Choosing the {what} was not tested{_resting(results)}, for {too_few} cannot: {pair}."
     else:
         detectable = (
             f"; this design would have found a difference of {head['detectable']:.4f}" if head["detectable"] else ""
         )
-        text = f"Choosing the objective was not shown to help{_resting(results)}: {pair}{detectable}."
+        text = f"Choosing the {what} was not shown to help{_resting(results)}: {pair}{detectable}."
     classical = results["classical"]
     if classical is not None and classical["wins"]:
         return f"A classical learner wins: {classical['sentence']} {text}"
@@ -310,7 +312,7 @@ def _row(
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
     typical = Counter(c["trial_text"] for c in cells).most_common(1)[0]
     speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
-    title, source = _origin(name, judge.settings.own_parts) if kind == "objective" else ("classical learner", "")
+    title, source = _origin(name, judge.settings) if kind == "objective" else ("classical learner", "")
     return {
         "name": name,
         "title": title,
@@ -330,9 +332,11 @@ def _row(
     }
 
 
-def _origin(name: str, trust: Trust) -> tuple[str, str]:
-    """Title and source of the publication of an objective; its own first line where it has none."""
-    cls = find_objective(name, trust=trust)
+def _origin(name: str, settings: Settings) -> tuple[str, str]:
+    """Title and source of an arm: of an objective's publication, or its own first line where it has none."""
+    if settings.vary != "objective":
+        return find_arm(settings.vary, name).title, ""
+    cls = find_objective(name, trust=settings.own_parts)
     row = owners().get(cls.__name__)
     if row is not None and cls.__module__ == f"steepest.{row.module}":
         return row.title, row.source
@@ -488,21 +492,23 @@ def protocol(context: Context) -> dict[str, str]:
         kind = "shuffled"
     seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
     design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
+    rate = "" if s.vary == "schedule" else ", one-cycle learning rate"
     return {
         "outer design": design,
-        "inner validation": f"one {'12.5' if s.one_cycle else '25'}% holdout" if parts == 1 else f"{parts} folds",
-        "objectives": ", ".join(s.objectives),
+        "inner validation": f"one {'12.5' if s.fixed_length else '25'}% holdout" if parts == 1 else f"{parts} folds",
+        f"{s.vary}s": ", ".join(s.objectives),
         "baseline": s.baseline,
-        "trials an objective": "1: its defaults"
+        **({"objective": s.objective} if s.objective else {}),
+        f"trials a{'' if s.vary == 'schedule' else 'n'} {s.vary}": "1: its defaults"
         if s.trials == 1
         else f"{s.trials}: defaults at three learning rates, then a Sobol design",
-        "epochs": f"{s.epochs}, one-cycle learning rate; the tuned network is scored, no refit"
-        if s.one_cycle
+        "epochs": f"{s.epochs}{rate}; the tuned network is scored, no refit"
+        if s.fixed_length
         else f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
         "metric": context.metric.name,
         "model": s.model + (f" ({context.choice})" if context.choice else ""),
         "batch size": str(s.batch_size),
-        "optimizer": "AdamW",
+        **({} if s.vary == "optimizer" else {"optimizer": "AdamW"}),
         "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),
         "classical learners": ", ".join(s.classical) or "none",
         **_trials_of_learners(context),

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from ...descent.augment import default_augment
+from ..design.arms import PLAIN, Arm
 from ..design.context import Context, Pair, Split
 from ..design.deadline import OutOfTime
 from ..design.folds import CLASSES
 from ..design.jobs import Job
 from ..design.models import find_model
-from ..design.trials import Trial, seed_of, trials, words_of_trial
+from ..design.trials import Trial, seed_of, words_of_trial
 from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
 from ..read.images import Images
@@ -69,8 +70,8 @@ class CellResult:
         return buffer.getvalue()
 
 
-def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None = None) -> Recipe:
-    """What is the same for every training of an objective; ``over`` says whether its time is over."""
+def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None = None, *, arm: Arm = PLAIN) -> Recipe:
+    """What is the same for every training of an arm; ``over`` says whether its time is over."""
     s = context.settings
     augment = None
     if isinstance(context.table, Images) and s.augment:
@@ -85,8 +86,10 @@ def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None 
         context.metric,
         s.device,
         augment,
-        s.one_cycle,
+        s.fixed_length,
         over,
+        arm,
+        s.vary == "objective",
     )
 
 
@@ -181,8 +184,8 @@ def numpy_seed(seed: int) -> Iterator[None]:
 
 def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool] | None) -> list[CellResult]:
     cls = context.objective(job.name)
-    recipe = recipe_of(context, cls, over)
-    settings = trials(cls, context.settings.trials, context.settings.seed, context.settings.model)
+    recipe = recipe_of(context, cls, over, arm=context.arm(job.name))
+    settings = context.trials(job.name)
     members: dict[tuple[Pair, int], list[Member]] = {}
     records = {(pair, t): known[pair, t] for pair in job.cells for t in range(len(settings)) if (pair, t) in known}
     trained: dict[tuple[Pair, int], dict[str, Any]] = {}
@@ -211,14 +214,14 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
     for pair in job.cells:
         own = [records[pair, t] for t in range(len(settings))]
         best = chosen[pair] = best_trial([_score_of(record) for record in own], context.metric.greater_is_better)
-        if (pair, best) not in members and (recipe.one_cycle or "point" not in own[best]):  # its outputs are needed
+        if (pair, best) not in members and (recipe.fixed_length or "point" not in own[best]):  # its outputs are needed
             search([pair], next(range(start, end) for start, end in groups if best < end))
-        if recipe.one_cycle:
+        if recipe.fixed_length:
             (finals[pair],) = members[pair, best]
             continue
         epochs = max(1, round(float(np.mean(own[best]["epochs"]))))
         finals[pair] = member_of(context, pair, -1, settings[best], length=epochs)
-    again = {} if recipe.one_cycle else train(recipe, list(finals.values()))
+    again = {} if recipe.fixed_length else train(recipe, list(finals.values()))
     results = []
     for pair in job.cells:
         best = chosen[pair]
@@ -240,7 +243,7 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
             **records[pair, best]["point"],
         }
         final = finals[pair]
-        outputs = final.test_outputs if recipe.one_cycle else final.outputs
+        outputs = final.test_outputs if recipe.fixed_length else final.outputs
         assert final.objective is not None and outputs is not None
         final.objective.eval()
         outcome = outcome_of(final.objective, outputs, final.split)

@@ -13,7 +13,6 @@ import torch
 from ..baselines import ConstantBaseline
 from ..design.context import Context, Split
 from ..design.jobs import Job
-from ..design.trials import trials
 from ..metrics.metric import Metric
 from .cells import member_of, numpy_seed, recipe_of
 from .classical import fit_learners, learners_of, outcome_of_learners, trials_of_learner
@@ -33,13 +32,13 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
     settings = context.settings
     cls = context.objective(job.name)
     pair = job.cells[0]
-    chosen = trials(cls, settings.trials, settings.seed, settings.model)
-    recipe = recipe_of(context, cls)
+    chosen = context.trials(job.name)
+    recipe = recipe_of(context, cls, arm=context.arm(job.name))
     _, full_steps = recipe.steps(len(context.split(pair, 0).inputs))
     take = min(full_steps, steps)
     short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
     members: list[Member] = [member_of(context, pair, 0, trial) for trial in chosen]
-    if settings.one_cycle:  # looking at all held-out images would be most of so short an epoch
+    if settings.fixed_length:  # looking at all held-out images would be most of so short an epoch
         for member in members:
             member.split = _shortened(member.split, take / full_steps)
     clock = EpochClock(context.metric)
@@ -49,7 +48,7 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
         took = time.perf_counter() - started
     epoch = clock.fastest(len(members), took)
     search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
-    if settings.one_cycle:
+    if settings.fixed_length:
         return search * len(job.cells)
     _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
     refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)

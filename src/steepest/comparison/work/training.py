@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ...core.each_member import EachMember
 from ...core.objective import Objective, TaskInfo
 from ...core.random import seed_all
+from ...core.torch_private import foreach_lerp_
 from ...descent import (
     ArrayBatches,
     Descent,
@@ -30,7 +32,9 @@ from ...descent import (
 )
 from ...descent.augment import Augment
 from ...descent.members import is_tabm
+from ...gradients.joint import backward
 from ...nn.networks import Network
+from ..design.arms import PLAIN, Arm
 from ..design.context import Split
 from ..design.deadline import OutOfTime
 from ..design.models import Backbone, build, feature_width, on_rows
@@ -75,9 +79,13 @@ class Recipe:
     metric: Metric
     device: str = "cpu"
     augment: Augment | None = None
-    one_cycle: bool = False
+    fixed_length: bool = False
     over: Callable[[], bool] | None = None
     """Whether the time is over, asked after :data:`ASKED` steps or :data:`SILENT` seconds; then :class:`OutOfTime`."""
+    arm: Arm = PLAIN
+    """The optimizer, schedule and aggregator."""
+    stacks: bool = True
+    """Whether members may train as a stack: where objectives are compared; other arms all train one by one."""
 
     def steps(self, rows: int) -> tuple[int, int]:
         """``(batch size, steps an epoch)`` for so many rows."""
@@ -102,11 +110,17 @@ def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
         )
 
 
-class _Cycle(Hook):
-    """Looks after each epoch of a cycle; what counts is the last one."""
+class _FixedLength(Hook):
+    """Looks after each epoch of a training of fixed length; what counts is the last one."""
 
-    def __init__(self, recipe: Recipe, member: Member, look: Callable[[Tensor], Tensor]) -> None:
-        self.recipe, self.member, self.look = recipe, member, look
+    def __init__(
+        self,
+        recipe: Recipe,
+        member: Member,
+        look: Callable[[Tensor], Tensor],
+        weights: Callable[[], dict[str, Tensor]],
+    ) -> None:
+        self.recipe, self.member, self.look, self.weights = recipe, member, look, weights
 
     def on_epoch_end(self, descent: Descent) -> None:
         member, split = self.member, self.member.split
@@ -117,7 +131,7 @@ class _Cycle(Hook):
 
     def on_end(self, descent: Descent) -> None:
         member = self.member
-        member.state = {k: v.detach().cpu().clone() for k, v in descent.model.state_dict().items()}
+        member.state = self.weights()
         if member.split.test_inputs is not None:
             member.test_outputs = self.look(member.split.test_inputs)
 
@@ -174,7 +188,7 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
         group, networks = [m for m, _ in pairs], [n for _, n in pairs]
         own = any(list(m.objective.parameters()) for m in group if m.objective)
         alike = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2
-        together = alike and recipe.augment is None and not recipe.one_cycle
+        together = alike and recipe.stacks and recipe.augment is None and not recipe.fixed_length
         if is_tabm(networks[0]):  # which a stack trains by hand alone
             together = together and not any(m.objective.needs for m in group if m.objective)
         (_train_stack if together else _train_each)(recipe, group, networks)
@@ -330,13 +344,14 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             sampler=_sampler(objective),
             augment=recipe.augment,
         )
-        optimizer = torch.optim.AdamW(
-            [*network.parameters(), *objective.parameters()], lr=member.trial.lr, weight_decay=member.trial.weight_decay
-        )
+        trained = [*network.parameters(), *objective.parameters()]
+        optimizer = recipe.arm.build(trained, member.trial)
+        average = _average(recipe.arm, member.trial, network)
+        scored = network if average is None else average.network
 
-        def look(inputs: Tensor = split.other_inputs, network: Network = network) -> Tensor:
+        def look(inputs: Tensor = split.other_inputs, network: Network = scored, optimizer: Any = optimizer) -> Tensor:
             network.eval()
-            with torch.no_grad():
+            with torch.no_grad(), _at_rest(optimizer):
                 outputs = torch.cat([network(chunk.to(recipe.device)) for chunk in inputs.split(1024)])
             network.train()
             return outputs
@@ -350,16 +365,23 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         def improved(_: int, member: Member = member, latest: list[Tensor] = latest) -> None:
             member.outputs = latest[0].clone()
 
-        def finished(_: int, __: int, member: Member = member, network: Network = network, look: Any = look) -> None:
-            member.outputs = look()
-            member.state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+        def kept_weights(network: Network = scored, optimizer: Any = optimizer) -> dict[str, Tensor]:
+            with _at_rest(optimizer):
+                return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+
+        def finished(_: int, __: int, member: Member = member, look: Any = look, weights: Any = kept_weights) -> None:
+            member.outputs, member.state = look(), weights()
 
         schedule, hook = None, Hook()
-        if recipe.one_cycle:
-            hook = _Cycle(recipe, member, look)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, PEAK * member.trial.lr, total_steps=steps * recipe.epochs, cycle_momentum=False
-            )
+        if recipe.fixed_length:
+            hook = _FixedLength(recipe, member, look, kept_weights)
+            total = steps * recipe.epochs
+            if recipe.arm.schedule is not None:
+                schedule = recipe.arm.schedule(optimizer, total)
+            else:
+                schedule = torch.optim.lr_scheduler.OneCycleLR(
+                    optimizer, PEAK * member.trial.lr, total_steps=total, cycle_momentum=False
+                )
         elif member.length is None:
             hook = EarlyStopping(
                 evaluate,
@@ -376,11 +398,57 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             batches,
             optimizer=optimizer,
             schedule=schedule,
-            hooks=[hook, *_clocks(recipe)],
+            gradients=_joint(recipe.arm, trained),
+            hooks=[*([] if average is None else [average]), hook, *_clocks(recipe)],
             device=recipe.device,
         ).fit(recipe.epochs)
         if isinstance(hook, EarlyStopping):
             member.score, member.epochs, member.curve = hook.best[0], hook.best_epoch[0], hook.curves[0]
+
+
+class _Average(Hook):
+    """An exponential moving average of a network's weights, beside it; what is no weight is copied."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        def average(averaged: Any, current: Any, number: Any) -> None:
+            """The first steps count for little: what they begin with is random."""
+            foreach_lerp_(averaged, current, 1 - min(decay, (1 + float(number)) / (10 + float(number))))
+
+        self.averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=average)
+
+    @property
+    def network(self) -> Network:
+        """With averaged weights."""
+        network: Network = self.averaged.module
+        return network
+
+    def on_step(self, descent: Descent, *_: Any) -> None:
+        self.averaged.update_parameters(descent.model)
+
+
+def _average(arm: Arm, trial: Trial, network: Network) -> _Average | None:
+    return None if arm.average is None else _Average(network, trial.options.get("average", arm.average))
+
+
+@contextmanager
+def _at_rest(optimizer: Any) -> Iterator[None]:
+    """An optimizer that scores other weights than it trains, such as Schedule-Free, holds those that are scored."""
+    if not hasattr(optimizer, "eval"):
+        yield
+        return
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+
+
+def _joint(arm: Arm, trained: Sequence[torch.nn.Parameter]) -> Callable[[Tensor, torch.nn.Module], None] | None:
+    """What fills the gradients from the losses of several targets."""
+    if arm.aggregator is None:
+        return None
+    aggregator = arm.aggregator()
+    return lambda losses, _: backward(losses, parameters=trained, aggregator=aggregator)
 
 
 def _clocks(recipe: Recipe) -> list[Hook]:

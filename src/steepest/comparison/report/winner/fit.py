@@ -17,7 +17,8 @@ from ...design.deadline import OutOfTime
 from ...design.folds import CLASSES, Fold
 from ...design.levels import prefix
 from ...design.models import build, on_rows
-from ...design.trials import Trial, seed_of, trials, words_of_trial
+from ...design.settings import Settings
+from ...design.trials import Trial, seed_of, words_of_trial
 from ...errors import InputError
 from ...read import Preprocessor
 from ...read.images import Images
@@ -96,8 +97,9 @@ def fit_winner(
 def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winner:
     (pair,) = whole.folds
     cls, settings = whole.objective(name), whole.settings
-    trial: Trial = trials(cls, settings.trials, settings.seed, settings.model)[number]
-    recipe = recipe_of(whole, cls, None if math.isinf(ends_at) else lambda: time.time() >= ends_at)
+    trial: Trial = whole.trials(name)[number]
+    over = None if math.isinf(ends_at) else lambda: time.time() >= ends_at
+    recipe = recipe_of(whole, cls, over, arm=whole.arm(name))
     tuned: list[Member] = [member_of(whole, pair, inner_split, trial) for inner_split in range(len(whole.inner(pair)))]
     with torch.random.fork_rng(devices=[]):
         train(recipe, tuned)
@@ -113,9 +115,9 @@ def _fit_network(whole: Context, name: str, number: int, ends_at: float) -> Winn
     facts = {
         **_shared(whole),
         "kind": KINDS[0],
-        "objective": name,
+        "objective": settings.objective or name,
         "hyper": trial.hyper,
-        "settings": trial.describe(),
+        "settings": (f"{name}, " if settings.objective else "") + trial.describe(),
         "model": settings.model,
         "bins": bins or None,
         "info": {**asdict(final.info), "class_counts": list(final.info.class_counts)},
@@ -208,6 +210,15 @@ def _held_out(whole: Context, splits: Sequence[Split], outcomes: Sequence[Outcom
     return point
 
 
+def arm_of(winner: Winner, settings: Settings) -> tuple[str, str]:
+    """The name under which a winner was compared, and its settings: where the objective does not vary, its arm."""
+    text = str(winner.facts["settings"])
+    if not settings.objective or winner.facts["kind"] != KINDS[0]:
+        return winner.name, text
+    name, _, rest = text.partition(", ")
+    return name, rest
+
+
 def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | None:
     """The winner of this kind that this run has saved; None where it has not, or what lies there cannot be it."""
     settings = context.settings
@@ -215,7 +226,8 @@ def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner
         winner = Winner.load(folder, trust=settings.own_parts)
     except InputError:
         return None
-    names = settings.objectives if kind == KINDS[0] else settings.classical
+    networks = (settings.objective,) if settings.objective else settings.objectives
+    names = networks if kind == KINDS[0] else settings.classical
     ours = winner.facts["kind"] == kind and winner.name in names
     ours = ours and winner.facts.get("model", settings.model) == settings.model
     return winner if ours and winner.facts["classes"] == list(context.table.classes) else None

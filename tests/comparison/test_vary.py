@@ -1,0 +1,343 @@
+"""Comparisons of optimizers, schedules and aggregators: the same protocol as for objectives."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steepest import compare
+from steepest.comparison.api import prepare
+from steepest.comparison.asked import check_asked
+from steepest.comparison.design import arms
+from steepest.comparison.design.arms import ARMS, PLAIN, MuonAndAdamW, choose_arms, find_arm
+from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.trials import Trial
+from steepest.comparison.errors import InputError
+from steepest.comparison.names import VARIED, arm_names
+from steepest.comparison.report.winner.winner import Winner
+from steepest.comparison.request import Request
+from steepest.comparison.work.cells import member_of, recipe_of, run_job
+from steepest.comparison.work.training import _at_rest, _Average, train
+from steepest.descent import ArrayBatches, Descent
+from steepest.losses import CrossEntropyLoss
+from steepest.nn.networks import Network, mlp
+
+OPTIMIZERS, SCHEDULES, AGGREGATORS = ARMS.values()
+SMALL = {"trials": 2, "repeats": 1, "folds": 2, "epochs": 3, "classical": False, "strict": True, "budget": "1h"}
+
+
+def table(rows: int = 80) -> pd.DataFrame:
+    """Numbers, and one of two classes."""
+    rng = np.random.default_rng(0)
+    numbers = pd.DataFrame(rng.normal(size=(rows, 3)), columns=["a", "b", "c"])
+    return numbers.assign(label=np.where(numbers["a"] + 0.5 * numbers["b"] > 0, "yes", "no"))
+
+
+def several(rows: int = 80) -> pd.DataFrame:
+    """Numbers, a class and two targets of numbers."""
+    data = table(rows)
+    return data.assign(goal=2 * data["a"] - data["c"], height=data["b"] - data["a"])
+
+
+# ---- what is asked for ----
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"vary": "optimiser"}, "--vary: expected objective, optimizer, schedule, aggregator, got 'optimiser'"),
+        ({"vary": "optimizer", "arms": "adamw,sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
+        ({"vary": "schedule", "arms": "sgd"}, "unknown schedule 'sgd'"),
+        ({"vary": "schedule", "arms": ","}, "--arms: expected default, or names"),
+        ({"arms": "adamw"}, "--arms: objectives are named by --objectives"),
+        ({"vary": "optimizer", "objectives": "focal,ldr"}, "--objectives: expected one name"),
+        ({"vary": "optimizer", "objectives": "all"}, "one name where the optimizer varies"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_asked(Request("wine", **options))
+    assert said in str(error.value)
+    with pytest.raises(InputError) as error:
+        prepare(Request(table(), **options))
+    assert said in str(error.value)
+
+
+def test_words_of_the_command_are_those_of_the_tables() -> None:
+    assert {vary: list(arm_names(vary)) for vary in ARMS} == {vary: list(own) for vary, own in ARMS.items()}
+    assert ("objective", *ARMS) == VARIED
+
+
+def test_aggregators_need_several_targets() -> None:
+    with pytest.raises(InputError, match="several targets"):
+        prepare(Request(table(), vary="aggregator"))
+
+
+def test_the_baseline_comes_first_and_default_is_all() -> None:
+    assert choose_arms("schedule", "default") == (list(SCHEDULES), [])
+    assert choose_arms("schedule", "wsd,cosine")[0] == ["constant", "wsd", "cosine"]
+    assert choose_arms("optimizer", ["sgd", "adamw"])[0] == ["adamw", "sgd"]
+
+
+def test_an_arm_whose_package_is_missing_is_left_out_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "schedulefree" else find(name))
+    names, notes = choose_arms("optimizer", "default")
+    assert "schedule_free" not in names
+    assert "lion" in names
+    assert notes == ["left out schedule_free: it needs the package schedulefree: pip install 'steepest[optimizers]'"]
+    with pytest.raises(InputError, match="it needs the package schedulefree"):
+        choose_arms("optimizer", "schedule_free")
+
+
+def test_muon_needs_a_torch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match="PyTorch 2"):
+        find_arm("optimizer", "muon")
+
+
+def test_one_objective_trains_all() -> None:
+    context, _ = prepare(Request(table(), vary="optimizer", arms="sgd", objectives="focal"))
+    assert context.settings.objectives == ("adamw", "sgd")
+    assert context.settings.objective == "focal"
+    assert context.objective("sgd").name == "focal"
+    assert context.settings.baseline == "adamw"
+    assert prepare(Request(table(), vary="optimizer"))[0].settings.objective == "cross_entropy"
+    regression = table().assign(label=np.arange(80.0))
+    assert prepare(Request(regression, vary="schedule"))[0].settings.objective == "squared_error"
+
+
+# ---- trials ----
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize(("vary", "name"), [(vary, name) for vary, own in ARMS.items() for name in own])
+def test_every_arm_has_as_many_trials_its_defaults_first(vary: str, name: str, count: int) -> None:
+    arm = ARMS[vary][name]
+    drawn = arm.trials(count, 0)
+    assert len(drawn) == count
+    assert [t.lr for t in drawn[:3]] == list(arm.rates.first)[:count]
+    assert all(not t.options and t.weight_decay == 1e-4 for t in drawn[:3])
+    for trial in drawn[3:]:
+        assert arm.rates.low <= trial.lr <= arm.rates.high
+        assert set(trial.options) == set(arm.search)
+    assert drawn == arm.trials(count, 0)
+    assert not any(t.hyper for t in drawn)
+
+
+def test_schedules_share_their_rates() -> None:
+    assert len({arm.rates for arm in SCHEDULES.values()}) == 1
+
+
+# ---- optimizers ----
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_goes_down(name: str) -> None:
+    torch.manual_seed(0)
+    w, b = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))
+    optimizer = OPTIMIZERS[name].build([w, b], Trial(0.02, 0.0))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = w.square().sum() + (b - 1).square().sum()
+        loss.backward()
+        return loss
+
+    first = closure().item()
+    for _ in range(300):
+        optimizer.step(closure)
+    assert closure().item() < 0.5 * first
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("sgd", {"momentum": 0.5}), ("sam", {"rho": 0.3}), ("ema", {"average": 0.1})]
+)
+def test_a_trial_s_own_options_are_taken(name: str, options: dict[str, float]) -> None:
+    assert set(options) == set(OPTIMIZERS[name].search)
+    own = [_trained(name, Trial(0.01, 1e-4, options=given)) for given in ({}, options)]
+    assert not torch.equal(own[0], own[1])
+
+
+def _cells() -> dict[str, Any]:
+    return {key: SMALL[key] for key in ("trials", "repeats", "folds", "epochs", "classical")}
+
+
+def _trained(name: str, trial: Trial) -> Tensor:
+    """Outputs of a network after a few steps of an arm."""
+    context, _ = prepare(Request(table(), vary="optimizer", arms=name, model="plain", batch_size=8, **_cells()))
+    recipe = recipe_of(context, context.objective(name), arm=context.arm(name))
+    member = member_of(context, (0, 0), 0, trial)
+    train(recipe, [member])
+    assert member.outputs is not None
+    return member.outputs
+
+
+def test_muon_takes_matrices_and_adamw_the_rest() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3), torch.randn(3)]
+    slopes = [[torch.randn_like(p) for p in start] for _ in range(4)]
+    ours = [nn.Parameter(p.clone()) for p in start]
+    both = MuonAndAdamW(ours, 0.01, 0.1)
+    theirs = [nn.Parameter(p.clone()) for p in start]
+    alone = [
+        torch.optim.Muon(theirs[:1], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(theirs[1:], lr=0.01, weight_decay=0.1),
+    ]
+    for number, grads in enumerate(slopes):
+        rate = 0.01 * (1 + number)
+        for optimizer in (both, *alone):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        for p, q, g in zip(ours, theirs, grads):
+            p.grad, q.grad = g.clone(), g.clone()
+        both.step()
+        for optimizer in alone:
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs))
+
+
+def test_averaged_weights_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    network = Network(mlp(3, width=4, depth=1), nn.Linear(4, 2))
+    hook, wanted = _Average(network, 0.5), None
+    x, y = torch.randn(24, 3), torch.randint(2, (24,))
+    run = Descent(network, CrossEntropyLoss(), ArrayBatches(x, y, batch_size=4), hooks=[hook])
+    seen: list[Tensor] = []
+    hook_step = hook.on_step
+    hook.on_step = lambda *a: (hook_step(*a), seen.append(network.head.weight.detach().clone()))  # type: ignore[assignment]
+    run.fit(1)
+    for number, weight in enumerate(seen):
+        decay = min(0.5, (1 + number) / (10 + number))
+        wanted = weight if wanted is None else wanted + (1 - decay) * (weight - wanted)
+    assert len(seen) == 6
+    torch.testing.assert_close(hook.network.head.weight, wanted)
+
+
+def test_schedule_free_is_scored_by_its_averaged_weights() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = OPTIMIZERS["schedule_free"].build([p], Trial(0.1, 0.0))
+    for _ in range(5):
+        p.grad = p.detach().clone()
+        optimizer.step()
+    trained = p.detach().clone()
+    with _at_rest(optimizer):
+        assert not torch.equal(p, trained)
+    torch.testing.assert_close(p.detach(), trained)
+
+
+def test_adamw_trains_as_where_objectives_are_compared() -> None:
+    """Its trials at a constant rate find the scores of the stack, up to rounding."""
+    options = {**_cells(), "model": "plain"}
+    varied, _ = prepare(Request(table(), vary="optimizer", arms="sgd", **options))
+    plain, _ = prepare(Request(table(), objectives="cross_entropy", **options))
+    own = run_job(varied, Job("objective", "adamw", ((0, 0),)))[0].values
+    theirs = run_job(plain, Job("objective", "cross_entropy", ((0, 0),)))[0].values
+    assert own["inner"] == pytest.approx(theirs["inner"], abs=1e-6)
+    assert own["score"] == pytest.approx(theirs["score"])
+
+
+# ---- whole comparisons ----
+
+
+def test_optimizers_are_compared(tmp_path: Path) -> None:
+    done = compare(
+        table(), vary="optimizer", arms="sgd,ema", model="plain", out=tmp_path, quiet=True, workers=1, **SMALL
+    )
+    results = done.results
+    assert results["vary"] == "optimizer"
+    assert results["question"] == "Does choosing the optimizer help?"
+    assert "Choosing the optimizer" in done.sentence
+    assert "for tuned adamw" in done.sentence
+    rows = {row["name"]: row for row in results["rows"] if row["kind"] == "objective"}
+    assert list(rows) == ["adamw", "sgd", "ema"]
+    assert rows["adamw"]["tier"] == "baseline"
+    assert "momentum" in rows["sgd"]["title"].lower()
+    assert results["protocol"]["optimizers"] == "adamw, sgd, ema"
+    assert results["protocol"]["objective"] == "cross_entropy"
+    assert "optimizer" not in results["protocol"]
+    saved = results["winner"]
+    assert saved["objective"] in rows
+    assert saved["settings"].startswith("lr ")
+    page = done.report.read_text(encoding="utf-8")
+    assert "Each optimizer against" in page
+    assert "Where the optimizers come from" in page
+    winner = Winner.load(done.folder / "winner")
+    assert winner.facts["objective"] == "cross_entropy"
+    assert winner.facts["settings"].startswith(saved["objective"])
+    assert len(winner.predict(table().drop(columns="label"))) == 80
+    again = compare(
+        table(), vary="optimizer", arms="sgd,ema", model="plain", out=tmp_path, quiet=True, workers=1, **SMALL
+    )
+    assert again.folder == done.folder
+    assert again.results["winner"] == saved
+
+
+@pytest.mark.parametrize("name", ["constant", "wsd"])
+def test_a_schedule_runs_over_all_epochs_and_nothing_is_fitted_again(name: str) -> None:
+    context, _ = prepare(Request(table(), vary="schedule", arms="wsd", **_cells()))
+    (cell,) = run_job(context, Job("objective", name, ((0, 0),)))
+    assert context.settings.fixed_length
+    assert cell.values["epochs"] == 3
+    assert len(cell.values["curve"]) == 3
+    assert cell.values["score"] is not None
+
+
+def test_a_schedule_moves_the_rate_over_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    def falling(optimizer: Any, steps: int) -> Any:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+        step = scheduler.step
+
+        def recorded(*args: Any) -> None:
+            step(*args)
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        scheduler.step = recorded  # type: ignore[method-assign]
+        return scheduler
+
+    monkeypatch.setitem(arms.SCHEDULES, "linear", arms.Arm("falling", schedule=falling))
+    context, _ = prepare(Request(table(), vary="schedule", arms="linear", **{**_cells(), "trials": 1}))
+    run_job(context, Job("objective", "linear", ((0, 0),)))
+    assert math.isclose(rates[-1], 0.0, abs_tol=1e-12)
+    assert len(rates) % 3 == 0
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("name", list(AGGREGATORS))
+def test_aggregators_train_several_targets(name: str) -> None:
+    request = Request(several(), target=["label", "goal", "height"], vary="aggregator", **{**_cells(), "trials": 1})
+    context, _ = prepare(request)
+    (cell,) = run_job(context, Job("objective", name, ((0, 0),)))
+    assert cell.values["score"] is not None
+    assert "failed" not in cell.values
+
+
+def test_the_mean_is_the_sum_at_another_scale() -> None:
+    """Gradients of the mean of the losses: what an ordinary training sees, divided by the number of targets."""
+    context, _ = prepare(Request(several(), target=["label", "goal"], vary="aggregator", **_cells()))
+    info = context.info((0, 0), 0)
+    apart = context.objective("mean").from_task(info)
+    together = prepare(Request(several(), target=["label", "goal"], **_cells()))[0].objective("cross_entropy")
+    split = context.split((0, 0), 0)
+    outputs = torch.randn(len(split.inputs), 3, generator=torch.Generator().manual_seed(0))
+    losses = apart(outputs, split.target)
+    assert losses.shape == (2,)
+    torch.testing.assert_close(losses.sum(), together.from_task(info)(outputs, split.target))
+
+
+def test_objectives_train_as_before() -> None:
+    context, _ = prepare(Request(table(), objectives="focal", **_cells()))
+    assert context.arm("focal") is PLAIN
+    assert context.settings.vary == "objective"
+    assert context.settings.objective == ""
+    assert context.trials("focal")[0].options == {}
