@@ -22,11 +22,13 @@ from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.trials import Trial
 from steepest.comparison.errors import InputError
 from steepest.comparison.names import VARIED, arm_names
+from steepest.comparison.report.stored import check_results
 from steepest.comparison.report.winner.winner import Winner
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
-from steepest.comparison.work.training import _at_rest, _Average, train
+from steepest.comparison.work.training import _at_rest, _Average, _Joint, train
 from steepest.descent import ArrayBatches, Descent
+from steepest.gradients import Mean
 from steepest.losses import CrossEntropyLoss
 from steepest.nn.networks import Network, mlp
 
@@ -320,6 +322,44 @@ def test_aggregators_train_several_targets(name: str) -> None:
     (cell,) = run_job(context, Job("objective", name, ((0, 0),)))
     assert cell.values["score"] is not None
     assert "failed" not in cell.values
+
+
+def test_the_conflict_of_gradients_is_what_the_losses_say() -> None:
+    """Two targets, one the other's negative: with one shared head direction their gradients point apart."""
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    joint = _Joint(Mean(), [weight])
+    rows = torch.tensor([[[3.0, 4.0], [-3.0, -4.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0], [0.0, 5.0]]])
+    for jacobian in rows:
+        weight.grad = None
+        joint.fill(jacobian @ weight, nn.Identity())
+        torch.testing.assert_close(weight.grad, jacobian.mean(0))
+    root = 0.5**0.5
+    wanted = [[1.0, (-1 + root) / 2, 0.0], [(-1 + root) / 2, 1.0, root / 2], [0.0, root / 2, 0.5]]
+    conflict = joint.conflict()
+    assert conflict is not None
+    torch.testing.assert_close(torch.tensor(conflict["cosine"]), torch.tensor(wanted))
+    assert conflict["share"] == 0.5
+    assert _Joint(Mean(), [weight]).conflict() is None
+
+
+def test_aggregators_are_compared(tmp_path: Path) -> None:
+    options = {"target": ["label", "goal", "height"], "vary": "aggregator", "arms": "upgrad", "out": tmp_path}
+    done = compare(several(), quiet=True, workers=1, **options, **{**SMALL, "trials": 1})
+    conflict = done.results["conflict"]
+    assert conflict["targets"] == ["label", "goal", "height"]
+    assert list(conflict["arms"]) == ["mean", "upgrad"]
+    for own in conflict["arms"].values():
+        cosines = torch.tensor(own["cosine"])
+        assert cosines.shape == (3, 3)
+        torch.testing.assert_close(cosines.diag(), torch.ones(3))
+        torch.testing.assert_close(cosines, cosines.mT)
+    page = done.report.read_text(encoding="utf-8")
+    assert "How far the targets pull apart" in page
+    assert f"{conflict['arms']['mean']['cosine'][0][1]:+.2f}".replace("-", "\u2212") in page
+    check_results(done.results)
+    broken = {**done.results, "conflict": {**conflict, "targets": ["label", "goal"]}}
+    with pytest.raises(InputError, match="2 rows of 2 cosines"):
+        check_results(broken)
 
 
 def test_the_mean_is_the_sum_at_another_scale() -> None:

@@ -63,6 +63,7 @@ def report_html(results: dict[str, Any]) -> str:
         paired=_paired(results),
         practical=views.practical(results),
         confusion=views.confusion(results),
+        conflict=views.conflict(results),
         origins=views.origins(results),
         recall=views.recall(results),
         classes=views.class_counts(results["data"]),

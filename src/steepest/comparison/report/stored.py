@@ -22,8 +22,9 @@ from ...core.stored import (
     refuse_stored,
 )
 from ..errors import InputError
+from ..names import VARIED
 from ..statistics.practical import PROBABILITIES
-from ..work.facts import LOOK
+from ..work.facts import CONFLICT, LOOK
 
 if TYPE_CHECKING:
     from ..work.store import Store
@@ -145,6 +146,8 @@ RESULTS = Record(
     },
     {
         "advice": Text(),
+        "vary": Word(VARIED),
+        "conflict": Record({"targets": Listed(_DRAWN, least=2), "arms": Named(CONFLICT)}),
         "alpha": Number(0.0, 1.0, positive=True),
         "look": Maybe(LOOK),
         "rope": Record({"value": Number(low=0.0), "asked": Flag(), "words": Text()}),
@@ -205,6 +208,11 @@ def check_results(results: Any) -> None:
     for name in CONFUSED if confusion else ():
         if [len(row) for row in confusion[name]] != [size] * size:
             refuse_stored(inside(FILE, f"confusion.{name}"), f"{size} rows of {size} shares", confusion[name])
+    conflict = results.get("conflict") or {"targets": (), "arms": {}}
+    size = len(conflict["targets"])
+    for name, own in conflict["arms"].items():
+        if [len(row) for row in own["cosine"]] != [size] * size:
+            refuse_stored(inside(FILE, f"conflict.arms[{name!r}]"), f"{size} rows of {size} cosines", own["cosine"])
     by_fold = (results.get("expected") or {"by_fold": []})["by_fold"]
     for name in by_fold:
         if len(results["fold_scores"].get(name, ())) != len(by_fold):

@@ -171,6 +171,33 @@ def confusion(results: dict[str, Any], most: int = 12) -> dict[str, Any] | None:
     return {"tables": tables, "labels": [str(labels[c]) for c in shown], "classes": len(labels)}
 
 
+def conflict(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each arm the mean cosine between the gradients of two targets, and how often any was below 0.
+
+    ``heat`` from 0 to 10 grows with the size of a cosine below 0.
+    """
+    known = results.get("conflict")
+    if not known:
+        return []
+    tables = []
+    for name, own in known["arms"].items():
+        rows = [
+            {
+                "label": label,
+                "cells": [
+                    {
+                        "text": "" if i == j else number(cosine, 2, True),
+                        "heat": 0 if i == j or cosine >= 0 else min(10, math.ceil(-10 * cosine)),
+                    }
+                    for j, cosine in enumerate(row)
+                ],
+            }
+            for i, (label, row) in enumerate(zip(known["targets"], own["cosine"]))
+        ]
+        tables.append({"name": name, "share": f"{100 * own['share']:.0f}%", "rows": rows})
+    return tables
+
+
 def practical(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Each compared objective with its three probabilities, and the widths of their bars in per cent; best first."""
     compared = [row for row in results["rows"] if row["kind"] == "objective"] if results.get("rope") else []

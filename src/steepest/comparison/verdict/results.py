@@ -167,6 +167,8 @@ def assemble(
         if results["basis"]["cut"]:
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
+    if conflict := _conflict(judge, names):
+        results["conflict"] = {"targets": [target.name for target in context.parts], "arms": conflict}
     results["sentence"] = sentence(results, tuned=judge.settings.trials > 1)
     if names == [baseline] and len(settings.objectives) > 1:
         results["sentence"] = _too_little(judge, results)
@@ -434,6 +436,18 @@ def _recall(judge: Judge, name: str) -> list[float | None]:
         counts = np.isfinite(values).sum(0)
         sums = np.nansum(values, 0)
     return [float(s / c) if c else None for s, c in zip(sums, counts)]
+
+
+def _conflict(judge: Judge, names: Sequence[str]) -> dict[str, Any]:
+    """How far the gradients of the targets disagreed, by arm, over all folds that know it."""
+    means = {}
+    for name in names:
+        known = [own for pair in judge.pairs if (own := judge.cells[name][pair].get("conflict")) is not None]
+        if known:
+            means[name] = {
+                key: np.mean([own[key] for own in known], 0).round(6).tolist() for key in ("cosine", "share")
+            }
+    return means
 
 
 def _confusion(judge: Judge, by_fold: Sequence[str]) -> list[list[float]]:

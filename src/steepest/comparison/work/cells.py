@@ -243,6 +243,8 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
             **records[pair, best]["point"],
         }
         final = finals[pair]
+        if final.conflict is not None:
+            values["conflict"] = final.conflict
         outputs = final.test_outputs if recipe.fixed_length else final.outputs
         assert final.objective is not None and outputs is not None
         final.objective.eval()

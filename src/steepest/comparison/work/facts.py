@@ -49,3 +49,7 @@ def read_fact(text: object, key: str, where: str) -> Any:
     value = parse_json(str(text), where)
     FACTS.get(key, Anything()).check(value, where)
     return value
+
+
+CONFLICT = Record({"cosine": Listed(Listed(Number(-1.0, 1.0)), least=2), "share": Number(0.0, 1.0)})
+"""Mean cosines between the gradients of the losses of several targets, and the share of steps with one below 0."""

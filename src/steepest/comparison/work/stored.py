@@ -16,10 +16,9 @@ from ..design.context import Context, Pair
 from ..design.folds import CLASSES
 from ..errors import InputError
 from ..scores.outcome import Outcome
-from .facts import KINDS
+from .facts import CONFLICT, KINDS
 
 _VALUE = Maybe(Number())
-
 CELL = Record(
     {},
     optional={
@@ -40,6 +39,7 @@ CELL = Record(
         "peak_memory_mb": Number(low=0.0),
         "capability": Text(),
         "failed": Text(),
+        "conflict": CONFLICT,
     },
 )
 """The values of a cell."""

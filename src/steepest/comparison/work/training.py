@@ -50,6 +50,7 @@ ASKED, SILENT = 50, 0.5
 class Member:
     """One training: a split, a trial, seeds; ``length`` None is early stopping, else so many epochs.
 
+    ``conflict`` is how far the gradients of several losses disagreed, where they are aggregated.
     ``outputs`` are those of ``split.other_inputs``, ``test_outputs`` those of ``split.test_inputs``.
     """
 
@@ -65,6 +66,7 @@ class Member:
     test_outputs: Tensor | None = None
     objective: Objective | None = None
     state: dict[str, Tensor] | None = None
+    conflict: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -392,16 +394,19 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         else:
             hook = _Watch([member.length], finished)
         seed_all(member.seeds["objective"])
+        joint = None if recipe.arm.aggregator is None else _Joint(recipe.arm.aggregator(), trained)
         Descent(
             network,
             objective,
             batches,
             optimizer=optimizer,
             schedule=schedule,
-            gradients=_joint(recipe.arm, trained),
+            gradients=None if joint is None else joint.fill,
             hooks=[*([] if average is None else [average]), hook, *_clocks(recipe)],
             device=recipe.device,
         ).fit(recipe.epochs)
+        if joint is not None:
+            member.conflict = joint.conflict()
         if isinstance(hook, EarlyStopping):
             member.score, member.epochs, member.curve = hook.best[0], hook.best_epoch[0], hook.curves[0]
 
@@ -443,12 +448,33 @@ def _at_rest(optimizer: Any) -> Iterator[None]:
         optimizer.train()
 
 
-def _joint(arm: Arm, trained: Sequence[torch.nn.Parameter]) -> Callable[[Tensor, torch.nn.Module], None] | None:
-    """What fills the gradients from the losses of several targets."""
-    if arm.aggregator is None:
-        return None
-    aggregator = arm.aggregator()
-    return lambda losses, _: backward(losses, parameters=trained, aggregator=aggregator)
+class _Joint:
+    """Fills the gradients from the losses of several targets, and notes how far their gradients disagree."""
+
+    def __init__(self, aggregator: Callable[[Tensor], Tensor], trained: Sequence[torch.nn.Parameter]) -> None:
+        self.aggregator, self.trained = aggregator, list(trained)
+        self.cosines: Tensor | float = 0.0
+        self.below, self.steps = torch.zeros((), dtype=torch.int64), 0
+
+    def fill(self, losses: Tensor, _: torch.nn.Module) -> None:
+        """The aggregated gradient of the losses ``[T]``."""
+        backward(losses, parameters=self.trained, aggregator=self._aggregated)
+
+    def _aggregated(self, jacobian: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(jacobian, dim=1, keepdim=True)
+        directions = jacobian / torch.where(lengths > 0, lengths, 1.0)
+        cosines = (directions @ directions.mT).double().cpu()
+        self.cosines = self.cosines + cosines
+        self.below += (cosines < 0).any()
+        self.steps += 1
+        return self.aggregator(jacobian)
+
+    def conflict(self) -> dict[str, Any] | None:
+        """Mean cosines ``[T, T]`` over all steps, and the share of steps with one below 0; None if one is no number."""
+        if not isinstance(self.cosines, Tensor) or not bool(self.cosines.isfinite().all()):
+            return None
+        mean = (self.cosines / self.steps).clamp(-1.0, 1.0)
+        return {"cosine": mean.tolist(), "share": float(self.below) / self.steps}
 
 
 def _clocks(recipe: Recipe) -> list[Hook]:
