@@ -127,7 +127,7 @@ def test_images_train_once_over_a_whole_cycle_of_the_learning_rate(file):
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     context, _ = prepare(Request(file, objectives="cross_entropy", epochs=3, batch_size=16))
-    assert context.settings.one_cycle
+    assert context.settings.fixed_length
     pair = (0, 0)
     fit, valid = context.inner(pair)[0]
     assert (len(context.inner(pair)), len(fit), len(valid)) == (1, 52, 8)

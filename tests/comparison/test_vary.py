@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from steepest.comparison.report.stored import check_results
 from steepest.comparison.report.winner.winner import Winner
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
+from steepest.comparison.work.run import Run
 from steepest.comparison.work.training import _at_rest, _Average, _Joint, train
 from steepest.descent import ArrayBatches, Descent
 from steepest.gradients import Mean
@@ -381,3 +383,21 @@ def test_objectives_train_as_before() -> None:
     assert context.settings.vary == "objective"
     assert context.settings.objective == ""
     assert context.trials("focal")[0].options == {}
+
+
+# ---- the network that auto chooses ----
+
+
+def test_a_larger_budget_goes_on_with_the_network_of_its_run(tmp_path: Path) -> None:
+    options = {"objectives": "cross_entropy", "classical": False, "workers": 1, "out": tmp_path}
+    small = Request(table(), budget="1s", **options)
+    large = Request(table(), budget="1h", **options)
+    assert prepare(small)[0].settings.model == "plain"
+    assert prepare(large)[0].settings.model == "tabm"
+    compare(table(), budget="1s", quiet=True, **options)
+    context, notes = prepare(large)
+    assert context.settings.model == "plain"
+    assert "network: plain (auto: as this run began; --model tabm would now be chosen)" in notes
+    (folder,) = tmp_path.iterdir()
+    shutil.copytree(folder, Run(prepare(Request(table(), model="tabm", **options))[0], tmp_path).folder)
+    assert prepare(large)[0].settings.model == "tabm"  # both are there: as the budget says

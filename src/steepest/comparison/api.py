@@ -6,6 +6,7 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from .budget import words_of
 from .defaults import BUDGET
 from .design.context import Context
 from .design.effort import default_workers
+from .design.networks import OTHER
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
 from .errors import InputError, nearest
 from .joining import tell
+from .names import AUTO
 from .read.given import read_data
 from .report.finished import Comparison
 from .report.publish import publish
@@ -54,10 +57,25 @@ def import_all() -> None:
 def prepare(request: Request) -> tuple[Context, list[str]]:
     """Read the data and fix the design; gives the context and lines about what was left out.
 
+    Where the network is chosen, and a run with the other one is there, that goes on: a larger budget adds to it.
+
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
-    return resolve(request, *read_data(request))
+    data = read_data(request)
+    context, notes = resolve(request, *data)
+    if not context.choice or _run_of(request, context).begun:
+        return context, notes
+    model = OTHER[context.settings.model]
+    another, own_notes = resolve(replace(request, model=model), *data)
+    if not _run_of(request, another).begun:
+        return context, notes
+    another.choice = f"{AUTO}: as this run began; --model {context.settings.model} would now be chosen"
+    return another, [*own_notes, f"network: {model} ({another.choice})"]
+
+
+def _run_of(request: Request, context: Context) -> Run:
+    return Run(context, Path(request.out), request.typed, request.store)
 
 
 def execute(
@@ -93,7 +111,7 @@ def execute(
     for text in context.table.warnings:
         screen.line(f"warning: {text}", "yellow")
     with one_thread():
-        run = Run(context, Path(request.out), request.typed, request.store)
+        run = _run_of(request, context)
         if request.strict or request.dry_run:
             _plan(request, run, workers, screen)
         if request.dry_run:

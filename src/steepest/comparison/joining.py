@@ -131,7 +131,7 @@ def join(run: str, store: Store, *, trust: bool = False, data: str | Path | None
             f"trust who began the run, say --trust"
         )
     values = {key: value for key, value in asked.items() if key != "paths"}
-    if set(values) - {*SETTINGS, *TOLD, *READING, "drop", "objectives", "classical"}:
+    if set(values) - {*SETTINGS, *TOLD, *READING, "drop", "objectives", "arms", "classical"}:
         raise InputError(f"{where}: what was asked for has fields that no request has")
     paths = asked.get("paths")
     sources: dict[str, Any] = dict(paths) if isinstance(paths, dict) else {}

@@ -71,7 +71,8 @@ def test_a_task_that_is_asked_for_is_kept() -> None:
 
 def test_a_metric_by_another_name_is_said_and_is_the_same_run() -> None:
     y = np.where(X[:, 0] > 0, "a", "b")
-    contexts = [prepare(Request(X, y, metric=word, objectives="comp_sum")) for word in ("roc_auc", "auroc")]
+    asked = {"objectives": "comp_sum", "model": "plain"}
+    contexts = [prepare(Request(X, y, metric=word, **asked)) for word in ("roc_auc", "auroc")]
     assert [notes for _, notes in contexts] == [["metric: roc_auc is auroc here"], []]
     assert contexts[0][0].settings == contexts[1][0].settings
 

@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...core.search import Choice, Float, Space
 from ...gradients.aggregation.jacobian_descent import UPGrad
-from ...gradients.aggregation.mgda import MGDA
 from ...gradients.aggregation.simple import Mean
 from ...gradients.surgery.gcond import GCond
 from ...gradients.surgery.pcgrad import PCGrad
@@ -202,10 +201,18 @@ SCHEDULES: dict[str, Arm] = {
     "wsd_s": Arm("Warm-up, stable, decay, simplified, arXiv:2410.05192", rates=_PEAKS, schedule=WSDS.spanning),
 }
 """Schedules over a training of fixed length, the baseline first."""
+
+
+def _mgda() -> Callable[[Tensor], Tensor]:
+    from ...gradients.aggregation.mgda import MGDA  # which imports a part of SciPy
+
+    return MGDA()
+
+
 AGGREGATORS: dict[str, Arm] = {
     "mean": Arm("The mean of the gradients", aggregator=Mean),
     "upgrad": Arm("UPGrad: Jacobian descent, arXiv:2406.16232", aggregator=UPGrad),
-    "mgda": Arm("MGDA: the shortest combination of the gradients", aggregator=MGDA),
+    "mgda": Arm("MGDA: the shortest combination of the gradients", aggregator=_mgda),
     "pcgrad": Arm("PCGrad: conflicting parts are projected away, arXiv:2001.06782", aggregator=PCGrad),
     "gcond": Arm("GCond: the gradient conductor", aggregator=GCond),
     "sam_gs": Arm("SAM-GS: similarity-aware momentum surgery", aggregator=SAMGS),

@@ -11,10 +11,13 @@ from .context import Context
 from .effort import cell_seconds, default_workers, work_of
 
 TABM_SPEED = 8e10
-"""Floating-point operations a second with which the model tells what trainings of TabM take on one core, on average over
-eight tables: they reach 6e10 and stop earlier than it takes them to."""
+"""Floating-point operations a second with which the model tells what trainings of TabM take on one core.
+
+That is so on average over eight tables: they reach 6e10, and stop earlier than the model takes them to."""
 TABM_TRIALS, TABM_PART = 4, 0.5
 """A round of folds with so many trials has to fit this part of the budget, or plain networks are trained."""
+OTHER = {"plain": "tabm", "tabm": "plain"}
+"""Of the two between which ``auto`` chooses the one that it did not."""
 BATCHES = ((108_000, 1024), (32_000, 512), (6_400, 256), (4_500, 128), (2_800, 64), (0, 32))
 """Rows a step of TabM, by the least number of rows of the data."""
 

@@ -22,7 +22,9 @@ from steepest.comparison.design import resolve
 from steepest.comparison.work.classical import learners_of
 
 Run = tuple[Path, dict[str, Any], str]
-COMPARE = "compare iris --objectives squared_error --folds 5 --repeats 1 --trials 1 --epochs 1 --workers 1"
+COMPARE = (
+    "compare iris --objectives squared_error --folds 5 --repeats 1 --trials 1 --epochs 1 --workers 1 --model plain"
+)
 
 
 @contextmanager
