@@ -97,6 +97,44 @@ def test_the_cost_of_a_learner_grows_as_it_was_measured() -> None:
     assert costs.cell("knn", "classical", Level(2400, 9, 9)) == 7.0
 
 
+def test_the_cost_of_a_tuned_learner_grows_with_its_trials() -> None:
+    """A trial is a fit in each inner split, the best one a fit on the whole, what cells took tells before timings."""
+    context = make_context(300, folds=5, repeats=1)
+    costs, inner = Costs(context), len(context.inner((0, 0)))
+    costs.learner_timed("forest", LearnerTime(100, 50, 0.0, 0.0))
+    assert costs.cell("forest", "classical", Level(240, 9, 8)) == 0.0
+    costs.finished("forest", "classical", Level(240, 9, 4), 2.0 * (4 * inner + 1))
+    for trials in (1, 4, 8):
+        assert costs.cell("forest", "classical", Level(240, 3, trials)) == pytest.approx(2.0 * (trials * inner + 1))
+        known = costs.learner_known("lightgbm", Level(240, 3, trials))
+        assert not known
+    assert math.isinf(costs.cell("lightgbm", "classical", Level(240, 9, 4)))
+    for rows, seconds in ((100, 1.0), (200, 2.0)):
+        costs.learner_timed("lightgbm", LearnerTime(rows, 50, seconds, 0.0))
+    one, four = (costs.cell("lightgbm", "classical", Level(240, 9, trials)) for trials in (1, 4))
+    fits = [len(fit) / 100 for fit, _ in context.inner((0, 0))]
+    assert one == pytest.approx(sum(fits) + 2.4)
+    assert four == pytest.approx(4 * sum(fits) + 2.4)
+    assert costs.one_fit("lightgbm", Level(240, 9, 4)) == pytest.approx(fits[0])
+
+
+def test_a_learner_here_ends_between_fits_with_its_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tables need no process: it is asked there whether the seconds of a learner are over."""
+    computing = Executor(make_context(trials=3, repeats=1, folds=3), 1)
+    clock = [1000.0]
+
+    def later() -> float:
+        clock[0] += 1.0
+        return clock[0]
+
+    monkeypatch.setattr(executor.time, "time", later)
+    for seconds, done in ((2.0, False), (1e6, True)):
+        computing.submit(Job("classical", "forest", ((0, 0),), Level(60, 1, 2)), {}, 1e9, seconds)
+        ((_, cells),) = computing.collect()
+        assert (cells is not None) == done
+    computing.close()
+
+
 def test_long_learners_alone_need_a_process() -> None:
     job = Job("classical", "knn", ((0, 0),))
     short, long = make_context(1000), make_context(6000)  # two columns, two classes

@@ -47,6 +47,21 @@ def test_the_folder_is_made_with_those_around_it(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "one" / "run.sqlite").is_file()
 
 
+def test_tuned_learners_are_those_of_a_number_of_trials(tmp_path: Path) -> None:
+    """A cell of a time when it was not tuned is not taken for one that was."""
+    store, tuned, stale = Store(tmp_path), cell(0, "forest"), cell(0, "forest")
+    for own, level in ((tuned, LEVEL.of("classical", "forest")), (stale, LEVEL.of("classical"))):
+        own.kind, own.level, own.trials = "classical", level, {}
+    stale.values = {**stale.values, "score": 0.25}
+    store.put([tuned, stale])
+    fewer, shorter, smaller = Level(900, 60, 4), Level(900, 30, 8), Level(450, 60, 8)
+    names = [set(store.cells(level)) for level in (LEVEL, shorter, fewer, smaller)]
+    assert names == [{"forest"}, {"forest"}, set(), set()]
+    assert store.cells(shorter)["forest"][0, 0]["score"] == tuned.values["score"] != 0.25
+    with pytest.raises(KeyError):
+        store.outcome("forest", 0, 0, fewer)
+
+
 def test_cells_and_trials_are_those_of_a_level(tmp_path: Path) -> None:
     """Trials are shared by the levels of their rows and epochs; learners by those of their rows."""
     store = Store(tmp_path)
