@@ -1,4 +1,4 @@
-"""Language models of Transformers with a loss whose logits never exist as a whole.
+"""Language models of Transformers with a loss whose logits never exist as a whole, and a Trainer for steps of our own.
 
 >>> import torch
 >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -30,7 +30,16 @@ from ..core.transforms import valueless
 from ..kernels import GradientFilter, linear_cross_entropy
 from ._lazy_logits import LazyLogits, Use
 
-__all__ = ["patch", "patched", "unpatch"]
+__all__ = ["SteepestTrainer", "StepsMixin", "patch", "patched", "unpatch"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("SteepestTrainer", "StepsMixin"):  # a Trainer takes seconds to import
+        from . import _trainer
+
+        return getattr(_trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 M = TypeVar("M", bound=nn.Module)
 _STATE = "_steepest_head"
