@@ -174,6 +174,7 @@ DEAR = {
     "ctc-peaky": "gradient descent of the publication until it is stuck: 4,000 steps",
     "distance-covariance-fairness": "dcor compiles as it is imported, among the slow tests",
     "ghost-radius": "a forward derivative in each of the steps to a minimum, among the slow tests",
+    "gradient-regularization": "two differences, each to a minimum, compiled and by two ranks, among the slow tests",
     "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
