@@ -77,6 +77,14 @@ def steppers():
 
 OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
 STEPPERS = steppers()
+CLASSES |= {  # objectives of other rooms than losses
+    cls.name: cls
+    for row in systems()
+    if row.kind == "objective" and row.room.partition(".")[0] != "losses" and there(row)
+    for name in row.names
+    if inspect.isclass(cls := getattr(importlib.import_module(f"steepest.{row.module}"), name))
+    and issubclass(cls, Objective)
+}
 LOSSES = {name: cls for name, cls in members(Loss).items() if "shapes" not in cls.exempt}
 DEAR = ("compile", "shapes", "minimum", "ranks")
 """Checks whose time is that of tracing, of many steps, of processes: among the slow tests, of six losses here."""
@@ -115,6 +123,7 @@ def test_the_catalogue_has_penalties_and_methods():
 
 def test_the_catalogue_has_wrappers():
     assert {"perp_grad", "sam"} <= set(STEPPERS)
+    assert "saf" in CLASSES, "an objective of another room than losses"
 
 
 def dear(checks):
