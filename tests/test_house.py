@@ -176,6 +176,7 @@ DEAR = {
     "ghost-radius": "a forward derivative in each of the steps to a minimum, among the slow tests",
     "gradient-regularization": "two differences, each to a minimum, compiled and by two ranks, among the slow tests",
     "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
+    "ignite": "two members, each to a minimum, compiled and by two ranks, among the slow tests",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
     "sam": "three settings, each trained compiled and by processes of two ranks, among the slow tests",
