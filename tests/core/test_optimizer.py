@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.core.optimizer import ListOptimizer, LossAware, check_loss, total
+from steepest.core.optimizer import ListOptimizer, LossAware, check_loss, flat, inner, momentum_step, total
 from steepest.core.torch_private import foreach_add_, foreach_mul_
 from steepest.testing import optimizer_checks
 
@@ -97,7 +97,7 @@ def test_a_scaled_closure_moves_by_the_gradient_itself():
 
 
 def test_lists_are_cut_where_temporaries_would_grow(monkeypatch):
-    monkeypatch.setattr(HeavyBall, "most", 10)
+    monkeypatch.setattr(HeavyBall, "most", (10, 10))
     parameters = [nn.Parameter(torch.ones(n)) for n in (4, 4, 4, 20, 1, 2)]
     parameters.insert(1, nn.Parameter(torch.ones(3, dtype=torch.float64)))
     optimizer = HeavyBall(parameters)
@@ -202,3 +202,38 @@ def test_a_loss_of_many_forms():
     ):
         with pytest.raises(error, match="loss"):
             at(**wrong)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_step_along_momenta(momentum, dtype):
+    generator = torch.Generator().manual_seed(0)
+    w, g, m = (torch.randn(7, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+    wanted = momentum * m.double() + 0.3 * (g.double() + 0.1 * w.double())
+    moved, momenta = w.clone(), m.clone()
+    momentum_step([moved], [g], [momenta], 0.5, momentum, gain=0.3, decay=0.1)
+    close = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(momenta.double(), wanted, rtol=close, atol=2 * close)
+    torch.testing.assert_close(moved.double(), w.double() - 0.5 * wanted, rtol=close, atol=2 * close)
+    plain = w.clone()
+    momentum_step([plain], [g], [], 0.5, momentum, decay=0.1)
+    away = w.double() - 0.5 * (g.double() + 0.1 * w.double())
+    torch.testing.assert_close(plain.double(), away, rtol=close, atol=2 * close)
+
+
+def test_a_step_along_momenta_of_wider_gradients():
+    w, m = torch.ones(3, dtype=torch.float16), torch.zeros(3, dtype=torch.float16)
+    momentum_step([w], [torch.full((3,), 0.5)], [m], 1.0, 0.9)
+    assert torch.equal(w, torch.full((3,), 0.5, dtype=torch.float16))
+
+
+def test_inner_products_of_lists():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (), (5,), (200, 200), (2,)]
+    kinds = [torch.float32, torch.float64, torch.bfloat16, torch.float32, torch.float32]
+    a, b = ([torch.randn(s, generator=generator).to(k) for s, k in zip(shapes, kinds)] for _ in range(2))
+    wanted = sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b))
+    assert float(inner(flat(a), flat(b))) == pytest.approx(wanted, rel=1e-5)
+    wide = [y.float() if y.dtype == torch.bfloat16 else y for y in b]
+    assert float(inner(flat(a), flat(wide))) == pytest.approx(wanted, rel=1e-5)
+    assert len(flat(a)) == 3  # the large one, those of float32 (and half types), that of float64

@@ -139,6 +139,24 @@ def test_operations_on_lists():
     same(into, *a)
     private.foreach_clamp_min_(into, 0.0)
     same(into, [3.0, 0.0], [6.0, 0.0])
+    same(private.foreach_add(a, b, alpha=2), X + 4, 2 * X + 8)
+    same(private.foreach_sqrt(b), b[0].sqrt(), [2.0, 2.0])
+    private.foreach_copy_(into, a)
+    private.foreach_addcmul_(into, a, a, value=2.0)
+    same(into, X + 2 * X * X, 2 * X + 8 * X * X)
+    private.foreach_sub_(into, a)
+    same(into, 2 * X * X, 8 * X * X)
+    private.foreach_lerp_(into, a, 0.5)
+    same(into, (2 * X * X + X) / 2, (8 * X * X + 2 * X) / 2)
+
+
+def test_a_step_of_momentum_in_one_pass():
+    w, m = X.clone(), 2 * X
+    options = {"weight_decay": 0.5, "momentum": 0.5, "lr": 0.25, "dampening": 0.75}
+    private.fused_sgd_([w], [X], [m], nesterov=False, maximize=False, is_first_step=False, **options)
+    torch.testing.assert_close(m, X + 0.25 * 1.5 * X)
+    torch.testing.assert_close(w, X - 0.25 * m)
+    assert torch.equal(private.flatten_dense_tensors([X, X.reshape(1, 2)]), torch.cat([X, X]))
 
 
 def test_instructions_of_the_processor():

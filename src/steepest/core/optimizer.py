@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .checks import check_flag, check_number, check_tensor, refuse, refuse_type, values_visible
+from .reductions import widen
 from .search import Space
-from .torch_private import foreach_neg
+from .torch_private import flatten_dense_tensors, foreach_add, foreach_add_, foreach_mul_, foreach_neg, fused_sgd_
 from .unscaling import Unscaling
 from .wrapper import Params
 
@@ -26,19 +27,26 @@ class Share:
 
     Args:
         group: their options.
+        parameters: themselves.
         weights: what moves, in place.
         slopes: gradients of what goes down; those of the parameters themselves, not to be changed.
         states: the state of each.
     """
 
     group: dict[str, Any]
+    parameters: list[Tensor]
     weights: list[Tensor]
     slopes: list[Tensor]
     states: list[dict[str, Any]]
 
     def state(self, name: str) -> list[Tensor]:
         """A tensor of each state."""
-        return [_real(state[name]) for state in self.states]
+        return [real(state[name]) for state in self.states]
+
+    def of(self, places: Sequence[int]) -> Share:
+        """Some of them."""
+        lists = (self.parameters, self.weights, self.slopes, self.states)
+        return Share(self.group, *([values[i] for i in places] for values in lists))  # type: ignore[arg-type]
 
 
 class ListOptimizer(Unscaling):
@@ -55,7 +63,8 @@ class ListOptimizer(Unscaling):
         search: hyper-parameters that a comparison tunes.
         exempt: names of conformance checks that don't apply, each with its reason.
         ranges: of options that are numbers, as arguments of :func:`steepest.core.checks.check_number`.
-        most: numbers that a step moves at once, so that its temporaries stay small; a larger tensor moves alone.
+        most: numbers that a step moves at once, on the CPU and elsewhere, so that its temporaries stay small; a larger
+            tensor moves alone.
 
     Args:
         params: parameters, pairs with their names, or groups.
@@ -68,7 +77,7 @@ class ListOptimizer(Unscaling):
     search: ClassVar[dict[str, Space]] = {}
     exempt: ClassVar[dict[str, str]] = {}
     ranges: ClassVar[dict[str, dict[str, Any]]] = {"lr": {"low": 0.0}}
-    most: ClassVar[int] = 2**21
+    most: ClassVar[tuple[int, int]] = (2**17, 2**22)
 
     def __init__(
         self,
@@ -149,10 +158,11 @@ class ListOptimizer(Unscaling):
                 if p not in self.state:
                     self.state[p] = self._start(group, p)
             for together in self._together(group, parameters):
-                slopes = [_real(p.grad) for p in together if p.grad is not None]
+                slopes = [real(p.grad) for p in together if p.grad is not None]
                 if group.get("maximize"):
                     slopes = list(foreach_neg(slopes))
-                shares.append(Share(group, list(map(_real, together)), slopes, [self.state[p] for p in together]))
+                states = [self.state[p] for p in together]
+                shares.append(Share(group, together, list(map(real, together)), slopes, states))
         return shares
 
     def _together(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -162,11 +172,12 @@ class ListOptimizer(Unscaling):
         kinds: dict[Any, list[Tensor]] = {}
         for p in parameters:
             kinds.setdefault((p.device, p.dtype), []).append(p)
-        for alike in kinds.values():
+        for (device, _), alike in kinds.items():
+            most = self.most[device.type != "cpu"]
             bunch: list[Tensor] = []
             numbers = 0
             for p in alike:
-                if bunch and numbers + p.numel() > self.most:
+                if bunch and numbers + p.numel() > most:
                     yield bunch
                     bunch, numbers = [], 0
                 bunch.append(p)
@@ -266,6 +277,52 @@ class LossAware(ListOptimizer):
         raise NotImplementedError
 
 
+def momentum_step(
+    weights: list[Tensor],
+    slopes: list[Tensor],
+    momenta: list[Tensor],
+    rate: float,
+    momentum: float,
+    *,
+    gain: float = 1.0,
+    decay: float = 0.0,
+) -> None:
+    r"""A step along momenta, in place, in one pass where torch can.
+
+    .. math:: m \leftarrow \mu m + \gamma (g + \lambda w), \qquad w \leftarrow w - \alpha m
+
+    Args:
+        weights: w.
+        slopes: g.
+        momenta: m; none leaves m out: w <- w - alpha (g + lambda w).
+        rate: alpha.
+        momentum: mu.
+        gain: gamma.
+        decay: lambda.
+    """
+    alike = all(slope.dtype == w.dtype for slope, w in zip(slopes, weights))
+    if alike and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
+        fused_sgd_(
+            weights,
+            slopes,
+            momenta,
+            weight_decay=decay,
+            momentum=momentum,
+            lr=rate,
+            dampening=1.0 - gain,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+        return
+    if decay:
+        slopes = list(foreach_add(slopes, weights, alpha=decay))
+    if momenta:
+        foreach_mul_(momenta, momentum)
+        foreach_add_(momenta, slopes, alpha=gain)
+    foreach_add_(weights, momenta or slopes, alpha=-rate)
+
+
 def total(values: Iterable[Tensor]) -> Tensor:
     """The sum of scalars, in float64 where they lie on the CPU and in float32 elsewhere: no host waits for it."""
     scalars = list(values)
@@ -276,10 +333,36 @@ def total(values: Iterable[Tensor]) -> Tensor:
 
 def check_loss(loss: Tensor, low: float) -> None:
     """Refuse a loss that is not finite, or below its bound, where its value may be looked at."""
+    loss = loss.detach()
     if values_visible(loss) and not (bool(loss.isfinite()) and float(loss) >= low):
         refuse("loss", f"a finite number >= {low:g}", float(loss))
 
 
-def _real(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+def real(tensor: Tensor) -> Tensor:
+    """A tensor without its graph, complex numbers as pairs."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
+
+
+_SMALL = 2**15
+"""Numbers up to which tensors are laid beside each other for one inner product."""
+
+
+def flat(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Vectors of float32 or wider for :func:`inner`: large tensors alone, small ones of a kind one after the other.
+
+    It depends on the tensors and their order, not on how a step takes them together.
+    """
+    vectors: list[Tensor] = []
+    kinds: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        tensor = widen(tensor)
+        if tensor.numel() > _SMALL:
+            vectors.append(tensor.reshape(-1))
+        else:
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return vectors + [flatten_dense_tensors(alike) for alike in kinds.values()]
+
+
+def inner(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """The inner product of two lists of vectors that :func:`flat` gave, in the type of :func:`total`."""
+    return total(torch.dot(x, y) for x, y in zip(a, b, strict=True))

@@ -21,18 +21,25 @@ __all__ = [
     "DisableTorchFunctionSubclass",
     "TorchDispatchMode",
     "fake_tensors",
+    "flatten_dense_tensors",
+    "foreach_add",
     "foreach_add_",
+    "foreach_addcmul_",
     "foreach_clamp_min_",
     "foreach_copy_",
     "foreach_div",
     "foreach_div_",
+    "foreach_lerp_",
     "foreach_mul",
     "foreach_mul_",
     "foreach_neg",
     "foreach_norm",
     "foreach_pow",
+    "foreach_sqrt",
     "foreach_sub",
+    "foreach_sub_",
     "forward_level",
+    "fused_sgd_",
     "get_unwrapped",
     "is_avx2_supported",
     "is_avx512_supported",
@@ -65,7 +72,9 @@ AnyDropout = torch.nn.modules.dropout._DropoutNd
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 
 # operations on lists of tensors, each one kernel on a GPU
+foreach_add = torch._foreach_add
 foreach_add_ = torch._foreach_add_
+foreach_addcmul_ = torch._foreach_addcmul_
 foreach_clamp_min_ = torch._foreach_clamp_min_
 foreach_copy_ = torch._foreach_copy_
 foreach_div = torch._foreach_div
@@ -76,7 +85,11 @@ foreach_mul_ = torch._foreach_mul_
 foreach_neg = torch._foreach_neg
 foreach_norm = torch._foreach_norm
 foreach_pow = torch._foreach_pow
+foreach_sqrt = torch._foreach_sqrt
 foreach_sub = torch._foreach_sub
+foreach_sub_ = torch._foreach_sub_
+flatten_dense_tensors = torch._C._nn.flatten_dense_tensors
+fused_sgd_ = torch._fused_sgd_  # one pass over weights, gradients and momenta
 
 is_avx2_supported = torch.cpu._is_avx2_supported
 is_avx512_supported = torch.cpu._is_avx512_supported
