@@ -150,7 +150,8 @@ def join(run: str, store: Store, *, trust: bool = False, data: str | Path | None
             raise InputError(f"{where}: {error}") from error
     if Run(context, Path()).folder.name != run:
         raise InputError(
-            f"{where} has other data, settings, own code or another version of steepest than are here: nothing is done"
+            f"{where} has other data, settings, own code, learners (the extra trees) or another version of steepest "
+            "than are here: nothing is done"
         )
     return context
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,27 @@ def test_a_comparison_takes_lightgbm_where_it_is_installed(monkeypatch):
             assert [one.name for one in classical_learners(task, 100)][-2:] == ["forest", name]
     with pytest.raises(ValueError, match="boosting"):
         classical_learners("binary", 100, boosting="xgboost")
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'lightgbm'"), OSError("libgomp.so.1: no such file")])
+def test_lightgbm_that_cannot_be_loaded_is_not_there(error, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *more, **options):
+        if name == "lightgbm":
+            raise error
+        return real(name, *more, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    boosting.has_lightgbm.cache_clear()
+    try:
+        assert [one.name for one in classical_learners("binary", 100)][-1] == "boosting"
+        with pytest.raises(ImportError, match="extra trees"):
+            LightGBMBaseline().fit(np.zeros((4, 1)), [0, 1, 0, 1])
+    finally:
+        boosting.has_lightgbm.cache_clear()
+    monkeypatch.undo()
+    assert [one.name for one in classical_learners("binary", 100)][-1] == "lightgbm"
 
 
 def test_large_tables_have_larger_trees_on_all_cuts():

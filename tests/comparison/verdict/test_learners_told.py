@@ -23,7 +23,7 @@ def told(*learners: str, trials: int = 4) -> dict[str, str]:
     ("name", "said"),
     [
         ("lightgbm", "LightGBM; at most 1,000 rounds"),
-        ("boosting", "scikit-learn's, for LightGBM was not installed; at"),
+        ("boosting", "scikit-learn's, for LightGBM is not there; at"),
     ],
 )
 def test_which_boosting_ran(name: str, said: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...core.arrays import codes, numbers, row_weights
 from ...core.checks import check_flag, check_number
 from ...core.search import Choice, Float, Space
 from .base import Baseline, is_constant
-from .lightgbm_trees import LightGBMClassifierTrees, LightGBMRegressorTrees
+from .lightgbm_trees import LightGBMClassifierTrees, LightGBMRegressorTrees, lightgbm
 
 MOST_ROUNDS = 1000
 """Rounds at most, where validation rows stop them."""
@@ -23,9 +23,14 @@ LARGE = 5_000
 """Rows of a table from which trees grow larger, on all cuts."""
 
 
+@cache
 def has_lightgbm() -> bool:
-    """Whether LightGBM is installed (the extra ``trees``)."""
-    return importlib.util.find_spec("lightgbm") is not None
+    """Whether LightGBM can be imported (the extra ``trees``)."""
+    try:
+        lightgbm()
+    except ImportError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

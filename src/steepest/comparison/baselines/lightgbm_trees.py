@@ -20,7 +20,7 @@ def lightgbm() -> Any:
     """The package.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: it is not installed, or lacks a library of the system (OpenMP's).
     """
     try:
         import lightgbm as package
@@ -28,6 +28,8 @@ def lightgbm() -> Any:
         raise ImportError(
             "LightGBM is not installed; it comes with the extra trees: pip install 'steepest[trees]'"
         ) from error
+    except OSError as error:
+        raise ImportError(f"LightGBM is installed (the extra trees) and cannot be loaded: {error}") from error
     return package
 
 

@@ -478,7 +478,7 @@ def _trials_of_learners(context: Context) -> dict[str, str]:
         if count == 1
         else f"{count} of {which}: defaults, then a Sobol design"
     }
-    kinds = {LightGBMBaseline.name: "LightGBM", BoostingBaseline.name: "scikit-learn's, for LightGBM was not installed"}
+    kinds = {LightGBMBaseline.name: "LightGBM", BoostingBaseline.name: "scikit-learn's, for LightGBM is not there"}
     for name in set(tuned) & set(kinds):
         words["gradient boosting"] = (
             f"{kinds[name]}; at most {MOST_ROUNDS:,} rounds, stopped after {PATIENCE} without a smaller loss on inner "
