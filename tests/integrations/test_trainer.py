@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -11,10 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import mse_loss
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from steepest.gradients import GCond, UPGrad
-from steepest.integrations.transformers import SteepestTrainer, StepsMixin
 from steepest.optim import SAM
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -23,6 +22,16 @@ from by_hand import RHO, Net, Polyak, PolyakByHand, adding, batches, data, joint
 sys.path.pop(0)
 
 SGD = {"lr": 0.25, "momentum": 0.5}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Imported where these tests run, not where they are collected: a Trainer takes seconds."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        return importlib.import_module("trainer_parts")
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture(autouse=True)
@@ -34,57 +43,18 @@ def fresh_state():
     state._reset_state(reset_partial_state=True)
 
 
-class Order(StepsMixin, Trainer):
-    """Rows in their order, and random numbers that begin anew with each step."""
-
-    def __init__(self, *args, seeds=True, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.calls = Calls(seeds)
-        self.add_callback(self.calls)
-
-    def _get_train_sampler(self, *_):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-class Calls(TrainerCallback):
-    def __init__(self, seeds):
-        self.seeds, self.names = seeds, []
-
-    def on_step_begin(self, args, state, control, **_):
-        if self.seeds:
-            torch.manual_seed(state.global_step)
-
-    def on_pre_optimizer_step(self, *_, **__):
-        self.names.append("before")
-
-    def on_optimizer_step(self, *_, **__):
-        self.names.append("after")
-
-
-def arguments(tmp_path, steps=6, accumulation=1, **kw):
-    given = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "save_strategy": "no", **kw}
-    return TrainingArguments(
-        str(tmp_path), max_steps=steps, per_device_train_batch_size=4, gradient_accumulation_steps=accumulation,
-        use_cpu=True, report_to=[], logging_steps=1, disable_tqdm=True, logging_nan_inf_filter=False, **given,
-    )  # fmt: skip
-
-
-def sam(model, **kw):
-    return SAM(model.parameters(), torch.optim.SGD, rho=RHO, **{**SGD, **kw})
-
-
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_sam_is_that_of_a_loop_written_out(tmp_path, accumulation):
+def test_sam_is_that_of_a_loop_written_out(parts, tmp_path, accumulation):
     """Weights, running statistics, loss, length of the clipped gradient, rates; 10 micro-batches an epoch."""
     model, twin = Net(), Net()
-    optimizer = sam(model)
+    optimizer = parts.sam(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    args = arguments(tmp_path, accumulation=accumulation, max_grad_norm=0.5)
-    trainer = Order(model, args, train_dataset=data(), optimizers=(optimizer, schedule))
+    args = parts.arguments(tmp_path, accumulation=accumulation, max_grad_norm=0.5)
+    trainer = parts.Order(model, args, train_dataset=data(), optimizers=(optimizer, schedule))
     trainer.train()
     base = torch.optim.SGD(twin.parameters(), **SGD)
     rates = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1 / (1 + step))
@@ -98,7 +68,7 @@ def test_sam_is_that_of_a_loop_written_out(tmp_path, accumulation):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 / 7)
 
 
-def test_a_loss_function_that_takes_the_labels_out(tmp_path):
+def test_a_loss_function_that_takes_the_labels_out(parts, tmp_path):
     """The trainer takes labels from the inputs: the second pass has them too, and the number of items."""
 
     def loss_function(outputs, labels, num_items_in_batch=None):
@@ -109,9 +79,9 @@ def test_a_loss_function_that_takes_the_labels_out(tmp_path):
         return mse_loss(model(**batch)["logits"], batch["labels"], reduction="sum") / count
 
     model, twin = Net(), Net()
-    args = arguments(tmp_path, 3, 4)
+    args = parts.arguments(tmp_path, 3, 4)
     options = {"base_optimizer": torch.optim.SGD, "rho": RHO, **SGD}
-    trainer = Order(
+    trainer = parts.Order(
         model, args, train_dataset=data(), compute_loss_func=loss_function, optimizer_cls_and_kwargs=(SAM, options)
     )
     trainer.train()
@@ -119,18 +89,18 @@ def test_a_loss_function_that_takes_the_labels_out(tmp_path):
     same(model, twin)
 
 
-def test_a_trainer_that_empties_its_inputs(tmp_path):
+def test_a_trainer_that_empties_its_inputs(parts, tmp_path):
     """The second pass has its own."""
 
-    class Emptying(Trainer):
+    class Emptying(parts.Trainer):
         def training_step(self, model, inputs, *args):
             return super().training_step(model, {name: inputs.pop(name) for name in list(inputs)}, *args)
 
-    class Own(Order, Emptying):
+    class Own(parts.Order, Emptying):
         pass
 
     model, twin = Net(), Net()
-    Own(model, arguments(tmp_path, 2, 2), train_dataset=data(), optimizers=(sam(model), None)).train()
+    Own(model, parts.arguments(tmp_path, 2, 2), train_dataset=data(), optimizers=(parts.sam(model), None)).train()
     train(twin, torch.optim.SGD(twin.parameters(), **SGD), windows(data(), 4, 2, 2))
     same(model, twin)
 
@@ -142,12 +112,12 @@ def with_scaler(trainer, scale=1024.0):
     return trainer.accelerator.scaler
 
 
-def test_a_scaler(tmp_path):
+def test_a_scaler(parts, tmp_path):
     """A scale that is a power of two changes no bit; the radius is that of gradients without it."""
     models = [Net(), Net()]
     for model, scale in zip(models, (None, 1024.0)):
-        trainer = Order(model, arguments(tmp_path, 4, 2, max_grad_norm=0.5), train_dataset=data(),
-                        optimizers=(sam(model), None))  # fmt: skip
+        trainer = parts.Order(model, parts.arguments(tmp_path, 4, 2, max_grad_norm=0.5), train_dataset=data(),
+                        optimizers=(parts.sam(model), None))  # fmt: skip
         if scale:
             with_scaler(trainer)
         trainer.train()
@@ -155,14 +125,16 @@ def test_a_scaler(tmp_path):
 
 
 @pytest.mark.parametrize("call", [2, 3, 4, 5], ids=["first pass", "its end", "second pass", "its end again"])
-def test_an_overflow_in_either_pass_skips_the_step(tmp_path, call):
+def test_an_overflow_in_either_pass_skips_the_step(parts, tmp_path, call):
     """Weights, statistics and momenta as before; the schedule waits; the scale halves. Two micro-batches a step."""
     model, twin = Net(), Net()
     step = 4 + call - 2  # of the second step
     model.inf_at = (step,)
-    optimizer = sam(model)
+    optimizer = parts.sam(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: 1 / (1 + number))
-    trainer = Order(model, arguments(tmp_path, 2, 2), train_dataset=data(), optimizers=(optimizer, schedule))
+    trainer = parts.Order(
+        model, parts.arguments(tmp_path, 2, 2), train_dataset=data(), optimizers=(optimizer, schedule)
+    )
     scaler = with_scaler(trainer)
     trainer.train()
     assert model.calls == 8
@@ -176,15 +148,15 @@ def test_an_overflow_in_either_pass_skips_the_step(tmp_path, call):
     assert optimizer.param_groups[0]["lr"] == 0.125
 
 
-def test_resumed_is_uninterrupted(tmp_path):
+def test_resumed_is_uninterrupted(parts, tmp_path):
     """Momenta, random numbers of dropout, the schedule: to the last bit."""
     ends = []
     for resume in (None, str(tmp_path / "checkpoint-3")):
         model = Net()
-        args = arguments(
+        args = parts.arguments(
             tmp_path, 5, 2, save_strategy="steps", save_steps=3, lr_scheduler_type="linear", save_total_limit=3
         )
-        trainer = Order(model, args, train_dataset=data(), optimizers=(sam(model), None), seeds=False)
+        trainer = parts.Order(model, args, train_dataset=data(), optimizers=(parts.sam(model), None), seeds=False)
         trainer.train(resume_from_checkpoint=resume)
         ends.append(model)
     assert ends[1].calls == 2 * 2 * 2  # two steps of two micro-batches, twice
@@ -192,11 +164,11 @@ def test_resumed_is_uninterrupted(tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision(tmp_path):
+def test_half_precision(parts, tmp_path):
     model, twin = Net(dtype=torch.float32), Net(dtype=torch.float32)
     rows = data(dtype=torch.float32)
-    args = arguments(tmp_path, 4, 2, bf16=True)
-    Order(model, args, train_dataset=rows, optimizers=(sam(model), None)).train()
+    args = parts.arguments(tmp_path, 4, 2, bf16=True)
+    parts.Order(model, args, train_dataset=rows, optimizers=(parts.sam(model), None)).train()
     base = torch.optim.SGD(twin.parameters(), **SGD)
     train(twin, base, windows(rows, 4, 2, 4), autocast=torch.bfloat16)
     for (name, value), wanted in zip(model.state_dict().items(), twin.state_dict().values()):
@@ -204,11 +176,11 @@ def test_half_precision(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [None, 1024.0])
-def test_a_step_that_takes_the_loss(tmp_path, scale):
+def test_a_step_that_takes_the_loss(parts, tmp_path, scale):
     """It is that of all micro-batches, without the scale; saved as the optimizer alone."""
     model, twin = Net(), Net()
     optimizer = Polyak(model.parameters(), lr=0.5)
-    trainer = Order(model, arguments(tmp_path, 4, 4), train_dataset=data(), optimizers=(optimizer, None))
+    trainer = parts.Order(model, parts.arguments(tmp_path, 4, 4), train_dataset=data(), optimizers=(optimizer, None))
     if scale:
         with_scaler(trainer)
     trainer.train()
@@ -220,12 +192,12 @@ def test_a_step_that_takes_the_loss(tmp_path, scale):
 
 @pytest.mark.parametrize("scale", [None, 1024.0])
 @pytest.mark.parametrize("shared", [None, lambda model: list(model.stem.parameters())])
-def test_several_losses_are_joined_once_a_step(tmp_path, shared, scale):
+def test_several_losses_are_joined_once_a_step(parts, tmp_path, shared, scale):
     """Jacobians are summed over micro-batches: joined directions would be other ones."""
     model, twin = Net(plain=True), Net(plain=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    trainer = Order(
-        model, arguments(tmp_path, 5, 4), train_dataset=data(), optimizers=(optimizer, None),
+    trainer = parts.Order(
+        model, parts.arguments(tmp_path, 5, 4), train_dataset=data(), optimizers=(optimizer, None),
         aggregator=UPGrad(), shared=None if shared is None else shared(model),
     )  # fmt: skip
     if scale:
@@ -239,8 +211,8 @@ def test_several_losses_are_joined_once_a_step(tmp_path, shared, scale):
     assert logged(trainer, "loss")[0] == pytest.approx(total, rel=1e-4)
 
 
-def test_an_aggregator_with_a_memory_is_resumed(tmp_path):
-    class Own(Order):
+def test_an_aggregator_with_a_memory_is_resumed(parts, tmp_path):
+    class Own(parts.Order):
         def compute_losses(self, model, inputs):
             losses = model(**inputs)["losses"]
             return torch.stack([losses["square"], losses["slope"]])
@@ -248,7 +220,7 @@ def test_an_aggregator_with_a_memory_is_resumed(tmp_path):
     ends = []
     for resume in (None, str(tmp_path / "checkpoint-2")):
         model = Net(plain=True)
-        args = arguments(tmp_path, 4, save_strategy="steps", save_steps=2)
+        args = parts.arguments(tmp_path, 4, save_strategy="steps", save_steps=2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
         trainer = Own(model, args, train_dataset=data(), optimizers=(optimizer, None), aggregator=GCond())
         trainer.train(resume_from_checkpoint=resume)
@@ -256,11 +228,11 @@ def test_an_aggregator_with_a_memory_is_resumed(tmp_path):
     same(*ends, exact=True)
 
 
-def test_an_overflow_leaves_the_aggregator_alone(tmp_path):
+def test_an_overflow_leaves_the_aggregator_alone(parts, tmp_path):
     model = Net(plain=True)
     seen = []
 
-    class Own(Order):
+    class Own(parts.Order):
         def compute_losses(self, model, inputs):
             losses = list(model(**inputs)["losses"].values())
             return [loss * (torch.inf if len(seen) == 1 else 1.0) for loss in losses]
@@ -270,7 +242,9 @@ def test_an_overflow_leaves_the_aggregator_alone(tmp_path):
         return jacobian.sum(0)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-    trainer = Own(model, arguments(tmp_path, 2), train_dataset=data(), optimizers=(optimizer, None), aggregator=sums)
+    trainer = Own(
+        model, parts.arguments(tmp_path, 2), train_dataset=data(), optimizers=(optimizer, None), aggregator=sums
+    )
     scaler = with_scaler(trainer)
     trainer.train()
     twin = Net(plain=True)
@@ -282,11 +256,11 @@ def test_an_overflow_leaves_the_aggregator_alone(tmp_path):
     assert scaler.get_scale() == 512.0
 
 
-def test_sam_over_several_losses(tmp_path):
+def test_sam_over_several_losses(parts, tmp_path):
     """Both gradients are joined ones: with the sum as aggregator it is SAM of the sum."""
     model, twin = Net(), Net()
-    trainer = Order(
-        model, arguments(tmp_path, 3, 2), train_dataset=data(), optimizers=(sam(model), None),
+    trainer = parts.Order(
+        model, parts.arguments(tmp_path, 3, 2), train_dataset=data(), optimizers=(parts.sam(model), None),
         aggregator=lambda jacobian: jacobian.sum(0),
     )  # fmt: skip
     trainer.train()
@@ -298,31 +272,31 @@ def test_sam_over_several_losses(tmp_path):
     same(model, twin)
 
 
-def test_what_needs_no_help_stays_the_trainers_own(tmp_path):
+def test_what_needs_no_help_stays_the_trainers_own(parts, tmp_path):
     ends = []
-    for cls in (SteepestTrainer, Trainer):
+    for cls in (parts.SteepestTrainer, parts.Trainer):
         model = Net()
         optimizer = torch.optim.SGD(model.parameters(), **SGD)
-        cls(model, arguments(tmp_path, 3, 2), train_dataset=data(), optimizers=(optimizer, None)).train()
+        cls(model, parts.arguments(tmp_path, 3, 2), train_dataset=data(), optimizers=(optimizer, None)).train()
         ends.append(model)
     same(*ends, exact=True)
 
 
-def test_refusals(tmp_path):
-    args = arguments(tmp_path, 1)
+def test_refusals(parts, tmp_path):
+    args = parts.arguments(tmp_path, 1)
     with pytest.raises(ValueError, match="shared"):
-        SteepestTrainer(Net(), args, shared=[])
+        parts.SteepestTrainer(Net(), args, shared=[])
     with pytest.raises(TypeError, match="aggregator"):
-        SteepestTrainer(Net(), args, aggregator=3)
+        parts.SteepestTrainer(Net(), args, aggregator=3)
 
     class NoLosses(Net):
         def forward(self, x, labels):
             return {"loss": super().forward(x, labels)["loss"]}
 
     with pytest.raises(ValueError, match="compute_losses"):
-        SteepestTrainer(NoLosses(), args, train_dataset=data(), aggregator=UPGrad()).train()
+        parts.SteepestTrainer(NoLosses(), args, train_dataset=data(), aggregator=UPGrad()).train()
     model = Net()
-    trainer = SteepestTrainer(model, args, train_dataset=data(), optimizers=(sam(model), None))
+    trainer = parts.SteepestTrainer(model, args, train_dataset=data(), optimizers=(parts.sam(model), None))
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="fsdp"):
         trainer.training_step(model, copy.copy(batches(data(), 4)[0]))

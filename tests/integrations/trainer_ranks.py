@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_trainer import Net, Order, Polyak, arguments, data, sam
+from by_hand import Net, Polyak, data
+from trainer_parts import Order, arguments, sam
 
 from steepest.gradients import UPGrad
 
