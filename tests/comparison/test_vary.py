@@ -327,21 +327,25 @@ def test_aggregators_train_several_targets(name: str) -> None:
 
 
 def test_the_conflict_of_gradients_is_what_the_losses_say() -> None:
-    """Two targets, one the other's negative: with one shared head direction their gradients point apart."""
-    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
-    joint = _Joint(Mean(), [weight])
-    rows = torch.tensor([[[3.0, 4.0], [-3.0, -4.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0], [0.0, 5.0]]])
-    for jacobian in rows:
-        weight.grad = None
-        joint.fill(jacobian @ weight, nn.Identity())
-        torch.testing.assert_close(weight.grad, jacobian.mean(0))
+    """Of the backbone alone: a head's own gradient, however long, takes no part, and is the plain one."""
+    backbone, heads = nn.Linear(2, 1, bias=False), nn.Parameter(torch.ones(3))
+    weight = backbone.weight
+    network = Network(backbone, nn.Identity())
+    joint = _Joint(Mean(), network)
+    jacobians = torch.tensor([[[3.0, 4.0], [-3.0, -4.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0], [0.0, 5.0]]])
+    for jacobian in jacobians:
+        weight.grad = heads.grad = None
+        features = network(jacobian).squeeze(-1)
+        joint.fill(features * heads, network)
+        torch.testing.assert_close(weight.grad, jacobian.mean(0, keepdim=True))
+        torch.testing.assert_close(heads.grad, features.detach())
     root = 0.5**0.5
     wanted = [[1.0, (-1 + root) / 2, 0.0], [(-1 + root) / 2, 1.0, root / 2], [0.0, root / 2, 0.5]]
     conflict = joint.conflict()
     assert conflict is not None
     torch.testing.assert_close(torch.tensor(conflict["cosine"]), torch.tensor(wanted))
     assert conflict["share"] == 0.5
-    assert _Joint(Mean(), [weight]).conflict() is None
+    assert _Joint(Mean(), network).conflict() is None
 
 
 def test_aggregators_are_compared(tmp_path: Path) -> None:

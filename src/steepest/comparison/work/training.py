@@ -394,7 +394,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         else:
             hook = _Watch([member.length], finished)
         seed_all(member.seeds["objective"])
-        joint = None if recipe.arm.aggregator is None else _Joint(recipe.arm.aggregator(), trained)
+        joint = None if recipe.arm.aggregator is None else _Joint(recipe.arm.aggregator(), network)
         Descent(
             network,
             objective,
@@ -449,16 +449,25 @@ def _at_rest(optimizer: Any) -> Iterator[None]:
 
 
 class _Joint:
-    """Fills the gradients from the losses of several targets, and notes how far their gradients disagree."""
+    """Fills the gradients from the losses of several targets, and notes how far their gradients disagree.
 
-    def __init__(self, aggregator: Callable[[Tensor], Tensor], trained: Sequence[torch.nn.Parameter]) -> None:
-        self.aggregator, self.trained = aggregator, list(trained)
+    The aggregator sees those of the backbone, which the targets share; heads get their own.
+    """
+
+    def __init__(self, aggregator: Callable[[Tensor], Tensor], network: Network) -> None:
+        self.aggregator = aggregator
+        self.features: Tensor | None = None
+        network.backbone.register_forward_hook(self._kept_features)
         self.cosines: Tensor | float = 0.0
         self.below, self.steps = torch.zeros((), dtype=torch.int64), 0
 
+    def _kept_features(self, _: torch.nn.Module, __: Any, features: Tensor) -> None:
+        self.features = features if features.requires_grad else None
+
     def fill(self, losses: Tensor, _: torch.nn.Module) -> None:
-        """The aggregated gradient of the losses ``[T]``."""
-        backward(losses, parameters=self.trained, aggregator=self._aggregated)
+        """The aggregated gradient of the losses ``[T]`` of the last forward pass."""
+        backward(losses, features=self.features, aggregator=self._aggregated)
+        self.features = None
 
     def _aggregated(self, jacobian: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(jacobian, dim=1, keepdim=True)
