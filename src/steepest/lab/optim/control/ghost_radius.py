@@ -11,8 +11,8 @@ controller at about 0.95; clipping (1.0) survived 1,000x, was erratic at 10,000x
 1e-2 (and 1,000x). "No model collapses while r < 1" is tried by one step of each network after 200 steps without a
 spike, along minus the gradient of all training rows: how many percent of its accuracy are left at r = 0.95 (half is a
 collapse here), and, for what lies beyond, at r = 20. Survival of a network and a spike is an accuracy of 80% at the
-end; the counts over all networks and spikes are expectations of ours. Five seeds could have missed up to 27 points where
-"erratic" is 20, so there are nine.
+end; the counts over all networks and spikes are expectations of ours. Five seeds could have missed up to 27 points
+where "erratic" is 20, so there are nine.
 
 The baselines are fair: all arms share the base rate, initial weights and batches; the length at which gradients are
 clipped is the best of three, among them the usual 1.0, by the mean accuracy over all spikes and networks on a seed that
