@@ -46,6 +46,7 @@ CALLS = {
     "mixup_ranking_term": ((ROWS, ROWS, SHARES), {}),
     "mndcg_term": ((ROWS, ROWS[None], SHARES[None]), {}),
     "msle": ((ONE, ONE), {}),
+    "trajectory_kl": ((ROWS, ROWS.flip(0)), {"tau": 1.0}),
     "rmsle": ((ONE, ONE), {}),
 }
 # functions whose `weight` or `reduction` is another thing

@@ -132,7 +132,7 @@ def test_operations_on_lists():
     private.foreach_add_(into, 1.0)
     same(into, X + 1, 2 * X + 1)
     private.foreach_lerp_(into, b, 0.25)
-    same(into, 0.75 * (X + 1) + 0.5, 0.75 * (2 * X + 1) + 0.5)
+    same(into, 0.75 * (X + 1) + 0.5, 0.75 * (2 * X + 1) + 1.0)
     private.foreach_copy_(into, a)
     private.foreach_mul_(into, b)
     private.foreach_div_(into, b)

@@ -64,14 +64,21 @@ def prepare(request: Request) -> tuple[Context, list[str]]:
     """
     data = read_data(request)
     context, notes = resolve(request, *data)
-    if not context.choice or _run_of(request, context).begun:
+    if not context.choice or _begun(request, context):
         return context, notes
     model = OTHER[context.settings.model]
     another, own_notes = resolve(replace(request, model=model), *data)
-    if not _run_of(request, another).begun:
+    if not _begun(request, another):
         return context, notes
     another.choice = f"{AUTO}: as this run began; --model {context.settings.model} would now be chosen"
     return another, [*own_notes, f"network: {model} ({another.choice})"]
+
+
+def _begun(request: Request, context: Context) -> bool:
+    try:
+        return _run_of(request, context).begun
+    except InputError:  # no database answers: what opens the run says so
+        return False
 
 
 def _run_of(request: Request, context: Context) -> Run:
