@@ -233,7 +233,8 @@ class LossAware(ListOptimizer):
     """An optimizer whose step uses the value of the loss: ``step(closure)``, or ``step(loss=loss)`` after backward.
 
     The loss is that whose gradients are there: one of a gradient scaler unscaled, one of several micro-batches the sum
-    of what was differentiated. Where there is no gradient yet, the loss is differentiated here.
+    of what was differentiated; over several ranks its mean is taken, as gradients are averaged. Where there is no
+    gradient yet, the loss is differentiated here.
 
     A member overrides :meth:`_advance_with`.
     """
@@ -269,7 +270,7 @@ class LossAware(ListOptimizer):
             with torch.no_grad():
                 shares = self._shares()
                 if shares:
-                    self._advance_with(loss.detach(), shares)
+                    self._advance_with(over_ranks(loss.detach().to(shares[0].weights[0].device)), shares)
         return loss
 
     def _advance_with(self, loss: Tensor, shares: list[Share]) -> None:
@@ -321,6 +322,16 @@ def momentum_step(
         foreach_mul_(momenta, momentum)
         foreach_add_(momenta, slopes, alpha=gain)
     foreach_add_(weights, momenta or slopes, alpha=-rate)
+
+
+def over_ranks(value: Tensor) -> Tensor:
+    """The mean over ranks; the value itself where there is one."""
+    ranks = torch.distributed
+    if not (ranks.is_available() and ranks.is_initialized() and ranks.get_world_size() > 1):
+        return value
+    value = value.detach().clone()
+    ranks.all_reduce(value)
+    return value / ranks.get_world_size()
 
 
 def total(values: Iterable[Tensor]) -> Tensor:

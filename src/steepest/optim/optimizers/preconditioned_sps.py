@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_choice, check_number, check_tensor, refuse_type
-from ...core.optimizer import LossAware, Share, check_loss, flat, inner
+from ...core.optimizer import LossAware, Share, check_loss, flat, inner, over_ranks
 from ...core.reductions import widen
 from ...core.search import Choice, Float
 from ...core.torch_private import (
@@ -117,7 +117,8 @@ class PSPS(LossAware):
     slack, and where the model cannot fit the data, f / q grows without bound near the minimum: use slack or ``cap``.
 
     With ``"hutchinson"`` the closure runs forward only and returns the loss with its graph (``closure.loss``, where
-    there is one, is taken instead), or ``loss=`` is such a loss; second derivatives are taken here. On an accelerator a
+    there is one, is taken instead), or ``loss=`` is such a loss; second derivatives are taken here, and gradients and
+    curvature are averaged over ranks, which must draw the same signs. On an accelerator a
     loss that is negative or not finite moves nothing; elsewhere it is refused.
 
     Args:
@@ -209,25 +210,29 @@ class PSPS(LossAware):
             pairs = [(p, slope) for p, slope in zip(moving, slopes) if slope is not None]
             check_loss(value, 0.0)
             for p, slope in zip(moving, slopes):
-                p.grad = None if slope is None else slope.detach()
+                p.grad = None if slope is None else over_ranks(slope.detach())
             if not pairs or not bool(self._finite()):
                 return value.detach()
             self._estimate([p for p, _ in pairs], [slope for _, slope in pairs])
         with torch.no_grad():
-            self._advance_with(value.detach(), self._shares())
+            self._advance_with(over_ranks(value.detach()), self._shares())
         return value.detach()
 
     def _estimate(self, parameters: list[Tensor], slopes: list[Tensor]) -> None:
         self.curvature.generator = self.generator
         new = [p for p in parameters if "curvature" not in self.state[p]]
-        first = dict(zip(map(id, parameters), self.curvature.first(slopes, parameters))) if new else {}
-        sampled = self.curvature.sample(slopes, parameters) if len(new) < len(parameters) else parameters
+        first = dict(zip(map(id, parameters), self._of_all(self.curvature.first(slopes, parameters)))) if new else {}
+        sampled = self._of_all(self.curvature.sample(slopes, parameters)) if len(new) < len(parameters) else parameters
         for p, sample in zip(parameters, sampled):
             known = self.state[p].get("curvature")
             if known is None:
                 self.state[p]["curvature"] = first[id(p)]
             else:
                 known.lerp_(sample.detach(), 1 - self.beta)
+
+    def _of_all(self, estimates: list[Tensor]) -> list[Tensor]:
+        """Over ranks, which draw the same signs."""
+        return [over_ranks(estimate) for estimate in estimates]
 
     def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         if self.preconditioner in ("none", "hutchinson"):
