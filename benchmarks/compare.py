@@ -124,7 +124,7 @@ def main() -> None:
     """Cells in turn, each by all three."""
     options = read_options(__doc__, cells=(3, 1), trials=(8, 1), epochs=(60, 2))
     sizes = {"trials": options.trials, "epochs": options.epochs}
-    request = Request("digits", objectives="cross_entropy", metric="accuracy", classical=False, **sizes)
+    request = Request("digits", objectives="cross_entropy", metric="accuracy", model="plain", classical=False, **sizes)
     context, _ = prepare(request)
     recipe = recipe_of(context, CrossEntropyLoss)
     pairs = list(context.folds)[: options.cells]
