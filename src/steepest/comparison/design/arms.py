@@ -29,7 +29,7 @@ from ...optim.schedules.wsd_s import WSDS
 from ...optim.sharpness.sam import SAM
 from ..errors import InputError, nearest
 from ..names import arm_words
-from .trials import RATES, Rates, Trial, design_of
+from .trials import RATES, WEIGHT_DECAY, Rates, Trial, design_of
 
 Parameters = Sequence[torch.nn.Parameter]
 Build = Callable[[Parameters, Trial], Optimizer]
@@ -53,7 +53,7 @@ class Arm:
         aggregator: what makes one direction of the gradients of several losses.
         average: the decay of the averaged weights that are scored, None for the weights themselves; a trial's
             ``average`` goes before it.
-        needs: the package that it is from, and the extra that installs it.
+        needs: the package that it is from, where that is no dependency.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Arm:
 
     def trials(self, count: int, seed: int) -> list[Trial]:
         """Its defaults at three learning rates, then a seeded Sobol design, as many as every other arm has."""
-        drawn = [Trial(rate, 1e-4) for rate in self.rates.first[:count]]
+        drawn = [Trial(rate, WEIGHT_DECAY) for rate in self.rates.first[:count]]
         for values in design_of({**self.rates.space, **self.search}, count - len(drawn), seed, "trials"):
             drawn.append(Trial(values.pop("lr"), values.pop("weight_decay"), options=values))
         return drawn
