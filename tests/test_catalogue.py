@@ -39,6 +39,7 @@ BUILT_IN = {
     "log-cosh",
     "mean-gradient",
     "mgda",
+    "muon",
     "pcgrad",
     "sample-gramian",
     "perp-grad",

@@ -183,6 +183,7 @@ DEAR = {
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
     "momo": "each setting to a minimum, compiled and by two ranks, among the slow tests",
+    "muon": "two settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "random-scaling-momentum": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "sam": "three settings, each trained compiled and by processes of two ranks, among the slow tests",
     "sparse-ot": "dual ascent to convergence in both forms",

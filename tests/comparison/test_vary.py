@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import shutil
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from steepest import compare
+from steepest.catalogue import systems, there
 from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design import arms
-from steepest.comparison.design.arms import ARMS, PLAIN, MuonAndAdamW, choose_arms, find_arm
+from steepest.comparison.design.arms import ARMS, NO_ARMS, PLAIN, choose_arms, find_arm
 from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.trials import Trial
 from steepest.comparison.errors import InputError
@@ -60,7 +62,7 @@ def several(rows: int = 80) -> pd.DataFrame:
         ({"vary": "optimiser"}, "--vary: expected objective, optimizer, schedule, aggregator, got 'optimiser'"),
         ({"vary": "optimizer", "arms": "adamw,sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
         ({"vary": "schedule", "arms": "sgd"}, "unknown schedule 'sgd'"),
-        ({"vary": "schedule", "arms": ","}, "--arms: expected default, or names"),
+        ({"vary": "schedule", "arms": ","}, "--arms: expected default, all, or names"),
         ({"arms": "adamw"}, "--arms: objectives are named by --objectives"),
         ({"vary": "optimizer", "objectives": "focal,ldr"}, "--objectives: expected one name"),
         ({"vary": "optimizer", "objectives": "all"}, "one name where the optimizer varies"),
@@ -83,6 +85,25 @@ def test_words_of_the_command_are_those_of_the_tables() -> None:
 def test_aggregators_need_several_targets() -> None:
     with pytest.raises(InputError, match="several targets"):
         prepare(Request(table(), vary="aggregator"))
+
+
+def test_every_optimizer_of_the_catalogue_is_an_arm_or_said_to_be_none() -> None:
+    classes = {
+        value.name
+        for row in systems()
+        if row.kind in ("optimizer", "wrapper") and there(row)
+        for name in row.names
+        if isinstance(value := getattr(importlib.import_module(f"steepest.{row.module}"), name), type)
+        and issubclass(value, torch.optim.Optimizer)
+    }
+    assert not set(NO_ARMS) & set(OPTIMIZERS) - {"adamw"}
+    assert classes - set(OPTIMIZERS) == set(NO_ARMS) - {"adamw"}
+
+
+def test_default_leaves_out_what_is_to_be_asked_for() -> None:
+    default, everything = (choose_arms("optimizer", word)[0] for word in ("default", "all"))
+    assert everything == list(OPTIMIZERS)
+    assert [name for name in everything if name not in default] == [n for n, arm in OPTIMIZERS.items() if arm.asked]
 
 
 def test_the_baseline_comes_first_and_default_is_all() -> None:
@@ -148,11 +169,12 @@ def test_schedules_share_their_rates() -> None:
 def test_every_optimizer_goes_down(name: str) -> None:
     torch.manual_seed(0)
     w, b = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))
-    optimizer = OPTIMIZERS[name].build([w, b], Trial(0.02, 0.0))
+    ends = [p.detach().flip(0) for p in (w, b)]  # as long as the starts: perp_grad changes no length
+    optimizer = OPTIMIZERS[name].build([w, b], Trial(max(0.02, OPTIMIZERS[name].rates.first[0]), 0.0))
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = w.square().sum() + (b - 1).square().sum()
+        loss = 0.2 * sum(((p - end).square().sum() for p, end in zip((w, b), ends)), torch.zeros(()))
         loss.backward()
         return loss
 
@@ -163,7 +185,16 @@ def test_every_optimizer_goes_down(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("sgd", {"momentum": 0.5}), ("sam", {"rho": 0.3}), ("ema", {"average": 0.1})]
+    ("name", "options"),
+    [
+        ("sgd", {"momentum": 0.5}),
+        ("sam", {"rho": 0.3}),
+        ("ema", {"average": 0.1}),
+        ("muon", {"momentum": 0.8}),
+        ("momo", {"beta": 0.8}),
+        ("psps", {"preconditioner": "adam", "lam": 1.0}),
+        ("gradient_regularization", {"gamma": 0.2, "eps": 0.2}),
+    ],
 )
 def test_a_trial_s_own_options_are_taken(name: str, options: dict[str, float]) -> None:
     assert set(options) == set(OPTIMIZERS[name].search)
@@ -183,30 +214,6 @@ def _trained(name: str, trial: Trial) -> Tensor:
     train(recipe, [member])
     assert member.outputs is not None
     return member.outputs
-
-
-def test_muon_takes_matrices_and_adamw_the_rest() -> None:
-    torch.manual_seed(0)
-    start = [torch.randn(4, 3), torch.randn(3)]
-    slopes = [[torch.randn_like(p) for p in start] for _ in range(4)]
-    ours = [nn.Parameter(p.clone()) for p in start]
-    both = MuonAndAdamW(ours, 0.01, 0.1)
-    theirs = [nn.Parameter(p.clone()) for p in start]
-    alone = [
-        torch.optim.Muon(theirs[:1], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(theirs[1:], lr=0.01, weight_decay=0.1),
-    ]
-    for number, grads in enumerate(slopes):
-        rate = 0.01 * (1 + number)
-        for optimizer in (both, *alone):
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        for p, q, g in zip(ours, theirs, grads):
-            p.grad, q.grad = g.clone(), g.clone()
-        both.step()
-        for optimizer in alone:
-            optimizer.step()
-    assert all(torch.equal(p, q) for p, q in zip(ours, theirs))
 
 
 def test_averaged_weights_are_those_of_the_formula() -> None:

@@ -118,7 +118,7 @@ def compare_command(
         str,
         typer.Option(
             help="Names of optimizers, schedules or aggregators, commas between, where one of these varies. "
-            "Default: all.",
+            "default: those that most people know; all: every one.",
             rich_help_panel="What is compared",
         ),
     ] = "default",

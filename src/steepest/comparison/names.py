@@ -140,7 +140,7 @@ def arm_words(asked: str | Iterable[str]) -> list[str]:
     """
     words = [w.strip() for w in asked.split(",") if w.strip()] if isinstance(asked, str) else list(asked)
     if not words:
-        raise InputError("--arms: expected default, or names")
+        raise InputError("--arms: expected default, all, or names")
     return words
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "is_fake",
     "is_functorch_wrapped_tensor",
     "is_legacy_batchedtensor",
+    "muon_",
     "temporarily_clear_interpreter_stack",
     "tracing_mode",
     "transform_level",
@@ -90,6 +91,35 @@ foreach_sub = torch._foreach_sub
 foreach_sub_ = torch._foreach_sub_
 flatten_dense_tensors = torch._C._nn.flatten_dense_tensors
 fused_sgd_ = torch._fused_sgd_  # one pass over weights, gradients and momenta
+
+
+def muon_(
+    weights: list[torch.Tensor],
+    slopes: list[torch.Tensor],
+    momenta: list[torch.Tensor],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> None:
+    """A step of torch's Muon with updates of AdamW's size; torch has it from 2.9 on."""
+    from torch.optim import _muon as theirs
+
+    theirs.muon(
+        weights,
+        slopes,
+        momenta,
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=True,
+        ns_coefficients=(theirs.DEFAULT_A, theirs.DEFAULT_B, theirs.DEFAULT_C),
+        ns_steps=theirs.DEFAULT_NS_STEPS,
+        eps=theirs.EPS,
+        adjust_lr_fn="match_rms_adamw",
+        has_complex=False,
+    )
+
 
 is_avx2_supported = torch.cpu._is_avx2_supported
 is_avx512_supported = torch.cpu._is_avx512_supported

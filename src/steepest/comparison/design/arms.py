@@ -23,9 +23,17 @@ from ...gradients.aggregation.simple import Mean
 from ...gradients.surgery.gcond import GCond
 from ...gradients.surgery.pcgrad import PCGrad
 from ...gradients.surgery.sam_gs import SAMGS
+from ...optim.optimizers.adamw import SGDW
+from ...optim.optimizers.gravity import Gravity
+from ...optim.optimizers.momo import Momo, MomoAdam
+from ...optim.optimizers.muon import MuonAndAdamW
+from ...optim.optimizers.perp_grad import PerpGrad
+from ...optim.optimizers.preconditioned_sps import PSPSL1
+from ...optim.optimizers.random_scaling_momentum import RandomScalingSGDM
 from ...optim.schedules.one_cycle import OneCycle
 from ...optim.schedules.wsd_cooldown import WSD
 from ...optim.schedules.wsd_s import WSDS
+from ...optim.sharpness.gradient_regularization import GradientRegularization
 from ...optim.sharpness.sam import SAM
 from ..errors import InputError, nearest
 from ..names import arm_words
@@ -54,6 +62,7 @@ class Arm:
         average: the decay of the averaged weights that are scored, None for the weights themselves; a trial's
             ``average`` goes before it.
         needs: the package that it is from, where that is no dependency.
+        asked: whether it runs where it is asked for by name, or by ``"all"``, and not by default.
     """
 
     title: str
@@ -64,6 +73,7 @@ class Arm:
     aggregator: Callable[[], Callable[[Tensor], Tensor]] | None = None
     average: float | None = None
     needs: str = ""
+    asked: bool = False
 
     def trials(self, count: int, seed: int) -> list[Trial]:
         """Its defaults at three learning rates, then a seeded Sobol design, as many as every other arm has."""
@@ -88,41 +98,8 @@ def _adam_like(name: str) -> Build:
     return build
 
 
-class MuonAndAdamW(Optimizer):
-    """Muon for matrices, AdamW for all else, at one learning rate: updates have the size of AdamW's.
-
-    Args:
-        parameters: of a network.
-        lr: of both.
-        weight_decay: of both, decoupled.
-    """
-
-    def __init__(self, parameters: Parameters, lr: float, weight_decay: float) -> None:
-        matrices = [p for p in parameters if p.ndim == 2]
-        others = [p for p in parameters if p.ndim != 2]
-        super().__init__([{"params": own} for own in (matrices, others) if own], {"lr": lr})
-        options = {"lr": lr, "weight_decay": weight_decay}
-        self.inner: list[Optimizer] = []
-        if matrices:
-            self.inner.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **options))
-        if others:
-            self.inner.append(torch.optim.AdamW(others, **options))
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of both; the closure runs once."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group, optimizer in zip(self.param_groups, self.inner):
-            for own in optimizer.param_groups:
-                own["lr"] = group["lr"]
-            optimizer.step()
-        return loss
-
-
 def _muon(parameters: Parameters, trial: Trial) -> Optimizer:
-    return MuonAndAdamW(parameters, trial.lr, trial.weight_decay)
+    return MuonAndAdamW(parameters, trial.lr, trial.weight_decay, trial.options.get("momentum", 0.95))
 
 
 def _lion(parameters: Parameters, trial: Trial) -> Optimizer:
@@ -134,6 +111,33 @@ def _schedule_free(parameters: Parameters, trial: Trial) -> Optimizer:
     optimizer = package.AdamWScheduleFree(parameters, lr=trial.lr, weight_decay=trial.weight_decay)
     optimizer.train()
     return optimizer  # type: ignore[no-any-return]
+
+
+def _of(kind: Callable[..., Optimizer], **fixed: Any) -> Build:
+    """One of ours with rate, decay and its own settings."""
+
+    def build(parameters: Parameters, trial: Trial) -> Optimizer:
+        return kind(parameters, lr=trial.lr, weight_decay=trial.weight_decay, **{**fixed, **trial.options})
+
+    return build
+
+
+def _without_decay(kind: Callable[..., Optimizer]) -> Build:
+    """One of ours that knows no decay."""
+
+    def build(parameters: Parameters, trial: Trial) -> Optimizer:
+        return kind(parameters, lr=trial.lr, **trial.options)
+
+    return build
+
+
+def _over_adamw(kind: Callable[..., Optimizer]) -> Build:
+    """A wrapper of ours over AdamW."""
+
+    def build(parameters: Parameters, trial: Trial) -> Optimizer:
+        return kind(adamw(parameters, trial), **trial.options)
+
+    return build
 
 
 def _sam(parameters: Parameters, trial: Trial) -> Optimizer:
@@ -151,7 +155,7 @@ OPTIMIZERS: dict[str, Arm] = {
     ),
     "nadam": Arm("NAdam: Adam with Nesterov's momentum, and decoupled decay; torch's", _adam_like("NAdam")),
     "radam": Arm("RAdam: rectified Adam, arXiv:1908.03265, with decoupled decay; torch's", _adam_like("RAdam")),
-    "muon": Arm("Muon: orthogonal updates of matrices, AdamW for all else; torch's", _muon),
+    "muon": Arm("Muon: orthogonal updates of matrices, AdamW for all else; torch's", _muon, search=MuonAndAdamW.search),
     "lion": Arm(
         "Lion: the sign of an interpolated momentum, arXiv:2302.06675; lion-pytorch's",
         _lion,
@@ -174,8 +178,70 @@ OPTIMIZERS: dict[str, Arm] = {
         _sam,
         search={"rho": Float(0.01, 0.5, log=True)},
     ),
+    "momo": Arm(
+        "MoMo: momentum whose rate a model of the loss limits, arXiv:2305.07583",
+        _of(Momo),
+        Rates((1.0, 0.1, 0.01), 1e-3, 10.0),
+        Momo.search,
+        asked=True,
+    ),
+    "momo_adam": Arm(
+        "MoMo-Adam: Adam whose rate a model of the loss limits, arXiv:2305.07583",
+        _of(MomoAdam),
+        Rates((1e-2, 3e-3, 3e-2), 1e-3, 0.3),
+        asked=True,
+    ),
+    "gradient_regularization": Arm(
+        "AdamW with a penalty on the gradient's length, arXiv:2210.02720",
+        _over_adamw(GradientRegularization),
+        search=GradientRegularization.search,
+        asked=True,
+    ),
+    "gravity": Arm(
+        "Gravity: large gradients count for less, arXiv:2101.09192",
+        _without_decay(Gravity),
+        Rates((0.1, 0.3, 0.03), 1e-2, 3.0),
+        Gravity.search,
+        asked=True,
+    ),
+    "perp_grad": Arm(
+        "AdamW along the gradient's part across the weights, arXiv:2501.04697",
+        _over_adamw(PerpGrad),
+        asked=True,
+    ),
+    "psps": Arm(
+        "Polyak's step with a preconditioner and a slack, arXiv:2310.02093; rates are shares of that step",
+        _without_decay(PSPSL1),
+        Rates((1.0, 0.3, 0.1), 0.03, 1.0),
+        PSPSL1.search,
+        asked=True,
+    ),
+    "random_scaling_sgdm": Arm(
+        "Momentum with steps of random length, arXiv:2405.09742",
+        _without_decay(RandomScalingSGDM),
+        Rates((3e-2, 1e-1, 1e-2), 1e-3, 1.0),
+        RandomScalingSGDM.search,
+        asked=True,
+    ),
+    "sgdw": Arm(
+        "SGD with momentum and decoupled decay, arXiv:1711.05101",
+        _of(SGDW),
+        Rates((3e-2, 1e-1, 1e-2), 1e-3, 1.0),
+        asked=True,
+    ),
 }
-"""Optimizers, the baseline first."""
+"""Optimizers, the baseline first; those that are ``asked`` for run by name, or with ``all``."""
+NO_ARMS = {
+    "adamw": "torch's is the baseline, and the same step",
+    "dot": "its step needs the gradients of two losses",
+    "ghost_radius": "a guard of steps, which reads the network's outputs",
+    "ignite": "it reads the network's outputs",
+    "ignite_2": "it reads the network's outputs",
+    "muon_and_adamw": "muon",
+    "psps_l1": "psps",
+    "psps_l2": "psps: its slack shrinks with the loss",
+}
+"""Optimizers of the catalogue that are no arms, or are under another name."""
 
 
 def _linear(optimizer: Optimizer, steps: int) -> LRScheduler:
@@ -253,7 +319,7 @@ def choose_arms(vary: str, asked: str | Sequence[str]) -> tuple[list[str], list[
 
     Args:
         vary: what varies.
-        asked: ``"default"`` or ``"all"``, which are every one that can run here; or names.
+        asked: ``"default"``, the well-known ones; ``"all"``; or names. What cannot run here is left out of both.
 
     Raises:
         InputError: an unknown name, or one that cannot run here.
@@ -263,6 +329,8 @@ def choose_arms(vary: str, asked: str | Sequence[str]) -> tuple[list[str], list[
     for word in arm_words(asked):
         if word in ("default", "all"):
             for name, arm in known.items():
+                if word == "default" and arm.asked:
+                    continue
                 if reason := why_missing(arm):
                     notes.append(f"left out {name}: {reason}")
                 else:
