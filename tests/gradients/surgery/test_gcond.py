@@ -351,3 +351,30 @@ def test_what_is_refused():
     aggregator(torch.eye(2))
     with pytest.raises(ValueError, match=r"shape \(2, 2\) as in the calls before"):
         aggregator(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", ["sequential", "stochastic"])
+def test_the_experiment_takes_micro_batches_of_a_loss_as_one_batch(name):
+    from steepest.lab.gradients.surgery import gcond as experiment
+
+    images = torch.rand(128, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arm = experiment.Arm(name, 0.01, images.mean(0), 1)
+    model = experiment.autoencoder(images.mean(0), 1)
+    conductor = experiment.conductor(model, stochastic=name == "stochastic")
+    for _ in range(5):
+        images = images.roll(16, 0)
+        arm.gradients(images)
+        conductor.step(iter([(rows, rows) for rows in images.split(16)]).__next__)
+        for own, wanted in zip(arm.model.parameters(), model.parameters()):
+            torch.testing.assert_close(own.grad, wanted.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_that_runs_the_network_itself_has_the_same_gradient():
+    from steepest.lab.gradients.surgery import gcond as experiment
+
+    images = torch.rand(128, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    models = [experiment.autoencoder(images.mean(0), 1) for _ in range(2)]
+    for conductor in (experiment.conductor(models[0], stochastic=False), experiment.forward_for_each(models[1])):
+        conductor.step(iter([(rows, rows) for rows in images.split(16)]).__next__)
+    for one, two in zip(*(model.parameters() for model in models)):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-9, atol=1e-12)

@@ -238,6 +238,8 @@ NO_ARMS = {
     "ignite": "it reads the network's outputs",
     "ignite_2": "it reads the network's outputs",
     "muon_and_adamw": "muon",
+    "optimistic_ascent_descent": "its step is that of two players, one of whom goes up",
+    "optimistic_omd": "it plays in a ball whose size is known",
     "psps_l1": "psps",
     "psps_l2": "psps: its slack shrinks with the loss",
 }
