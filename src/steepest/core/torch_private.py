@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 __all__ = [
     "AnyBatchNorm",
+    "AnyConvolution",
     "AnyDropout",
+    "AnyTransposedConvolution",
     "DisableTorchFunctionSubclass",
     "TorchDispatchMode",
     "fake_tensors",
@@ -66,6 +68,10 @@ is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 
 AnyBatchNorm = torch.nn.modules.batchnorm._BatchNorm
 """What all layers of batch normalisation are."""
+
+AnyConvolution = torch.nn.modules.conv._ConvNd
+AnyTransposedConvolution = torch.nn.modules.conv._ConvTransposeNd
+"""What all convolutions are, and those that are transposed."""
 
 AnyDropout = torch.nn.modules.dropout._DropoutNd
 """What all layers of dropout are."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ...core.checks import check_choice, check_flag, check_number, refuse, refuse_type
+from ...core.torch_private import AnyConvolution, AnyTransposedConvolution
 
 RULES = ("sgd", "adam")
 INITS = ("fan_in", "constant")
@@ -307,8 +307,8 @@ def _owners(model: nn.Module, shapes: dict[str, torch.Size]) -> Iterator[_Owner]
                 refuse("base", f"{p.dim()} dimensions of {name}", tuple(shapes[name]))
             growth = [now / then for now, then in zip(p.shape, shapes[name])]
             yield _Owner(module, p, _role(module, own, name, growth), inputs if own == "bias" else 1.0)
-            if isinstance(module, nn.Linear | _ConvNd) and own == "weight":
-                inputs = growth[0 if isinstance(module, _ConvTransposeNd) else 1]
+            if isinstance(module, nn.Linear | AnyConvolution) and own == "weight":
+                inputs = growth[0 if isinstance(module, AnyTransposedConvolution) else 1]
 
 
 def _role(module: nn.Module, own: str, name: str, growth: list[float]) -> Role:
@@ -323,10 +323,10 @@ def _role(module: nn.Module, own: str, name: str, growth: list[float]) -> Role:
         return Role(name, "vector", 1.0, growth[1])
     if len(growth) == 1:
         return Role(name, "vector", 1.0, growth[0])
-    fan_out, fan_in = (growth[1], growth[0]) if isinstance(module, _ConvTransposeNd) else (growth[0], growth[1])
+    fan_out, fan_in = (growth[1], growth[0]) if isinstance(module, AnyTransposedConvolution) else (growth[0], growth[1])
     if len(growing) == 2:
         return Role(name, "hidden", fan_in, fan_out)
-    if isinstance(module, nn.Linear | _ConvNd) and own == "weight":
+    if isinstance(module, nn.Linear | AnyConvolution) and own == "weight":
         return Role(name, "output", fan_in, 1.0) if fan_out == 1.0 else Role(name, "vector", 1.0, fan_out)
     return Role(name, "vector", 1.0, growth[growing[0]])
 
