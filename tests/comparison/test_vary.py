@@ -106,7 +106,7 @@ def test_default_leaves_out_what_is_to_be_asked_for() -> None:
     assert [name for name in everything if name not in default] == [n for n, arm in OPTIMIZERS.items() if arm.asked]
 
 
-def test_the_baseline_comes_first_and_default_is_all() -> None:
+def test_the_baseline_comes_first() -> None:
     assert choose_arms("schedule", "default") == (list(SCHEDULES), [])
     assert choose_arms("schedule", "wsd,cosine")[0] == ["constant", "wsd", "cosine"]
     assert choose_arms("optimizer", ["sgd", "adamw"])[0] == ["adamw", "sgd"]

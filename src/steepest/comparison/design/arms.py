@@ -113,11 +113,11 @@ def _schedule_free(parameters: Parameters, trial: Trial) -> Optimizer:
     return optimizer  # type: ignore[no-any-return]
 
 
-def _of(kind: Callable[..., Optimizer], **fixed: Any) -> Build:
+def _of(kind: Callable[..., Optimizer]) -> Build:
     """One of ours with rate, decay and its own settings."""
 
     def build(parameters: Parameters, trial: Trial) -> Optimizer:
-        return kind(parameters, lr=trial.lr, weight_decay=trial.weight_decay, **{**fixed, **trial.options})
+        return kind(parameters, lr=trial.lr, weight_decay=trial.weight_decay, **trial.options)
 
     return build
 
