@@ -8,7 +8,9 @@ regret is counted by the means, against the best play of each round. The card's 
 Beside it, statements of ours. The regret of the losses as they came against the best fixed play, over D times the sum
 of the roots of cumulative variance and variation, stays below 1 on four streams (no constant is claimed: the
 publication's order; a first run counted mean losses, by which one stream has no regret by construction, and was made
-again on the same seeds with the losses as they came). And real data: the digits of scikit-learn in 2,000 rounds, a logistic regression that tells one
+again on the same seeds with the losses as they came).
+
+And real data: the digits of scikit-learn in 2,000 rounds, a logistic regression that tells one
 class from the others, another class every 200 rounds, batches of 64, 8 and 1 row: a larger batch is less noise. There D
 stands for the rate; it is chosen from the same values for each arm, on two seeds that are not reported. We expected the
 hint to save loss at 64 rows; the pilots said the contrary, so that the claim says that: large steps serve best there,
