@@ -145,7 +145,7 @@ def test_the_database_is_killed_while_members_write(
     words = [*WORDS, "--store", emptied(postgres.url)]
     command = start(processes, tmp_path / "command", *words)
     wait_until(lambda: begun(postgres.url), command)
-    join = ("work", "last", "--store", postgres.url, "--workers", "1", "--wait", "30s", "--lease", "5s")
+    join = ("work", "last", "--store", postgres.url, "--workers", "1", "--wait", "30s", "--lease", "5m")
     member = start(processes, tmp_path / "member", *join)
     run = begun(postgres.url)
     assert run is not None

@@ -240,6 +240,21 @@ def test_a_database_that_is_killed_and_started_again_is_waited_for(postgres: Any
     assert database.counters() == [1, 1]
 
 
+def test_who_computes_a_job_is_known_after_the_database_was_killed(postgres: Any, database: PostgresStore) -> None:
+    for fold in range(2):
+        database.post(job(fold), 1e12, 60.0)
+    assert database.claim(job(0), 600.0)
+    postgres.kill()
+    postgres.start()
+    member = PostgresStore(database.folder, url=postgres.url)
+    assert not member.claim(job(0), 600.0)
+    member.close()
+    assert database.take_back(job(1))
+    postgres.kill()
+    postgres.start()
+    assert [posted.fold for posted in database.posted()] == [0]
+
+
 def test_a_commit_of_which_nobody_heard_is_counted_once(database: PostgresStore) -> None:
     import psycopg
 

@@ -227,7 +227,8 @@ class Store:
         """``write(execute, again)`` in one transaction, all or none of it.
 
         ``again`` says that an earlier try may have been written, though nobody heard of it. What is not ``durable`` may
-        be gone after the machine has lost its power, and nothing waits for the disk: a claim is worth no more.
+        be gone after the database was killed, and nothing waits for the disk. Who computes what is durable: a member
+        outlives the database, and what it computes would be computed twice.
         """
 
         def execute(query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -321,11 +322,8 @@ class Store:
             "on conflict (name, repeat, fold, level) do update set holder = excluded.holder, until = excluded.until "
             f"where claims.until < {self.NOW} or claims.holder = excluded.holder returning holder"
         )
-        return bool(
-            self._together(
-                lambda execute, _: execute(query, (*values, float(lease), LONGEST, LONGEST, *cell)), durable=False
-            )
-        )
+        row = (*values, float(lease), LONGEST, LONGEST, *cell)
+        return bool(self._together(lambda execute, _: execute(query, row)))
 
     def release(self, job: Job) -> None:
         """Give a claimed job back, for others to take."""
@@ -419,7 +417,7 @@ class Store:
     def take_back(self, job: Job) -> bool:
         """Withdraw a posted job that nobody holds; whether that was so."""
         query = f"delete from claims where {_CELL} and until < {self.NOW} returning name"
-        return bool(self._together(lambda execute, _: execute(query, cell_of(job)), durable=False))
+        return bool(self._together(lambda execute, _: execute(query, cell_of(job))))
 
     # ---- the data themselves ----
 
