@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from steepest import compare
 from steepest.catalogue import systems, there
+from steepest.comparison import api
 from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design import arms
 from steepest.comparison.design.arms import ARMS, NO_ARMS, PLAIN, choose_arms, find_arm
 from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.networks import round_of_tabm
 from steepest.comparison.design.trials import Trial
 from steepest.comparison.errors import InputError
 from steepest.comparison.names import VARIED, arm_names
@@ -412,3 +415,25 @@ def test_a_larger_budget_goes_on_with_the_network_of_its_run(tmp_path: Path) -> 
     (folder,) = tmp_path.iterdir()
     shutil.copytree(folder, Run(prepare(Request(table(), model="tabm", **options))[0], tmp_path).folder)
     assert prepare(large)[0].settings.model == "tabm"  # both are there: as the budget says
+
+
+def test_plain_networks_are_chosen_where_this_machine_is_too_slow_for_tabm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the estimate TabM fits half of the budget; its first steps say how long a round takes here."""
+    options = {"objectives": "cross_entropy", "classical": False, "workers": 1, "out": tmp_path, "patience": 60}
+    request = Request(table(), budget="10m", **options)
+    context, _ = prepare(replace(request, model="tabm"))
+    level, cells = round_of_tabm(request, context)
+    assert (level.trials, cells) == (4, 5.0)
+    for seconds, model in ((1.01 * 0.6 * 600, "plain"), (0.99 * 0.6 * 600, "tabm")):
+        monkeypatch.setattr(api, "time_job", lambda *_, seconds=seconds: seconds / cells)
+        context, notes = prepare(request)
+        assert context.settings.model == model
+        told = "network: plain (auto: a round of tabm would take about 6m4s of 10m on this machine as it is now)"
+        assert (told in notes) == (model == "plain")
+        assert context.choice in "".join(notes)
+    monkeypatch.setattr(api, "time_job", lambda *_: 1e6)
+    assert prepare(replace(request, model="tabm"))[0].settings.model == "tabm"  # as it was asked for
+    compare(table(), budget="1s", quiet=True, model="tabm", **options)
+    assert prepare(request)[0].settings.model == "tabm"  # as its run began

@@ -16,7 +16,8 @@ from .budget import words_of
 from .defaults import BUDGET
 from .design.context import Context
 from .design.effort import default_workers
-from .design.networks import OTHER
+from .design.jobs import Job
+from .design.networks import OTHER, TABM_HERE, round_of_tabm
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -33,10 +34,12 @@ from .statistics.looks import next_look
 from .tracking import Tracked, hook_of
 from .verdict.basis import find_basis
 from .verdict.results import assemble
+from .work.costs import Costs
 from .work.engine import engine_for
 from .work.executor import one_thread
 from .work.run import Run
 from .work.store import Store
+from .work.timing import time_job
 
 
 class OverBudget(InputError):
@@ -57,7 +60,8 @@ def import_all() -> None:
 def prepare(request: Request) -> tuple[Context, list[str]]:
     """Read the data and fix the design; gives the context and lines about what was left out.
 
-    Where the network is chosen, and a run with the other one is there, that goes on: a larger budget adds to it.
+    Where the network is chosen, and a run with the other one is there, that goes on: a larger budget adds to it. TabM
+    for which this machine is too slow, or too busy, gives way to plain networks: fewer epochs would cost more.
 
     Raises:
         InputError: for whatever cannot be used, in one line.
@@ -68,10 +72,27 @@ def prepare(request: Request) -> tuple[Context, list[str]]:
         return context, notes
     model = OTHER[context.settings.model]
     another, own_notes = resolve(replace(request, model=model), *data)
-    if not _begun(request, another):
+    if _begun(request, another):
+        another.choice = f"{AUTO}: as this run began; --model {context.settings.model} would now be chosen"
+    elif seconds := _too_slow(request, context):
+        times = f"{words_of(seconds)} of {words_of(request.budget_seconds)}"
+        another.choice = f"{AUTO}: a round of tabm would take about {times} on this machine as it is now"
+    else:
         return context, notes
-    another.choice = f"{AUTO}: as this run began; --model {context.settings.model} would now be chosen"
     return another, [*own_notes, f"network: {model} ({another.choice})"]
+
+
+def _too_slow(request: Request, context: Context) -> float:
+    """Seconds of a round of TabM by its first steps, where it would have to be cut; else 0."""
+    settings = context.settings
+    if settings.model != "tabm" or settings.device != "cpu" or math.isinf(request.budget_seconds):
+        return 0.0
+    level, cells = round_of_tabm(request, context)
+    costs, name = Costs(context), settings.baseline
+    with one_thread():
+        costs.timed(name, level, time_job(context.at(level), Job("objective", name, (next(iter(context.folds)),))))
+    seconds = cells * costs.cell(name, "objective", level)
+    return seconds if seconds > TABM_HERE * request.budget_seconds else 0.0
 
 
 def _begun(request: Request, context: Context) -> bool:

@@ -106,9 +106,10 @@ def test_the_cost_of_a_tuned_learner_grows_with_its_trials() -> None:
     costs.finished("forest", "classical", Level(240, 9, 4), 2.0 * (4 * inner + 1))
     for trials in (1, 4, 8):
         assert costs.cell("forest", "classical", Level(240, 3, trials)) == pytest.approx(2.0 * (trials * inner + 1))
-        known = costs.learner_known("lightgbm", Level(240, 3, trials))
-        assert not known
+        done = [costs.learner_done(name, Level(240, 3, trials)) for name in ("forest", "lightgbm")]
+        assert done == [trials == 4, False]
     assert math.isinf(costs.cell("lightgbm", "classical", Level(240, 9, 4)))
+    assert (costs.timed_rows("forest"), costs.timed_rows("lightgbm")) == (100, 0)
     for rows, seconds in ((100, 1.0), (200, 2.0)):
         costs.learner_timed("lightgbm", LearnerTime(rows, 50, seconds, 0.0))
     one, four = (costs.cell("lightgbm", "classical", Level(240, 9, trials)) for trials in (1, 4))

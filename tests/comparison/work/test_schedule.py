@@ -318,7 +318,7 @@ def test_the_level_rises_where_all_is_done_long_before_the_deadline(
     assert (len(basis.pairs), basis.names, basis.whole) == (15, NAMES, True)
     levels = list(dict.fromkeys(job.level for job in machine.done if job.name == "a"))
     assert levels[0] != levels[-1] == basis.level, "it began lower"
-    assert machine.now <= 100
+    assert machine.now <= 110
     assert len({(job.name, job.cells, job.level) for job in machine.done}) == len(machine.done)
 
 
@@ -342,6 +342,18 @@ def test_learners_take_a_quarter_at_most_and_all_folds_of_the_round(
     assert {job.name for job in learned} == {"cheap"}
     assert len(learned) >= 5
     assert basis.whole
+    assert machine.now <= 150
+
+
+def test_learners_that_take_little_come_before_objectives_and_others_after(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, repeats=1, classical=("dear", "cheap"))
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 0.01), "cheap": 0.5, "dear": 4.0})
+    done, basis = run(Context(context.table, settings), machine, tmp_path, 150)  # dear: 20 of 37.5 s, cheap: 2.5 of 15
+    kinds = [job.name if job.kind == "classical" else "objective" for job in machine.done if job.level == basis.level]
+    assert kinds == ["objective", *["cheap"] * 5, *["objective"] * 24, *["dear"] * 5]
+    assert done.left_out == {}
     assert machine.now <= 150
 
 

@@ -64,9 +64,10 @@ def cell_seconds(
         speed: floating-point operations a second.
     """
     s, rows = context.settings, min(level.rows, context.most_rows)
-    epochs = float(level.epochs)
+    epochs = refitted = float(level.epochs)
     if not (full or s.fixed_length) and epochs > s.patience:
-        epochs = s.patience + RUN * (epochs - s.patience)
+        refitted = RUN * (epochs - s.patience)
+        epochs = s.patience + refitted
     models = level.trials * inner
     fit = rows * (7 / 8 if s.fixed_length else 3 / 4 if inner == 1 else 2 / 3)
     batch = min(s.batch_size, fit)
@@ -76,7 +77,7 @@ def cell_seconds(
     looked = models * (SCORED + 2.0 * (rows - fit) * work / speed)
     seconds = epochs * (math.ceil(fit / batch) * together + looked)
     if not s.fixed_length:
-        seconds += epochs * math.ceil(rows / batch) * (STEP + step)
+        seconds += refitted * math.ceil(rows / batch) * (STEP + step)
     return seconds
 
 

@@ -9,13 +9,16 @@ from ..names import AUTO
 from ..request import Request
 from .context import Context
 from .effort import cell_seconds, default_workers, work_of
+from .levels import Level
 
 TABM_SPEED = 8e10
 """Floating-point operations a second with which the model tells what trainings of TabM take on one core.
 
 That is so on average over eight tables: they reach 6e10, and stop earlier than the model takes them to."""
-TABM_TRIALS, TABM_PART = 4, 0.5
-"""A round of folds with so many trials has to fit this part of the budget, or plain networks are trained."""
+TABM_TRIALS, TABM_PART, TABM_HERE = 4, 0.5, 0.6
+"""A round of folds with so many trials has to fit this part of the budget, or plain networks are trained.
+
+The second part is for what the first steps on this machine say: above it epochs would be cut."""
 OTHER = {"plain": "tabm", "tabm": "plain"}
 """Of the two between which ``auto`` chooses the one that it did not."""
 BATCHES = ((108_000, 1024), (32_000, 512), (6_400, 256), (4_500, 128), (2_800, 64), (0, 32))
@@ -48,11 +51,19 @@ def training_of(model: str, rows: int) -> Training:
     return Training(150, 20, 64) if rows <= 10_000 else Training(30, 10, 256)
 
 
+def round_of_tabm(request: Request, members: Context) -> tuple[Level, float]:
+    """The level at which TabM has to fit, and how many of its cells each process computes in a round of folds."""
+    settings = members.settings
+    workers = default_workers(settings) if request.workers is None else request.workers
+    level = replace(members.level, trials=min(TABM_TRIALS, settings.trials))
+    return level, len(settings.objectives) * len(members.folds) / settings.repeats / workers
+
+
 def choose_network(request: Request, members: Context) -> tuple[str, str]:
     """Whether ``auto`` is tabm or plain, and why in words.
 
     TabM where one round of folds with four trials fits half of the budget by estimate, or on a GPU. The estimate
-    counts operations and times nothing, so the same call on the same machine chooses the same network.
+    counts operations and times nothing.
 
     Args:
         request: what the user asked for.
@@ -61,11 +72,8 @@ def choose_network(request: Request, members: Context) -> tuple[str, str]:
     settings, budget = members.settings, request.budget_seconds
     if settings.device != "cpu":
         return "tabm", f"{AUTO}: on {settings.device}"
-    level = replace(members.level, trials=min(TABM_TRIALS, settings.trials))
+    level, cells = round_of_tabm(request, members)
     inner = len(members.inner(next(iter(members.folds))))
-    cell = cell_seconds(members, level, work=work_of(members), inner=inner, speed=TABM_SPEED)
-    cells = len(settings.objectives) * len(members.folds) / settings.repeats
-    workers = default_workers(settings) if request.workers is None else request.workers
-    seconds = cells * cell / workers
+    seconds = cells * cell_seconds(members, level, work=work_of(members), inner=inner, speed=TABM_SPEED)
     why = f"{AUTO}: a round of tabm would take about {words_of(seconds)} of {words_of(budget)}"
     return ("tabm" if seconds <= TABM_PART * budget else "plain"), why

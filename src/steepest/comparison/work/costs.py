@@ -75,9 +75,13 @@ class Costs:
         """Whether anything of an objective was timed or finished."""
         return name in self._base
 
-    def learner_known(self, name: str, level: Level) -> bool:
-        """Whether a classical learner was timed, or has finished a cell of so many rows."""
-        return name in self._timed or (name, level.of_learner(name)) in self._found
+    def learner_done(self, name: str, level: Level) -> bool:
+        """Whether a classical learner has finished a cell of so many rows."""
+        return (name, level.of_learner(name)) in self._found
+
+    def timed_rows(self, name: str) -> int:
+        """The most rows at which a classical learner was timed; 0 without any."""
+        return max((timing.rows for timing in self._timed.get(name, ())), default=0)
 
     def learner_timed(self, name: str, timing: LearnerTime) -> None:
         """A classical learner was timed, at more rows than before."""

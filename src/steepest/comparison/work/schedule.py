@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,8 +36,8 @@ REPORT, SPAWN = 3.0, 4.0
 """Seconds of one core that the report takes, and the start of a process."""
 MOST_SLOW = 6.0
 """Wall seconds to a second of one core that are believed at most."""
-LEARNERS = 0.25
-"""The part of a budget that classical learners may take."""
+LEARNERS, EARLY = 0.25, 0.1
+"""The part of a budget that classical learners may take, and of it what they may take before objectives."""
 TIMED_ROWS, TIMED_ROWS_LEARNER = 5000, 500
 """Most training rows of what is only timed; of a learner at first, then :data:`TIMED_GROWTH` times as many."""
 TIMED_GROWTH, TIMED_LEARNER = 4, 0.04
@@ -158,16 +158,19 @@ class Schedule:
             seconds = timing.time_job(self.context.at(level), Job("objective", name, (pair,)))
             self.costs.timed(name, level, seconds)
 
-    def _measure_learners(self, level: Level, executor: Executing) -> tuple[str, ...]:
-        """Those classical learners that a round of folds has time for, the cheap ones first."""
+    def _measure_learners(self, level: Level, executor: Executing, part: float) -> tuple[str, ...]:
+        """Those classical learners whose round of folds fits this part of the budget, the cheap ones first."""
         if self.deadline.seconds < 2 * ALONE or not self.context.settings.classical:
             return ()
         self.learners = ()
-        seconds = min(LEARNERS * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
+        seconds = min(part * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
         if seconds <= 0:
             for name in self.context.settings.classical:
-                self.left_out[name] = {"seconds": 0.0, "stopped": False}
-            return ()
+                if self._missing([name], self.first_round, level):
+                    self._leave_out(name, level, stopped=False)
+                else:
+                    self.learners = (*self.learners, name)
+            return self.learners
         began, waited = self.deadline.clock(), executor.waited
         self._time_learners(level, seconds, executor)
         self._learners_end = began + seconds - waited  # processes that start are no work of learners
@@ -186,12 +189,12 @@ class Schedule:
 
     def _time_learners(self, level: Level, seconds: float, executor: Executing) -> None:
         """Time classical learners at more and more rows, as long as that is cheap: cost grows by a power of its own."""
-        names = [name for name in self.context.settings.classical if not self.costs.learner_known(name, level)]
+        names = [name for name in self.context.settings.classical if not self.costs.learner_done(name, level)]
         rows, pair = min(TIMED_ROWS_LEARNER, level.rows), self.folds[0]
         most = seconds * self.processes / len(self.first_round)
         while names:
             small = replace(level, rows=rows)
-            jobs = [Job("classical", name, (pair,), small) for name in names]
+            jobs = [Job("classical", name, (pair,), small) for name in names if self.costs.timed_rows(name) < rows]
             for name, took in executor.times(jobs, most, self.deadline.ends_at - self._reserve(level)).items():
                 if took is None:  # no round of it has time
                     self._leave_out(name, level, stopped=True)
@@ -341,7 +344,7 @@ class Schedule:
     def _rest(self, course: Course, executor: Executing) -> Iterator[list[Job]]:
         """What follows the first round, each part to be done whole: learners, slow objectives, further folds."""
         names, begun = course.first, {pair[0] for pair in self.first_round}
-        learners = self._measure_learners(course.level, executor)
+        learners = self._measure_learners(course.level, executor, LEARNERS)
         yield from ([job] for job in self._missing(learners, self.first_round, course.level))
         for name in course.last:
             jobs = self._missing([name], self.first_round, course.level)
@@ -392,6 +395,8 @@ class Schedule:
             while higher is not None:
                 place, course = higher
                 self._begin(course)
+                if self.computed and not self.learners:
+                    self._learn_early(course, executor)
                 course = self._run(self._missing(course.first, self.first_round, course.level), course, place, executor)
                 higher = self._higher(course) if self._finish(course, executor) else None
         if not any(cell[0] == settings.baseline for cell in self.finished):
@@ -402,7 +407,21 @@ class Schedule:
         """What follows the first round, as far as it fits; whether all of it did."""
         if self._missing(course.first, self.first_round, course.level):
             return False
-        for jobs in self._rest(course, executor):
+        return self._follow(self._rest(course, executor), course, executor)
+
+    def _learn_early(self, course: Course, executor: Executing) -> None:
+        """Compute the learners that take little before the objectives, which may take all that is left.
+
+        The others are looked at again when the first round is done.
+        """
+        learners = self._measure_learners(course.level, executor, min(EARLY, LEARNERS))
+        jobs = self._missing(learners, self.first_round, course.level)
+        self._follow(([job] for job in jobs), course, executor)
+        self.left_out.clear()
+
+    def _follow(self, parts: Iterable[list[Job]], course: Course, executor: Executing) -> bool:
+        """Compute parts of the work whole, as long as each fits; whether all of them did."""
+        for jobs in parts:
             jobs = [job for job in jobs if job.name not in self.left_out]
             if jobs and self._in_part(jobs[0]) and not self._part_fits(jobs[0], course.level, executor):
                 self._leave_out(jobs[0].name, course.level, stopped=True)
