@@ -237,6 +237,7 @@ NO_ARMS = {
     "ghost_radius": "a guard of steps, which reads the network's outputs",
     "ignite": "it reads the network's outputs",
     "ignite_2": "it reads the network's outputs",
+    "lisa": "it needs to know which layers are blocks",
     "muon_and_adamw": "muon",
     "optimistic_ascent_descent": "its step is that of two players, one of whom goes up",
     "optimistic_omd": "it plays in a ball whose size is known",
