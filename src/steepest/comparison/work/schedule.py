@@ -158,12 +158,12 @@ class Schedule:
             seconds = timing.time_job(self.context.at(level), Job("objective", name, (pair,)))
             self.costs.timed(name, level, seconds)
 
-    def _measure_learners(self, level: Level, executor: Executing, part: float) -> tuple[str, ...]:
-        """Those classical learners whose round of folds fits this part of the budget, the cheap ones first."""
+    def _measure_learners(self, level: Level, executor: Executing, share: float) -> tuple[str, ...]:
+        """Those classical learners whose round of folds fits this share of the budget, the cheap ones first."""
         if self.deadline.seconds < 2 * ALONE or not self.context.settings.classical:
             return ()
         self.learners = ()
-        seconds = min(part * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
+        seconds = min(share * self.deadline.seconds - self._learned, self.deadline.left - self._reserve(level))
         if seconds <= 0:
             for name in self.context.settings.classical:
                 if self._missing([name], self.first_round, level):
