@@ -14,44 +14,26 @@ not run again.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from _options import read_options
 from _record import keep
+from _tables import TABLES, TREES, Rows, asked
 
 from steepest import compare
 from steepest.comparison.api import prepare
 from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.levels import Level
-from steepest.comparison.read.builtin import BUILTIN
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import run_job
 
-TABLES = (
-    "sonar", "ionosphere", "ecoli", "pima", "winequality-red", "abalone", "phoneme", "oil-spill", "compas", "adult",
-)  # fmt: skip
-FILES = {"adult": "adult-train", "compas": "compas-two-years", "pima": "pima-indians-diabetes"}
-TREES = ("forest", "lightgbm", "boosting")
 LARGE, CLEAR = 5_000, 0.005
 TOLD = ("tier", "difference", "p", "prob_better", "prob_same", "prob_worse")
-
-
-def asked(name: str) -> tuple[str, dict[str, Any]]:
-    """The data of a table, and what its file needs said."""
-    data = name if name in BUILTIN else str(Path(os.environ.get("STEEPEST_DATA", ".")) / f"{FILES.get(name, name)}.csv")
-    if name == "compas":
-        listed = (files("steepest.comparison") / "examples" / "compas-drop.txt").read_text()
-        return data, {"target": "two_year_recid", "drop": tuple(listed.split())}
-    if name == "abalone":
-        return data, {"task": "regression", "metric": "r2"}
-    return data, {}
 
 
 def beside(name: str, results: dict[str, Any]) -> dict[str, float]:
@@ -115,16 +97,11 @@ def main() -> None:
     """Run what is not done yet, print a table."""
     options = read_options(__doc__, tables=(",".join(TABLES), "wine"), budget=("10m", "20s"), done=("", ""))
     torch.set_num_threads(1)
-    stored = Path(options.done) if options.done else None
-    done = [json.loads(line) for line in stored.read_text().splitlines()] if stored and stored.exists() else []
+    done = Rows(options.done)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.tables.split(","):
-            if any(row["table"] == name for row in done):
-                continue
-            done.append(measured(name, options.budget, Path(folder)))
-            if stored:
-                with stored.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
+            if not done.has(table=name):
+                done.add(measured(name, options.budget, Path(folder)))
     for row in done:
         trees = {name: f"{row['scores'][name]:.4f}" for name in TREES if name in row["scores"]}
         print(f"{row['table']}: {row['seconds']:.0f} s, {row['network']}, {row['basis']}\n  {row['sentence']}")

@@ -10,10 +10,8 @@ values as categories and finds its own bins; each shuffles by itself.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import rtdl_num_embeddings
@@ -21,7 +19,8 @@ import tabm
 import torch
 from _options import read_options
 from _record import keep
-from networks import TABLES, prepared
+from _tables import TABLES, Rows
+from networks import prepared
 from torch import Tensor, nn
 
 from steepest.comparison.design.context import Context, Pair
@@ -122,14 +121,10 @@ def main() -> None:
     """Measure what is not done yet, print a table."""
     options = read_options(__doc__, tables=(",".join(TABLES), "wine"), epochs=(30, 2), done=("", ""))
     torch.set_num_threads(1)
-    stored = Path(options.done) if options.done else None
-    done = [json.loads(line) for line in stored.read_text().splitlines()] if stored and stored.exists() else []
+    done = Rows(options.done)
     for name in options.tables.split(","):
-        if not any(row["table"] == name for row in done):
-            done.append(measured(name, options.epochs))
-            if stored:
-                with stored.open("a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
+        if not done.has(table=name):
+            done.add(measured(name, options.epochs))
     differences = []
     for row in done:
         mean = {who: statistics.mean(own) for who, own in row["scores"].items()}

@@ -10,27 +10,23 @@ count everything. What is in the file ``--done`` is not measured again.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _options import read_options
 from _record import keep
+from _tables import Rows, asked
 
 from steepest.comparison.api import prepare
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.read.builtin import BUILTIN
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import run_job
 from steepest.comparison.work.classical import fit_learners, outcome_of_split, rounds_of
 
 TABLES = "sonar,ionosphere,ecoli,pima,oil-spill,winequality-red,abalone,phoneme"
-FILES = {"pima": "pima-indians-diabetes"}
 ARMS = ("lightgbm", "boosting", "forest")
 LARGE = {"leaves": 50, "min_leaf": 40, "features": 1.0, "rows": 0.75, "random_cuts": False}
 REPEATS, FOLDS = 2, 3
@@ -38,8 +34,7 @@ REPEATS, FOLDS = 2, 3
 
 def prepared(table: str, trials: int) -> Context:
     """The comparison of a table."""
-    path = Path(os.environ.get("STEEPEST_DATA", ".")) / f"{FILES.get(table, table)}.csv"
-    data = table if table in BUILTIN else str(path)
+    data, _ = asked(table)
     return prepare(Request(data, repeats=REPEATS, folds=FOLDS, trials=trials, objectives="focal", rare="drop"))[0]
 
 
@@ -81,18 +76,13 @@ def main() -> None:
     """Measure what is not done yet, print a line for each."""
     options = read_options(__doc__, tables=(TABLES, "wine"), trials=("1,4", "1,2"), done=("", ""))
     torch.set_num_threads(1)
-    stored = Path(options.done) if options.done else None
-    rows = [json.loads(line) for line in stored.read_text().splitlines()] if stored and stored.exists() else []
-    known = {(row["table"], row["arm"], row["trials"]) for row in rows}
+    rows = Rows(options.done)
     for table in options.tables.split(","):
         wanted = [(arm, int(trials)) for arm in ARMS for trials in options.trials.split(",")] + [("large leaves", 1)]
         for arm, trials in wanted:
-            if (table, arm, trials) in known:
+            if rows.has(table=table, arm=arm, trials=trials):
                 continue
-            rows.append(measured(table, arm, trials))
-            if stored:
-                with stored.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
+            rows.add(measured(table, arm, trials))
             score, took, metric = (rows[-1][key] for key in ("score", "core_seconds", "metric"))
             print(f"{table:<16} {metric:<18} {arm:<13} {trials} trials: {score:.4f}, {took} s", flush=True)
     seconds = {
