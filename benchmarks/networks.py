@@ -3,8 +3,9 @@
 For every table, in the same 2 x 3 outer folds (``--repeats 2``): plain networks as trained before (batches of 256
 above 5,000 rows, 60 epochs, patience 10), plain networks, TabM, random forest and gradient boosting, each with 4 trials
 chosen on inner validation and scored on the outer part, by the metric that ``steepest compare`` takes (R2 for abalone).
-Processor seconds are counted, on one thread. The share of the gap is (network - plain before) / (best trees - plain before),
-averaged over the tables where trees lead by more than .005. What is in the file ``--done`` is not measured again.
+Processor seconds are counted, on one thread. The share of the gap is (network - plain before) / (best trees - plain
+before), averaged over the tables where trees lead by more than .005. What is in the file ``--done`` is not measured
+again.
 
     STEEPEST_DATA=FOLDER python benchmarks/networks.py [--tables sonar,ecoli] [--arms plain,tabm] [--done FILE]
 """
