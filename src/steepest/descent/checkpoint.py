@@ -37,8 +37,8 @@ def check_state(state: Any) -> None:
         refuse("hooks", "a list", state["hooks"])
     for hook in state["hooks"]:
         _check_names("hooks", hook)
-    for name in ("epoch", "step"):
-        value = state[name]
+    for name in ("epoch", "step", "drawn"):
+        value = state.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             refuse(name, "an integer >= 0", value)
     if not isinstance(state["stop"], bool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -57,6 +57,7 @@ class Closure:
 
     ``closure.loss()`` runs forward only, and keeps the graph; ``closure.outputs()`` are the model's for the batch, in
     float32 or wider; ``closure.inputs`` is the batch; ``closure.modules`` have the buffers that a pass may write.
+    ``closure.next_batch()`` is the closure of the batch after it.
     """
 
     def __init__(self, descent: Descent, batch: Batch) -> None:
@@ -71,6 +72,15 @@ class Closure:
     def loss(self) -> Tensor:
         """The loss of this batch, with its graph."""
         return self.descent.loss(self.inputs)
+
+    def next_batch(self) -> Closure | None:
+        """The closure of the batch that the loop would have drawn for its next step, for a gradient of other rows.
+
+        It counts as seen: the loop goes on with the batch after it, so that an epoch has fewer steps, and a schedule by
+        steps ends earlier. None at the end of an epoch: the step has to do with what it has.
+        """
+        batch = self.descent.draw()
+        return None if batch is None else Closure(self.descent, batch)
 
     def __call__(self) -> Tensor:
         self.descent.optimizer.zero_grad(set_to_none=True)
@@ -137,10 +147,13 @@ class Descent:
         """Finished epochs."""
         self.step = 0
         """Finished steps of the epoch under way."""
+        self.drawn = 0
+        """Batches of the epoch under way that steps drew for themselves, besides the one that each begins with."""
         self.epochs = 0
         self.stop = False
         self.history: list[dict[str, float]] = []
         self._sum: Tensor | None = None
+        self._source: Iterator[Batch] = iter(())
         self._random_at_epoch: dict[str, Any] | None = None
 
     def loss(self, batch: Batch) -> Tensor:
@@ -211,15 +224,17 @@ class Descent:
             self.method.start_epoch(number, self.epochs)
             self._call("on_epoch_start")
             self._random_at_epoch = self._random_state()
+            self.drawn = 0
             source = iter(self.batches.epoch(number))
         else:  # a loader draws its order from the random state at the epoch's start; what was done is skipped
             now = self._random_state()
             assert self._random_at_epoch is not None
             self._set_random_state(self._random_at_epoch)
             source = iter(self.batches.epoch(number))
-            for _ in range(done):
+            for _ in range(done + self.drawn):
                 next(source, None)
             self._set_random_state(now)
+        self._source = source
         whole = self._whole_step()
         for batch in source:
             batch = self._to_device(batch)
@@ -240,8 +255,16 @@ class Descent:
                 break
         mean = float("nan") if self._sum is None else float(self._sum) / max(self.step, 1)
         self.history.append({"epoch": float(number), "loss": mean})
-        self.epoch, self.step, self._sum = number, 0, None
+        self.epoch, self.step, self.drawn, self._sum, self._source = number, 0, 0, None, iter(())
         self._call("on_epoch_end")
+
+    def draw(self) -> Batch | None:
+        """The next batch of the epoch under way, which no step will begin with; None where there is none left."""
+        batch = next(self._source, None)
+        if batch is None:
+            return None
+        self.drawn += 1
+        return self._to_device(batch)
 
     def _whole_step(self) -> Callable[[Batch], Tensor] | None:
         if self.schedule is not None or self.gradients is not None or self.autocast is not None:
@@ -259,6 +282,7 @@ class Descent:
             "hooks": [hook.state_dict() for hook in self.hooks],
             "epoch": self.epoch,
             "step": self.step,
+            "drawn": self.drawn,
             "stop": self.stop,
             "sum": self._sum,
             "history": self.history,
@@ -290,6 +314,7 @@ class Descent:
         for hook, saved in zip(self.hooks, state["hooks"]):
             hook.load_state_dict(saved)
         self.epoch, self.step, self.stop = state["epoch"], state["step"], state["stop"]
+        self.drawn = state.get("drawn", 0)  # files of runs before steps could draw batches have none
         self._sum, self.history = state["sum"], list(state["history"])
         self._random_at_epoch = state["random_at_epoch"]
         self._set_random_state(state["random"])
