@@ -186,6 +186,7 @@ DEAR = {
     "momo": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "muon": "two settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "optimistic-mirror-descent": "each setting to a minimum, compiled and by two ranks, among the slow tests",
+    "preconditioned-sps": "nine settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "random-scaling-momentum": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "reload": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "sam": "three settings, each trained compiled and by processes of two ranks, among the slow tests",
