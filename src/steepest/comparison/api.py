@@ -17,7 +17,7 @@ from .defaults import BUDGET
 from .design.context import Context
 from .design.effort import default_workers
 from .design.jobs import Job
-from .design.networks import OTHER, TABM_HERE, round_of_tabm
+from .design.networks import OTHER, TABM_HERE, round_of_tabm, tabm_level, tabm_slowness
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -34,12 +34,14 @@ from .statistics.looks import next_look
 from .tracking import Tracked, hook_of
 from .verdict.basis import find_basis
 from .verdict.results import assemble
-from .work.costs import Costs
 from .work.engine import engine_for
 from .work.executor import one_thread
 from .work.run import Run
 from .work.store import Store
 from .work.timing import time_job
+
+TIMED_STEPS = 12
+"""With which TabM is timed before it is chosen."""
 
 
 class OverBudget(InputError):
@@ -87,11 +89,10 @@ def _too_slow(request: Request, context: Context) -> float:
     settings = context.settings
     if settings.model != "tabm" or settings.device != "cpu" or math.isinf(request.budget_seconds):
         return 0.0
-    level, cells = round_of_tabm(request, context)
-    costs, name = Costs(context), settings.baseline
+    job = Job("objective", settings.baseline, (next(iter(context.folds)),))
     with one_thread():
-        costs.timed(name, level, time_job(context.at(level), Job("objective", name, (next(iter(context.folds)),))))
-    seconds = cells * costs.cell(name, "objective", level)
+        timed = time_job(context.at(tabm_level(context)), job, TIMED_STEPS)
+    seconds = round_of_tabm(request, context) * tabm_slowness(context, timed)
     return seconds if seconds > TABM_HERE * request.budget_seconds else 0.0
 
 

@@ -11,10 +11,10 @@ from .context import Context
 from .effort import cell_seconds, default_workers, work_of
 from .levels import Level
 
-TABM_SPEED = 8e10
+TABM_SPEED, TABM_REACHED = 8e10, 6e10
 """Floating-point operations a second with which the model tells what trainings of TabM take on one core.
 
-That is so on average over eight tables: they reach 6e10, and stop earlier than the model takes them to."""
+That is so on average over eight tables: they reach the second number, and stop earlier than the model takes them to."""
 TABM_TRIALS, TABM_PART, TABM_HERE = 4, 0.5, 0.6
 """A round of folds with so many trials has to fit this part of the budget, or plain networks are trained.
 
@@ -51,12 +51,32 @@ def training_of(model: str, rows: int) -> Training:
     return Training(150, 20, 64) if rows <= 10_000 else Training(30, 10, 256)
 
 
-def round_of_tabm(request: Request, members: Context) -> tuple[Level, float]:
-    """The level at which TabM has to fit, and how many of its cells each process computes in a round of folds."""
+def tabm_level(members: Context) -> Level:
+    """The level at which a round of TabM has to fit."""
+    return replace(members.level, trials=min(TABM_TRIALS, members.settings.trials))
+
+
+def round_of_tabm(request: Request, members: Context) -> float:
+    """Seconds that a round of folds of TabM takes by estimate."""
     settings = members.settings
     workers = default_workers(settings) if request.workers is None else request.workers
-    level = replace(members.level, trials=min(TABM_TRIALS, settings.trials))
-    return level, len(settings.objectives) * len(members.folds) / settings.repeats / workers
+    cells = len(settings.objectives) * len(members.folds) / settings.repeats / workers
+    return cells * _tabm_cell(members, TABM_SPEED)
+
+
+def tabm_slowness(members: Context, seconds: float) -> float:
+    """How many times as long as expected a cell of the baseline takes.
+
+    Args:
+        members: the comparison with TabM.
+        seconds: of the cell at full length at :func:`tabm_level`, by its first steps.
+    """
+    return seconds / _tabm_cell(members, TABM_REACHED, full=True)
+
+
+def _tabm_cell(members: Context, speed: float, *, full: bool = False) -> float:
+    inner = len(members.inner(next(iter(members.folds))))
+    return cell_seconds(members, tabm_level(members), work=work_of(members), inner=inner, full=full, speed=speed)
 
 
 def choose_network(request: Request, members: Context) -> tuple[str, str]:
@@ -72,8 +92,6 @@ def choose_network(request: Request, members: Context) -> tuple[str, str]:
     settings, budget = members.settings, request.budget_seconds
     if settings.device != "cpu":
         return "tabm", f"{AUTO}: on {settings.device}"
-    level, cells = round_of_tabm(request, members)
-    inner = len(members.inner(next(iter(members.folds))))
-    seconds = cells * cell_seconds(members, level, work=work_of(members), inner=inner, speed=TABM_SPEED)
+    seconds = round_of_tabm(request, members)
     why = f"{AUTO}: a round of tabm would take about {words_of(seconds)} of {words_of(budget)}"
     return ("tabm" if seconds <= TABM_PART * budget else "plain"), why

@@ -38,9 +38,10 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
     take = min(full_steps, steps)
     short = _Short(**{**vars(recipe), "epochs": 4, "patience": 5}, cut=take)
     members: list[Member] = [member_of(context, pair, 0, trial) for trial in chosen]
-    if settings.fixed_length:  # looking at all held-out images would be most of so short an epoch
-        for member in members:
-            member.split = _shortened(member.split, take / full_steps)
+    # looking at all rows that are held out would be most of so short an epoch
+    split = _shortened(members[0].split, take / full_steps)
+    for member in members:
+        member.split = split
     clock = EpochClock(context.metric)
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
