@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,8 @@ def hessian_product(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> 
     """The map from a vector ``[n]`` to its product with the Hessian of a loss in parameters; n counts their entries.
 
     The loss is computed once, with attention in its plain form, whose derivative can be derived again. ``.grad`` stays
-    as it is. A parameter on which the loss does not depend, or only linearly, has zeros.
+    as it is. A parameter on which the loss does not depend, or only linearly, has zeros. The vector's type is that of
+    the product, whatever types parameters have.
 
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> hessian_product(lambda: w[0] ** 2 * w[1], [w])(torch.tensor([1.0, 0.0]))
@@ -21,17 +23,21 @@ def hessian_product(loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> 
     """
     params = list(params)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        slopes = torch.autograd.grad(loss_fn(), params, create_graph=True, allow_unused=True)
+        loss = loss_fn()
+        slopes: Sequence[Tensor | None] = [None] * len(params)
+        if loss.requires_grad:
+            slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     curved = [slope for slope in slopes if slope is not None and slope.requires_grad]
     sizes = [p.numel() for p in params]
 
     def product(vector: Tensor) -> Tensor:
         if not curved:
             return torch.zeros_like(vector)
-        pieces = [piece.view_as(p) for piece, p in zip(vector.split(sizes), params)]
+        pieces = [piece.view_as(p).to(p) for piece, p in zip(vector.split(sizes), params)]
         upstream = [v for v, slope in zip(pieces, slopes) if slope is not None and slope.requires_grad]
         rows = torch.autograd.grad(curved, params, upstream, retain_graph=True, allow_unused=True)
-        return torch.cat([torch.zeros_like(p).flatten() if r is None else r.flatten() for p, r in zip(params, rows)])
+        whole = [torch.zeros_like(p) if row is None else row for p, row in zip(params, rows)]
+        return torch.cat([row.flatten().to(vector) for row in whole])
 
     return product
 
@@ -43,7 +49,8 @@ def largest_eigenpair(
 
     In the space of a start and its images no vector has a larger quotient than the one that is returned, so that the
     other end of the spectrum may be as large as it likes, and power iteration with as many products is never nearer.
-    All vectors are kept, at most ``iters`` of them, and made orthogonal twice.
+    All vectors are kept, at most ``iters`` of them, and made orthogonal twice. Where a product is not finite, both are
+    NaN.
 
     Args:
         product: of a vector ``[n]``.
@@ -57,7 +64,7 @@ def largest_eigenpair(
     """
     most = min(iters, start.numel())
     basis = start.new_empty(most, start.numel())
-    basis[0] = start / torch.linalg.vector_norm(start)
+    basis[0] = start / _length(start)
     diagonal: list[float] = []
     beside: list[float] = []
     for last in range(most):
@@ -66,7 +73,9 @@ def largest_eigenpair(
         columns = basis[: last + 1]
         for _ in range(2):
             image = image - columns.T @ (columns @ image)
-        length = float(torch.linalg.vector_norm(image))
+        length = _length(image)
+        if not math.isfinite(diagonal[-1] + length):
+            return math.nan, torch.full_like(start, math.nan)
         beyond = torch.tensor(beside, dtype=torch.float64)
         ladder = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + beyond.diag(1) + beyond.diag(-1)
         values, vectors = torch.linalg.eigh(ladder)
@@ -77,3 +86,8 @@ def largest_eigenpair(
         beside.append(length)
         basis[last + 1] = image / length
     return value, mix.to(start) @ columns
+
+
+def _length(vector: Tensor) -> float:
+    """In float64, as squares of a small or large vector leave float32."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -19,6 +19,7 @@ from steepest.optim.mup import (
     parametrize,
     sharpness_consistency,
 )
+from steepest.optim.sharpness import SAM
 
 
 def seeded(seed=0):
@@ -147,6 +148,33 @@ def test_a_multiple_of_the_loss_is_as_much_sharper(c):
     assert other == pytest.approx(c * one, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_parameters_of_other_types(kind):
+    """Directions are float32 or wider; of two types in one network too. Eigenvalues are 2, -2, and 6."""
+    a = torch.tensor([0.0, 0.0], dtype=kind, requires_grad=True)
+    b = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    value, vector = hessian_top_eigenvalue(lambda: (2 * a * b[:2]).sum() + 3 * b[2] ** 2, [a, b])
+    assert value == pytest.approx(6, rel=torch.finfo(kind).eps)
+    assert [v.dtype for v in vector] == [kind, torch.float64]
+    assert float(vector[1][2].abs()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_has_no_sharpness():
+    model = perceptron()
+    value, vector = hessian_top_eigenvalue(
+        lambda: model(torch.ones(1, 3).double()).sum() * math.nan, [*model.parameters()]
+    )
+    assert math.isnan(value)
+    assert all(v.isnan().all() for v in vector)
+
+
+def test_random_numbers_go_on_as_before():
+    model, x = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1)), torch.ones(2, 3)
+    state = torch.get_rng_state()
+    hessian_top_eigenvalue(lambda: model(x).square().mean(), list(model.parameters()))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.holds("learning-rate-transfer", 4)
 def test_maximal_update_is_ntk_with_outputs_divided_by_gamma():
     """With gamma = sqrt(N), on targets gamma as large, at the same base rate: all predictions gamma as large."""
@@ -225,6 +253,14 @@ def test_spread_is_the_deviation_of_logarithms():
     torch.testing.assert_close(sharpness_consistency(7 * sharpness), measured)
 
 
+def test_spread_of_half_numbers_and_under_vmap():
+    sharpness = torch.rand(4, 2, 3, generator=seeded()) + 1
+    torch.testing.assert_close(
+        torch.func.vmap(sharpness_consistency)(sharpness), torch.stack([sharpness_consistency(s) for s in sharpness])
+    )
+    assert sharpness_consistency(sharpness.bfloat16()).dtype == torch.float32
+
+
 def measured_at(losses, rates=(1.0, 2.0, 4.0, 8.0)):
     losses = torch.tensor(losses, dtype=torch.float64)
     widths = (8, 16, 32)[: len(losses)]
@@ -241,6 +277,17 @@ def test_the_best_rate_lies_between_those_of_the_grid():
     assert measured.regret(8) == 0.0
     uneven = measured_at([[(math.log2(r) - 1.3) ** 2 for r in (1.0, 2.0, 16.0)]], (1.0, 2.0, 16.0))
     assert uneven.best == pytest.approx((2**1.3,), rel=1e-12)
+
+
+def test_a_width_whose_losses_are_all_infinite_has_no_best_rate():
+    finite, infinite = [3.0, 1.0, 2.0, 4.0], [math.inf] * 4
+    for losses in ([finite, infinite], [infinite, finite]):
+        measured = measured_at(losses)
+        assert math.isnan(measured.drift)
+        assert sum(row["best"] for row in measured.table()) == 1
+        assert measured.figure().axes
+    assert math.isnan(measured.regret(8))
+    assert math.isnan(measured.regret(16))
 
 
 def quadratic(width, lr):
@@ -282,6 +329,68 @@ def test_a_run_that_explodes_is_infinite_and_a_score_decides():
     assert measured.losses.tolist() == [[7.0, math.inf], [7.0, math.inf]]
     assert measured.sharpness.isnan().tolist() == [[[False, False], [False, True]]] * 2
     assert measured.consistency.isnan().tolist() == [[False, False], [False, True]]
+
+
+def test_sharpness_leaves_no_trace_in_the_training():
+    """Dropout draws on as before, and batch norm has seen the batches of the steps alone."""
+    x, y = (values.float() for values in points(outputs=1))
+    counted = []
+
+    def build(n, lr):
+        model = nn.Sequential(nn.Linear(3, n), nn.BatchNorm1d(n), nn.Dropout(0.5), nn.Linear(n, 1))
+        return model, torch.optim.SGD(model.parameters(), lr=lr)
+
+    def score(model):
+        counted.append(int(model[1].num_batches_tracked))
+        return float(model[1].running_mean.sum() + model[0].weight.detach().sum())
+
+    losses = [
+        LearningRateTransferStudy(
+            build, lambda model, step: (model(x) - y).square().mean(), (4, 8), (0.1,), 6, score=score,
+            sharpness_at=times,
+        ).run().losses
+        for times in ((), (0, 3, 6))
+    ]  # fmt: skip
+    assert torch.equal(*losses)
+    assert counted == [6] * 4
+
+
+def test_an_explosion_where_sharpness_is_measured_is_nan():
+    """The weights overflow in the step before the measurement, after a finite loss."""
+
+    def build(n, lr):
+        model = nn.Linear(6, 1, bias=False)
+        nn.init.ones_(model.weight)
+        return model, torch.optim.SGD(model.parameters(), lr=lr)
+
+    def loss(model, step):
+        return model.weight.pow(4).sum()
+
+    measured = LearningRateTransferStudy(build, loss, (2, 4), (1e20,), 1, sharpness_at=(0, 1)).run()
+    assert measured.sharpness[:, 0, 0].isfinite().all()
+    assert measured.sharpness[:, 0, 1].isnan().all()
+
+
+def test_two_passes_frozen_weights_and_rates_that_are_tensors():
+    """A study with SAM is the loop by hand; frozen weights, a bias here, have no part in sharpness."""
+
+    def build(n, lr):
+        model = nn.Linear(1, 1).double()
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias).requires_grad_(False)
+        model.curvature = n
+        return model, SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=torch.tensor(lr))
+
+    def loss(model, step):
+        return 0.5 * model.curvature * (model.weight + model.bias).square().sum()
+
+    measured = LearningRateTransferStudy(build, loss, (2, 4), (0.125,), 10, sharpness_at=(10,)).run()
+    for number, curvature in enumerate((2, 4)):
+        w = 1.0
+        for _ in range(9):
+            w -= 0.125 * curvature * (w + math.copysign(0.1, w))
+        assert float(measured.losses[number, 0]) == pytest.approx(0.5 * curvature * w * w, rel=1e-9)
+        assert float(measured.sharpness[number, 0, 0]) == pytest.approx(curvature, rel=1e-9)
 
 
 def test_the_effective_sharpness_of_maximal_update_is_that_of_its_rates():
@@ -332,6 +441,13 @@ def test_wrong_arguments():
     w = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="params: expected one or more"):
         hessian_top_eigenvalue(lambda: w.sum(), [])
+    with pytest.raises(ValueError, match="params: expected one or more tensors with entries"):
+        hessian_top_eigenvalue(lambda: w.sum(), [w[:0]])
+    with pytest.raises(ValueError, match="params: expected tensors that need gradients"):
+        hessian_top_eigenvalue(lambda: w.sum(), [w, w.detach()])
+    with pytest.raises(TypeError, match="params: expected a floating tensor"):
+        hessian_top_eigenvalue(lambda: w.sum(), [w.detach().cfloat().requires_grad_()])
+    assert hessian_top_eigenvalue(lambda: torch.ones(()), [w])[0] == 0
     with pytest.raises(ValueError, match="iters"):
         hessian_top_eigenvalue(lambda: w.sum(), [w], 0)
     with pytest.raises(ValueError, match="rates: expected 1, one a parameter"):
@@ -345,6 +461,8 @@ def test_wrong_arguments():
     for widths, rates, name in (((8,), (0.1,), "widths"), ((8, 16), (0.2, 0.1), "rates"), ((8, 16), (), "rates")):
         with pytest.raises(ValueError, match=name):
             LearningRateTransferStudy(quadratic, half_square, widths, rates, 3)
+    study = LearningRateTransferStudy(quadratic, half_square, np.array([2, 4]), np.array([0.1, 0.2]), 3)
+    assert study.run().losses.shape == (2, 2)
     with pytest.raises(ValueError, match="sharpness_at"):
         LearningRateTransferStudy(quadratic, half_square, (2, 4), (0.1,), 3, sharpness_at=(4,))
     with pytest.raises(ValueError, match="seeds"):

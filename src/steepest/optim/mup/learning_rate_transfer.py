@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float as F
 from torch import Tensor, nn
 
-from ...core.checks import check_number, check_tensor, refuse
+from ...core.checks import check_number, check_tensor, refuse, values_visible
 from ...core.curvature import hessian_product, largest_eigenpair
+from ...core.displaced import random_numbers, same_random_numbers, unrecorded
+from ...core.reductions import widen
 from ...core.undisturbed import same_random_states
 
 if TYPE_CHECKING:
@@ -44,22 +47,25 @@ def hessian_top_eigenvalue(
 
     It is found by Lanczos's method on products of Hessian and vector: of as many products as power iteration, and
     without a shift where the negative end of the spectrum is the larger one. ``iters`` vectors of the size of all
-    parameters are kept. ``.grad`` and random states stay as they are.
+    parameters are kept, in float32 or wider. ``.grad`` and torch's random states stay as they are; running statistics
+    that ``loss_fn`` writes don't.
 
     Args:
         loss_fn: the loss, a scalar, of a fixed batch; called once.
-        params: tensors that need gradients, of one type.
+        params: tensors that need gradients.
         iters: products at most, >= 1.
         rates: one a parameter, >= 0; all 1 by default.
         tol: relative residual, >= 0, at which the search ends earlier; the error of the eigenvalue is about its square.
         generator: of the first direction, on the CPU; the same one every time by default.
 
     Returns:
-        The eigenvalue, and its vector in the shapes of the parameters, of length 1 in all.
+        The eigenvalue, and its vector in the shapes of the parameters, of length 1 in all; NaN where the loss or its
+        derivatives are not finite.
 
     Raises:
-        ValueError: no parameters, as many rates as there aren't parameters, a number outside its range, a loss that
-            is no scalar.
+        TypeError: parameters that are not real numbers.
+        ValueError: no parameters or frozen ones, more or fewer rates than parameters, a number outside its range, a
+            loss that is no scalar.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -70,8 +76,12 @@ def hessian_top_eigenvalue(
     Source: Super Consistency of Neural Network Landscapes and Learning Rate Transfer, arXiv:2402.17457.
     """
     params = list(params)
-    if not params:
-        refuse("params", "one or more tensors", params)
+    for p in params:
+        check_tensor("params", p, floating=True)
+    if not any(p.numel() for p in params):
+        refuse("params", "one or more tensors with entries", params)
+    if not all(p.requires_grad for p in params):
+        refuse("params", "tensors that need gradients", [p.requires_grad for p in params])
     check_number("iters", iters, low=1, integer=True)
     check_number("tol", tol, low=0.0)
     if rates is not None and len(rates) != len(params):
@@ -84,16 +94,20 @@ def hessian_top_eigenvalue(
         check_tensor("loss_fn", value, ndim=0, floating=True)
         return value
 
-    product = hessian_product(checked, params)
+    with same_random_numbers(random_numbers()):
+        product = hessian_product(checked, params)
     first = generator or torch.Generator().manual_seed(0)
     start = torch.cat([torch.randn(p.shape, generator=first, dtype=torch.float64).flatten() for p in params])
-    start = start.to(params[0])
+    kind = torch.float32
+    for p in params:
+        kind = torch.promote_types(kind, p.dtype)
+    start = start.to(params[0].device, kind)
     if rates is None:
         value, vector = largest_eigenpair(product, start, iters, tol)
     else:
         root = torch.cat([torch.full((p.numel(),), math.sqrt(r)) for p, r in zip(params, rates)]).to(start)
         value, vector = largest_eigenpair(lambda v: root * product(root * v), start, iters, tol)
-    return value, [v.view_as(p) for v, p in zip(vector.split([p.numel() for p in params]), params)]
+    return value, [v.view_as(p).to(p) for v, p in zip(vector.split([p.numel() for p in params]), params)]
 
 
 def sharpness_consistency(sharpness: F[Tensor, "widths ..."]) -> Tensor:
@@ -118,9 +132,9 @@ def sharpness_consistency(sharpness: F[Tensor, "widths ..."]) -> Tensor:
     check_tensor("sharpness", sharpness, floating=True)
     if sharpness.dim() < 1 or len(sharpness) < 2:
         refuse("sharpness", "two or more widths", tuple(sharpness.shape))
-    if bool((sharpness <= 0).any()):
+    if values_visible(sharpness) and bool((sharpness <= 0).any()):
         refuse("sharpness", "values above 0", float(sharpness.min()))
-    return sharpness.log().std(0)
+    return widen(sharpness).log().std(0)
 
 
 @dataclass(frozen=True)
@@ -145,17 +159,20 @@ class LearningRateTransfer:
     @property
     def best(self) -> tuple[float, ...]:
         """The best rate of each width: between those of the grid, where a parabola through the three losses around the
-        least one has its own, by the logarithms of rates; at an end of the grid, or beside an infinite loss, of it.
+        least one has its own, by the logarithms of rates; at an end of the grid, or beside an infinite loss, of it. NaN
+        where no loss is finite.
         """
         return tuple(_lowest(row, self.rates) for row in self.losses)
 
     @property
     def drift(self) -> float:
-        """Of the best rate over widths: the largest over the smallest, by the logarithm to base 2."""
-        return math.log2(max(self.best) / min(self.best))
+        """Of the best rate over widths: log2 of the largest over the smallest; NaN where a width has none."""
+        best = self.best
+        return math.nan if any(map(math.isnan, best)) else math.log2(max(best) / min(best))
 
     def regret(self, width: int) -> float:
-        """How much more the loss is at this width with the best rate of the narrowest than with its own, of the grid.
+        """How much more the loss is at this width with the best rate of the narrowest than with its own, of the grid;
+        NaN where one of the two has none.
 
         Args:
             width: one of the widths.
@@ -166,7 +183,13 @@ class LearningRateTransfer:
         if width not in self.widths:
             refuse("width", f"one of {', '.join(map(str, self.widths))}", width)
         row = self.losses[self.widths.index(width)]
-        return float(row[int(self.losses[0].argmin())] - row.min())
+        carried = self._best_place(0)
+        return math.nan if carried is None else float(row[carried] - row.min())
+
+    def _best_place(self, number: int) -> int | None:
+        """That of the best rate of a width in the grid, if a loss is finite."""
+        place = int(self.losses[number].argmin())
+        return place if math.isfinite(float(self.losses[number, place])) else None
 
     @property
     def consistency(self) -> Tensor:
@@ -181,7 +204,7 @@ class LearningRateTransfer:
         for i, width in enumerate(self.widths):
             for j, rate in enumerate(self.rates):
                 row = {"width": width, "rate": rate, "loss": float(self.losses[i, j])}
-                row["best"] = j == int(self.losses[i].argmin())
+                row["best"] = j == self._best_place(i)
                 rows.append(row | {f"sharpness, step {t}": float(s) for t, s in zip(self.times, self.sharpness[i, j])})
         return rows
 
@@ -192,7 +215,7 @@ class LearningRateTransfer:
         panels = 2 if self.times else 1
         drawn = Figure(figsize=(4.2 * panels + 0.8, 3.2), layout="constrained")
         axes = drawn.subplots(1, panels, squeeze=False)[0]
-        column = int(self.losses[0].argmin())
+        column = self._best_place(0) or 0
         for number, width in enumerate(self.widths):
             colour, row = f"C{number}", self.losses[number]
             finite = row.isfinite().nonzero().flatten().tolist()
@@ -243,7 +266,7 @@ class LearningRateTransferStudy:
 
     Args:
         build: of a width and a base rate, a fresh network, drawn from torch's own generator, and its optimizer, whose
-            groups have the scaled rates.
+            groups have the scaled rates; one that runs the loss twice (SAM) does as well.
         loss: of a network and the number of a step, 0 first: the loss, a scalar, of that step's batch.
         widths: two or more, rising.
         rates: base rates > 0, one or more, rising.
@@ -251,8 +274,9 @@ class LearningRateTransferStudy:
         score: what decides which rate is best, lower is better, of the trained network; by default the mean training
             loss of the last tenth of the steps.
         seeds: of torch's own generator, a network each.
-        sharpness_at: steps before which effective sharpness is measured, 0 to ``steps``. It is that of gradient
-            descent with the rates of the optimizer's groups; what momentum or Adam make of a gradient is not in it.
+        sharpness_at: steps before which effective sharpness is measured, 0 to ``steps``, without a trace in the
+            training. It is that of gradient descent with the rates of the optimizer's groups; what momentum or Adam
+            make of a gradient is not in it.
         probe: the loss whose sharpness is measured, of a network; by default that of step 0's batch.
         iters: of :func:`hessian_top_eigenvalue`.
 
@@ -288,10 +312,11 @@ class LearningRateTransferStudy:
         probe: Callable[[nn.Module], Tensor] | None = None,
         iters: int = 30,
     ) -> None:
+        widths, rates, seeds = tuple(widths), tuple(rates), tuple(seeds)
         if len(widths) < 2 or sorted(set(widths)) != list(widths):
-            refuse("widths", "two or more, in rising order", tuple(widths))
+            refuse("widths", "two or more, in rising order", widths)
         if not rates or sorted(set(rates)) != list(rates):
-            refuse("rates", "one or more, in rising order", tuple(rates))
+            refuse("rates", "one or more, in rising order", rates)
         for rate in rates:
             check_number("rates", rate, low=0.0, open_low=True)
         for name, number in (("steps", steps), ("iters", iters)):
@@ -301,7 +326,7 @@ class LearningRateTransferStudy:
         for time in sharpness_at:
             check_number("sharpness_at", time, low=0, high=steps, integer=True)
         self.build, self.loss, self.score, self.probe = build, loss, score, probe
-        self.widths, self.rates, self.steps, self.seeds = tuple(widths), tuple(rates), steps, tuple(seeds)
+        self.widths, self.rates, self.steps, self.seeds = widths, rates, steps, seeds
         self.times, self.iters = tuple(sorted(set(sharpness_at))), iters
 
     def run(self) -> LearningRateTransfer:
@@ -328,13 +353,9 @@ class LearningRateTransferStudy:
                 curve.append(self._sharpness(model, optimizer, rate))
             if step == self.steps:
                 break
-            optimizer.zero_grad()
-            loss = self.loss(model, step)
-            values.append(float(loss.detach()))
+            values.append(float(optimizer.step(partial(self._backward, model, optimizer, step))))
             if not math.isfinite(values[-1]):
                 return math.inf, curve
-            loss.backward()
-            optimizer.step()
         if self.score is not None:
             value = float(self.score(model))
         else:
@@ -342,12 +363,21 @@ class LearningRateTransferStudy:
             value = sum(last) / len(last)
         return (value if math.isfinite(value) else math.inf), curve
 
+    def _backward(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Any:
+        """The loss of a step, and its gradients."""
+        optimizer.zero_grad()
+        loss = self.loss(model, step)
+        loss.backward()
+        return loss.detach()
+
     def _sharpness(self, model: nn.Module, optimizer: torch.optim.Optimizer, rate: float) -> float:
-        pairs = [(p, group["lr"] / rate) for group in optimizer.param_groups for p in group["params"]]
+        trained = [(p, group) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        rates = [float(group["lr"]) / rate for _, group in trained]
         probe = self.probe
 
         def loss() -> Tensor:
             return self.loss(model, 0) if probe is None else probe(model)
 
-        value, _ = hessian_top_eigenvalue(loss, [p for p, _ in pairs], self.iters, rates=[r for _, r in pairs])
+        with unrecorded([model]):
+            value, _ = hessian_top_eigenvalue(loss, [p for p, _ in trained], self.iters, rates=rates)
         return value
