@@ -114,6 +114,7 @@ def test_a_training_asks_the_time_every_fifty_steps_and_leaves_nothing(
 
     job = Job("objective", "comp_sum", (PAIR,), Level(60, 5, 3))
     monkeypatch.setattr(training, "ASKED", 2)
+    monkeypatch.setattr(training, "SILENT", float("inf"))  # by steps alone, however slow they are
     with pytest.raises(OutOfTime):
         run_job(context, job, None, over)
     assert len(asked) == 3
@@ -124,6 +125,9 @@ def test_a_training_asks_the_time_every_fifty_steps_and_leaves_nothing(
     assert len(asked) == 3
     monkeypatch.setattr(training, "ASKED", 50)
     assert run_job(context, Job("objective", "comp_sum", (PAIR,), Level(60, 5, 1)), None, lambda: True)  # 50 are not
+    monkeypatch.setattr(training, "SILENT", 0.0)
+    with pytest.raises(OutOfTime):
+        run_job(context, Job("objective", "comp_sum", (PAIR,), Level(60, 5, 1)), None, lambda: True)
 
 
 def test_a_cell_that_raises_is_finished_with_no_score(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
