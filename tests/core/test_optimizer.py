@@ -11,6 +11,7 @@ from torch import nn
 
 from steepest.core.optimizer import ListOptimizer, LossAware, check_loss, flat, inner, momentum_step, total
 from steepest.core.torch_private import foreach_add_, foreach_mul_
+from steepest.optim import SGDW
 from steepest.testing import optimizer_checks
 
 
@@ -126,6 +127,15 @@ def test_loaded_state_keeps_its_type(dtype):
     assert state["velocity"].dtype == dtype
 
 
+def test_a_state_that_lacks_an_option_takes_the_default():
+    optimizer = SGDW([torch.ones(2, requires_grad=True)], 0.1, momentum=0.5)
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["foreach"], state["param_groups"][0]["momentum"]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["foreach"] is None
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+
+
 def test_a_generator_is_saved_loaded_copied():
     optimizer = HeavyBall([nn.Parameter(torch.ones(2))], generator=torch.Generator().manual_seed(3))
     torch.rand(5, generator=optimizer.generator)
@@ -219,6 +229,26 @@ def test_a_step_along_momenta(momentum, dtype):
     momentum_step([plain], [g], [], 0.5, momentum, decay=0.1)
     away = w.double() - 0.5 * (g.double() + 0.1 * w.double())
     torch.testing.assert_close(plain.double(), away, rtol=close, atol=2 * close)
+
+
+def test_a_step_along_momenta_goes_by_place_whatever_lies_between():
+    generator = torch.Generator().manual_seed(0)
+    w, g, m = (torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    wanted = w - 0.5 * (0.8 * m + g)
+    stores = [torch.full((*w.shape, 2), 7.0, dtype=torch.float64) for _ in range(3)]
+    gapped = []
+    for store, tensor in zip(stores, (w, g, m)):
+        store[..., 0] = tensor
+        gapped.append(store[..., 0])
+    orders = (torch.contiguous_format, torch.channels_last)
+    for order in orders:
+        for other in orders:
+            turned = w.clone(memory_format=order)
+            momentum_step([turned], [g.clone(memory_format=other)], [m.clone(memory_format=order)], 0.5, 0.8)
+            torch.testing.assert_close(turned, wanted, rtol=1e-14, atol=1e-14)
+    momentum_step(*([tensor] for tensor in gapped), 0.5, 0.8)
+    torch.testing.assert_close(gapped[0], wanted, rtol=1e-14, atol=1e-14)
+    assert all(bool((store[..., 1] == 7.0).all()) for store in stores)
 
 
 def test_a_step_along_momenta_of_wider_gradients():

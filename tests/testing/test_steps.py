@@ -97,6 +97,27 @@ class Forgets(Descends):
         return {**super().state_dict(), "state": {}}
 
 
+class Guesses(Descends):
+    """Example: what a state does not say is guessed."""
+
+    def __setstate__(self, state):
+        for group in state["param_groups"]:
+            group.setdefault("maximize", True)
+        super().__setstate__(state)
+
+
+class ThroughMemory(Descends):
+    """Example: it runs through the memory from the first number on, whatever the strides are."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    torch.as_strided(p, (p.numel(),), (1,)).mul_(1 - 1e-3)
+        return loss
+
+
 class Keeps(Descends):
     """Example: an object in its state."""
 
@@ -289,7 +310,8 @@ class HalfWay(Climbs):
 BREAKS = [
     (FromWeights, "zero_gradient"), (OtherList, "foreach"), (OneRate, "groups"), (OneRate, "schedule"),
     (OnlyDown, "maximize"), (Up, "convergence"), (Up, "dtypes"), (Forgets, "resume"), (Keeps, "state"),
-    (Keeps, "resume"), (Again, "closure"), (NoGradients, "closure"), (AnyRate, "bad_input"), (HandsOn, "base"),
+    (Guesses, "older_state"), (ThroughMemory, "layouts"), (Keeps, "resume"), (Again, "closure"),
+    (NoGradients, "closure"), (AnyRate, "bad_input"), (HandsOn, "base"),
     (HandsOn, "closure"), (OwnGroups, "shared_groups"), (OwnGroups, "schedule"), (Unscales, "scaler"),
     (Unscales, "scaled_closure"), (Divides, "zero_gradient"), (Divides, "overflow"), (Subtracts, "groups"),
     (StaysAway, "exception"), (Writes, "one_trace"), (Writes, "statistics"), (Draws, "one_trace"),

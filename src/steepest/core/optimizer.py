@@ -218,6 +218,10 @@ class ListOptimizer(Unscaling):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # of a state that was saved before an option was there
+            for name, value in self.defaults.items():
+                if name != "differentiable":  # torch's own, of no group
+                    group.setdefault(name, value)
         if isinstance(self.generator, tuple):
             device, numbers = self.generator
             self.generator = torch.Generator(device)
@@ -288,7 +292,7 @@ def momentum_step(
     gain: float = 1.0,
     decay: float = 0.0,
 ) -> None:
-    r"""A step along momenta, in place, in one pass where torch can.
+    r"""A step along momenta, in place, in one pass where torch can: tensors without gaps, alike in their order.
 
     .. math:: m \leftarrow \mu m + \gamma (g + \lambda w), \qquad w \leftarrow w - \alpha m
 
@@ -301,7 +305,9 @@ def momentum_step(
         gain: gamma.
         decay: lambda.
     """
-    alike = all(slope.dtype == w.dtype for slope, w in zip(slopes, weights))
+    alike = all(slope.dtype == w.dtype for slope, w in zip(slopes, weights)) and _of_one_layout(
+        weights, slopes, momenta
+    )
     if alike and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
         fused_sgd_(
             weights,
@@ -322,6 +328,21 @@ def momentum_step(
         foreach_mul_(momenta, momentum)
         foreach_add_(momenta, slopes, alpha=gain)
     foreach_add_(weights, momenta or slopes, alpha=-rate)
+
+
+_ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+
+
+def _of_one_layout(*lists: list[Tensor]) -> bool:
+    """Whether the tensors of each place lie in memory without gaps and in the same order.
+
+    torch's fused step runs through the memory from the first number on, whatever the strides: in others it pairs wrong
+    numbers, and with gaps it writes over what belongs to no weight.
+    """
+    if all(t.is_contiguous() for tensors in lists for t in tensors):
+        return True
+    places = zip(*(tensors for tensors in lists if tensors))
+    return all(any(all(t.is_contiguous(memory_format=order) for t in place) for order in _ORDERS) for place in places)
 
 
 def over_ranks(value: Tensor) -> Tensor:

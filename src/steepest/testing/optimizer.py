@@ -40,8 +40,12 @@ from ._suite import Bound, bound, run_all
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 NEAR = 3e-2
 """How near to a minimum optax asks an optimizer to come."""
+SWITCHES = ("foreach", "fused", "maximize", "capturable", "differentiable")
+"""Options that torch's optimizers were given later; each is off, or left to the optimizer, by default."""
 AVERAGED = 1e-9
 """Relative error allowed in float64 where two ranks average what one rank sums."""
+LAID_OUT = 1e-9
+"""The same where another layout of the weights adds up in another order."""
 
 
 def check_declaration(member: Member) -> None:
@@ -216,6 +220,27 @@ def check_resume(member: Member) -> None:
             same_bits(results[0][1], results[1][1], f"loaded after {done} steps")
 
 
+def check_older_state(member: Member) -> None:
+    """What was saved before switches of how a step is computed were there loads, and goes on with the same bits."""
+    for place in member.places():
+        model, closure, optimizer = copied(member, place)
+        seed_torch(3)
+        steps(optimizer, closure, 2)
+        state = copy.deepcopy(optimizer.state_dict())
+        for group in state["param_groups"]:
+            for switch in SWITCHES:
+                group.pop(switch, None)
+        twin, again, fresh = copied(member, place)
+        twin.load_state_dict(model.state_dict())
+        fresh.load_state_dict(state)
+        for group, loaded in zip(optimizer.param_groups, fresh.param_groups):
+            assert group.keys() == loaded.keys(), f"options {sorted(loaded)} after loading, {sorted(group)} before"
+        for own, run in ((optimizer, closure), (fresh, again)):
+            seed_torch(4)
+            steps(own, run, 2)
+        same_bits(snapshot(model, optimizer), snapshot(twin, fresh), "a state without switches")
+
+
 def check_state(member: Member) -> None:
     """Each key of ``.state`` is a parameter, each value a dict of tensors and numbers, of types that stay."""
     for place in member.places():
@@ -246,6 +271,43 @@ def check_dtypes(member: Member) -> None:
             losses = steps(optimizer, Closure(forward, trained(model)), 30)
             assert all(p.dtype == dtype and bool(p.isfinite().all()) for p in model.parameters()), f"{dtype}"
             assert losses[-1] < losses[0], f"{dtype}: the loss does not go down"
+
+
+def check_layouts(member: Member) -> None:
+    """Weights with gaps between their numbers, turned or in another order than their gradient step as others do.
+
+    Numbers in the gaps stay as they are: whoever owns a view owns no more.
+    """
+    for place in member.places():
+        model, forward, _ = _layouts(gaps=False)
+        twin, again, gaps = _layouts(gaps=True)
+        assert not all(p.is_contiguous() for p in trained(twin))
+        for own, run in ((model, forward), (twin, again)):
+            optimizer = member.over(place, trained(own))
+            seed_torch(2)
+            steps(optimizer, Closure(run, trained(own)), 4)
+        for a, p in zip(trained(model), trained(twin)):
+            torch.testing.assert_close(p.detach(), a.detach(), rtol=LAID_OUT, atol=LAID_OUT)
+        assert bool((gaps == 7.0).all()), "numbers between those of a weight were written over"
+
+
+def _layouts(gaps: bool) -> tuple[nn.Module, Callable[[], Tensor], Tensor]:
+    """A small network in float64 and the loss of a batch; with gaps in its weights, also what lies in them."""
+    seed_torch(0)
+    convolution, linear, last = nn.Conv2d(2, 3, 2), nn.Linear(12, 4), nn.Linear(4, 2)
+    model = nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), linear, nn.Tanh(), last).double()
+    x, y = torch.randn(6, 2, 3, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    store = torch.full((4, 12, 2), 7.0, dtype=torch.float64)
+    if gaps:
+        store[..., 0] = linear.weight.detach()
+        linear.weight = nn.Parameter(store[..., 0])
+        last.weight = nn.Parameter(last.weight.detach().t().contiguous().t())
+        convolution.weight = nn.Parameter(convolution.weight.detach().contiguous(memory_format=torch.channels_last))
+
+    def forward() -> Tensor:
+        return nn.functional.mse_loss(model(x), y)
+
+    return model, forward, store[..., 1]
 
 
 def check_groups(member: Member) -> None:
@@ -539,9 +601,9 @@ def check_ranks(member: Member) -> None:
 
 COMMON: tuple[Callable[[Member], None], ...] = (
     check_declaration, check_convergence, check_closure, check_without_closure, check_foreach, check_resume,
-    check_state, check_dtypes, check_groups, check_schedule, check_no_gradient, check_zero_gradient, check_sparse,
-    check_complex, check_maximize, check_scaler, check_accumulation, check_exception, check_copies, check_bad_input,
-    check_minimum, check_compile, check_ranks,
+    check_older_state, check_state, check_dtypes, check_layouts, check_groups, check_schedule, check_no_gradient,
+    check_zero_gradient, check_sparse, check_complex, check_maximize, check_scaler, check_accumulation,
+    check_exception, check_copies, check_bad_input, check_minimum, check_compile, check_ranks,
 )  # fmt: skip
 OURS = (*COMMON, check_scaled_closure)
 """Of an optimizer that divides gradients by the scale of who scaled them; torch's own steps by scaled ones."""
