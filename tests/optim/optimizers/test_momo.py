@@ -226,3 +226,21 @@ def test_the_usual_eps_in_half_types(dtype):
     optimizer = MomoAdam([p])
     optimizer.step(closure_of(optimizer, lambda: (p * p * 0).sum()))
     assert torch.equal(p.detach(), torch.tensor([1.0, -2.0], dtype=dtype))
+
+
+@pytest.mark.parametrize("cls", [Momo, MomoAdam])
+def test_a_step_is_by_the_mean_of_the_losses_of_all_ranks(cls, monkeypatch):
+    def end(own, other=None):
+        with monkeypatch.context() as patches:
+            if other is not None:
+                patches.setattr(torch.distributed, "is_initialized", lambda: True)
+                patches.setattr(torch.distributed, "get_world_size", lambda: 2)
+                patches.setattr(torch.distributed, "all_reduce", lambda value: value.add_(other))
+            p = parameter(1.0, -2.0)
+            p.grad = torch.tensor([0.5, 1.0], dtype=torch.float64)
+            cls([p], lr=100.0).step(loss=own)
+            return p.detach()
+
+    assert torch.equal(end(0.25, 1.75), end(1.0))
+    assert torch.equal(end(1.75, 0.25), end(1.0))
+    assert not torch.equal(end(0.25), end(1.0)), "the length of the step does not depend on the loss"

@@ -164,7 +164,8 @@ class Momo(_Momo):
 
     The averages of losses, gradients and their linearisations are a model of the loss that is cut at a lower bound; the
     step is its proximal point. Several groups, each with its rate and decay, solve one such problem together
-    (``momo-opt`` takes each group by itself against the sums of all). ``factor`` is tau / alpha of the last step.
+    (``momo-opt`` takes each group by itself against the sums of all). On several ranks the loss is the mean of theirs
+    (``momo-opt`` takes that of its own rank). ``factor`` is tau / alpha of the last step.
 
     Args:
         params: parameters or groups.
