@@ -196,6 +196,19 @@ def test_kept_results_have_a_reason_for_each_failure(run):
             assert row["failed"] == len(failed)
 
 
+def test_torchs_tests_of_optimizers_have_a_reason_for_each_failure():
+    from steepest.catalogue import systems
+
+    files = sorted((HERE.parents[2] / "benchmarks" / "results").glob("torch_optim_tests-*.json"))
+    kept = json.loads(files[-1].read_text(encoding="utf-8"))
+    names = {name for row in systems() if row.kind == "optimizer" for name in row.names}
+    assert {row["optimizer"] for row in kept["rows"]} <= names
+    for row in kept["rows"]:
+        assert len(row["passed"]) > len(row["failed"]), row["optimizer"]
+        for test in (*row["failed"], *row["skipped"]):
+            assert test["reason"] not in ("", "unexplained"), (row["optimizer"], test["test"])
+
+
 RANKS = """
 import sys
 from types import SimpleNamespace
