@@ -1,8 +1,9 @@
 """A step of each optimizer over that of torch's on the same tensors, and of loops over tensors as peers write them.
 
 Gradients are there; what is timed is ``step`` alone. Loops are written here from the documented behaviour of the
-peers' packages (momo-opt, pytorch-optimizer, mdistiller), an operation for each tensor. Milliseconds, median and least
-of rounds that take turns; ratios are of medians, and in brackets of the least.
+peers' packages (momo-opt, pytorch-optimizer, mdistiller, FRUGAL), an operation for each tensor. Milliseconds, median
+and least of rounds that take turns; ratios are of medians, and in brackets of the least. Beside them the bytes of state
+that what keeps little of it holds for each parameter of a network of 8 blocks.
 
     python benchmarks/optimizers.py [--rounds 60]
 """
@@ -18,9 +19,21 @@ import torch
 from _options import read_options
 from _record import keep
 from _rounds import measure
-from torch import Tensor
+from torch import Tensor, nn
 
-from steepest.optim import DOT, PSPS, SGDW, AdamW, Gravity, Momo, MomoAdam, RandomScalingSGDM
+from steepest.optim import (
+    DOT,
+    FRUGAL,
+    LISA,
+    PSPS,
+    SGDW,
+    AdamW,
+    Gravity,
+    Momo,
+    MomoAdam,
+    RandomScalingSGDM,
+    frugal_param_groups,
+)
 
 SHAPES = {"150 tensors of 1e3": (150, 1_000), "20 tensors of 1e5": (20, 100_000)}
 TARGETS = {"AdamW": 1.05, "Momo": 1.2, "MomoAdam": 1.2}
@@ -122,6 +135,21 @@ class Loops:
             p.addcdiv_(d, metric, value=-min(1e-6 / rho, t))
 
     @torch.no_grad()
+    def frugal(self) -> None:
+        """Adam for every fourth tensor, signs for the others."""
+        self.steps += 1
+        for i, (p, m, v) in enumerate(zip(self.params, self.first, self.second)):
+            p.mul_(1 - 1e-8)
+            if i % 4:
+                update = -1e-6 * p.grad.sign()
+            else:
+                m.mul_(0.9).add_(p.grad, alpha=0.1)
+                v.mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
+                metric = v.sqrt().div_(math.sqrt(1 - 0.999**self.steps)).add_(1e-8)
+                update = m / metric * (-1e-6 / (1 - 0.9**self.steps))
+            p.add_(update)
+
+    @torch.no_grad()
     def psps(self) -> None:
         """Adam's metric, one length for all."""
         self.steps += 1
@@ -183,7 +211,45 @@ def forms(count: int, size: int) -> dict[str, Callable[[], object]]:
         "PSPS": over(lambda p: PSPS(p, "adam", cap=1e-6), loss=1.0),
         "PSPS, torch": over(lambda p: torch.optim.Adam(p, 1e-6, foreach=True)),
         "PSPS, loop": loop("psps"),
+        "FRUGAL": over(lambda p: FRUGAL(p, 1e-6, weight_decay=1e-2, project=True)),
+        "FRUGAL, torch": over(lambda p: torch.optim.AdamW(p, 1e-6, fused=True)),
+        "FRUGAL, loop": loop("frugal"),
     }  # fmt: skip
+
+
+def state_bytes() -> dict[str, float]:
+    """Bytes of state a parameter: the mean over choices of what is held after a step, embedding and head included."""
+    held: dict[str, float] = {}
+    builds: dict[str, Callable[[nn.ModuleDict], Any]] = {
+        "AdamW": lambda model: AdamW(model.parameters()),
+        "LISA, 2 of 8 blocks": lambda model: LISA(
+            AdamW(model.parameters()), model["blocks"], [model["first"], model["head"]], active=2, interval=1
+        ),
+    }
+    for projection in ("block", "columns", "randk", "svd"):
+        builds[f"FRUGAL 0.25, {projection}"] = lambda model, projection=projection: FRUGAL(
+            frugal_param_groups(model), update_gap=1, projection=projection
+        )
+    for name, build in builds.items():
+        torch.manual_seed(0)
+        blocks = [nn.Sequential(nn.Linear(128, 512), nn.GELU(), nn.Linear(512, 128)) for _ in range(8)]
+        parts = {"first": nn.Embedding(100, 128), "blocks": nn.ModuleList(blocks), "head": nn.Linear(128, 100)}
+        model = nn.ModuleDict(parts)
+        optimizer = build(model)
+        sizes: list[int] = []
+
+        def note(*_: Any, optimizer: Any = optimizer, sizes: list[int] = sizes) -> None:
+            tensors = [value for state in optimizer.state.values() for value in state.values()]
+            sizes.append(sum(value.nbytes for value in tensors if isinstance(value, Tensor)))
+
+        # LISA drops the state of frozen blocks right after the step: what the step itself held counts
+        getattr(optimizer, "base_optimizer", optimizer).register_step_post_hook(note)
+        for _ in range(20):
+            for p in model.parameters():
+                p.grad = torch.randn_like(p) if p.requires_grad else None
+            optimizer.step()
+        held[name] = round(sum(sizes) / len(sizes) / sum(p.numel() for p in model.parameters()), 3)
+    return held
 
 
 def main() -> None:
@@ -210,7 +276,11 @@ def main() -> None:
                 texts.append(f"{other} x {ratio:.2f} ({row[f'{other}_min_ratio']:.2f})")
             rows.append(row)
             print(f"{shape:<20}{name:<19}{row['median_ms']:8.3f} ms  of {'   of '.join(texts)}")
+    held = state_bytes()
+    for name, size in held.items():
+        print(f"{name:<24}{size:6.2f} bytes of state a parameter")
     facts = {"threads": torch.get_num_threads(), "targets": TARGETS, "over_a_loop": LOOP, "rows": rows}
+    facts["state_bytes_a_parameter"] = held
     keep("optimizers", facts, options)
 
 

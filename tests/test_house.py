@@ -175,6 +175,7 @@ DEAR = {
     "ctc-peaky": "gradient descent of the publication until it is stuck: 4,000 steps",
     "distance-covariance-fairness": "dcor compiles as it is imported, among the slow tests",
     "dot": "each setting to a minimum, compiled and by two ranks, among the slow tests",
+    "frugal": "five settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "ghost-radius": "a forward derivative in each of the steps to a minimum, among the slow tests",
     "gradient-regularization": "two differences, each to a minimum, compiled and by two ranks, among the slow tests",
     "gravity": "each setting to a minimum, compiled and by two ranks, among the slow tests",

@@ -128,6 +128,7 @@ def test_operations_on_lists():
     same(private.foreach_sub(a, b), X - 2, 2 * X - 4)
     same(private.foreach_pow(b, 2), [4.0, 4.0], [16.0, 16.0])
     same(private.foreach_neg(a), -X, -2 * X)
+    same(private.foreach_sign([X, 0 * X]), [1.0, -1.0], [0.0, 0.0])
     into = [value.clone() for value in a]
     private.foreach_add_(into, 1.0)
     same(into, X + 1, 2 * X + 1)

@@ -37,6 +37,7 @@ __all__ = [
     "foreach_neg",
     "foreach_norm",
     "foreach_pow",
+    "foreach_sign",
     "foreach_sqrt",
     "foreach_sub",
     "foreach_sub_",
@@ -92,6 +93,7 @@ foreach_mul_ = torch._foreach_mul_
 foreach_neg = torch._foreach_neg
 foreach_norm = torch._foreach_norm
 foreach_pow = torch._foreach_pow
+foreach_sign = torch._foreach_sign
 foreach_sqrt = torch._foreach_sqrt
 foreach_sub = torch._foreach_sub
 foreach_sub_ = torch._foreach_sub_

@@ -234,6 +234,8 @@ OPTIMIZERS: dict[str, Arm] = {
 NO_ARMS = {
     "adamw": "torch's is the baseline, and the same step",
     "dot": "its step needs the gradients of two losses",
+    "frugal": "it needs to know which weights lie in blocks",
+    "frugal_adamw": "frugal",
     "ghost_radius": "a guard of steps, which reads the network's outputs",
     "ignite": "it reads the network's outputs",
     "ignite_2": "it reads the network's outputs",
