@@ -220,6 +220,16 @@ def test_blocks_that_were_frozen_before_train_when_they_are_drawn():
     assert set(optimizer.state) <= {p for layer in now for p in layer.parameters()}
 
 
+def test_what_is_always_on_trains_though_the_whole_model_was_frozen():
+    model = network()
+    model.requires_grad_(False)
+    before = [weights(layer) for layer in model]
+    optimizer = over(model)
+    train(model, optimizer, 1)
+    moved = {number for number, layer in enumerate(model) if not same(before[number], weights(layer))}
+    assert moved == {0, 6, *(number + 1 for number in optimizer.active_indices)}
+
+
 def test_what_is_always_on_is_never_frozen_where_a_block_shares_it():
     model = network()
     model[2][0].weight = model[3][0].weight
@@ -268,6 +278,8 @@ def test_what_it_refuses():
     adamw = torch.optim.AdamW(model[1:].parameters())
     with pytest.raises(ValueError, match="blocks: expected parameters of the optimizer alone"):
         LISA(adamw, model[:-1])
+    with pytest.raises(ValueError, match="always: expected parameters of the optimizer alone, got '2 others'"):
+        LISA(adamw, model[1:-1], [model[0], model[-1]])
     with pytest.raises(ValueError, match="interval: expected an integer >= 1"):
         LISA(adamw, model[1:-1], interval=0)
     with pytest.raises(TypeError, match="keep_state: expected True or False"):
@@ -280,5 +292,6 @@ def test_what_it_refuses():
     with pytest.raises(TypeError, match="optimizer: expected an optimizer"):
         LISA(model, model[1:-1])
     optimizer = LISA(adamw, model[1:-1], active=2)
-    with pytest.raises(ValueError, match="state: expected 2 of 5 blocks"):
-        optimizer.load_own_state({"steps": 1, "active": [7, 8], "generator": torch.get_rng_state()})
+    for numbers in ([7, 8], [-1, 2], [2, 2], [0, 1, 2]):
+        with pytest.raises(ValueError, match="state: expected 2 of 5 blocks"):
+            optimizer.load_own_state({"steps": 1, "active": numbers, "generator": torch.get_rng_state()})

@@ -85,16 +85,17 @@ class LISA(Wrapper):
     of the optimizer that steps.
 
     Args:
-        optimizer: what steps; it has the parameters of all blocks.
+        optimizer: what steps; it has the parameters of all blocks, and of ``always``.
         blocks: the middle layers, as ``ModuleList``, or each as a module or its parameters.
-        always: modules (or parameters), or one, that are never frozen, also where a block shares them.
+        always: modules (or parameters), or one, that are never frozen, also where a block shares them; they are
+            unfrozen where they were frozen before.
         active: blocks that train at a time, 0 .. number of blocks; all of them is the optimizer alone.
         interval: steps between draws, >= 1.
         keep_state: keep the state of frozen blocks.
         generator: of the draws; one with seed 0 by default.
 
     Raises:
-        ValueError: numbers outside their range, a block with a parameter that the optimizer does not have.
+        ValueError: numbers outside their range, a parameter that the optimizer does not have.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -128,17 +129,22 @@ class LISA(Wrapper):
         if not isinstance(blocks, Iterable) or isinstance(blocks, Tensor):
             refuse_type("blocks", "modules, or parameters of each block", blocks)
         lasting = [always] if isinstance(always, (nn.Module, Tensor)) else always
-        never = {id(p) for layer in lasting for p in _parameters("always", layer)}
+        on = [p for layer in lasting for p in _parameters("always", layer)]
+        never = {id(p) for p in on}
         given: Any = blocks
         self.blocks = [[p for p in _parameters("blocks", block) if id(p) not in never] for block in given]
         known = {id(p) for group in self.param_groups for p in group["params"]}
         strangers = [number for number, block in enumerate(self.blocks) if any(id(p) not in known for p in block)]
         if strangers:
             refuse("blocks", "parameters of the optimizer alone", f"others in blocks {strangers}")
+        if not never <= known:
+            refuse("always", "parameters of the optimizer alone", f"{len(never - known)} others")
         self.sampler = LayerSampler(len(self.blocks), active, generator)
         self.interval, self.keep_state = interval, keep_state
         self.steps = 0
         self.active_indices: list[int] = []
+        for p in on:
+            p.requires_grad_(True)
         self.draw()
 
     def draw(self) -> None:
@@ -174,7 +180,11 @@ class LISA(Wrapper):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`own_state` gave, and freeze blocks as it says."""
         numbers = [int(number) for number in state["active"]]
-        if len(numbers) != self.sampler.active or any(number >= len(self.blocks) for number in numbers):
+        if (
+            len(numbers) != self.sampler.active
+            or not set(numbers) <= set(range(len(self.blocks)))
+            or (len(set(numbers)) < len(numbers))
+        ):
             refuse("state", f"{self.sampler.active} of {len(self.blocks)} blocks", numbers)
         self.steps = int(state["steps"])
         self.sampler.generator.set_state(state["generator"].cpu())
