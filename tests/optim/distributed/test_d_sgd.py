@@ -149,6 +149,38 @@ def test_noise_moves_agents_from_a_saddle():
     assert (noisy.mean(-2)[:, 1].abs() > 0.8).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e15, 1e30])
+def test_consensus_error_of_small_and_large_numbers(scale):
+    x = scale * torch.tensor([[0.0, 0.0], [6.0, 8.0]])
+    assert float(consensus_error(x)) == pytest.approx(5 * scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_consensus_error_of_half_numbers_is_float32(kind):
+    error = consensus_error(torch.tensor([[0.0, 0.0], [1536.0, 2048.0]], dtype=kind))
+    assert (error.dtype, float(error)) == (torch.float32, 1280.0)
+
+
+def test_consensus_error_has_a_gradient_in_consensus():
+    x = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(consensus_error(x), x)
+    assert (slope == 0).all()
+    apart = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(consensus_error, apart)
+
+
+def test_gradients_by_formula_keep_no_graph_and_have_the_shape_of_x():
+    weight = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    agents = DSGD(squares, START, COMPLETE, gradients=lambda x: weight * (x - CENTRES))
+    assert not agents.run(2).requires_grad
+    torch.testing.assert_close(agents.x, DSGD(squares, START, COMPLETE).run(2))
+    for wrong in (torch.ones(1), torch.ones(1, 1), torch.ones(2, 3, 1)):
+        with pytest.raises(ValueError, match=r"gradients: expected shape \(3, 1\)"):
+            DSGD(squares, START, COMPLETE, gradients=lambda x, wrong=wrong: wrong).step()
+    with pytest.raises(TypeError, match="gradients: expected a tensor"):
+        DSGD(squares, START, COMPLETE, gradients=lambda x: x.numpy()).step()
+
+
 def test_what_it_refuses():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="grads: expected shape"):
@@ -160,6 +192,9 @@ def test_what_it_refuses():
             decentralized_sgd_step(x, x, wrong, 0.1, 0.1)
     with pytest.raises(ValueError, match="adjacency: expected a symmetric matrix"):
         graph_laplacian(torch.eye(3))
+    for wrong in (torch.inf, torch.nan, -1.0):
+        with pytest.raises(ValueError, match="adjacency: expected a symmetric matrix of finite weights"):
+            graph_laplacian(wrong * (1 - torch.eye(2)).where(torch.eye(2) == 0, torch.zeros(())).nan_to_num(0.0))
     with pytest.raises(ValueError, match="losses: expected one for each of 3 agents"):
         DSGD([torch.sum], x, COMPLETE)
     for numbers in ({"ta": 0.5}, {"tb": 1.0}, {"noise": -1.0}, {"a": -1.0}):

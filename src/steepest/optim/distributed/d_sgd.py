@@ -10,6 +10,7 @@ from jaxtyping import Float as F
 from torch import Tensor
 
 from ...core.checks import check_number, check_tensor, refuse, refuse_type, values_visible
+from ...core.reductions import widen
 
 Losses = Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]]
 
@@ -18,7 +19,7 @@ def graph_laplacian(adjacency: Tensor) -> F[Tensor, "n n"]:
     r"""The Laplacian :math:`L = D - A` of an undirected graph, in float64.
 
     Args:
-        adjacency: ``[n, n]``, symmetric, weights of edges >= 0 (or booleans), zeros on the diagonal.
+        adjacency: ``[n, n]``, symmetric, finite weights of edges >= 0 (or booleans), zeros on the diagonal.
 
     Returns:
         L, ``[n, n]``: degrees on the diagonal, minus the weights of edges elsewhere.
@@ -37,8 +38,8 @@ def graph_laplacian(adjacency: Tensor) -> F[Tensor, "n n"]:
     check_tensor("adjacency", adjacency, ndim=2)
     a = adjacency.detach().double()
     square = len(a) > 0 and a.shape[0] == a.shape[1]
-    if not square or not bool((a == a.T).all() & (a >= 0).all() & (a.diagonal() == 0).all()):
-        refuse("adjacency", "a symmetric matrix of weights >= 0 with a diagonal of zeros", adjacency)
+    if not square or not bool((a == a.T).all() & (a >= 0).all() & a.isfinite().all() & (a.diagonal() == 0).all()):
+        refuse("adjacency", "a symmetric matrix of finite weights >= 0 with a diagonal of zeros", adjacency)
     return torch.diag(a.sum(1)) - a
 
 
@@ -49,7 +50,7 @@ def consensus_error(x: F[Tensor, "*batch n d"]) -> F[Tensor, "*batch"]:
         x: one row an agent; dimensions before are a batch.
 
     Returns:
-        the root of the mean squared distance, 0 in consensus.
+        the root of the mean squared distance, 0 in consensus, where its gradient is 0 too; in float32 or wider.
 
     Raises:
         ValueError: fewer than two dimensions.
@@ -64,7 +65,11 @@ def consensus_error(x: F[Tensor, "*batch n d"]) -> F[Tensor, "*batch"]:
     check_tensor("x", x, floating=True)
     if x.ndim < 2:
         refuse("x", "at least 2 dimensions, agents and coordinates", x)
-    return (x - x.mean(-2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
+    wide = widen(x)
+    distances = wide - wide.mean(-2, keepdim=True)
+    # squares of small or large distances leave float32
+    lengths: Tensor = torch.linalg.vector_norm(distances, dim=(-2, -1), dtype=torch.float64)
+    return (lengths / math.sqrt(max(1, x.shape[-2]))).to(wide)
 
 
 def decentralized_sgd_step(
@@ -131,7 +136,8 @@ class DSGD:
         b: weight of mixing at k = 0, below 2 / lambda_max(L); by default 1 / lambda_max(L).
         ta, tb: exponents of the two, in the ranges above; both 0 keep the weights constant.
         noise: standard deviation of Gaussian noise added to every coordinate of every gradient, >= 0.
-        gradients: ``x -> [..., n, d]``, where a formula is at hand, instead of differentiating ``losses``.
+        gradients: ``x -> [..., n, d]``, where a formula is at hand, instead of differentiating ``losses``; no graph is
+            kept.
         generator: of the noise; torch's own by default.
 
     Raises:
@@ -216,6 +222,8 @@ class DSGD:
         """One step of all agents; gives the next x, ``[..., n, d]``."""
         if self.gradients is not None:
             slopes = self.gradients(self.x)
+            check_tensor("gradients", slopes, floating=True, shape=tuple(self.x.shape))
+            slopes = slopes.detach()
         else:
             with torch.enable_grad():
                 x = self.x.detach().requires_grad_()
