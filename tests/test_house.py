@@ -183,6 +183,7 @@ DEAR = {
     "ignite": "two members, each to a minimum, compiled and by two ranks, among the slow tests",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
+    "learned-optimizers": "to a minimum, compiled and by two ranks, among the slow tests",
     "lisa": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "momo": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "muon": "two settings, each to a minimum, compiled and by two ranks, among the slow tests",

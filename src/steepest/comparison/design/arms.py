@@ -245,6 +245,7 @@ NO_ARMS = {
     "optimistic_omd": "it plays in a ball whose size is known",
     "psps_l1": "psps",
     "psps_l2": "psps: its slack shrinks with the loss",
+    "small_fc_lopt": "its network was trained for small networks and 200 steps",
 }
 """Optimizers of the catalogue that are no arms, or are under another name."""
 
