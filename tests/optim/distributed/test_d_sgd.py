@@ -131,6 +131,13 @@ def test_steps_of_many_runs_under_vmap():
     torch.testing.assert_close(step(x), decentralized_sgd_step(x, x**3, COMPLETE, 0.1, 0.2))
 
 
+def test_a_step_where_there_are_no_values_to_look_at():
+    x, laplacian = torch.zeros(3, 2, device="meta"), COMPLETE.to("meta")
+    assert decentralized_sgd_step(x, x, laplacian, 0.1, 5.0).shape == (3, 2)
+    with pytest.raises(ValueError, match="beta: expected a number >= 0"):
+        decentralized_sgd_step(x, x, laplacian, 0.1, -0.1)
+
+
 def test_noise_moves_agents_from_a_saddle():
     """The same bits from the same seed; without noise they stay for ever."""
 
@@ -185,6 +192,8 @@ def test_what_it_refuses():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match="grads: expected shape"):
         decentralized_sgd_step(x, x[:2], COMPLETE, 0.1, 0.1)
+    with pytest.raises(ValueError, match="alpha: expected a number >= 0"):
+        decentralized_sgd_step(x, x, COMPLETE, -0.1, 0.1)
     with pytest.raises(ValueError, match="laplacian: expected shape"):
         decentralized_sgd_step(x, x, ring(4), 0.1, 0.1)
     for wrong in (torch.eye(3), -COMPLETE, torch.triu(COMPLETE)):
@@ -197,6 +206,10 @@ def test_what_it_refuses():
             graph_laplacian(wrong * (1 - torch.eye(2)).where(torch.eye(2) == 0, torch.zeros(())).nan_to_num(0.0))
     with pytest.raises(ValueError, match="losses: expected one for each of 3 agents"):
         DSGD([torch.sum], x, COMPLETE)
+    with pytest.raises(TypeError, match="losses: expected functions"):
+        DSGD([torch.sum, torch.sum, 1.0], x, COMPLETE)
+    with pytest.raises(TypeError, match="start: expected a floating tensor"):
+        DSGD(squares, x.long(), COMPLETE)
     for numbers in ({"ta": 0.5}, {"tb": 1.0}, {"noise": -1.0}, {"a": -1.0}):
         with pytest.raises(ValueError, match="expected a number"):
             DSGD(squares, START, COMPLETE, **numbers)
