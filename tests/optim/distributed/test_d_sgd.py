@@ -196,7 +196,7 @@ def test_what_it_refuses():
         decentralized_sgd_step(x, x, COMPLETE, -0.1, 0.1)
     with pytest.raises(ValueError, match="laplacian: expected shape"):
         decentralized_sgd_step(x, x, ring(4), 0.1, 0.1)
-    for wrong in (torch.eye(3), -COMPLETE, torch.triu(COMPLETE)):
+    for wrong in (torch.eye(3), -COMPLETE, torch.triu(COMPLETE), torch.eye(3) - torch.eye(3).roll(1, 0)):
         with pytest.raises(ValueError, match="laplacian: expected a symmetric matrix"):
             decentralized_sgd_step(x, x, wrong, 0.1, 0.1)
     with pytest.raises(ValueError, match="adjacency: expected a symmetric matrix"):
