@@ -126,13 +126,14 @@ def test_the_command_says_it_in_one_line(
 
 
 def readers(module: str) -> set[str]:
-    """The files that a module's experiment reads: by the names that it, or a private module beside it, calls."""
+    """The files that a module's experiment reads: by the names that it, or a private module that it imports, calls."""
     files = source_files(module)
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
-    beside = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 1 and (n.module or "")[:1] == "_"}
-    for name in beside:
-        own = files[0].with_name(f"{name}.py").read_text(encoding="utf-8")
-        nodes += ast.walk(ast.parse(own))
+    imported = {(n.level, n.module or "") for n in nodes if isinstance(n, ast.ImportFrom) and n.level}
+    for level, name in imported:
+        if name.rpartition(".")[2].startswith("_"):
+            file = files[0].parents[level - 1].joinpath(*name.split(".")).with_suffix(".py")
+            nodes += ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     called = {getattr(node.func, "id", getattr(node.func, "attr", "")) for node in nodes if isinstance(node, ast.Call)}
     return {READERS[name] for name in called & set(READERS)}
 
