@@ -156,17 +156,32 @@ class Wrapper(Unscaling):
         """Take what :meth:`own_state` gave."""
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the base optimizer, and :meth:`own_state` beside its parts, where there is any."""
+        """That of the base optimizer, and :meth:`own_state` beside its parts, where there is any.
+
+        Where the base optimizer is a wrapper too, its own state stands in this one's.
+        """
         state = self.base_optimizer.state_dict()
         own = self.own_state()
+        if _OWN in state:
+            own = {**own, _OWN: state[_OWN]}
         return {**state, _OWN: own} if own else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` gave, or the state of a base optimizer that ran alone until now."""
-        self.base_optimizer.load_state_dict({name: value for name, value in state_dict.items() if name != _OWN})
+        base = {name: value for name, value in state_dict.items() if name != _OWN}
+        own = dict(state_dict.get(_OWN, {}))
+        if isinstance(self.base_optimizer, Wrapper) and self.base_optimizer._has_own_state():
+            beneath = own.pop(_OWN) if _OWN in own else own
+            own = own if beneath is not own else {}
+            base |= {_OWN: beneath} if beneath else {}
+        self.base_optimizer.load_state_dict(base)
         self._complete()
-        if _OWN in state_dict:
-            self.load_own_state(state_dict[_OWN])
+        if own:
+            self.load_own_state(own)
+
+    def _has_own_state(self) -> bool:
+        base = self.base_optimizer
+        return bool(self.own_state()) or (isinstance(base, Wrapper) and base._has_own_state())
 
     @classmethod
     def builders(cls) -> list[Callable[[Params], Self]]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from steepest.optim.optimizers import LISA, LayerSampler
+from steepest.optim.sharpness import SAM
 
 
 def network(blocks=5, dtype=torch.float64):
@@ -184,6 +186,34 @@ def test_how_many_may_be_active():
     before = [weights(layer) for layer in model]
     train(model, optimizer, 4)
     assert [number for number, layer in enumerate(model) if not same(before[number], weights(layer))] == [0, 6]
+
+
+def test_it_resumes_beneath_another_wrapper():
+    """Both draw on and count on; state of LISA alone is taken too."""
+
+    def sam(model, **kw):
+        return SAM(over(model, **kw), rho=0.1)
+
+    def trained(model, optimizer, numbers):
+        for number in numbers:
+            optimizer.step(partial(backward, model, number))
+
+    whole = network()
+    trained(whole, sam(whole), range(10))
+    model = network()
+    optimizer = sam(model)
+    trained(model, optimizer, range(4))
+    state = copy.deepcopy(optimizer.state_dict())
+    resumed = network()
+    resumed.load_state_dict(model.state_dict())
+    fresh = sam(resumed, seed=77)
+    fresh.load_state_dict(state)
+    assert fresh.base_optimizer.steps == 4
+    trained(resumed, fresh, range(4, 10))
+    assert same(weights(whole), weights(resumed))
+    alone = sam(network(), seed=78)
+    alone.load_state_dict(copy.deepcopy(optimizer.base_optimizer.state_dict()))
+    assert alone.base_optimizer.active_indices == optimizer.base_optimizer.active_indices
 
 
 @pytest.mark.parametrize("steps", [2, 4])
