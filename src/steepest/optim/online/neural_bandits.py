@@ -24,18 +24,18 @@ def inverse_gap_weighting(
         p_a = \frac{\hat y_b}{K \hat y_b + \gamma (\hat y_a - \hat y_b)}, \qquad p_b = 1 - \sum_{a \ne b} p_a
 
     Of equal predictions the first is b. The fast form explores in proportion to the best predicted loss; where that is
-    0, all mass lies on b, whatever the others are.
+    0, all mass lies on b, whatever the others are. Shares are computed in float64, as b's is a difference.
 
     Args:
         pred: predicted losses of K actions; >= 0 for the fast form.
-        gamma: how sharply gaps are punished, >= 0; of order :math:`\sqrt{KT}` for T rounds. 0 is uniform.
+        gamma: how sharply gaps are punished, >= 0, finite; of order :math:`\sqrt{KT}` for T rounds. 0 is uniform.
         fast: the form of FastCB instead of SquareCB's.
 
     Returns:
         probabilities, in float32 or wider.
 
     Raises:
-        ValueError: no actions, gamma below 0, a negative prediction in the fast form.
+        ValueError: no actions, gamma below 0 or infinite, a negative prediction in the fast form.
 
     Example:
         >>> inverse_gap_weighting(torch.tensor([0.2, 0.5, 0.9]), gamma=20.0)
@@ -44,23 +44,23 @@ def inverse_gap_weighting(
     Source: Contextual Bandits with Online Neural Regression, arXiv:2312.07145.
     """
     check_tensor("pred", pred, ndim=(1, 2), floating=True)
-    check_number("gamma", gamma, low=0.0)
+    check_number("gamma", gamma, low=0.0, open_high=True)
     check_flag("fast", fast)
     actions = pred.shape[-1]
     if not actions:
         refuse("pred", "at least 1 action", pred)
     if fast:
         check_interval("pred", pred, low=0.0, what="predicted losses")
-    pred = widen(pred)
-    least, best = pred.min(-1, keepdim=True)
-    gaps = gamma * (pred - least)
+    wide = pred.double()
+    least, best = wide.min(-1, keepdim=True)
+    gaps = gamma * (wide - least)
     if fast:
         # 0 / 1 where the best prediction is 0
         shares = least / torch.where(least == 0, torch.ones_like(gaps), actions * least + gaps)
     else:
         shares = 1 / (actions + gaps)
     shares = shares.scatter(-1, best, 0.0)
-    return shares.scatter(-1, best, 1 - shares.sum(-1, keepdim=True))
+    return shares.scatter(-1, best, 1 - shares.sum(-1, keepdim=True)).to(widen(pred))
 
 
 class PerturbedNetwork(Arguments, nn.Module):
@@ -82,7 +82,7 @@ class PerturbedNetwork(Arguments, nn.Module):
         width: m; by default the most rows that a matrix of weights has.
 
     Raises:
-        ValueError: numbers outside their range, a net without weights.
+        ValueError: numbers outside their range, a net without weights or with several outputs.
 
     Shape:
         contexts ``[N, ...]`` to outputs ``[S, N]``.
@@ -127,7 +127,10 @@ class PerturbedNetwork(Arguments, nn.Module):
 
     def forward(self, contexts: Tensor) -> F[Tensor, "draws batch"]:
         """The perturbed output of each draw."""
-        outputs: Tensor = self.net(contexts).reshape(len(contexts))
+        outputs: Tensor = self.net(contexts)
+        if outputs.shape not in ((len(contexts),), (len(contexts), 1)):
+            refuse("net", f"one output a row, of shape ({len(contexts)},) or ({len(contexts)}, 1)", outputs)
+        outputs = outputs.reshape(len(contexts))
         shifts: Tensor = self.scale * (self.signs @ self.displacement())
         return outputs + shifts[:, None]
 
@@ -148,12 +151,13 @@ class PerturbedNetwork(Arguments, nn.Module):
         check_choice("loss", loss, LOSSES)
         check_tensor("y", y, floating=True, shape=(len(contexts),))
         check_interval("y", y, 0.0, 1.0, what="losses")
-        outputs = self(contexts)
+        outputs = widen(self(contexts))
         if loss == "square":
             squares: Tensor = (y - outputs).square()
             return 0.5 * squares.mean()
+        y = y.to(outputs)
         own: Tensor = torch.xlogy(y, y) + torch.xlogy(1 - y, 1 - y)
-        return binary_cross_entropy_with_logits(outputs, y.to(outputs).expand_as(outputs)) + own.mean()
+        return binary_cross_entropy_with_logits(outputs, y.expand_as(outputs)) + own.mean()
 
 
 def online_regression_step(
@@ -201,7 +205,7 @@ def online_regression_step(
             weight.sub_(slope, alpha=lr)
         if radius is not None:
             moved = network.displacement()
-            length = float(moved.norm())
+            length = float(torch.linalg.vector_norm(moved, dtype=torch.float64))
             if length > radius:
                 inside = network.start + moved * (radius / length)
                 sizes = [weight.numel() for weight in network.weights]
@@ -252,7 +256,7 @@ class NeuSquareCB:
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_number("gamma", gamma, low=0.0)
+        check_number("gamma", gamma, low=0.0, open_high=True)
         check_number("lr", lr, low=0.0, open_low=True)
         if radius is not None:
             check_number("radius", radius, low=0.0, open_low=True)
@@ -261,7 +265,7 @@ class NeuSquareCB:
         self._context: Tensor | None = None
 
     def probabilities(self, contexts: F[Tensor, "actions features"]) -> F[Tensor, " actions"]:
-        """Of the actions, from one row of context each; changes nothing."""
+        """Of the actions, from one row of context each; changes nothing but what the network itself writes or draws."""
         check_tensor("contexts", contexts, ndim=2, floating=True)
         return inverse_gap_weighting(self.network.predict(contexts, self.loss), self.gamma, self.fast)
 
@@ -283,6 +287,7 @@ class NeuSquareCB:
     def learn(self, context: F[Tensor, "1 features"], loss: float) -> float:
         """Learn the loss, in [0, 1], of any action, from its context."""
         check_number("loss", loss, low=0.0, high=1.0)
+        check_tensor("context", context, floating=True, shape=(1, None))
         y = context.new_full((1,), float(loss))
         return float(online_regression_step(self.network, context, y, self.lr, self.radius, self.loss))
 
