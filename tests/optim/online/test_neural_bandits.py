@@ -171,11 +171,11 @@ def test_the_loss_of_half_networks_is_float32(kind, loss):
 
 def test_the_projection_of_a_step_beyond_squares():
     """A step of 1e25: its square is infinite in float32, the ball is reached in its direction all the same."""
-    net = PerturbedNetwork(nn.Linear(1, 1, bias=False), c_p=0.0)
+    net = PerturbedNetwork(nn.Linear(2, 1, bias=False), c_p=0.0)
     nn.init.zeros_(net.net.weight)
     net.start.zero_()
-    online_regression_step(net, torch.ones(1, 1), torch.tensor([1.0]), 1e25, 0.5)
-    assert float(net.net.weight.detach()) == pytest.approx(0.5)
+    online_regression_step(net, torch.ones(1, 2), torch.tensor([1.0]), 1e25, 0.5)
+    assert net.net.weight.tolist()[0] == pytest.approx([0.125**0.5] * 2)
 
 
 @pytest.mark.parametrize("loss", ["square", "kl"])
