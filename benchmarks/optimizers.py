@@ -34,9 +34,10 @@ from steepest.optim import (
     RandomScalingSGDM,
     frugal_param_groups,
 )
+from steepest.optim.learned import SmallFCLOpt
 
 SHAPES = {"150 tensors of 1e3": (150, 1_000), "20 tensors of 1e5": (20, 100_000)}
-TARGETS = {"AdamW": 1.05, "Momo": 1.2, "MomoAdam": 1.2}
+TARGETS = {"AdamW": 1.05, "Momo": 1.2, "MomoAdam": 1.2, "SmallFCLOpt": 12.0}
 """At most so many times torch's; all at least 1.5 times as fast as a loop at 150 tensors of 1e3."""
 LOOP = 1.5
 
@@ -214,6 +215,8 @@ def forms(count: int, size: int) -> dict[str, Callable[[], object]]:
         "FRUGAL": over(lambda p: FRUGAL(p, 1e-6, weight_decay=1e-2, project=True)),
         "FRUGAL, torch": over(lambda p: torch.optim.AdamW(p, 1e-6, fused=True)),
         "FRUGAL, loop": loop("frugal"),
+        "SmallFCLOpt": over(lambda p: SmallFCLOpt(p, lr=1e-3)),
+        "SmallFCLOpt, torch": over(lambda p: torch.optim.AdamW(p, 1e-6, fused=True)),
     }  # fmt: skip
 
 

@@ -110,6 +110,11 @@ class ListOptimizer(Unscaling):
             check_number(name, options[name], **limits)
         if "maximize" in options:
             check_flag("maximize", options["maximize"])
+        if "betas" in options:
+            if not isinstance(options["betas"], (tuple, list)) or len(options["betas"]) != 2:
+                refuse_type("betas", "two numbers", options["betas"])
+            for beta in options["betas"]:
+                check_number("betas", beta, low=0.0, high=1.0, open_high=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step.

@@ -210,3 +210,20 @@ def test_rounds_that_get_shorter_end():
     assert got[:7] == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 1.0, 0.5, 1.0])
     assert got[7:] == [0.0, 0.0, 0.0]
     assert [schedule.round_length(s) for s in (0, 4, 6, 9)] == [4, 2, 1, 1]
+
+
+def test_a_fused_step_of_weights_with_gaps_is_refused():
+    """On the CPU torch's own runs through their memory: it moves what lies between the weights' numbers."""
+    held = torch.full((4, 3, 2), 7.0)
+    gaps, fine = nn.Parameter(held[..., 0]), parameter(1.0, 2.0, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"fused: expected contiguous weights.*\(4, 3\)"):
+        AdamW([fine, gaps], 0.1, fused=True)
+    optimizer = AdamW([fine], 0.1, fused=True)
+    with pytest.raises(ValueError, match="fused: expected contiguous weights"):
+        optimizer.add_param_group({"params": [gaps]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [gaps], "fused": False})
+    gaps.grad, fine.grad = torch.ones(4, 3), torch.ones(2)
+    optimizer.step()
+    assert bool((held[..., 1] == 7.0).all())
+    close(held[..., 0], torch.full((4, 3), 7.0 - 0.1 - 0.1 * 1e-2 * 7.0), rtol=1e-6, atol=0.0)

@@ -91,7 +91,8 @@ class AdamW(torch.optim.AdamW):
         **options: ``foreach``, ``fused``, ``maximize``, ``capturable``, ``differentiable``, as in torch.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range; ``fused`` with weights on the CPU that are not contiguous, for which
+            torch's step is wrong.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -127,6 +128,11 @@ class AdamW(torch.optim.AdamW):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its decay counts as the constructor's does."""
         super().add_param_group(self.own_decay.group(param_group, self.defaults))
+        added = self.param_groups[-1]
+        gaps = [tuple(p.shape) for p in added["params"] if p.device.type == "cpu" and not p.is_contiguous()]
+        if added["fused"] and gaps:
+            self.param_groups.pop()
+            refuse("fused", "contiguous weights (torch's fused step on the CPU writes into gaps)", gaps)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "own_decay": self.own_decay}

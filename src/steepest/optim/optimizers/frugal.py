@@ -288,11 +288,6 @@ class FRUGAL(ListOptimizer):
         super().check_options(options)
         check_flag("project", options["project"])
         check_number("update_gap", options["update_gap"], low=1, integer=options["update_gap"] != math.inf)
-        betas = options["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            refuse_type("betas", "two numbers", betas)
-        for beta in betas:
-            check_number("betas", beta, low=0.0, high=1.0, open_high=True)
 
     def own_state(self) -> dict[str, Any]:
         """Steps so far, and the seed of the choices."""

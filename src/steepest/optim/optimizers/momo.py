@@ -290,15 +290,6 @@ class MomoAdam(_Momo):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options, lb, use_fstar, divide, foreach)
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Refuse options of a group that are out of range."""
-        super().check_options(options)
-        betas = options["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            refuse_type("betas", "two numbers", betas)
-        for beta in betas:
-            check_number("betas", beta, low=0.0, high=1.0, open_high=True)
-
     def _beta(self, group: dict[str, Any]) -> float:
         return float(group["betas"][0])
 
@@ -318,7 +309,9 @@ class MomoAdam(_Momo):
     def _directions(self, share: Share) -> list[Tensor]:
         decay = share.group["betas"][1]
         metric = foreach_sqrt([widen(value) for value in share.state("squares")])  # half types have no 1e-8
-        foreach_div_(metric, [math.sqrt(1 - decay ** state["steps"]) for state in share.states])
+        counts = [state["steps"] for state in share.states]
+        roots = {count: math.sqrt(1 - decay**count) for count in set(counts)}
+        foreach_div_(metric, roots[counts[0]] if len(roots) == 1 else [roots[count] for count in counts])
         foreach_add_(metric, share.group["eps"])
         return list(foreach_div(share.state("average"), metric))
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ...core.checks import check_number, refuse_type
 from ...core.optimizer import ListOptimizer, Share
 from ...core.search import Float
 from ...core.torch_private import muon_
@@ -74,15 +73,6 @@ class MuonAndAdamW(ListOptimizer):
             raise RuntimeError("MuonAndAdamW needs PyTorch 2.9 or later")
         options = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(params, options, foreach=foreach)
-
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Refuse options of a group that are out of range."""
-        super().check_options(options)
-        betas = options["betas"]
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            refuse_type("betas", "two numbers", betas)
-        for beta in betas:
-            check_number("betas", beta, low=0.0, high=1.0, open_high=True)
 
     def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         if _is_matrix(parameter):
