@@ -40,7 +40,7 @@ def measured(vary: str, name: str, options: Any, folder: Path) -> dict[str, Any]
     started = time.perf_counter()
     compare(
         data,
-        target=TABLES[vary][name] or None,
+        target=TABLES[vary].get(name) or None,
         vary=vary,
         arms="all",
         budget=options.budget,
@@ -89,8 +89,8 @@ def main() -> None:
     """Run what is not done yet, print a table."""
     options = read_options(
         __doc__,
-        vary=("optimizer,schedule,aggregator", "aggregator"),
-        tables=("", "housing"),
+        vary=("optimizer,schedule,aggregator", "schedule"),
+        tables=("", "wine"),
         budget=("30m", "30s"),
         repeats=(1, 1),
         trials=(2, 1),
