@@ -108,7 +108,7 @@ def main() -> None:
         print(f"{row['vary']}, {row['table']}: {row['seconds']:.0f} s, {row['basis']}")
         print(f"  {row['sentence']}\n  {row['advice']}")
         for name, arm in row["arms"].items():
-            scores = ", ".join(f"{metric} {value:.4f}" for metric, value in arm["scores"].items())
+            scores = ", ".join(f"{metric} {value:.4f}" for metric, value in arm["scores"].items() if value is not None)
             print(f"  {name:<24}{arm['tier']:<18}{scores}, {arm['seconds']:.0f} s")
         if "cosines" in row:
             print(f"  conflict in {row['in conflict']:.0%} of steps, cosines {row['cosines']}")
