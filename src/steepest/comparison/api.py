@@ -17,7 +17,7 @@ from .defaults import BUDGET
 from .design.context import Context
 from .design.effort import default_workers
 from .design.jobs import Job
-from .design.networks import OTHER, TABM_HERE, round_of_tabm, tabm_level, tabm_slowness
+from .design.networks import OTHER, TABM_HERE, TABM_STEPS, round_of_tabm, tabm_level, tabm_slowness
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -39,9 +39,6 @@ from .work.executor import one_thread
 from .work.run import Run
 from .work.store import Store
 from .work.timing import time_job
-
-TIMED_STEPS = 12
-"""With which TabM is timed before it is chosen."""
 
 
 class OverBudget(InputError):
@@ -91,7 +88,7 @@ def _too_slow(request: Request, context: Context) -> float:
         return 0.0
     job = Job("objective", settings.baseline, (next(iter(context.folds)),))
     with one_thread():
-        timed = time_job(context.at(tabm_level(context)), job, TIMED_STEPS)
+        timed = time_job(context.at(tabm_level(context)), job, TABM_STEPS)
     seconds = round_of_tabm(request, context) * tabm_slowness(context, timed)
     return seconds if seconds > TABM_HERE * request.budget_seconds else 0.0
 

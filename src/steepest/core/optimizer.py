@@ -297,7 +297,7 @@ def momentum_step(
     gain: float = 1.0,
     decay: float = 0.0,
 ) -> None:
-    r"""A step along momenta, in place, in one pass where torch can: tensors without gaps, alike in their order.
+    r"""A step along momenta, in place, in one pass where torch can: tensors without gaps, alike in type and order.
 
     .. math:: m \leftarrow \mu m + \gamma (g + \lambda w), \qquad w \leftarrow w - \alpha m
 
@@ -310,10 +310,13 @@ def momentum_step(
         gain: gamma.
         decay: lambda.
     """
-    alike = all(slope.dtype == w.dtype for slope, w in zip(slopes, weights)) and _of_one_layout(
-        weights, slopes, momenta
-    )
-    if alike and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
+    alike = _alike(weights, slopes, momenta)
+    if not all(alike) and any(alike):  # each as it would step alone
+        for kind in (True, False):
+            own = [[t for t, fits in zip(tensors, alike) if fits == kind] for tensors in (weights, slopes, momenta)]
+            momentum_step(*own, rate, momentum, gain=gain, decay=decay)
+        return
+    if all(alike) and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
         fused_sgd_(
             weights,
             slopes,
@@ -338,16 +341,19 @@ def momentum_step(
 _ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
-def _of_one_layout(*lists: list[Tensor]) -> bool:
-    """Whether the tensors of each place lie in memory without gaps and in the same order.
+def _alike(weights: list[Tensor], slopes: list[Tensor], momenta: list[Tensor]) -> list[bool]:
+    """Of each weight, whether what steps it has its type, and lies in memory without gaps and in its order.
 
     torch's fused step runs through the memory from the first number on, whatever the strides: in others it pairs wrong
-    numbers, and with gaps it writes over what belongs to no weight.
+    numbers, and with gaps it writes over what belongs to no weight. An empty ``slopes`` or ``momenta`` is left out.
     """
-    if all(t.is_contiguous() for tensors in lists for t in tensors):
-        return True
-    places = zip(*(tensors for tensors in lists if tensors))
-    return all(any(all(t.is_contiguous(memory_format=order) for t in place) for order in _ORDERS) for place in places)
+    if all(t.is_contiguous() for tensors in (weights, slopes, momenta) for t in tensors):
+        layouts = [True] * len(weights)
+    else:
+        places = zip(*(tensors for tensors in (weights, slopes, momenta) if tensors))
+        layouts = [any(all(t.is_contiguous(memory_format=o) for t in place) for o in _ORDERS) for place in places]
+    types = [slope.dtype == w.dtype for slope, w in zip(slopes, weights)] or [True] * len(weights)
+    return [layout and same for layout, same in zip(layouts, types)]
 
 
 def over_ranks(value: Tensor) -> Tensor:

@@ -276,19 +276,23 @@ def check_dtypes(member: Member) -> None:
 def check_layouts(member: Member) -> None:
     """Weights with gaps between their numbers, turned or in another order than their gradient step as others do.
 
-    Numbers in the gaps stay as they are: whoever owns a view owns no more.
+    Numbers in the gaps stay as they are: whoever owns a view owns no more. A loop takes them bit for bit as lists do.
     """
     for place in member.places():
-        model, forward, _ = _layouts(gaps=False)
-        twin, again, gaps = _layouts(gaps=True)
-        assert not all(p.is_contiguous() for p in trained(twin))
-        for own, run in ((model, forward), (twin, again)):
-            optimizer = member.over(place, trained(own))
+        kinds = [_layouts(gaps=False), _layouts(gaps=True), _layouts(gaps=True)]
+        model, twin, third = (trained(own) for own, _, _ in kinds)
+        assert not all(p.is_contiguous() for p in twin)
+        for params, (_, forward, gaps), foreach in zip((model, twin, third), kinds, (True, True, False)):
+            optimizer = member.over(place, params)
+            for group in optimizer.param_groups:
+                if "foreach" in group:
+                    group["foreach"] = foreach
             seed_torch(2)
-            steps(optimizer, Closure(run, trained(own)), 4)
-        for a, p in zip(trained(model), trained(twin)):
+            steps(optimizer, Closure(forward, params), 4)
+            assert bool((gaps == 7.0).all()), "numbers between those of a weight were written over"
+        for a, p, q in zip(model, twin, third):
             torch.testing.assert_close(p.detach(), a.detach(), rtol=LAID_OUT, atol=LAID_OUT)
-        assert bool((gaps == 7.0).all()), "numbers between those of a weight were written over"
+            assert torch.equal(p, q), "foreach and a loop differ where weights lie otherwise in memory"
 
 
 def _layouts(gaps: bool) -> tuple[nn.Module, Callable[[], Tensor], Tensor]:

@@ -357,6 +357,18 @@ def test_learners_that_take_little_come_before_objectives_and_others_after(
     assert machine.now <= 150
 
 
+def test_learners_that_are_done_stay_where_no_time_is_left_for_others(
+    context: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = Settings(NAMES, "cross_entropy", "accuracy", patience=60, repeats=1, classical=("dear", "cheap"))
+    machine = Machine(monkeypatch, **{**dict.fromkeys(NAMES, 0.01), "cheap": 0.5, "dear": 50.0})
+    done, basis = run(Context(context.table, settings), machine, tmp_path, 150)
+    seconds = done.left_out.pop("dear")["seconds"]
+    with done._executor(Course(basis.level, NAMES, 1)) as waiting:
+        assert done._measure_learners(basis.level, waiting, 0.0) == ("cheap",)
+    assert done.left_out == {"dear": {"seconds": seconds, "stopped": False}}
+
+
 def test_a_learner_is_timed_at_more_rows_and_left_out_where_its_growth_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ TABM_TRIALS, TABM_PART, TABM_HERE = 4, 0.5, 0.6
 """A round of folds with so many trials has to fit this part of the budget, or plain networks are trained.
 
 The second part is for what the first steps on this machine say: above it epochs would be cut."""
+TABM_STEPS = 12
+"""Steps that are timed for that."""
 OTHER = {"plain": "tabm", "tabm": "plain"}
 """Of the two between which ``auto`` chooses the one that it did not."""
 BATCHES = ((108_000, 1024), (32_000, 512), (6_400, 256), (4_500, 128), (2_800, 64), (0, 32))
