@@ -313,10 +313,25 @@ def test_meta_training_lowers_the_loss_and_repeats():
     assert losses[1] < losses[0] - 0.01
 
 
+def test_the_first_computation_may_be_shorter():
+    begun = []
+
+    def begin():
+        begun.append(1)
+        return torch.zeros(2)
+
+    es = PersistentES(begin, lambda theta, x: (theta[:, 0], x), pieces=3, pairs=1, first=1)
+    for times in (1, 2, 2, 2, 3):
+        es.gradient(torch.ones(1))
+        assert len(begun) == times
+    with pytest.raises(ValueError, match="first"):
+        PersistentES(begin, lambda theta, x: (theta[:, 0], x), pieces=3, pairs=1, first=0)
+
+
 def test_losses_that_are_not_finite_count_as_the_highest():
     x, y = blobs()
     trainer = MetaTrainer([MLPTask(x, y, width=3)], truncation=2, total=2, pairs=1, log=False)
-    ((estimator, _),) = trainer.estimators
+    (estimator,) = trainer.estimators
 
     class Broken:
         def train(self, theta, steps):

@@ -138,6 +138,7 @@ class PersistentES:
         pairs: N >= 1.
         sigma: > 0.
         generator: of perturbations.
+        first: pieces of the first computation, K by default: estimates of several ones then begin at different times.
 
     Raises:
         ValueError: numbers outside their range.
@@ -164,26 +165,29 @@ class PersistentES:
         pairs: int,
         sigma: float = 0.01,
         generator: torch.Generator | None = None,
+        first: int | None = None,
     ) -> None:
-        for name, number in (("pieces", pieces), ("pairs", pairs)):
+        first = pieces if first is None else first
+        for name, number in (("pieces", pieces), ("pairs", pairs), ("first", first)):
             check_number(name, number, low=1, integer=True)
         check_number("sigma", sigma, low=0.0, open_low=True)
         self.begin, self.piece, self.pieces, self.pairs = begin, piece, pieces, pairs
         self.sigma, self.generator = sigma, generator
-        self.done, self.state, self.summed = pieces, None, torch.zeros(())
+        self.left, self.next, self.state, self.summed = 0, first, None, torch.zeros(())
 
     @torch.no_grad()
     def gradient(self, theta: F[Tensor, " d"]) -> tuple[Tensor, float]:
         """The share ``[d]`` of the next piece, and its mean loss."""
         check_tensor("theta", theta, ndim=1, floating=True)
-        if self.done == self.pieces:
-            self.done, self.state, self.summed = 0, self.begin(), theta.new_zeros(self.pairs, len(theta))
+        if not self.left:
+            self.left, self.next = self.next, self.pieces
+            self.state, self.summed = self.begin(), theta.new_zeros(self.pairs, len(theta))
         shift = self.sigma * torch.randn(
             self.pairs, len(theta), generator=self.generator, dtype=theta.dtype, device=theta.device
         )
         loss, self.state = self.piece(theta + torch.cat([shift, -shift]), self.state)
         self.summed = self.summed + shift
-        self.done += 1
+        self.left -= 1
         plus, minus = loss.to(theta.dtype).chunk(2)
         return (plus - minus) @ self.summed / (2 * self.sigma**2 * self.pairs), float(loss.mean())
 
@@ -249,16 +253,14 @@ class MetaTrainer:
         check_tensor("theta", theta, floating=True, shape=(SIZE,))
         self.theta, self.truncation, self.log, self.lr, self.clip = theta.detach().clone(), truncation, log, lr, clip
         self.losses: list[float] = []
-        self.estimators = []
         pieces = total // truncation
-        for number, task in enumerate(tasks):
-            estimator = PersistentES(
+        self.estimators = [
+            PersistentES(
                 lambda task=task: Unroll(task, pairs, 2, generator), self._piece,
-                pieces=pieces, pairs=pairs, sigma=sigma, generator=generator,
-            )  # fmt: skip
-            estimator.pieces = number % pieces + 1  # the first training is shorter
-            estimator.done = estimator.pieces
-            self.estimators.append((estimator, pieces))
+                pieces=pieces, pairs=pairs, sigma=sigma, generator=generator, first=number % pieces + 1,
+            )
+            for number, task in enumerate(tasks)
+        ]  # fmt: skip
 
     def _piece(self, theta: Tensor, unroll: Unroll) -> tuple[Tensor, Unroll]:
         losses = unroll.train(theta, self.truncation)
@@ -276,10 +278,8 @@ class MetaTrainer:
         adam = torch.optim.Adam([theta], lr=self.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(1, steps), eta_min=self.lr / 10)
         for _ in range(steps):
-            estimator, pieces = self.estimators[len(self.losses) % len(self.estimators)]
+            estimator = self.estimators[len(self.losses) % len(self.estimators)]
             gradient, loss = estimator.gradient(theta.detach())
-            if estimator.done == estimator.pieces:
-                estimator.pieces = estimator.done = pieces
             theta.grad = gradient.clamp(-self.clip, self.clip)
             adam.step()
             schedule.step()
