@@ -313,8 +313,8 @@ def momentum_step(
     alike = _alike(weights, slopes, momenta)
     if not all(alike) and any(alike):  # each as it would step alone
         for kind in (True, False):
-            own = [[t for t, fits in zip(tensors, alike) if fits == kind] for tensors in (weights, slopes, momenta)]
-            momentum_step(*own, rate, momentum, gain=gain, decay=decay)
+            w, g, m = ([t for t, fits in zip(own, alike) if fits == kind] for own in (weights, slopes, momenta))
+            momentum_step(w, g, m, rate, momentum, gain=gain, decay=decay)
         return
     if all(alike) and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
         fused_sgd_(
