@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -150,6 +151,19 @@ def test_many_may_make_a_run_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def test_a_run_is_made_although_another_process_has_begun_to_write(tmp_path: Path) -> None:
+    """Changing the journal is the one statement with which SQLite does not wait for others itself."""
+    file = sqlite3.connect(tmp_path / "run.sqlite", isolation_level=None, check_same_thread=False)
+    file.execute("begin immediate")
+    timer = threading.Timer(0.2, file.rollback)
+    timer.start()
+    try:
+        Store(tmp_path).close()
+    finally:
+        timer.join()
+        file.close()
 
 
 def test_jobs_are_posted_taken_given_up_and_withdrawn(opening: Opening) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ create table if not exists data (
   field text primary key, kind text not null, label text not null, content {blob} not null
 );
 """
+_PATIENCE = 30.0
+"""Seconds that a process waits for others who write to the file."""
 LONGEST = 1e12
 """Seconds in place of infinity."""
 
@@ -151,9 +154,9 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.path = self.folder / "run.sqlite"
-            self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=30)
+            self.connection = sqlite3.connect(self.path, isolation_level=None, timeout=_PATIENCE)
             self.connection.execute("pragma trusted_schema=off")  # a file may come from anywhere
-            self.connection.execute("pragma journal_mode=wal")
+            _write_ahead(self.connection)
             self.connection.execute("pragma synchronous=full")
             # both at once: another process may be making them
             query = "select user_version, (select count(*) from sqlite_master where type = 'table') "
@@ -518,6 +521,23 @@ class Store:
             except OSError as error:
                 raise InputError(f"run {self.folder.name} is being computed by another process") from error
             yield
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Keep the journal apart from the file, so that readers and writers do not wait for each other.
+
+    SQLite waits for others who write, but not with this one statement: where another process is just changing the
+    journal too, it says at once that the file is locked.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("pragma journal_mode=wal")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def open_store(folder: Path, url: str | None = None) -> Store:
