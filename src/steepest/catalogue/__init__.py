@@ -14,7 +14,7 @@ import importlib
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -283,7 +283,9 @@ class _Lacking(AttributeError):
         return super().__str__() + near
 
 
-def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_room(
+    package: str, own: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` for a room package: its systems' names, each imported when first asked for.
 
     A room exports the names of every system in it and in its families, and its families themselves; ``from room import
@@ -291,6 +293,7 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
 
     Args:
         package: the room's ``__name__``.
+        own: names that are no system's, and the module of the room that has each.
 
     Returns:
         the two functions, to be bound at module level: ``__getattr__, __dir__ = lazy_room(__name__)``.
@@ -298,6 +301,7 @@ def lazy_room(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str
     room = package.removeprefix(PACKAGE + ".")
     inside = systems(room)
     names = {name: system.module for system in inside for name in system.names if name not in families(room)}
+    names |= {name: f"{room}.{place}" for name, place in own.items()}
     module = sys.modules[package]
     vars(module)["_names"] = frozenset(names)
     module.__class__ = _Room

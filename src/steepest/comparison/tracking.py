@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..core.tracking import Hook, tracker_of
 from .design.context import Context
 from .design.deadline import Deadline
 from .design.jobs import Job
@@ -16,8 +16,8 @@ from .work.cells import CellResult
 from .work.store import Store
 from .work.watcher import Watcher
 
-Hook = Callable[[str, Mapping[str, Any]], Any]
-"""``hook(event, facts)``.
+EVENTS = ("begin", "cell", "end")
+"""What a hook is told.
 
 ``"begin"``: id, data, metric, settings; ``"cell"``: name, repeat, fold, number (of the fold, from 0), level, metric,
 score (None where it has none), seconds; ``"end"``: results, as in ``results.json``, and the folder.
@@ -38,15 +38,10 @@ def hook_of(word: Any) -> Hook | None:
     if callable(word):
         given: Hook = word
         return given
-    name, _, place = str(word).partition(":")
-    if name == "mlflow":
-        tracker: Hook = importlib.import_module("steepest.integrations.mlflow").MLflowTracker(uri=place or None)
+    tracker = tracker_of(str(word))
+    if tracker is not None:
         return tracker
-    if name == "tensorboard":
-        module = importlib.import_module("steepest.integrations.tensorboard")
-        writer: Hook = module.TensorBoardTracker(place) if place else module.TensorBoardTracker()
-        return writer
-    if place:
+    if ":" in str(word):
         function: Hook = imported("--track", str(word), trust=True)  # the present call names it
         return function
     raise InputError(f"--track: expected mlflow, tensorboard or module:function, got {word!r:.80}")

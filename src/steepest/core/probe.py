@@ -191,8 +191,11 @@ class Moment:
         objective = [self.objective] if isinstance(self.objective, nn.Module) else []
         return untouched(self.module, *objective)
 
-    def outputs(self) -> Any:
-        """The outputs of the model for this batch, with their graph; to be called inside :meth:`untouched`.
+    def outputs(self, graph: bool = True) -> Any:
+        """The outputs of the model for this batch; to be called inside :meth:`untouched`.
+
+        Args:
+            graph: whether they can be differentiated.
 
         Raises:
             ValueError: the moment has no batch.
@@ -200,7 +203,7 @@ class Moment:
         if self.inputs is None:
             refuse("inputs", "the batch of this moment", None)
         args, kwargs = call_arguments(self.inputs)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(graph):
             return self.module(*args, **kwargs)
 
     def loss(self, reduce: bool = True) -> Tensor:

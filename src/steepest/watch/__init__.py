@@ -1,0 +1,23 @@
+"""Who watches a run: probes that measure it, the recorder that runs them beside any loop, the guard that acts on them.
+
+:class:`Recorder` is two lines in a training loop; ``steepest watch`` draws what it wrote.
+"""
+
+from __future__ import annotations
+
+from ..catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(
+    __name__,
+    {
+        "GradientNorms": "vital_signs",
+        "Journal": "journal",
+        "LogitSpread": "vital_signs",
+        "Recorder": "recorder",
+        "RunRecord": "journal",
+        "UnitActivity": "vital_signs",
+        "UpdateRatios": "vital_signs",
+        "logarithmic": "recorder",
+        "read_run": "journal",
+    },
+)
