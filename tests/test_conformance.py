@@ -16,6 +16,7 @@ from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
+from steepest.core.probe import Probe
 from steepest.core.schedule import Schedule
 from steepest.core.wrapper import Wrapper
 from steepest.testing import (
@@ -27,9 +28,11 @@ from steepest.testing import (
     objective,
     objective_checks,
     optimizer_checks,
+    probe_checks,
     schedule_checks,
     wrapper_checks,
 )
+from steepest.watch.vital_signs import DEFAULT
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
 SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "huber"]
@@ -40,6 +43,7 @@ SUITES = {
     Aggregator: aggregator_checks,
     Balancer: balancer_checks,
     Schedule: schedule_checks,
+    Probe: probe_checks,
 }
 TORCH = {
     torch.optim.SGD: [
@@ -76,6 +80,8 @@ def steppers():
 
 
 OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
+OTHERS |= {cls.name: probe_checks(cls) for cls in DEFAULT}
+PROBES = [cls.name for cls in (*members(Probe).values(), *DEFAULT)]
 STEPPERS = steppers()
 CLASSES |= {  # objectives of other rooms than losses
     cls.name: cls
@@ -159,6 +165,12 @@ def test_optimizers_of_torch_keep_the_contract(cls):
 @pytest.mark.parametrize("name", STEPPERS)
 def test_steps_of_compiled_models_and_ranks(name):
     run(dear(STEPPERS[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_on_two_ranks(name):
+    run(dear(OTHERS[name]))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
 from .optimizer import check_optimizer, optimizer_checks
+from .probe import check_probe, probe_checks
 from .schedule import check_schedule, schedule_checks
 from .wrapper import check_wrapper, wrapper_checks
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_method",
     "check_objective",
     "check_optimizer",
+    "check_probe",
     "check_reduced",
     "check_schedule",
     "check_wrapper",
@@ -31,7 +33,8 @@ __all__ = [
     "loss_checks",
     "method_checks",
     "objective_checks",
-    "schedule_checks",
     "optimizer_checks",
+    "probe_checks",
+    "schedule_checks",
     "wrapper_checks",
 ]

@@ -147,7 +147,7 @@ class UnitActivity(Probe):
             refuse("model", "an activation after which units can be dead, as a module", "none")
 
     def measure(self, moment: Moment) -> Reading:
-        """``dead``, the share of all units; ``by_layer``, of each ``[layers]``; ``sizes``, mean |output| ``[layers]``."""
+        """``dead``, the share of all units; ``by_layer``, of each, and ``sizes``, mean |output|: ``[layers]``."""
         layers = [name for name, module in moment.module.named_modules() if isinstance(module, RECTIFIERS)]
         outputs = {
             name: widen(out)
