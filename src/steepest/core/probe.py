@@ -113,7 +113,7 @@ class Moment:
     Args:
         step: number of the optimizer's step, from 1.
         phase: one of :data:`PHASES`.
-        model: being trained; of a compiled or distributed one :attr:`module` is the module inside.
+        model: being trained; of a compiled or distributed one ``module`` is the module inside.
         optimizer: that trains it.
         objective: ``objective(outputs, targets)``, a scalar or a loss for each sample; None where the model gives
             outputs with a ``loss``.

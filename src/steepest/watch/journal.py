@@ -108,18 +108,15 @@ def _read(value: Any) -> Any:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a file; a last line that was not finished is left out."""
+    """The events of a file; lines that a killed process left unfinished are left out."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 facts = json.loads(line)
             except ValueError:
-                if line.endswith("\n") and line.strip():
-                    facts = None
-                else:
+                if line.startswith("{") or not line.strip():
                     continue
-            if facts is None:
-                continue
+                facts = None
             if not isinstance(facts, dict) or not isinstance(facts.get("event"), str):
                 raise InputError(f"{path.name}, line {number}: expected an event of a recorder, got {line[:60]!r}")
             yield _read(facts)

@@ -96,7 +96,7 @@ class Recorder:
 
     Gradients are read where the optimizer steps, whoever calls that: a loop, Transformers, Lightning, accelerate, a
     gradient scaler. A step that a scaler leaves out is none. Nothing is read from the device between readings: losses
-    and readings wait there, and are brought to the host together (:attr:`host_reads` counts). On several ranks the
+    and readings wait there, and are brought to the host together (``host_reads`` counts). On several ranks the
     first one measures.
 
     A probe that raises is warned of once and the run goes on; one that raises three times in a row rests.
