@@ -1,7 +1,8 @@
-"""A comparison in MLflow: a run with a child for each objective and learner, and the report as an artifact."""
+"""MLflow: of a comparison a run with a child for each objective and learner, of a run that is watched its metrics."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ..core.errors import InputError
 
 try:
     import mlflow
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 except ImportError as error:
     raise InputError(f"tracking: {error}; pip install 'steepest[mlflow]'") from error
 
@@ -23,7 +24,8 @@ NUMBERS = ("difference", "low", "high", "p", "p_holm", "detectable", "seconds", 
 class MLflowTracker:
     """A hook for ``steepest.compare(..., track=...)`` that writes by the IDs of runs: no run of MLflow becomes active.
 
-    A comparison that goes on goes on in the same runs.
+    A comparison that goes on goes on in the same runs. A :class:`~steepest.watch.Recorder` takes it as a sink: losses
+    and the numbers of readings become metrics of one run.
 
     Args:
         experiment: its name.
@@ -43,8 +45,31 @@ class MLflowTracker:
         self._children: dict[str, str] = {}
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Write what has happened: ``begin``, ``cell`` or ``end``."""
-        {"begin": self._begin, "cell": self._cell, "end": self._end}[event](facts)
+        """Write what has happened in a comparison (``begin``, ``cell``, ``end``) or a run (see ``Recorder``)."""
+        known = {
+            "begin": self._begin, "cell": self._cell, "end": self._end, "run_begin": self._run_begin,
+            "losses": self._losses, "reading": self._reading, "run_end": self._run_end,
+        }  # fmt: skip
+        if event in known:
+            known[event](facts)
+
+    def _run_begin(self, facts: Mapping[str, Any]) -> None:
+        self._begin({"id": facts["id"], "data": facts["model"], "settings": dict(facts)})
+
+    def _losses(self, facts: Mapping[str, Any]) -> None:
+        metrics = [Metric("loss", value, _now(), step) for step, value in zip(facts["steps"], facts["values"])]
+        self.client.log_batch(self._parent, metrics=metrics)
+
+    def _reading(self, facts: Mapping[str, Any]) -> None:
+        metrics = [
+            Metric(_word(f"{facts['probe']}/{name}"), value, _now(), facts["step"])
+            for name, value in facts["numbers"].items()
+        ]
+        self.client.log_batch(self._parent, metrics=metrics)
+
+    def _run_end(self, facts: Mapping[str, Any]) -> None:
+        if self.run_id is None:
+            self.client.set_terminated(self._parent)
 
     def _begin(self, facts: Mapping[str, Any]) -> None:
         experiment = self.client.get_experiment_by_name(self.experiment)
@@ -106,6 +131,11 @@ class MLflowTracker:
                 self.client.log_artifact(self._parent, str(folder / file))
         if self.run_id is None:
             self.client.set_terminated(self._parent)
+
+
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def _word(name: str) -> str:

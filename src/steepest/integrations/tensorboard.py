@@ -1,10 +1,13 @@
-"""A comparison in TensorBoard: a curve of the folds' scores for each objective and learner, and the answer as text."""
+"""TensorBoard: of a comparison the folds' scores and the answer, of a run that is watched its losses and readings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..core.errors import InputError
 
@@ -16,6 +19,9 @@ except ImportError as error:
 
 class TensorBoardTracker:
     """A hook for ``steepest.compare(..., track=...)``; each comparison is a folder of its own, named by its ID.
+
+    A :class:`~steepest.watch.Recorder` takes it as a sink: losses, numbers and arrays of readings, the last as
+    histograms where they have one axis.
 
     Args:
         folder: of all of them.
@@ -31,17 +37,36 @@ class TensorBoardTracker:
         self._id = ""
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Write what has happened: ``begin``, ``cell`` or ``end``."""
-        if event == "begin":
+        """Write what has happened in a comparison (``begin``, ``cell``, ``end``) or a run (see ``Recorder``)."""
+        if event in ("begin", "run_begin"):
             self._id = facts["id"]
+        elif event == "losses":
+            for step, value in zip(facts["steps"], facts["values"]):
+                self._writer("run").add_scalar("loss", value, step)
+        elif event == "reading":
+            self._reading(facts)
         elif event == "cell":
             writer = self._writer(facts["name"])
             if facts["score"] is not None:
                 writer.add_scalar(f"folds/{facts['metric']}", facts["score"], facts["number"])
             writer.add_scalar("folds/seconds", facts["seconds"], facts["number"])
             writer.flush()
-        else:
+        elif event == "run_end":
+            self._close()
+        elif event == "end":
             self._end(facts["results"])
+        elif "text" in facts:
+            self._writer("run").add_text(event, facts["text"], facts.get("step", 0))
+
+    def _reading(self, facts: Mapping[str, Any]) -> None:
+        writer, step = self._writer("run"), facts["step"]
+        for name, value in facts["numbers"].items():
+            writer.add_scalar(f"{facts['probe']}/{name}", value, step)
+        for name, array in facts["arrays"].items():
+            finite = [v for v in array["values"] if isinstance(v, float) and math.isfinite(v)]
+            if finite and len(array["axes"]) == 1:  # of numbers that are none TensorBoard makes no histogram
+                writer.add_histogram(f"{facts['probe']}/{name}", np.array(finite), step)
+        writer.flush()
 
     def _writer(self, name: str) -> SummaryWriter:
         if name not in self._writers:
@@ -55,6 +80,9 @@ class TensorBoardTracker:
                 if interval and interval.get("mean") is not None:
                     self._writer(row["name"]).add_scalar(f"mean/{name}", interval["mean"], 0)
         self._writer("comparison").add_text("sentence", results["sentence"], 0)
+        self._close()
+
+    def _close(self) -> None:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()

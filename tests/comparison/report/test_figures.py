@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from steepest.comparison.report import cost, figures, multiples, palette
-from steepest.comparison.report.svg import canvas, inline
+from steepest.comparison.report import cost, figures, multiples
+from steepest.core.pages import palette
+from steepest.core.pages.svg import canvas, inline
 
 
 def forest_row(name, difference, half, detectable=0.5):

@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from ...core.pages import canvas, page_parts
+from ...core.pages import inline as inline_figure
+from ...core.pages.palette import LIGHT
 from .figures import NARROW, WIDE, css_class
 from .files import write_atomically
-from .html import environment, page_parts
+from .html import environment
 from .numbers import clean, decimals, inline, number, probability
-from .palette import LIGHT
-from .svg import canvas
-from .svg import inline as inline_figure
 
 MARKS = {"better": "\u202f▲", "worse": "\u202f▼"}
 

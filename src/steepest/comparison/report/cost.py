@@ -9,10 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from ...core.lazy import late
+from ...core.pages.palette import LIGHT
+from ...core.pages.svg import canvas, inline
 from .figures import css_class
 from .numbers import compact
-from .palette import LIGHT
-from .svg import canvas, inline
 
 ticker = late("matplotlib.ticker")
 

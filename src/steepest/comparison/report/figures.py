@@ -12,9 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from ...core.lazy import late
+from ...core.pages.palette import LIGHT
+from ...core.pages.svg import canvas, inline
 from .numbers import interval, number
-from .palette import LIGHT
-from .svg import canvas, inline
 
 ticker = late("matplotlib.ticker")
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ...core.lazy import late
+from ...core.pages import page_environment, page_parts
 from ..names import varied
 from ..statistics.looks import percent
-from . import cost, figures, multiples, palette, views
+from . import cost, figures, multiples, views
 from .advice import advice, expected, is_classical
 from .numbers import chance, compact, duration, inline, interval, number, probability
 from .paired import paired
 from .sources import cited
 from .tables import confidence_of, difference_places, prepare, results_json, score, spread_places
-
-jinja2 = late("jinja2")
 
 HERE = Path(__file__).parent
 TIERS = ("better", "not told apart", "worse")
@@ -73,20 +69,6 @@ def report_html(results: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-@cache
-def page_parts() -> dict[str, Any]:
-    """What every page carries: style, script and the policy that allows only them."""
-    script = (HERE / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return {
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "script": Markup(script),
-        "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        "light": Markup(palette.declarations(0)),
-        "dark": Markup(palette.declarations(1)),
-    }
-
-
 def _embedded(results: dict[str, Any]) -> Markup:
     """The results, to six significant digits, as JSON that cannot end its script element."""
     text = results_json(_rounded(results), indent=None).strip()
@@ -105,24 +87,14 @@ def _rounded(value: Any) -> Any:
 
 @cache
 def environment() -> Any:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(HERE)
     environment.filters |= {
         "number": number,
         "compact": compact,
         "duration": duration,
         "probability": probability,
         "chance": chance,
-        "breakable": lambda name: Markup("_<wbr>").join(Markup.escape(piece) for piece in str(name).split("_")),
         "linked": _linked,
-        "initial": lambda text: text[:1].upper() + text[1:],
-        "stamp": lambda text: str(text).replace("T", " ").replace("+00:00", " UTC"),
     }
     environment.globals |= {"interval": interval}
     return environment

@@ -8,8 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from ...core.lazy import late
-from .palette import LIGHT
-from .svg import canvas, inline
+from ...core.pages.palette import LIGHT
+from ...core.pages.svg import canvas, inline
 
 ticker = late("matplotlib.ticker")
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ...core.lazy import late
+from ..lazy import late
 from .palette import LIGHT
 
 matplotlib, figures = late("matplotlib"), late("matplotlib.figure")
