@@ -11,6 +11,8 @@ __getattr__, __dir__ = lazy_room(
     __name__,
     {
         "GradientNorms": "vital_signs",
+        "Guard": "guard",
+        "GuardStop": "guard",
         "Journal": "journal",
         "LogitSpread": "vital_signs",
         "Recorder": "recorder",
