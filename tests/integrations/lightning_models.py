@@ -126,3 +126,38 @@ class CallsItsBase(Model):
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx)
+
+
+class Labelled(lightning.LightningModule):
+    """Batches of inputs and targets, AdamW; infinite at one batch."""
+
+    def __init__(self, inf_at=()):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        self.inf_at, self.seen = inf_at, []
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = torch.nn.functional.cross_entropy(self(x), y) * (torch.inf if batch_idx in self.inf_at else 1.0)
+        self.seen.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+def plain(model, callbacks, steps=6, checkpoint=None, **options):
+    """A trainer that has trained it."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [(torch.randn(4, generator=generator), k % 3) for k in range(48)]
+    trainer = lightning.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=callbacks, **options,
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(rows, batch_size=4), ckpt_path=checkpoint)
+    return trainer

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from steepest.gradients import GCond, UPGrad
+from steepest.integrations.lightning import RecorderCallback
 
 sys.path.insert(0, str(Path(__file__).parent))
 from by_hand import Net, Polyak, PolyakByHand, adding, data, jointly, same, train, windows
@@ -176,3 +177,32 @@ def test_a_step_that_calls_that_of_its_base_is_one(models):
         models.fit(model, 3)
     same(ends[0].net, ends[1].net, exact=True)
     assert ends[0].calls == ends[1].calls == 6
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_recorder_changes_nothing_and_has_every_loss(models, accumulation):
+    ends, watch = [], RecorderCallback(every=2)
+    for callbacks in ([], [watch]):
+        model = models.Labelled()
+        models.plain(model, callbacks, accumulate_grad_batches=accumulation)
+        ends.append(model)
+    same(ends[0], ends[1], exact=True)
+    frame = watch.recorder.frame()
+    losses = torch.tensor(ends[1].seen[: 6 * accumulation]).view(6, accumulation).mean(1)
+    assert frame["loss"].tolist() == pytest.approx(losses.tolist(), rel=1e-6)
+    assert frame["gradient_norms/norm"].dropna().index.tolist() == [1, 3, 5]
+    assert not watch.recorder.failures
+    assert frame["unit_activity/dead"].notna().any()
+    assert frame["logit_spread/accuracy"].notna().any()
+
+
+def test_a_guard_skips_a_step_that_is_not_finite_and_a_checkpoint_holds_both(models, tmp_path):
+    watch = RecorderCallback(guard=True)
+    model = models.Labelled(inf_at=(2,))
+    trainer = models.plain(model, [watch])
+    assert [(a["step"], a["cause"]) for a in watch.guard.actions] == [(3, ["non_finite"])]
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = RecorderCallback(guard=True)
+    models.plain(models.Labelled(), [again], steps=8, checkpoint=tmp_path / "a.ckpt")
+    assert again.recorder.step == again.guard.step == 8

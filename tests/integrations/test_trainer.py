@@ -15,6 +15,8 @@ from torch.nn.functional import mse_loss
 
 from steepest.gradients import GCond, UPGrad
 from steepest.optim import SAM
+from steepest.testing._steps import same_bits, snapshot
+from steepest.watch import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from by_hand import RHO, Net, Polyak, PolyakByHand, adding, batches, data, jointly, same, train, windows
@@ -330,3 +332,64 @@ def test_two_ranks(ranks, case):
     for name, wanted in twin.state_dict().items():
         assert torch.equal(states[0][name], states[1][name]), name
         torch.testing.assert_close(states[0][name], wanted, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_recorder_changes_nothing_and_has_every_loss(parts, tmp_path):
+    """Ten logging steps, one high row, NaN at step 7: the raw loss of each step, not the log's filtered mean."""
+    rows, ends, recorder = data(80), [], None
+    rows[48]["labels"].fill_(torch.inf)
+    for watched in (False, True):
+        model = Net()
+        watch = parts.RecorderCallback(every=2, sinks=[tmp_path / "run.jsonl"])
+        args = parts.arguments(tmp_path, steps=9, accumulation=2, max_grad_norm=0.5)
+        trainer = parts.Order(
+            model, args, train_dataset=rows, optimizers=(torch.optim.SGD(model.parameters(), **SGD), None),
+            callbacks=[watch] if watched else [],
+        )  # fmt: skip
+        recorder = watch
+        trainer.train()
+        ends.append((model, logged(trainer, "loss"), logged(trainer, "grad_norm")))
+    same_bits(snapshot(ends[0][0]), snapshot(ends[1][0]), "the recorder left a trace")
+    frame = recorder.recorder.frame()
+    assert frame.index.tolist() == list(range(1, 10))
+    assert frame["loss"].tolist()[:6] == pytest.approx(ends[0][1][:6], rel=1e-4)
+    assert not torch.isfinite(torch.tensor(frame["loss"][7]))
+    norms = frame["gradient_norms/norm"]
+    assert frame["gradient_norms/nonfinite"].dropna().index.tolist() == [1, 3, 5, 7, 9]
+    assert frame["gradient_norms/nonfinite"][[5, 7]].tolist() == [0, 4 + 2], "stem, norm and head"
+    assert norms[3] == pytest.approx(min(ends[0][2][2], 0.5), rel=1e-5), "as the step uses it, clipped"
+    assert read_run(tmp_path / "run.jsonl").ended
+
+
+def test_a_recorder_goes_on_from_a_checkpoint(parts, tmp_path):
+    model = Net()
+    file = tmp_path / "run.jsonl"
+
+    def train_to(steps, resume):
+        args = parts.arguments(tmp_path, steps=steps, save_strategy="steps", save_steps=3)
+        callback = parts.RecorderCallback(every=2, sinks=[file], name="a", guard=True)
+        trainer = parts.Order(
+            model, args, train_dataset=data(80), optimizers=(torch.optim.SGD(model.parameters(), **SGD), None),
+            callbacks=[callback],
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return callback
+
+    train_to(5, None)
+    callback = train_to(7, str(tmp_path / "checkpoint-3"))
+    record = read_run(file)
+    assert record.losses[0] == list(range(1, 8))
+    assert callback.recorder.step == callback.guard.step == 7
+
+
+def test_a_guard_skips_a_step_that_is_not_finite(parts, tmp_path):
+    model, rows = Net(), data()
+    rows[8]["labels"].fill_(torch.inf)
+    callback = parts.RecorderCallback(guard={"every": 0})
+    trainer = parts.Order(
+        model, parts.arguments(tmp_path, steps=5), train_dataset=rows, callbacks=[callback],
+        optimizers=(torch.optim.AdamW(model.parameters(), lr=0.01), None),
+    )  # fmt: skip
+    trainer.train()
+    assert [(a["step"], a["cause"]) for a in callback.guard.actions] == [(3, ["non_finite"])]
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from steepest.integrations.transformers import SteepestTrainer, StepsMixin
+from steepest.integrations.transformers import RecorderCallback, SteepestTrainer, StepsMixin
 from steepest.optim import SAM
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -17,7 +17,7 @@ from by_hand import RHO
 sys.path.pop(0)
 
 SGD = {"lr": 0.25, "momentum": 0.5}
-__all__ = ["SGD", "Order", "SteepestTrainer", "StepsMixin", "Trainer", "arguments", "sam"]
+__all__ = ["SGD", "Order", "RecorderCallback", "SteepestTrainer", "StepsMixin", "Trainer", "arguments", "sam"]
 
 
 class Order(StepsMixin, Trainer):

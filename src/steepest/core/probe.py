@@ -77,6 +77,14 @@ def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
 
 
+_depth = 0
+
+
+def being_measured() -> bool:
+    """Whether passes are those of a probe: hooks that count passes of a training leave them out."""
+    return _depth > 0
+
+
 @contextmanager
 def untouched(*modules: nn.Module) -> Iterator[None]:
     """Passes inside the block, and whatever they raise, leave no trace.
@@ -91,11 +99,14 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     terms = [(module, vars(module)["terms"]) for module in own if "terms" in vars(module)]
     traces = Traces(modules)
     fast = torch.backends.mha.get_fastpath_enabled()
+    global _depth
+    _depth += 1
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with same_random_states(*generators), traces.watching():
             yield
     finally:
+        _depth -= 1
         torch.backends.mha.set_fastpath_enabled(fast)
         traces.undo()
         for module, training in modes:

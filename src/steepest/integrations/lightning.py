@@ -15,7 +15,15 @@ from torch.optim import Optimizer
 from ..core.wrapper import TwoPassWrapper, Wrapper
 from ._passes import Joint, Window, WithLoss, bare, several, takes_loss, trained
 
-__all__ = ["StepsMixin"]
+__all__ = ["RecorderCallback", "StepsMixin"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RecorderCallback":  # Lightning itself takes seconds to import
+        from ._lightning_callback import RecorderCallback
+
+        return RecorderCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class StepsMixin:

@@ -30,7 +30,7 @@ from ..core.transforms import valueless
 from ..kernels import GradientFilter, linear_cross_entropy
 from ._lazy_logits import LazyLogits, Use
 
-__all__ = ["SteepestTrainer", "StepsMixin", "patch", "patched", "unpatch"]  # noqa: F822
+__all__ = ["RecorderCallback", "SteepestTrainer", "StepsMixin", "patch", "patched", "unpatch"]  # noqa: F822
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from . import _trainer
 
         return getattr(_trainer, name)
+    if name == "RecorderCallback":
+        from ._trainer_callback import RecorderCallback
+
+        return RecorderCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -222,7 +222,7 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=100_000)
         self._told = _Told()
         self._skip = Skip(self.optimizer)
-        self._replaying = False
+        self.replaying = False
         self._lag = False
 
         self._handles = [
@@ -365,7 +365,7 @@ class Guard:
         if new is None:
             return
         self.step += 1
-        if self.every and self.replays and not self._replaying:
+        if self.every and self.replays and not self.replaying:
             known = [batch for batch in new.batches if batch.inputs is not None]
             if known and len(known) == len(new.batches):
                 self._history.append(Step(new.step, known, new.rates))
@@ -373,7 +373,7 @@ class Guard:
         self._waiting = new if self._lag else None
         if due is not None:
             self._read(due)
-        if self.every and not self._replaying and self.step % self.every == 0:
+        if self.every and not self.replaying and self.step % self.every == 0:
             self._keep()
 
     # --------------------------------------------------------------------------------------------------------- actions
@@ -383,7 +383,7 @@ class Guard:
         numbers, step = verdict.numbers(), verdict.step
         sizes, scores = numbers[: len(SERIES)], numbers[len(SERIES) : _PASSED]
         passed, flags = bool(numbers[_PASSED]), numbers[_FLAGS:]
-        if not self._replaying:
+        if not self.replaying:
             self._losses.append(sizes[0])
         causes = [rule.name for rule, flag in zip(self.rules, flags) if flag]
         readings = {name: value for name, value in zip(SERIES, sizes) if not math.isnan(value) or name == "loss"}
@@ -404,7 +404,7 @@ class Guard:
         self.skipped += 1
         module = verdict.module if verdict.looked else self._first_broken(numbers, verdict.batches)
         self._act("skip", step=step, cause=causes, module=module, readings=readings)
-        if self.alarmed and not self._replaying and not self.stopped and self.every:
+        if self.alarmed and not self.replaying and not self.stopped and self.every:
             self._go_back(causes)
 
     def _first_broken(self, numbers: list[float], batches: list[Batch], slopes: bool = False) -> str | None:
@@ -481,13 +481,13 @@ class Guard:
 
     def _replay(self, steps: list[Step]) -> int:
         """Take steps again; how many steps were taken."""
-        self._replaying = True
+        self.replaying = True
         step = self.step
         try:
             self._row = 0
             return replay(self, steps)
         finally:
-            self._replaying = False
+            self.replaying = False
             self.step, self._row, self._told, self._waiting = step, 0, _Told(), None
 
     def _stop(self, causes: list[str], snapshot: dict[str, Any] | None) -> None:
@@ -506,7 +506,7 @@ class Guard:
         if ranks.is_available() and ranks.is_initialized():
             facts["rank"] = ranks.get_rank()
         line = {"action": action, **{name: value for name, value in facts.items() if value is not None}}
-        if self._replaying:
+        if self.replaying:
             line["replay"] = True
         self.actions.append(line)
         if self._tell is not None:
