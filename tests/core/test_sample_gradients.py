@@ -1,0 +1,82 @@
+"""Gradients of samples: loops of autograd, the scale of a mean loss, layers that join samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from steepest.core.sample_gradients import chunks_of_gradients, sample_gradients
+
+
+class Attention(nn.Module):
+    """Causal attention of one head and a readout, after a normalisation that keeps samples apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix, self.out = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        q, k, v = self.mix(self.norm(x)).chunk(3, -1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)).mean(1)
+
+
+def one_by_one(model, loss_fn, x, y):
+    rows = [torch.autograd.grad(loss_fn(model(x[i : i + 1]), y[i : i + 1]), model.parameters()) for i in range(len(x))]
+    return {name: torch.stack([row[k] for row in rows]) for k, (name, _) in enumerate(model.named_parameters())}
+
+
+def test_a_loop_over_samples():
+    model = Attention().double()
+    x, y = torch.randn(6, 5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    wanted = one_by_one(model, cross_entropy, x, y)
+    rows = sample_gradients(model, cross_entropy, x, y)
+    pieces = list(chunks_of_gradients(model, cross_entropy, x, y, chunk=4))
+    assert [len(piece["norm.bias"]) for piece in pieces] == [4, 2]
+    assert set(rows) == set(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(rows[name], value)
+        torch.testing.assert_close(torch.cat([piece[name] for piece in pieces]), value)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_mean_loss_does_not_shrink_them():
+    """Gradients (1, 0), (3, 0), (1, 2), (3, 2): a variance of 4/3 each, not 4/3 over the square of the batch."""
+    model = nn.Linear(2, 1, bias=False)
+    slopes = torch.tensor([[1.0, 0.0], [3.0, 0.0], [1.0, 2.0], [3.0, 2.0]])
+    rows = sample_gradients(model, lambda out, y: out.mean(), slopes, torch.zeros(4))["weight"]
+    torch.testing.assert_close(rows.flatten(1).var(0), torch.tensor([4 / 3, 4 / 3]))
+
+
+def test_batch_normalisation():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    x, y = torch.randn(5, 2), torch.randn(5, 1)
+    with pytest.raises(ValueError, match="model: expected no layer that joins samples: evaluation mode, got"):
+        sample_gradients(model, mse_loss, x, y)
+    model.eval()
+    before = model[1].running_mean.clone()
+    rows, wanted = sample_gradients(model, mse_loss, x, y), one_by_one(model, mse_loss, x, y)
+    for name in wanted:
+        torch.testing.assert_close(rows[name], wanted[name])
+    assert torch.equal(model[1].running_mean, before)
+    with pytest.raises(ValueError, match="model: expected no layer"):
+        sample_gradients(nn.BatchNorm1d(2, track_running_stats=False).eval(), mse_loss, x, x)
+
+
+def test_frozen_parameters_are_left_out_unless_they_are_named():
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    x, y = torch.randn(3, 2), torch.randn(3, 1)
+    assert set(sample_gradients(model, mse_loss, x, y)) == {"weight"}
+    assert sample_gradients(model, mse_loss, x, y, names=["bias"])["bias"].shape == (3, 1)
+
+
+def test_what_it_refuses():
+    model, x = nn.Linear(2, 1), torch.randn(3, 2)
+    with pytest.raises(ValueError, match=r"targets: expected one for each of the inputs \(3, 2\)"):
+        sample_gradients(model, mse_loss, x, torch.ones(2, 1))
+    with pytest.raises(ValueError, match="names: expected parameters of the model"):
+        sample_gradients(model, mse_loss, x, torch.ones(3, 1), names=["head"])
+    with pytest.raises(ValueError, match="chunk: expected an integer >= 1"):
+        list(chunks_of_gradients(model, mse_loss, x, torch.ones(3, 1), chunk=0))
