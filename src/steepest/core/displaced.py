@@ -116,11 +116,21 @@ class Traces:
         if not _watchers:
             _hook(False)
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that were called, and all inside them."""
+        return list(self._seen.values())
+
     @torch.no_grad()
-    def undo(self) -> None:
-        """Buffers as they were before the first call."""
+    def undo(self, *, changed: bool = False) -> None:
+        """Buffers as they were before the first call.
+
+        Args:
+            changed: write only into buffers that have changed, as writing ends the graphs that need the others.
+        """
         for buffers, name, buffer, value in self._before.values():
-            buffer.copy_(value)
+            if not changed or not torch.equal(buffer, value):
+                buffer.copy_(value)
             buffers[name] = buffer
 
     @contextmanager
