@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from ...core.pages import canvas, page_parts
-from ...core.pages import inline as inline_figure
+from ...core.pages import page_parts
 from ...core.pages.palette import LIGHT
-from .figures import NARROW, WIDE, css_class
+from ...core.pages.svg import NARROW, WIDE, canvas, css_class
+from ...core.pages.svg import inline as inline_figure
 from .files import write_atomically
 from .html import environment
 from .numbers import clean, decimals, inline, number, probability

@@ -10,8 +10,7 @@ from markupsafe import Markup
 
 from ...core.lazy import late
 from ...core.pages.palette import LIGHT
-from ...core.pages.svg import canvas, inline
-from .figures import css_class
+from ...core.pages.svg import canvas, css_class, inline
 from .numbers import compact
 
 ticker = late("matplotlib.ticker")

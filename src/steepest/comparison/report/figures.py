@@ -13,12 +13,11 @@ from markupsafe import Markup
 
 from ...core.lazy import late
 from ...core.pages.palette import LIGHT
-from ...core.pages.svg import canvas, inline
+from ...core.pages.svg import canvas, css_class, inline
 from .numbers import interval, number
 
 ticker = late("matplotlib.ticker")
 
-NARROW, WIDE = 320, 760
 MARKS = {"better": "^", "not told apart": "o", "worse": "v"}
 TONES = {"better": "better", "not told apart": "neutral", "worse": "worse"}
 
@@ -175,8 +174,3 @@ def _ticks(limit: float, most: int) -> Any:
     step = next(factor * power for factor in (1, 2, 5, 10, 20, 50, 100) if limit * 0.98 // (factor * power) <= most)
     count = int(limit * 0.98 // step)
     return ticker.FixedLocator([step * k for k in range(-count, count + 1)])
-
-
-def css_class(width: int) -> str:
-    """The class that shows a drawing only where its width fits."""
-    return "narrow" if width < 500 else "wide"

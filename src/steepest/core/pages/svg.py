@@ -16,6 +16,8 @@ from .palette import LIGHT
 
 matplotlib, figures = late("matplotlib"), late("matplotlib.figure")
 
+NARROW, WIDE = 320, 760
+"""Widths of a drawing for a phone and for a desk, in CSS pixels."""
 SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
 NAMES = {colour: f"var(--{name})" for name, colour in reversed(LIGHT.items())} | {"#000000": "var(--ink)"}
@@ -41,6 +43,11 @@ STYLE = {
     "xtick.major.width": 0.8,
     "ytick.major.width": 0.8,
 }
+
+
+def css_class(width: int) -> str:
+    """The class that shows a drawing only where its width fits."""
+    return "narrow" if width < 500 else "wide"
 
 
 @contextmanager
