@@ -10,26 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from .checks import refuse, refuse_type
+from .probe import call_arguments
 from .torch_private import TorchDispatchMode, tree_map
 from .undisturbed import same_random_states
 
 ParameterFilter = Callable[[str, Tensor], bool] | Iterable[str] | Mapping[str, Tensor] | None
 """Which parameters: a rule of name and tensor, names, a dictionary, or all that need gradients."""
-
-
-def bare_model(model: nn.Module) -> nn.Module:
-    """A model without the wrappers that stand in the way of second derivatives: ``torch.compile`` and DDP.
-
-    >>> bare_model(torch.compile(nn.Linear(2, 2)))
-    Linear(in_features=2, out_features=2, bias=True)
-    """
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        else:
-            return model
 
 
 def chosen_parameters(model: nn.Module, params: ParameterFilter = None) -> dict[str, Tensor]:
@@ -93,12 +79,8 @@ def frozen_batches(batches: Any, device: torch.device) -> list[tuple[Any, Any]]:
 
 def call_model(model: nn.Module, inputs: Any) -> Tensor:
     """Outputs for inputs: a tensor, a tuple of arguments, or a dictionary of named ones."""
-    if isinstance(inputs, Mapping):
-        outputs = model(**inputs)
-    elif isinstance(inputs, list | tuple):
-        outputs = model(*inputs)
-    else:
-        outputs = model(inputs)
+    args, kwargs = call_arguments(inputs)
+    outputs = model(*args, **kwargs)
     if not isinstance(outputs, Tensor):
         refuse_type("model", "one that gives a tensor, or forward= that does", outputs)
     return outputs
@@ -141,14 +123,9 @@ def _divisor(loss: Callable[[Tensor, Any], Tensor], inputs: Any, target: Any) ->
             return float(valid.numel() if loss.weight is None else loss.weight[valid].double().sum())
         if loss is cross_entropy:
             return float((target != -100).sum())
-    tensors = [t for t in (target, *_leaves(inputs)) if isinstance(t, Tensor) and t.ndim]
+    args, kwargs = call_arguments(inputs)
+    tensors = [t for t in (target, *args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim]
     return float(tensors[0].shape[0] if tensors else 1)
-
-
-def _leaves(inputs: Any) -> list[Any]:
-    if isinstance(inputs, Mapping):
-        return list(inputs.values())
-    return list(inputs) if isinstance(inputs, list | tuple) else [inputs]
 
 
 def output_curvature(

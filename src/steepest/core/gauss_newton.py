@@ -12,7 +12,6 @@ from torch.func import functional_call, jvp, vmap
 from .checks import check_choice, refuse
 from .curvature_batches import (
     ParameterFilter,
-    bare_model,
     batch_weights,
     call_model,
     chosen_parameters,
@@ -21,6 +20,7 @@ from .curvature_batches import (
     output_curvature,
 )
 from .frozen_pass import TRAIN_MODES, FrozenPass
+from .probe import inner_module
 from .symmetric import Pieces, SymmetricOperator
 
 Value = TypeVar("Value")
@@ -60,7 +60,7 @@ class Jacobian:
         train_mode: str = "refuse",
     ) -> None:
         check_choice("train_mode", train_mode, TRAIN_MODES)
-        self.model = bare_model(model)
+        self.model = inner_module(model)
         self.inputs, self.forward = inputs, forward
         self.params = chosen_parameters(self.model, params)
         self._run = FrozenPass(lambda: forward(self.model, inputs), train_mode)
@@ -188,7 +188,7 @@ class GaussNewton(SymmetricOperator):
         check_choice("train_mode", train_mode, TRAIN_MODES)
         if not callable(loss):
             refuse("loss", "a function of outputs and target", loss)
-        model = bare_model(model)
+        model = inner_module(model)
         self.params = list(chosen_parameters(model, params).values())
         super().__init__([p.shape for p in self.params], flat_type(self.params), self.params[0].device, chunk)
         self.batches = frozen_batches(batches, self.device)

@@ -12,7 +12,6 @@ from .checks import check_choice, check_number, check_tensor, refuse
 from .curvature_batches import (
     ParameterFilter,
     WorkCount,
-    bare_model,
     batch_weights,
     call_model,
     chosen_parameters,
@@ -21,6 +20,7 @@ from .curvature_batches import (
 )
 from .displaced import length, put_back
 from .frozen_pass import TRAIN_MODES, FrozenPass
+from .probe import inner_module
 from .symmetric import Pieces, SymmetricOperator
 
 LossFunction = Callable[[], Tensor]
@@ -138,7 +138,7 @@ class Hessian(SymmetricOperator):
         tensor([[1., 0.],
                 [0., 1.]])
         """
-        model = bare_model(model)
+        model = inner_module(model)
         own = list(chosen_parameters(model, params).values())
         pairs = frozen_batches(batches, own[0].device)
 
