@@ -21,6 +21,10 @@ _OWN = "optimizer"
 """Where what belongs to no parameter stands in a ``state_dict``."""
 
 
+_Pair = tuple[Tensor, Tensor]
+"""A parameter and its gradient."""
+
+
 @dataclass
 class Share:
     """Parameters of one group, one device and one type, that a step moves together; complex numbers as pairs.
@@ -41,7 +45,16 @@ class Share:
 
     def state(self, name: str) -> list[Tensor]:
         """A tensor of each state."""
-        return [real(state[name]) for state in self.states]
+        values = [state[name] for state in self.states]
+        return list(map(real, values)) if self.parameters[0].is_complex() else values
+
+    @staticmethod
+    def joined(shares: Sequence[Share]) -> Share:
+        """All shares of one group as one."""
+        if len(shares) == 1:
+            return shares[0]
+        lists = zip(*((own.parameters, own.weights, own.slopes, own.states) for own in shares))
+        return Share(shares[0].group, *(list(chain.from_iterable(values)) for values in lists))
 
     def of(self, places: Sequence[int]) -> Share:
         """Some of them."""
@@ -152,41 +165,47 @@ class ListOptimizer(Unscaling):
 
     def _shares(self) -> list[Share]:
         """All parameters with a gradient. Sparse ones are refused before anything changes."""
-        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        for _, parameters in groups:
-            for p in parameters:
-                if p.grad.layout != torch.strided:
-                    refuse_type("params", "dense gradients", p.grad)
+        groups = [
+            (group, [(p, g) for p in group["params"] if (g := p.grad) is not None]) for group in self.param_groups
+        ]
+        for _, pairs in groups:
+            for _, g in pairs:
+                if g.layout != torch.strided:
+                    refuse_type("params", "dense gradients", g)
         shares = []
-        for group, parameters in groups:
-            for p in parameters:
+        for group, pairs in groups:
+            for p, _ in pairs:
                 if p not in self.state:
                     self.state[p] = self._start(group, p)
-            for together in self._together(group, parameters):
-                slopes = [real(p.grad) for p in together if p.grad is not None]
+            for together in self._together(group, pairs):
+                parameters, slopes = [p for p, _ in together], [g for _, g in together]
+                weights = parameters
+                if parameters[0].is_complex():
+                    weights, slopes = list(map(real, parameters)), list(map(real, slopes))
                 if group.get("maximize"):
                     slopes = list(foreach_neg(slopes))
-                states = [self.state[p] for p in together]
-                shares.append(Share(group, together, list(map(real, together)), slopes, states))
+                states = [self.state[p] for p in parameters]
+                shares.append(Share(group, parameters, weights, slopes, states))
         return shares
 
-    def _together(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    def _together(self, group: dict[str, Any], pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
         if group.get("foreach") is False:
-            yield from ([p] for p in parameters)
+            yield from ([pair] for pair in pairs)
             return
-        kinds: dict[Any, list[Tensor]] = {}
-        for p in parameters:
-            kinds.setdefault((p.device, p.dtype), []).append(p)
+        kinds: dict[Any, list[_Pair]] = {}
+        for pair in pairs:
+            kinds.setdefault((pair[0].is_cpu or pair[0].device, pair[0].dtype), []).append(pair)
         for (device, _), alike in kinds.items():
-            most = self.most[device.type != "cpu"]
-            bunch: list[Tensor] = []
+            most = self.most[device is not True]
+            bunch: list[_Pair] = []
             numbers = 0
-            for p in alike:
-                if bunch and numbers + p.numel() > most:
+            for pair in alike:
+                size = pair[0].numel()
+                if bunch and numbers + size > most:
                     yield bunch
                     bunch, numbers = [], 0
-                bunch.append(p)
-                numbers += p.numel()
+                bunch.append(pair)
+                numbers += size
             yield bunch
 
     def own_state(self) -> dict[str, Any]:

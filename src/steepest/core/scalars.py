@@ -1,10 +1,69 @@
-"""Python's numbers from numpy's: what a state or a file keeps is a plain ``int``, ``float`` or ``bool``."""
+"""Single numbers: Python's from numpy's, as a state or a file keeps them; arithmetic alike for floats and tensors."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+"""A number of Python where the host may know it, else a tensor of no dimension, which it does not wait for."""
+
+
+def readable(value: Tensor) -> Scalar:
+    """A number on the CPU as one of Python's; elsewhere as it came.
+
+    >>> readable(torch.tensor(0.5)), readable(torch.tensor(0.5, device="meta")).device.type
+    (0.5, 'meta')
+    """
+    return float(value) if value.device.type == "cpu" else value
+
+
+def like(value: Scalar, known: Scalar) -> Scalar:
+    """A number as one that is known: of Python, or a tensor of its type on its device.
+
+    >>> like(torch.tensor(0.5), 2.0), like(0.5, torch.zeros((), dtype=torch.float64))
+    (0.5, tensor(0.5000, dtype=torch.float64))
+    """
+    if isinstance(known, Tensor):
+        return torch.as_tensor(value, dtype=known.dtype, device=known.device)
+    return float(value)
+
+
+def clamped(value: Scalar, low: float = -math.inf, high: float = math.inf) -> Scalar:
+    """A number cut at bounds; NaN stays.
+
+    >>> clamped(3.0, high=1.0), clamped(torch.tensor(-2.0), low=0.0), clamped(math.nan, low=0.0)
+    (1.0, tensor(0.), nan)
+    """
+    if isinstance(value, Tensor):
+        return value.clamp(low, high)
+    return low if value < low else high if value > high else value
+
+
+def chosen(condition: bool | Tensor, yes: Scalar, no: Scalar) -> Scalar:
+    """One of two numbers.
+
+    >>> chosen(True, 1.0, 2.0), chosen(torch.tensor(False), torch.tensor(1.0), torch.tensor(2.0))
+    (1.0, tensor(2.))
+    """
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no
+
+
+def quotient(above: Scalar, below: Scalar) -> Scalar:
+    """A quotient where the number below is positive, else 0.
+
+    >>> quotient(1.0, 4.0), quotient(1.0, 0.0), quotient(torch.tensor(1.0), torch.tensor(0.0))
+    (0.25, 0.0, tensor(0.))
+    """
+    if isinstance(below, Tensor):
+        return torch.where(below > 0, above / below, 0.0)
+    return above / below if below > 0 else 0.0
 
 
 def plain(value: Any) -> Any:

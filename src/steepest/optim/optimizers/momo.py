@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ...core.checks import check_flag, check_number, refuse_type
+from ...core.moments import Moments, runs
 from ...core.optimizer import LossAware, Share, flat, inner, momentum_step, total
 from ...core.reductions import widen
+from ...core.scalars import Scalar, chosen, clamped, like, quotient, readable
 from ...core.search import Float
 from ...core.torch_private import (
     foreach_add_,
@@ -30,10 +34,16 @@ _KEPT = 2**22
 """Numbers up to which preconditioned averages are kept for the step; those of larger models are made again."""
 
 
+Sums = Sequence[Sequence[Scalar]]
+r"""Of each group :math:`\langle g, x \rangle`, :math:`\langle d, x \rangle`, :math:`\sum d^2 / D`."""
+
+
 class _Momo(LossAware):
     """What both have in common: averages, the model of the loss, its proximal step."""
 
     zero_start = False
+    tensors: tuple[str, ...] = ("average",)
+    """Of a state."""
 
     def __init__(
         self,
@@ -51,8 +61,8 @@ class _Momo(LossAware):
         check_flag("divide", divide)
         self.lowest, self.use_fstar, self.divide = float(lb), use_fstar, divide
         self.steps = 0
-        self.averages: dict[str, Tensor] = {}
-        self.factor: Tensor | None = None
+        self.averages: dict[str, Scalar] = {}
+        self.factor: Scalar | None = None
         super().__init__(params, options, foreach=foreach)
 
     def own_state(self) -> dict[str, Any]:
@@ -62,7 +72,11 @@ class _Momo(LossAware):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`own_state` gave."""
         self.steps = int(state["steps"])
-        self.averages = {name: value.clone() for name, value in state.items() if name != "steps"}
+        self.averages = {
+            name: value.clone() if isinstance(value, Tensor) else float(value)
+            for name, value in state.items()
+            if name != "steps"
+        }
 
     def _start(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
         return {"average": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
@@ -85,51 +99,88 @@ class _Momo(LossAware):
         beta = self._beta(self.param_groups[0])
         groups = [[share for share in shares if share.group is group] for group in self.param_groups]
         groups = [members for members in groups if members]
-        flats = [flat(p for share in members for p in share.weights) for members in groups]
-        products = [
-            inner(flat(slope for share in members for slope in share.slopes), own)
-            for members, own in zip(groups, flats)
-        ]
-        product = torch.stack(products).sum()
-        device, wide = product.device, product.dtype
-        averages = {name: value.to(device) for name, value in self.averages.items()}
-        for share in shares:
-            self._averaged(share, beta)
-        value = loss.to(device, wide)
-        zero = torch.zeros((), dtype=wide, device=device)
-        past = averages or {
+        joined = list(map(Share.joined, groups))
+        if all(runs(share.weights, share.slopes, *(share.state(name) for name in self.tensors)) for share in joined):
+            sums, move = self._in_one_pass(joined, beta)
+        else:
+            sums, move = self._by_lists(groups, beta)
+        product = sum(own for own, _, _ in sums)
+        value, zero = like(loss, product), like(0.0, product)
+        past = {name: like(average, product) for name, average in self.averages.items()} or {
             "loss": zero if self.zero_start else value,
             "product": zero if self.zero_start else product,
             "bound": zero + self.lowest,
         }
         self.steps += 1
         rho = 1 - beta**self.steps if self.zero_start else 1.0
-        f, gam, bound = past["loss"].lerp(value, 1 - beta), past["product"].lerp(product, 1 - beta), past["bound"]
+        f = past["loss"] + (1 - beta) * (value - past["loss"])
+        gam, bound = past["product"] + (1 - beta) * (product - past["product"]), past["bound"]
+        plain, along, squares, lengths = zero, zero, zero, zero
+        for share, (_, dot, square) in zip(joined, sums):
+            lr, c = share.group["lr"], self._shrink(share.group)
+            plain, along = plain + dot, along + dot / c
+            squares, lengths = squares + square * (lr / c), lengths + square * lr
+        reach = f - gam + along
+        if self.use_fstar:
+            bound = chosen(reach < rho * bound, clamped(reach / (2 * rho), low=self.lowest), bound)
+        u = clamped(quotient(clamped(reach - rho * bound, low=0.0), squares), high=1 / rho)
+        if self.use_fstar:
+            bound = clamped((f + plain - gam - 0.5 * u * lengths) / rho, low=self.lowest)
+        self.averages = {"loss": f, "product": gam, "bound": bound}
+        self.factor = u
+        move(u)
+
+    def _in_one_pass(self, groups: list[Share], beta: float) -> tuple[Sums, Callable[[Scalar], None]]:
+        """Averages take in the gradients; sums of each group, and what moves so many rates along the directions.
+
+        Each tensor is passed through once for its sums and once for its move: float32 on the CPU.
+        """
+        moments = [self._moments(share) for share in groups]
+        sums = [own.products(*self._decays(share.group, beta)) for share, own in zip(groups, moments)]
+
+        def move(factor: Scalar) -> None:
+            for share, own in zip(groups, moments):
+                with self._decayed(share):
+                    own.move(float(factor) * share.group["lr"])
+
+        return sums, move
+
+    def _by_lists(self, groups: list[list[Share]], beta: float) -> tuple[Sums, Callable[[Scalar], None]]:
+        """The same by operations on lists of tensors."""
+        flats = [flat(p for share in members for p in share.weights) for members in groups]
+        products = [
+            inner(flat(slope for share in members for slope in share.slopes), own)
+            for members, own in zip(groups, flats)
+        ]
+        for share in chain.from_iterable(groups):
+            self._averaged(share, beta)
         small = sum(vector.numel() for own in flats for vector in own) <= _KEPT
         ways: dict[int, list[Tensor]] = {}
-        plain, along, squares, lengths = zero, zero, zero, zero
-        for members, weights in zip(groups, flats):
-            group = members[0].group
+        sums = []
+        for members, weights, product in zip(groups, flats, products):
             own = flat(average for share in members for average in share.state("average"))
-            dot = inner(own, weights)
             if small:
                 ways |= {id(share): self._directions(share) for share in members}
                 square = inner(own, self._flat_directions(own, [way for share in members for way in ways[id(share)]]))
             else:
                 square = total(self._square(share) for share in members)
-            c = self._shrink(group)
-            plain, along = plain + dot, along + dot / c
-            squares, lengths = squares + square * (group["lr"] / c), lengths + square * group["lr"]
-        reach = f - gam + along
-        if self.use_fstar:
-            bound = torch.where(reach < rho * bound, (reach / (2 * rho)).clamp(min=self.lowest), bound)
-        u = torch.where(squares > 0, (reach - rho * bound).clamp(min=0.0) / squares, 0.0).clamp(max=1 / rho)
-        if self.use_fstar:
-            bound = ((f + plain - gam - 0.5 * u * lengths) / rho).clamp(min=self.lowest)
-        self.averages = {"loss": f, "product": gam, "bound": bound}
-        self.factor = u
-        for share in shares:
-            self._apply(share, ways[id(share)] if small else self._directions(share), u * share.group["lr"])
+            sums.append(tuple(map(readable, (product, inner(own, weights), square))))
+
+        def move(factor: Scalar) -> None:
+            for share in chain.from_iterable(groups):
+                with self._decayed(share):
+                    directions = ways[id(share)] if small else self._directions(share)
+                    self._apply(share, directions, factor * share.group["lr"])
+
+        return sums, move
+
+    def _decays(self, group: dict[str, Any], beta: float) -> tuple[float, ...]:
+        """By what averages are multiplied, and what a new gradient counts; the same of squares."""
+        return (beta, 1 - beta) if self.steps or self.zero_start else (0.0, 1.0)
+
+    def _moments(self, share: Share) -> Moments:
+        """A share and one gradient more, for one pass."""
+        return Moments(share.weights, share.slopes, share.state("average"))
 
     def _square(self, share: Share) -> Tensor:
         """One product a tensor, so that it is the same however a step takes them together."""
@@ -139,14 +190,19 @@ class _Momo(LossAware):
         """Directions as vectors; without a metric they are the averages."""
         return averages
 
-    def _apply(self, share: Share, ways: list[Tensor], factor: Tensor) -> None:
+    def _apply(self, share: Share, ways: list[Tensor], factor: Scalar) -> None:
+        if isinstance(factor, float):
+            momentum_step(share.weights, ways, [], factor, 0.0)
+        else:  # the host does not wait for it
+            foreach_sub_(share.weights, foreach_mul(ways, factor.to(ways[0].dtype)))
+
+    @contextmanager
+    def _decayed(self, share: Share) -> Iterator[None]:
+        """What decay does before and after a move."""
         decay = share.group["lr"] * share.group["weight_decay"]
         if decay and not self.divide:
             foreach_mul_(share.weights, 1 - decay)
-        if factor.device.type == "cpu":
-            momentum_step(share.weights, ways, [], float(factor), 0.0)
-        else:  # the host does not wait for it
-            foreach_sub_(share.weights, foreach_mul(ways, factor.to(ways[0].dtype)))
+        yield
         if decay and self.divide:
             foreach_div_(share.weights, 1 + decay)
 
@@ -271,6 +327,7 @@ class MomoAdam(_Momo):
     """
 
     name = "momo_adam"
+    tensors = ("average", "squares")
     ranges = {"lr": {"low": 0.0}, "weight_decay": {"low": 0.0}, "eps": {"low": 0.0, "open_low": True}}
     zero_start = True
 
@@ -306,12 +363,26 @@ class MomoAdam(_Momo):
         for state in share.states:
             state["steps"] += 1
 
-    def _directions(self, share: Share) -> list[Tensor]:
-        decay = share.group["betas"][1]
-        metric = foreach_sqrt([widen(value) for value in share.state("squares")])  # half types have no 1e-8
+    def _decays(self, group: dict[str, Any], beta: float) -> tuple[float, ...]:
+        return (*super()._decays(group, beta), group["betas"][1], 1 - group["betas"][1])
+
+    def _moments(self, share: Share) -> Moments:
+        for state in share.states:
+            state["steps"] += 1
+        roots = self._roots(share)
+        averages, squares = share.state("average"), share.state("squares")
+        shares = [1 / root for root in roots]
+        return Moments(share.weights, share.slopes, averages, squares, shares, share.group["eps"])
+
+    def _roots(self, share: Share) -> list[float]:
         counts = [state["steps"] for state in share.states]
-        roots = {count: math.sqrt(1 - decay**count) for count in set(counts)}
-        foreach_div_(metric, roots[counts[0]] if len(roots) == 1 else [roots[count] for count in counts])
+        roots = {count: math.sqrt(1 - share.group["betas"][1] ** count) for count in set(counts)}
+        return [roots[count] for count in counts]
+
+    def _directions(self, share: Share) -> list[Tensor]:
+        metric = foreach_sqrt([widen(value) for value in share.state("squares")])  # half types have no 1e-8
+        roots = self._roots(share)
+        foreach_div_(metric, roots[0] if len(set(roots)) == 1 else roots)
         foreach_add_(metric, share.group["eps"])
         return list(foreach_div(share.state("average"), metric))
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ...core.checks import check_choice, check_number, check_tensor, refuse_type
+from ...core.moments import Moments, runs
 from ...core.optimizer import LossAware, Share, check_loss, flat, inner, over_ranks
 from ...core.reductions import widen
+from ...core.scalars import Scalar, chosen, clamped, like, quotient, readable
 from ...core.search import Choice, Float
 from ...core.torch_private import (
     foreach_add_,
@@ -180,7 +182,7 @@ class PSPS(LossAware):
         self.preconditioner, self.slack_kind, self.lam, self.beta = preconditioner, slack, lam, beta
         self.cap, self.eps = cap, eps
         self.curvature = HutchinsonPreconditioner(beta, floor, init_samples)
-        self.slack: Tensor | None = None
+        self.slack: Scalar | None = None
         super().__init__(params, {"lr": lr}, foreach=foreach, generator=generator)
 
     def own_state(self) -> dict[str, Any]:
@@ -190,7 +192,8 @@ class PSPS(LossAware):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take what :meth:`own_state` gave."""
         super().load_own_state(state)
-        self.slack = state["slack"].clone() if "slack" in state else None
+        slack = state.get("slack")
+        self.slack = slack.clone() if isinstance(slack, Tensor) else slack
 
     def step(self, closure: Callable[[], Any] | None = None, loss: Tensor | float | None = None) -> Any:
         """One step; see the class for what the closure does.
@@ -256,38 +259,70 @@ class PSPS(LossAware):
             foreach_addcmul_(squares, share.slopes, share.slopes)
         metric = foreach_sqrt([widen(value) for value in squares])  # half types have no 1e-8
         if self.preconditioner == "adam":
-            foreach_div_(metric, [math.sqrt(1 - self.beta ** state["steps"]) for state in share.states])
+            foreach_div_(metric, self._roots(share))
         foreach_add_(metric, self.eps)
         return list(foreach_div(share.slopes, metric))
 
     def _advance_with(self, loss: Tensor, shares: list[Share]) -> None:
         check_loss(loss, 0.0)
+        members = [[share for share in shares if share.group is group] for group in self.param_groups]
+        joined = [Share.joined(own) for own in members if own]  # a sum in the order of tensors, however they are taken
+        names = ["squares"] if self.preconditioner in ("adagrad", "adam") else []
+        lists = [(share.weights, share.slopes, *map(share.state, names)) for share in joined]
+        if self.preconditioner != "hutchinson" and all(runs(*own) for own in lists):
+            self._in_one_pass(loss, joined)
+            return
         ways = [self._directions(share) for share in shares]
         q = inner(flat(g for share in shares for g in share.slopes), flat(way for own in ways for way in own))
-        length = self._length(loss.to(q.device, q.dtype), q)
+        length = self._length(loss, readable(q))
         for share, own in zip(shares, ways):
             factor = length * share.group["lr"]
-            if factor.device.type == "cpu":
-                foreach_add_(share.weights, own, alpha=-float(factor))
+            if isinstance(factor, float):
+                foreach_add_(share.weights, own, alpha=-factor)
             else:  # the host does not wait for it
                 foreach_sub_(share.weights, foreach_mul(own, factor.to(own[0].dtype)))
 
-    def _length(self, f: Tensor, q: Tensor) -> Tensor:
-        fine = (f >= 0) & f.isfinite() & (q >= _FLAT)
-        slack = torch.zeros_like(f) if self.slack is None else self.slack.to(f.device)
-        plain = f / q
+    def _in_one_pass(self, loss: Tensor, shares: list[Share]) -> None:
+        """The step over float32 on the CPU: each tensor is passed through once for its sum and once for its move."""
+        moments = [self._moments(share) for share in shares]
+        decays = (self.beta, 1 - self.beta) if self.preconditioner == "adam" else (1.0, 1.0)
+        length = float(self._length(loss, sum(own.products(0.0, 1.0, *decays)[2] for own in moments)))
+        for share, own in zip(shares, moments):
+            own.move(length * share.group["lr"])
+
+    def _moments(self, share: Share) -> Moments:
+        """A share and one gradient more, for one pass: float32 on the CPU."""
+        if self.preconditioner == "none":
+            return Moments(share.weights, share.slopes)
+        shares: list[float] = []
+        if self.preconditioner == "adam":
+            for state in share.states:
+                state["steps"] += 1
+            shares = [1 / root for root in self._roots(share)]
+        return Moments(share.weights, share.slopes, (), share.state("squares"), shares, self.eps)
+
+    def _roots(self, share: Share) -> list[float]:
+        counts = [state["steps"] for state in share.states]
+        roots = {count: math.sqrt(1 - self.beta**count) for count in set(counts)}
+        return [roots[count] for count in counts]
+
+    def _length(self, loss: Tensor, q: Scalar) -> Scalar:
+        f = like(loss, q)
+        slack = like(0.0 if self.slack is None else self.slack, q)
+        plain = quotient(f, q)
         if self.slack_kind == "L1":
-            t = (f - slack + self.lam).clamp(min=0.0) / (1 + q)
-            length, after = torch.minimum(t, plain), (slack - self.lam + t).clamp(min=0.0)
+            t = clamped(f - slack + self.lam, low=0.0) / (1 + q)
+            length, after = chosen(t < plain, t, plain), clamped(slack - self.lam + t, low=0.0)
         elif self.slack_kind == "L2":
             c = 1 / (1 + self.lam)
-            length = (f - c * slack).clamp(min=0.0) / (q + c)
+            length = clamped(f - c * slack, low=0.0) / (q + c)
             after = c * (slack + length)
         else:
             length, after = plain, slack
+        fine = (f >= 0) & (f < math.inf) & (q >= _FLAT)  # also where the host may not look: q of NaN
         if self.slack_kind is not None:
-            self.slack = torch.where(fine, after, slack)
-        return torch.where(fine, length.clamp(max=self.cap), 0.0)
+            self.slack = chosen(fine, after, slack)
+        return chosen(fine, clamped(length, high=self.cap), like(0.0, q))
 
     @classmethod
     def builders(cls) -> list[Callable[[Params], Self]]:
