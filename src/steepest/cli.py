@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_schedules import schedules_command
-from .cli_watch import watch_command
+from .cli_watch import doctor_command, watch_command
 from .comparison.cli import register as register_comparison
 from .core.terminal import paragraphs
 from .lab.cli import lab_app
@@ -154,6 +154,7 @@ def show_command(
 
 app.command("schedules")(schedules_command)
 app.command("watch")(watch_command)
+app.command("doctor")(doctor_command)
 
 
 def _with_status(rows: Sequence[System]) -> list[tuple[System, dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,6 +69,99 @@ def watch_command(
     except OSError as error:
         raise InputError(f"--page: cannot write {str(page)!r}: {error.strerror}") from error
     typer.echo(f"\npage: {page}")
+
+
+def doctor_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="module:function, which gives (model, objective, data) or (model, objective, data, optimizer); or a "
+            "script, which is run, and whose model, objective (or criterion, loss_fn), data (or loader) and optimizer "
+            "are looked at.",
+            show_default=False,
+        ),
+    ],
+    checks: Annotated[list[str] | None, typer.Option("--check", help="A check; again for more. Default: all.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the checks that take many passes.")] = 256,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where something looks wrong.")] = False,
+) -> None:
+    """Look once at a model and its data, and say in words what looks wrong and which part of steepest to try.
+
+    Dead units, exploding logits, the edge of stability, collapsed rank, miscalibration, gradient conflict, label noise,
+    tokens that never train: each with the number, the threshold, and where that comes from. Nothing is trained or
+    changed. In Python: steepest.watch.diagnose(model, objective, data, optimizer=optimizer).
+
+    Examples:
+
+    steepest doctor my_package.training:parts
+
+    steepest doctor train.py
+
+    steepest doctor train.py --check label_noise --check miscalibration
+    """
+    from .core.errors import InputError
+    from .core.terminal import say
+    from .watch.doctor import diagnose
+
+    model, objective, data, optimizer = _parts(what)
+    try:
+        diagnosis = diagnose(model, objective, data, optimizer=optimizer, checks=checks, samples=samples)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: {error}") from error
+    for line in str(diagnosis).splitlines():
+        say(line)
+    if strict and diagnosis.wrong:
+        raise typer.Exit(1)
+
+
+NAMES = {
+    "model": ("model", "net", "network"),
+    "objective": ("objective", "criterion", "loss_fn", "loss_function"),
+    "data": ("data", "loader", "valid_loader", "val_loader", "test_loader", "train_loader"),
+    "optimizer": ("optimizer", "optim", "opt"),
+}
+"""Names in a script, in the order in which they are looked for."""
+
+
+def _parts(what: str) -> tuple[Any, Any, Any, Any]:
+    """Model, objective, data and optimizer (or None) that a function gives or a script leaves.
+
+    Raises:
+        InputError: it cannot be run, or something is missing.
+    """
+    import runpy
+
+    from .comparison.own_parts import imported
+    from .core.errors import InputError
+
+    if Path(what).suffix == ".py":
+        if not Path(what).is_file():
+            raise InputError(f"no script {what!r}")
+        sys.path.insert(0, str(Path(what).parent))
+        try:
+            values = runpy.run_path(what, run_name="__main__")
+        except Exception as error:
+            raise InputError(f"{what}: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.pop(0)
+        chosen = {kind: next((values[n] for n in names if n in values), None) for kind, names in NAMES.items()}
+    else:
+        if ":" not in what:
+            raise InputError(f"expected a script that ends in .py, or module:function, got {what!r}")
+        function = imported("doctor", what, trust=True)  # the present call names it
+        if not callable(function):
+            raise InputError(f"{what}: expected a function, got {function!r:.80}")
+        try:
+            given = function()
+        except Exception as error:
+            raise InputError(f"{what}: {type(error).__name__}: {error}") from error
+        if not isinstance(given, tuple) or len(given) not in (3, 4):
+            raise InputError(f"{what}: expected (model, objective, data) or with an optimizer, got {given!r:.80}")
+        chosen = dict(zip(NAMES, (*given, None)))
+    missing = [kind for kind in ("model", "objective", "data") if chosen[kind] is None]
+    if missing:
+        raise InputError(f"{what}: expected a variable {' or '.join(NAMES[missing[0]])}, found none")
+    return chosen["model"], chosen["objective"], chosen["data"], chosen["optimizer"]
 
 
 def _draw(text: str) -> None:

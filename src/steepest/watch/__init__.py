@@ -10,6 +10,8 @@ from ..catalogue import lazy_room
 __getattr__, __dir__ = lazy_room(
     __name__,
     {
+        "Diagnosis": "doctor",
+        "Finding": "doctor",
         "GradientNorms": "vital_signs",
         "Guard": "guard",
         "GuardStop": "guard",
@@ -19,6 +21,7 @@ __getattr__, __dir__ = lazy_room(
         "RunRecord": "journal",
         "UnitActivity": "vital_signs",
         "UpdateRatios": "vital_signs",
+        "diagnose": "doctor",
         "logarithmic": "recorder",
         "read_run": "journal",
     },

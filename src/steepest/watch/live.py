@@ -48,7 +48,9 @@ def run_text(record: RunRecord, width: int = 80, height: int = 12) -> str:
     for note in record.notes[-NOTES:]:
         cause = note.get("cause", note.get("text", ""))
         words = ", ".join(map(str, cause)) if isinstance(cause, list) else str(cause)
-        lines.append(f"step {note.get('step', '?')}: {str(note.get('action', note['kind'])).replace('_', ' ')}: {words}")
+        lines.append(
+            f"step {note.get('step', '?')}: {str(note.get('action', note['kind'])).replace('_', ' ')}: {words}"
+        )
     return "\n".join(lines).rstrip()
 
 
