@@ -292,6 +292,28 @@ def test_batch_norm_and_dropout_in_training_mode_are_refused_or_frozen():
     torch.testing.assert_close(by_differences.matrix(), first, rtol=1e-6, atol=1e-6)
 
 
+def test_training_mode_is_left_for_the_pass_alone_with_evaluate():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    model[1].running_mean.normal_()
+    pair = (draw(8, 3), draw(8, 2, seed=1))
+    model.eval()
+    expected = [build(model, F.mse_loss, pair).matrix() for build in (Hessian.of_model, GaussNewton)]
+    model.train()
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for build, matrix in zip((Hessian.of_model, GaussNewton), expected):
+        operator = build(model, F.mse_loss, pair, train_mode="evaluate")
+        torch.testing.assert_close(operator.matrix(), matrix, rtol=1e-12, atol=1e-14)
+        assert [module.training for module in model.modules()] == modes
+    by_differences = Hessian.of_model(model, F.mse_loss, pair, train_mode="evaluate", method="differences").matrix()
+    torch.testing.assert_close(by_differences, expected[0], rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="modules: expected"):
+        Hessian(lambda: model(pair[0]).sum(), list(model.parameters()), train_mode="evaluate")
+
+
 def test_a_loss_that_draws_another_batch_at_each_call_is_refused():
     x, model = draw(64, 3), mlp()
 

@@ -24,8 +24,9 @@ Questions, each with an error that can be read:
   Solution(solution, residual, iterations, converged, negative, curvature)``.
 
 And of one loss and plain vectors: :func:`hessian_product`, :func:`~.lanczos.largest_eigenpair`. Data, random numbers
-and running statistics are frozen for an operator's life; the default generators are the same at each call: same seed,
-same bits.
+and running statistics are frozen for an operator's life; batch norm and dropout in training mode are refused, or run in
+evaluation mode (``train_mode="evaluate"``), or frozen (``"freeze"``). Modes, flags, ``.grad`` and random states stay.
+The default generators are the same at each call: same seed, same bits.
 """
 
 from __future__ import annotations

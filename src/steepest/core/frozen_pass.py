@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .checks import refuse
+from .checks import check_choice, refuse
 from .displaced import Traces, random_numbers, same_random_numbers
 from .torch_private import AnyBatchNorm, AnyDropout
 
 Value = TypeVar("Value")
-TRAIN_MODES = ("refuse", "freeze", "trust")
+TRAIN_MODES = ("refuse", "evaluate", "freeze", "trust")
 
 
 @contextmanager
@@ -46,10 +46,14 @@ class FrozenPass:
 
     Args:
         forward: gives a tensor: a loss, or outputs.
-        train_mode: "refuse" a pass through batch norm or dropout in training mode, and one whose value depends on
-            random numbers, as its curvature is that of another function at each call; or "freeze" it: one mask of
-            dropout for all runs, batch norm by the statistics of its batch. Or "trust" it as it is, with the traces
-            that it leaves.
+        train_mode: what is done about modules in training mode.
+
+            - "refuse" a pass through batch norm or dropout in it, and one whose value depends on random numbers, as its
+              curvature is that of another function at each call;
+            - "evaluate": run modules in evaluation mode, and put their modes back;
+            - "freeze" training mode: one mask of dropout for all runs, batch norm by the statistics of its batch;
+            - "trust" the pass as it is, with the traces that it leaves.
+        modules: that "evaluate" is about.
 
     Raises:
         ValueError: such a pass, at its first run; or one that gives another value with the same random numbers.
@@ -57,10 +61,18 @@ class FrozenPass:
     >>> layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     >>> FrozenPass(lambda: layer(torch.ones(1, 2)).sum())()
     Traceback (most recent call last):
-    ValueError: train_mode: expected modules in evaluation mode, or train_mode="freeze", got 'Dropout in training mode'
+    ValueError: train_mode: expected modules in evaluation mode, "evaluate" or "freeze", got 'Dropout in training mode'
     """
 
-    def __init__(self, forward: Callable[[], Tensor], train_mode: str = "refuse") -> None:
+    def __init__(
+        self, forward: Callable[[], Tensor], train_mode: str = "refuse", modules: Sequence[nn.Module] = ()
+    ) -> None:
+        check_choice("train_mode", train_mode, TRAIN_MODES)
+        if train_mode == "evaluate" and not modules:
+            refuse("modules", 'those whose modes train_mode="evaluate" changes', "none")
+        self._evaluated = (
+            [inner for module in modules for inner in module.modules()] if train_mode == "evaluate" else []
+        )
         self.forward = forward
         self.train_mode = train_mode
         self._numbers = random_numbers()
@@ -74,7 +86,7 @@ class FrozenPass:
         if not self._compared:
             assert self._first is not None
             if not _same(self._first, value):
-                given = "with the same random numbers" if self.train_mode == "freeze" else "at each call"
+                given = "with the same random numbers" if self.train_mode == "freeze" else "at another"
                 refuse("loss", "the same value at each call", f"another one {given}")
             self._compared = True
         return value
@@ -86,28 +98,46 @@ class FrozenPass:
                 return function()
         if not self._looked:
             self._first, self._looked = self._look(), True
-        with _copied_buffers(self._modules), twice_differentiable(), same_random_numbers(self._numbers):
+        with (
+            _copied_buffers(self._modules),
+            _evaluating(self._evaluated),
+            twice_differentiable(),
+            same_random_numbers(self._numbers),
+        ):
             return function()
 
     def _look(self) -> Tensor:
         """A run without a graph, which finds the modules, with other random numbers where those may not matter."""
         numbers = self._numbers
-        if self.train_mode == "refuse":
+        if self.train_mode != "freeze":
             numbers = {name: _other(name) for name in numbers}
         traces = Traces()
         try:
-            with torch.no_grad(), twice_differentiable(), same_random_numbers(numbers), traces.watching():
-                value = self.forward()
+            with _evaluating(self._evaluated), traces.watching():
+                with torch.no_grad(), twice_differentiable(), same_random_numbers(numbers):
+                    value = self.forward()
+                training = [module for module in traces.modules if module.training]
         finally:
             traces.undo(changed=True)
-        training = [module for module in traces.modules if module.training]
         norms = [module for module in training if isinstance(module, AnyBatchNorm)]
         dropouts = [module for module in training if isinstance(module, AnyDropout) and module.p > 0]
-        if self.train_mode == "refuse" and (norms or dropouts):
+        if self.train_mode != "freeze" and (norms or dropouts):
             kind = type((norms or dropouts)[0]).__name__
-            refuse("train_mode", 'modules in evaluation mode, or train_mode="freeze"', f"{kind} in training mode")
+            refuse("train_mode", 'modules in evaluation mode, "evaluate" or "freeze"', f"{kind} in training mode")
         self._modules = traces.modules
         return value.detach()
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes):
+            module.training = mode
 
 
 @contextmanager

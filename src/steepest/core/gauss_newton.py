@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
-from .checks import check_choice, refuse
+from .checks import refuse
 from .curvature_batches import (
     ParameterFilter,
     batch_weights,
@@ -19,7 +19,7 @@ from .curvature_batches import (
     frozen_batches,
     output_curvature,
 )
-from .frozen_pass import TRAIN_MODES, FrozenPass
+from .frozen_pass import FrozenPass
 from .probe import inner_module
 from .symmetric import Pieces, SymmetricOperator
 
@@ -34,7 +34,7 @@ class Jacobian:
         inputs: a tensor, a tuple of arguments, or a dictionary of named ones.
         params: which parameters: a rule ``(name, tensor) -> bool``, names, or all that need gradients.
         forward: outputs of the model for inputs.
-        train_mode: "refuse" or "freeze" batch norm and dropout in training mode.
+        train_mode: what batch norm and dropout in training mode do: see :class:`~.frozen_pass.FrozenPass`.
 
     Attributes:
         outputs: with their graph, which is kept.
@@ -59,11 +59,10 @@ class Jacobian:
         forward: Callable[[nn.Module, Any], Tensor] = call_model,
         train_mode: str = "refuse",
     ) -> None:
-        check_choice("train_mode", train_mode, TRAIN_MODES)
         self.model = inner_module(model)
         self.inputs, self.forward = inputs, forward
         self.params = chosen_parameters(self.model, params)
-        self._run = FrozenPass(lambda: forward(self.model, inputs), train_mode)
+        self._run = FrozenPass(lambda: forward(self.model, inputs), train_mode, [self.model])
         with torch.enable_grad():
             self.outputs = self._run()
         self._backward_twice = False
@@ -159,7 +158,7 @@ class GaussNewton(SymmetricOperator):
         forward: outputs of the model for inputs.
         keep: whether graphs of outputs stay for later calls; default: where there is one batch.
         chunk: how many vectors of a matrix go through at once, by ``vmap``.
-        train_mode: "refuse" or "freeze" batch norm and dropout in training mode.
+        train_mode: what batch norm and dropout in training mode do: see :class:`~.frozen_pass.FrozenPass`.
 
     Raises:
         ValueError: batches that are no pairs, parameters that are frozen or not there, outputs that differ at each
@@ -185,7 +184,6 @@ class GaussNewton(SymmetricOperator):
         chunk: int | None = None,
         train_mode: str = "refuse",
     ) -> None:
-        check_choice("train_mode", train_mode, TRAIN_MODES)
         if not callable(loss):
             refuse("loss", "a function of outputs and target", loss)
         model = inner_module(model)

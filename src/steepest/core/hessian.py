@@ -19,7 +19,7 @@ from .curvature_batches import (
     frozen_batches,
 )
 from .displaced import length, put_back
-from .frozen_pass import TRAIN_MODES, FrozenPass
+from .frozen_pass import FrozenPass
 from .probe import inner_module
 from .symmetric import Pieces, SymmetricOperator
 
@@ -53,8 +53,9 @@ class Hessian(SymmetricOperator):
             that saves a pass a call and costs memory.
         chunk: how many vectors of a matrix go through at once, by ``vmap``; default on a GPU and for small operations
             16, else 1.
-        train_mode: "refuse" or "freeze" batch norm and dropout in training mode, or "trust" that losses are the same at
-            each call, which saves a look.
+        train_mode: "refuse" or "freeze" batch norm and dropout in training mode, "evaluate" modules in evaluation mode,
+            or "trust" that losses are the same at each call, which saves a look.
+        modules: that "evaluate" is about.
 
     Attributes:
         method: "exact" or "differences", once a product is computed.
@@ -84,6 +85,7 @@ class Hessian(SymmetricOperator):
         keep: bool | None = None,
         chunk: int | None = None,
         train_mode: str = "refuse",
+        modules: Sequence[nn.Module] = (),
     ) -> None:
         params = list(params)
         for p in params:
@@ -91,7 +93,6 @@ class Hessian(SymmetricOperator):
         if not all(p.requires_grad for p in params) or not params:
             refuse("params", "tensors that need gradients", [p.requires_grad for p in params])
         check_choice("method", method, ("auto", "exact", "differences"))
-        check_choice("train_mode", train_mode, TRAIN_MODES)
         functions = [losses] if callable(losses) else list(losses)
         if not functions:
             refuse("losses", "one or more", "none")
@@ -105,7 +106,7 @@ class Hessian(SymmetricOperator):
         self.method = method
         self.eps = max(STEPS[p.dtype] for p in params) if eps is None else float(eps)
         self.keep = len(functions) == 1 if keep is None else keep
-        self._passes = [FrozenPass(function, train_mode) for function in functions]
+        self._passes = [FrozenPass(function, train_mode, modules) for function in functions]
         self._graphs: dict[int, list[Tensor | None]] = {}
         self._batched = True
         self._many: int | None = None
@@ -145,8 +146,9 @@ class Hessian(SymmetricOperator):
         def function_of(inputs: Any, target: Any) -> LossFunction:
             return lambda: loss(forward(model, inputs), target)
 
+        watched = [model, loss] if isinstance(loss, nn.Module) else [model]
         functions = [function_of(inputs, target) for inputs, target in pairs]
-        return cls(functions, own, weights=batch_weights(loss, pairs, weights), **options)
+        return cls(functions, own, weights=batch_weights(loss, pairs, weights), modules=watched, **options)
 
     def prepare(self) -> None:
         """Compute now what the first product would: the graphs that are kept."""
