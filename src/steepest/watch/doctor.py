@@ -325,11 +325,17 @@ def _gradient_conflict(case: _Case) -> Measured:
 
 RARE = 1e-3
 """Probability below which a label contradicts a model."""
+LEARNED = 0.8
+"""A model whose median loss is above this share of the labels' entropy says nothing about their noise."""
 
 
 def _label_noise(case: _Case) -> Measured:
     """Labels that contradict the model more often than it expects, and what it gives to all classes alike."""
     logits, labels = case.logits()
+    shares = labels.bincount(minlength=logits.shape[-1]).double() / len(labels)
+    known = float(-torch.special.xlogy(shares, shares).sum())
+    if float(logits.log_softmax(-1).gather(1, labels[:, None]).double().median().neg()) > LEARNED * known:
+        raise _LeftOut("the model explains too little of the labels yet")
     p = logits.double().softmax(-1)
     rare = p < RARE
     contradicted = float(rare.gather(1, labels[:, None]).double().mean())
