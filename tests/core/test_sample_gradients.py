@@ -22,8 +22,10 @@ class Attention(nn.Module):
         return self.out(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)).mean(1)
 
 
-def one_by_one(model, loss_fn, x, y):
-    rows = [torch.autograd.grad(loss_fn(model(x[i : i + 1]), y[i : i + 1]), model.parameters()) for i in range(len(x))]
+def one_by_one(model, loss_fn, x, y, call=None):
+    call = call or (lambda x, y: model(x))
+    losses = [loss_fn(call(x[i : i + 1], y[i : i + 1]), y[i : i + 1]) for i in range(len(x))]
+    rows = [torch.autograd.grad(loss, model.parameters()) for loss in losses]
     return {name: torch.stack([row[k] for row in rows]) for k, (name, _) in enumerate(model.named_parameters())}
 
 
@@ -64,6 +66,31 @@ def test_batch_normalisation():
         sample_gradients(nn.BatchNorm1d(2, track_running_stats=False).eval(), mse_loss, x, x)
 
 
+class Shifted(nn.Module):
+    """A loss of its own, of named arguments; one of them is the same for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, x, y, *, power=1):
+        return {"loss": (self.line(x)[:, 0] - y).abs().pow(power).mean()}
+
+
+@pytest.mark.parametrize("inputs", [dict, tuple])
+def test_models_of_several_arguments_that_give_a_loss(inputs):
+    model, x, y = Shifted(), torch.randn(5, 2), torch.randn(5)
+    batch = {"x": x, "y": y, "power": 2} if inputs is dict else (x, y)
+    rows = torch.cat([piece["line.weight"] for piece in chunks_of_gradients(model, own_loss, batch, chunk=2)])
+    power = 2 if inputs is dict else 1
+    wanted = one_by_one(model, lambda out, y: out["loss"], x, y, lambda x, y: model(x, y, power=power))
+    torch.testing.assert_close(rows, wanted["line.weight"])
+
+
+def own_loss(outputs, _):
+    return outputs["loss"]
+
+
 def test_frozen_parameters_are_left_out_unless_they_are_named():
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
@@ -74,8 +101,9 @@ def test_frozen_parameters_are_left_out_unless_they_are_named():
 
 def test_what_it_refuses():
     model, x = nn.Linear(2, 1), torch.randn(3, 2)
-    with pytest.raises(ValueError, match=r"targets: expected one for each of the inputs \(3, 2\)"):
-        sample_gradients(model, mse_loss, x, torch.ones(2, 1))
+    for rows, y in ((x, torch.ones(2, 1)), (x[:0], x[:0]), ((x, x[:2]), None), ({}, None)):
+        with pytest.raises(ValueError, match="inputs, targets: expected tensors of equally many samples"):
+            sample_gradients(model, mse_loss, rows, y)
     with pytest.raises(ValueError, match="names: expected parameters of the model"):
         sample_gradients(model, mse_loss, x, torch.ones(3, 1), names=["head"])
     with pytest.raises(ValueError, match="chunk: expected an integer >= 1"):

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .checks import check_number, check_tensor, refuse
+from .checks import check_number, refuse
+from .probe import call_arguments
 from .torch_private import AnyBatchNorm
 
 
 def sample_gradients(
     model: nn.Module,
-    loss_fn: Callable[[Any, Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Any,
+    targets: Any = None,
     *,
     names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -29,12 +30,13 @@ def sample_gradients(
     Args:
         model: in the mode in which it is; it must not join samples.
         loss_fn: of outputs and targets of a batch of one; a scalar.
-        inputs, targets: ``[N, ...]``.
+        inputs: ``[N, ...]``, or a tuple or mapping of arguments, of which tensors are taken sample by sample.
+        targets: ``[N, ...]``, or what the loss takes for every sample alike.
         names: of parameters; by default those that require a gradient.
 
     Raises:
-        ValueError: batch normalisation in training mode, which joins samples; other numbers of inputs and targets, or
-            none; no parameter, or one that the model lacks.
+        ValueError: batch normalisation in training mode, which joins samples; different numbers of samples, or none; no
+            parameter, or one that the model lacks.
 
     >>> line = nn.Linear(1, 1, bias=False)
     >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
@@ -42,50 +44,72 @@ def sample_gradients(
     >>> sample_gradients(line, nn.functional.mse_loss, x, y)["weight"].flatten()
     tensor([2., 8.])
     """
-    check_samples(model, inputs, targets)
+    samples_of(model, inputs, targets)
     parameters = dict(model.named_parameters())
     chosen = [name for name, p in parameters.items() if p.requires_grad] if names is None else list(names)
     if not chosen or set(chosen) - set(parameters):
         refuse("names", "parameters of the model, at least one", sorted(set(chosen) - set(parameters)))
     frozen = {name: value.detach() for name, value in [*parameters.items(), *model.named_buffers()]}
+    args, kwargs = call_arguments(inputs)
+    values = [*args, *kwargs.values(), targets]
+    by_sample = [place for place, value in enumerate(values) if _has_samples(value)]
 
-    def loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = torch.func.functional_call(model, frozen | own, (x.unsqueeze(0),))
-        return loss_fn(outputs, y.unsqueeze(0))
+    def loss(own: dict[str, Tensor], *taken: Tensor) -> Tensor:
+        whole = list(values)
+        for place, value in zip(by_sample, taken):
+            whole[place] = value.unsqueeze(0)
+        named = dict(zip(kwargs, whole[len(args) :]))
+        outputs = torch.func.functional_call(model, frozen | own, tuple(whole[: len(args)]), named)
+        return loss_fn(outputs, whole[-1])
 
+    in_dims = (None, *[0] * len(by_sample))
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        rows: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="error")(
-            {name: frozen[name] for name in chosen}, inputs, targets
+        rows: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims, randomness="error")(
+            {name: frozen[name] for name in chosen}, *(values[place] for place in by_sample)
         )
     return rows
 
 
 def chunks_of_gradients(
     model: nn.Module,
-    loss_fn: Callable[[Any, Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Any,
+    targets: Any = None,
     *,
     names: Collection[str] | None = None,
     chunk: int = 64,
 ) -> Iterator[dict[str, Tensor]]:
     """:func:`sample_gradients` of ``chunk`` samples after the others, for sums over more than memory holds."""
     check_number("chunk", chunk, low=1, integer=True)
-    check_samples(model, inputs, targets)
-    for x, y in zip(inputs.split(chunk), targets.split(chunk)):
+    for start in range(0, samples_of(model, inputs, targets), chunk):
+        x, y = (rows_of(value, slice(start, start + chunk)) for value in (inputs, targets))
         yield sample_gradients(model, loss_fn, x, y, names=names)
 
 
-def check_samples(model: nn.Module, inputs: Tensor, targets: Tensor) -> None:
-    """Check that a model treats samples one by one, and that there is a target for each.
+def samples_of(model: nn.Module, inputs: Any, targets: Any = None) -> int:
+    """How many samples a batch has, for a model that takes them one by one.
 
     Raises:
-        ValueError: batch normalisation by the batch; other numbers of inputs and targets, or none.
+        ValueError: batch normalisation by the batch; different numbers of samples, or none.
     """
     for name, module in model.named_modules():
         if isinstance(module, AnyBatchNorm) and (module.training or module.running_mean is None):
             refuse("model", "no layer that joins samples: evaluation mode", f"{name!r}, a {type(module).__name__}")
-    check_tensor("inputs", inputs)
-    check_tensor("targets", targets)
-    if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
-        refuse("targets", f"one for each of the inputs {tuple(inputs.shape)}, at least one", targets)
+    args, kwargs = call_arguments(inputs)
+    sizes = {len(value) for value in (*args, *kwargs.values(), targets) if _has_samples(value)}
+    if len(sizes) != 1 or not min(sizes):
+        refuse("inputs, targets", "tensors of equally many samples, at least one", sorted(sizes))
+    return sizes.pop()
+
+
+def rows_of(values: Any, rows: slice) -> Any:
+    """Some samples of a tensor, or of the tensors in a tuple or mapping of arguments."""
+    if isinstance(values, (tuple, list)):
+        return tuple(rows_of(value, rows) for value in values)
+    if isinstance(values, dict):
+        return {name: rows_of(value, rows) for name, value in values.items()}
+    return values[rows] if _has_samples(values) else values
+
+
+def _has_samples(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
