@@ -17,11 +17,14 @@ from torch.optim import LBFGS, Optimizer
 from ...core.checks import check_flag, check_number, refuse, refuse_type
 from ...core.displaced import length
 from ...core.probe import Moment, inner_module
+from ...core.reductions import widen
+from ...core.torch_private import foreach_sub
 from ...core.wrapper import Wrapper
+from ...optim.control.ghost_radius import GhostRadius
 from ..journal import Journal
 from . import snapshots
 from .replay import Batch, Step, precision_of, replay
-from .rules import Rule, Signals, logit_sizes, read_rules
+from .rules import GhostCap, Rule, Signals, logit_sizes, read_rules
 from .skips import Skip, innermost, reads_found_inf
 from .windows import Windows, spike_score
 
@@ -201,7 +204,7 @@ class Guard:
         if log is not None and not callable(log) and not str(log).endswith(".jsonl"):
             refuse("log", "a path that ends in .jsonl, or a function", log)
         self.model, self.outer, self.objective = model, optimizer, objective
-        self.rules: list[Rule] = read_rules(rules)
+        self.rules: list[Rule] = read_rules(rules, objective)
         self.budget, self.every, self.patience, self.calm = budget, every, patience, calm
         self.cut, self.floor, self.accumulation = float(cut), float(floor), accumulation
         self.scaler, self.replays, self.stops, self.group = scaler, replays, stops, group
@@ -224,6 +227,10 @@ class Guard:
         self._skip = Skip(self.optimizer)
         self.replaying = False
         self._lag = False
+        self._ghost = next((rule for rule in self.rules if isinstance(rule, GhostCap)), None)
+        self._proposed: tuple[list[Tensor], list[Tensor], Any] | None = None
+        if self._ghost is not None:
+            GhostRadius(model).check_own(p for group in self.optimizer.param_groups for p in group["params"])
 
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -339,20 +346,55 @@ class Guard:
                 self._skip.hide()
         if self.rate != 1.0:
             self._skip.slow(self.rate)
+        self._proposed = None
+        inputs = self._told.batches[-1].inputs if self._told.batches else None
+        if self._ghost is not None and inputs is not None:
+            moved = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._proposed = moved, [p.detach().clone() for p in moved], inputs
         self._new = new
         self._told = _Told()
 
     def _agreed(self, flags: Tensor) -> Tensor:
         """What any rank says; the same one collective on every path."""
+        return self._largest(flags.to(torch.float32)) > 0
+
+    @torch.no_grad()
+    def _shorten(self) -> None:
+        """Take a part of an update back that leaves the ghost radius."""
+        ghost, proposed = self._ghost, self._proposed
+        self._proposed = None
+        if ghost is None or proposed is None:
+            return
+        parameters, before, inputs = proposed
+        update = list(foreach_sub(parameters, before)) if parameters else []
+        size = length(update)
+        expected = ghost.r * size / ghost.length if ghost.length > 0 else torch.full_like(size, math.inf)
+        expected, size = self._largest(torch.stack([expected, size]).to(self.windows.logs.device)).tolist()
+        self.host_reads += 1
+        scale = 1.0
+        if 0 < size < math.inf and ghost.due(expected):
+            r = float(self._largest(GhostRadius(self.model).ratio(parameters, update, inputs, at=before)))
+            self.host_reads += 1
+            scale = ghost.measured(r, size) if math.isfinite(r) else 1.0
+        if scale < 1.0:
+            for p, value, change in zip(parameters, before, update):
+                p.copy_(widen(value) + scale * widen(change))
+            readings = {"r": ghost.r, "scale": scale}
+            self._act("shorten", step=self.step + 1, cause=[ghost.name], readings=readings)
+        if size > 0 and (factor := ghost.cut(scale)) < 1.0:
+            self.rate *= factor
+            self._act("cut", step=self.step + 1, cause=[ghost.name], rate=self.rate)
+
+    def _largest(self, value: Tensor) -> Tensor:
+        """That of all ranks."""
         ranks = torch.distributed
         if ranks.is_available() and ranks.is_initialized() and ranks.get_world_size(self.group) > 1:
-            votes = flags.to(torch.float32)
-            ranks.all_reduce(votes, ranks.ReduceOp.MAX, group=self.group)
-            return votes > 0
-        return flags
+            ranks.all_reduce(value, ranks.ReduceOp.MAX, group=self.group)
+        return value
 
     def _after_step(self, *_: Any) -> None:
         self._skip.undo()
+        self._shorten()
         if self.outer is self.optimizer or not isinstance(self.outer, Optimizer):
             self._finish()
 

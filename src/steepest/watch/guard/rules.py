@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.arguments import Arguments
 from ...core.checks import check_number, refuse, refuse_type
@@ -21,8 +22,8 @@ class Signals:
         told: whether the loss was told.
         norm: length of all gradients, without a scaler's factor.
         loss_score, norm_score: robust z-scores of their logarithms; NaN while there is too little to compare with.
-        peak: the largest absolute logit of the batch; NaN where nobody told the outputs.
-        partition: the mean of the squared log-partition; NaN likewise.
+        peak: 1 + the largest absolute logit of the batch; NaN where nobody told the outputs.
+        partition: 1 + the mean of the squared log-partition; NaN likewise.
         peak_score, partition_score: robust z-scores of these.
     """
 
@@ -132,19 +133,116 @@ class GradientSpike(_Score):
         return signals.norm_score
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (NonFinite, LossSpike, GradientSpike)}
+class LogitGrowth(_Score):
+    r"""Logits, or their log-partition, lie far above those of the steps before; silent where nobody tells outputs.
+
+    .. math:: \log (1 + \max |z|), \qquad \log (1 + \operatorname{mean} \log^2 Z)
+
+    are scored as in :class:`LossSpike`.
+
+    Args:
+        threshold: robust standard deviations, > 0.
+    """
+
+    name = "logit_growth"
+    theory = "Softmax ignores a common shift, so that log Z may drift until it loses digits; large logits saturate it."
+    source = "Small-scale proxies, arXiv:2309.14322 (growth of output logits); deviations as in loss_spike."
+
+    def score(self, signals: Signals) -> Tensor:
+        """The larger one of both."""
+        return torch.maximum(signals.peak_score, signals.partition_score)
+
+
+class GhostCap(Rule):
+    r"""Makes an update shorter that leaves the radius within which cross-entropy is analytic along it.
+
+    .. math:: w \leftarrow w_{old} + s (w_{new} - w_{old}), \qquad s = \min(1, r_{max} / r), \qquad r = \|p\| / \rho
+
+    An update within the radius keeps its bits. r costs a forward derivative, so that it is computed only where
+    :math:`r_{last} \|p\| / \|p_{last}\| >` ``look``, and every ``every`` steps. Where more than half of the last
+    ``memory`` steps were made shorter it is the rate that is too high: it is cut to the median of s.
+
+    Args:
+        r_max: the largest r that is applied, > 0; above 1 nothing is bounded.
+        look: from which r, by the length alone, it is computed, > 0.
+        every: steps after which it is computed anyhow.
+        memory: steps that tell whether the rate is too high; 0 never cuts it.
+    """
+
+    name = "ghost_radius"
+    theory = "The loss is analytic in the step only up to the nearest zero of the softmax partition function."
+    source = "Ghosts of Softmax, arXiv:2603.13552."
+
+    def __init__(self, r_max: float = 1.0, *, look: float = 0.5, every: int = 100, memory: int = 20) -> None:
+        check_number("r_max", r_max, low=0.0, open_low=True)
+        check_number("look", look, low=0.0, open_low=True)
+        check_number("every", every, low=1, integer=True)
+        check_number("memory", memory, low=0, integer=True)
+        self.r_max, self.look, self.every, self.memory = float(r_max), float(look), every, memory
+        self.scales: deque[float] = deque(maxlen=max(memory, 1))
+        self.r = self.length = 0.0
+        self.ago = every
+
+    def suspicious(self, signals: Signals) -> Tensor:
+        """No step is skipped."""
+        return torch.zeros_like(signals.norm, dtype=torch.bool)
+
+    def due(self, expected: float) -> bool:
+        """Whether r is to be computed, from what the length alone says it is."""
+        self.ago += 1
+        return self.ago > self.every or expected > self.look
+
+    def measured(self, r: float, length: float) -> float:
+        """Take r of an update of a length; gives s."""
+        self.r, self.length, self.ago = r, length, 0
+        return self.r_max / r if r > self.r_max else 1.0
+
+    def cut(self, scale: float) -> float:
+        """Take s of a step; gives the factor of the rate that the last steps ask for, 1 for none."""
+        self.scales.append(scale)
+        shorter = sorted(s for s in self.scales if s < 1.0)
+        if not self.memory or len(self.scales) < self.memory or 2 * len(shorter) <= self.memory:
+            return 1.0
+        self.scales.clear()
+        return shorter[len(shorter) // 2]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last measurement, and the last scales."""
+        return {"scales": list(self.scales), "r": self.r, "length": self.length, "ago": self.ago}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
+        if state:
+            self.scales = deque(state["scales"], maxlen=self.scales.maxlen)
+            self.r, self.length, self.ago = state["r"], state["length"], state["ago"]
+
+
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule for rule in (NonFinite, LossSpike, GradientSpike, LogitGrowth, GhostCap)
+}
 """The rules by name."""
 
 
-def read_rules(rules: object) -> list[Rule]:
+def of_logits(objective: object) -> bool:
+    """Whether an objective is known to be a cross-entropy of logits."""
+    if isinstance(objective, nn.CrossEntropyLoss) or objective is nn.functional.cross_entropy:
+        return True
+    return getattr(objective, "domain", None) == "logits"
+
+
+def read_rules(rules: object, objective: object = None) -> list[Rule]:
     """Rules from ``"default"``, or from names and rules.
+
+    Args:
+        rules: as the guard takes them.
+        objective: of a cross-entropy the ghost radius is among the default ones.
 
     Raises:
         ValueError: a name that no rule has, the same rule twice.
         TypeError: neither names nor rules.
     """
-    if rules == "default":
-        return [rule() for rule in RULES.values()]
+    if isinstance(rules, str) and rules == "default":
+        return [rule() for rule in RULES.values() if rule is not GhostCap or of_logits(objective)]
     if isinstance(rules, (str, Rule)) or not isinstance(rules, (list, tuple)):
         refuse_type("rules", "'default', or a list of names and rules", rules)
     chosen: list[Rule] = []
@@ -163,6 +261,6 @@ def read_rules(rules: object) -> list[Rule]:
 
 
 def logit_sizes(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The largest absolute logit, and the mean of :math:`\log^2 Z`, of logits ``[..., classes]``, in float64."""
+    r"""1 + the largest absolute logit, and 1 + the mean of :math:`\log^2 Z`, of logits ``[..., classes]``."""
     logits = outputs.detach().float()
-    return logits.abs().amax().double(), torch.logsumexp(logits, -1).square().mean().double()
+    return 1 + logits.abs().amax().double(), 1 + torch.logsumexp(logits, -1).square().mean().double()

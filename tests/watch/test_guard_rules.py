@@ -1,0 +1,149 @@
+"""Rules with a theory: an update is made shorter that leaves the ghost radius; logits that grow are an alarm."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.optim import GhostRadius, GhostStepController
+from steepest.watch import Guard
+from steepest.watch.guard import GhostCap, LogitGrowth
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16, 5, generator=generator), torch.randint(3, (16,), generator=generator)) for _ in range(count)
+    ]
+
+
+def train(model, optimizer, data, guard=None, jump=None, **arguments):
+    for step, (x, y) in enumerate(data, 1):
+        if jump is not None:
+            optimizer.param_groups[0]["lr"] = jump(step)
+        logits = model(x)
+        loss = LOSS(logits, y)
+        if guard is not None:
+            guard.observe(loss, x, y, outputs=logits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step(**({"inputs": x} if arguments else {}))
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-4])
+def test_updates_are_shortened_as_by_the_controller_and_keep_their_bits_within(rate):
+    model, plain = network(), network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
+    reference = GhostStepController(torch.optim.AdamW(plain.parameters(), lr=rate, foreach=False), plain)
+    guard = Guard(model, optimizer, LOSS, rules=[GhostCap(look=1e-9, memory=0)], every=0)
+    train(model, optimizer, batches(6), guard)
+    train(plain, reference, batches(6), controlled=True)
+    for mine, theirs in zip(model.parameters(), plain.parameters()):
+        assert torch.equal(mine, theirs)
+    assert {line["action"] for line in guard.actions} == ({"shorten"} if rate == 0.5 else set())
+    if rate == 0.5:
+        line = guard.actions[-1]
+        assert line["readings"]["scale"] * line["readings"]["r"] == pytest.approx(1.0, rel=1e-12)
+        assert line["readings"]["r"] == pytest.approx(float(reference.r), rel=1e-6)
+
+
+def test_the_radius_is_computed_only_where_the_length_asks_for_it(monkeypatch):
+    asked = []
+    own = GhostRadius.ratio
+    monkeypatch.setattr(GhostRadius, "ratio", lambda self, *a, **k: asked.append(1) or own(self, *a, **k))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, LOSS, rules=[GhostCap(every=10)], every=0)
+    counts = []
+    for data in batches(24):
+        train(model, optimizer, [data], guard)
+        counts.append(len(asked))
+    assert counts[0] == 1
+    assert counts[-1] == 3  # at 1, 12 and 23: ten steps without lie between
+    train(model, optimizer, batches(1), guard, jump=lambda step: 1e3)
+    assert len(asked) == 4
+    assert guard.actions[-1]["action"] == "shorten"
+
+
+def test_a_rate_that_is_too_high_in_most_steps_is_cut_for_good():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+    guard = Guard(model, optimizer, LOSS, rules=["ghost_radius"], every=0)
+    train(model, optimizer, batches(60), guard)
+    cuts = [line for line in guard.actions if line["action"] == "cut"]
+    scales = sorted(line["readings"]["scale"] for line in guard.actions[: guard.actions.index(cuts[0])])
+    assert cuts[0]["step"] == 20
+    assert cuts[0]["rate"] == scales[len(scales) // 2]
+    assert optimizer.param_groups[0]["lr"] == 100.0
+    assert guard.rate <= cuts[0]["rate"] < 1.0
+
+
+def test_the_state_of_the_ghost_rule_goes_on():
+    data = batches(40)
+    model, again = network(), network()
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=2.0) for m in (model, again))
+    guard = Guard(model, optimizer, LOSS)
+    train(model, optimizer, data[:15], guard)
+    again.load_state_dict(model.state_dict())
+    second = Guard(again, other, LOSS)
+    second.load_state_dict(guard.state_dict())
+    before = len(guard.actions)
+    train(model, optimizer, data[15:], guard)
+    train(again, other, data[15:], second)
+    assert second.actions == guard.actions[before:]
+    assert len(second.actions) > 0
+    assert torch.equal(model[0].weight, again[0].weight)
+
+
+def test_growing_logits_are_an_alarm_though_loss_and_gradient_are_as_before():
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = Guard(model, optimizer, rules=[LogitGrowth()], every=0)
+    generator = torch.Generator().manual_seed(0)
+
+    def step(shift):
+        logits = torch.randn(8, 4, generator=generator) + shift
+        guard.observe(1.0, outputs=logits)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        before = model.bias.detach().clone()
+        optimizer.step()
+        return not torch.equal(before, model.bias)
+
+    assert all(step(0.0) for _ in range(40))
+    assert not step(100.0)
+    assert guard.actions[0]["cause"] == ["logit_growth"]
+    assert guard.actions[0]["readings"]["peak"] == pytest.approx(101.0, abs=3.0)
+    assert step(0.0)
+    guard.observe(1.0)  # nobody tells the outputs
+    optimizer.step()
+    assert len(guard.actions) == 1
+
+
+def test_what_is_told_of_logits_is_their_peak_and_log_partition():
+    model = nn.Linear(1, 1)
+    guard = Guard(model, torch.optim.SGD(model.parameters(), lr=0.1), rules=[LogitGrowth()])
+    logits = torch.tensor([[0.0, 0.0], [-3.0, 3.0]])
+    guard.observe(1.0, outputs=logits)
+    guard.optimizer.step()
+    logs = guard.windows.logs[2:, 0].exp().tolist()
+    squares = [math.log(2.0) ** 2, math.log(math.exp(-3) + math.exp(3)) ** 2]
+    assert logs == pytest.approx([4.0, 1 + sum(squares) / 2], rel=1e-6)
+
+
+def test_the_ghost_radius_is_a_default_rule_of_cross_entropy_alone():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for objective, has in ((LOSS, True), (nn.functional.cross_entropy, True), (nn.MSELoss(), False), (None, False)):
+        with Guard(model, optimizer, objective) as guard:
+            assert any(isinstance(rule, GhostCap) for rule in guard.rules) == has
