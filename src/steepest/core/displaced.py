@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from . import native
 from .checks import values_visible
+from .lists import Memory, plain_lists
 from .reductions import widen
 from .torch_private import foreach_add_, foreach_copy_, foreach_mul, foreach_norm
 
@@ -41,6 +46,55 @@ def displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor | None]) -> I
 Before = tuple[list[Tensor], list[Tensor]]
 """Parameters that were moved, and copies of what they were."""
 
+SOURCE = Path(__file__).with_name("displaced.cpp")
+
+
+@cache
+def _library(level: str) -> ctypes.CDLL | None:
+    library = native.library(SOURCE)
+    if library is not None:
+        library.displaced_squares.restype = ctypes.c_double
+    return library
+
+
+class Climb:
+    """Moves of parameters along their gradients, and back to the last bit, in C++.
+
+    Args:
+        parameters, gradients: of float32 on the CPU, as :meth:`runs` asks.
+        memory: for copies of the parameters: memory that was used before costs less than fresh one.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], memory: Tensor) -> None:
+        library = _library(native.level())
+        assert library is not None
+        self._library, self._arrays, self.parameters = library, Memory(), parameters
+        self._weights, self._slopes = self._arrays.pointers(parameters), self._arrays.pointers(gradients)
+        self._sizes, self._count = self._arrays.sizes(parameters), ctypes.c_int64(len(parameters))
+        self._memory, self._before = memory, ctypes.c_void_p(memory.data_ptr())
+
+    @staticmethod
+    def runs(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+        """Whether it takes these."""
+        return bool(parameters) and plain_lists(parameters, gradients) and _library(native.level()) is not None
+
+    def length(self) -> float:
+        """That of the gradients."""
+        return math.sqrt(self._library.displaced_squares(self._slopes, self._sizes, self._count))
+
+    @torch.no_grad()
+    def move(self, factors: Sequence[float]) -> None:
+        """``p <- p + factor g``, the product rounded before it is added."""
+        own = self._arrays.numbers("f", factors)
+        self._library.displaced_climb(self._weights, self._slopes, self._before, self._sizes, own, self._count)
+        increment_version(self.parameters)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Parameters as they were."""
+        self._library.displaced_return(self._weights, self._before, self._sizes, self._count)
+        increment_version(self.parameters)
+
 
 @torch.no_grad()
 def move(parameters: Sequence[Tensor], moves: Sequence[Tensor | None]) -> Before:
@@ -53,8 +107,11 @@ def move(parameters: Sequence[Tensor], moves: Sequence[Tensor | None]) -> Before
 
 
 @torch.no_grad()
-def put_back(before: Before) -> None:
+def put_back(before: Before | Climb) -> None:
     """Parameters as they were before :func:`move`, to the last bit."""
+    if isinstance(before, Climb):
+        before.put_back()
+        return
     moved, values = before
     if moved:
         foreach_copy_(moved, values)
@@ -89,12 +146,19 @@ class Traces:
         """Copies of the buffers of a module that was not seen before."""
         if id(module) in self._seen:
             return
-        for inner in module.modules():
-            self._seen[id(inner)] = inner
-            buffers = inner._buffers
-            for name, buffer in buffers.items():
-                if buffer is not None and id(buffer) not in self._before:
-                    self._before[id(buffer)] = (buffers, name, buffer, buffer.detach().clone())
+        waiting: list[nn.Module | None] = [module]
+        while waiting:
+            inner = waiting.pop()
+            if inner is not None and id(inner) not in self._seen:
+                self._seen[id(inner)] = inner
+                if inner._buffers:
+                    self._copy(inner._buffers)
+                waiting.extend(inner._modules.values())
+
+    def _copy(self, buffers: dict[str, Tensor | None]) -> None:
+        for name, buffer in buffers.items():
+            if buffer is not None and id(buffer) not in self._before:
+                self._before[id(buffer)] = (buffers, name, buffer, buffer.detach().clone())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -107,12 +171,12 @@ class Traces:
 
     def watch(self) -> None:
         """:meth:`watching`, from now on until :meth:`look_away`."""
-        _watchers.add(self)
+        _watchers.append(ref(self))
         _hook(True)
 
     def look_away(self) -> None:
         """End of :meth:`watch`."""
-        _watchers.discard(self)
+        _watchers[:] = [own for own in _watchers if own() is not None and own() is not self]
         if not _watchers:
             _hook(False)
 
@@ -136,22 +200,31 @@ class Traces:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Passes inside the block leave the buffers that were found as they are now."""
-        now = Traces(self._seen.values())
+        now = Traces()
+        for module in self._seen.values():
+            if module._buffers:
+                now._copy(module._buffers)
         try:
             yield
         finally:
             now.undo()
 
 
-_watchers: WeakSet[Traces] = WeakSet()
+_watchers: list[ref[Traces]] = []
 
 
 def _look(module: nn.Module, *_: object) -> None:
-    if not torch.compiler.is_compiling():  # a compiled module is looked at from outside
-        for watcher in tuple(_watchers):
-            watcher.look(module)
-        if not _watchers:  # who asked is gone
-            _hook(False)
+    if torch.compiler.is_compiling():  # a compiled module is looked at from outside
+        return
+    gone = True
+    for own in tuple(_watchers):
+        watcher = own()
+        if watcher is not None:
+            gone = False
+            if id(module) not in watcher._seen:
+                watcher.look(module)
+    if gone:  # who asked
+        _hook(False)
 
 
 @cache
@@ -219,6 +292,11 @@ def length(tensors: Sequence[Tensor]) -> Tensor:
     >>> length([torch.tensor([3.0]), torch.tensor([4e-30])]).item()
     3.0
     """
+    if tensors and plain_lists(tensors) and (library := _library(native.level())) is not None:
+        memory = Memory()
+        pointers, sizes = memory.pointers(tensors), memory.sizes(tensors)
+        total = library.displaced_squares(pointers, sizes, ctypes.c_int64(len(tensors)))
+        return torch.tensor(math.sqrt(total), dtype=torch.float64)
     for single in (True, False):
         norms: list[Tensor] = []
         for (device, dtype), members in _alike(tensors).items():

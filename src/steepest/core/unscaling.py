@@ -60,7 +60,7 @@ class Unscaling(Optimizer):
         return {name: value for name, value in own.items() if name not in _NOT_KEPT}
 
 
-_NOT_KEPT = ("step", "_zero_grad_profile_name", "grad_scale", "found_inf", "_away", "_ready")
+_NOT_KEPT = ("step", "_zero_grad_profile_name", "grad_scale", "found_inf", "_away", "_ready", "_memory")
 """What schedules and scalers bind to one object, and what lies between two passes."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checks import refuse, refuse_type
-from .displaced import Before, Traces, length, move, put_back, random_numbers, same_random_numbers
+from .displaced import Before, Climb, Traces, length, move, put_back, random_numbers, same_random_numbers
 from .search import Space
 from .torch_private import foreach_copy_
 from .unscaling import Unscaling
@@ -244,6 +244,10 @@ class TwoPassWrapper(Wrapper):
         """
         raise NotImplementedError
 
+    def _factor(self, group: dict[str, Any], norm: Tensor) -> float | None:
+        """What the gradients of a group are multiplied with where that is the way, on the CPU; else None."""
+        return None
+
     def _joined(
         self, first: list[Tensor], second: list[Tensor], groups: list[dict[str, Any]]
     ) -> Sequence[Tensor] | None:
@@ -358,6 +362,8 @@ class TwoPassWrapper(Wrapper):
         assert away is not None
         return away
 
+    _memory: Tensor | None = None
+    """Of copies of the weights on the CPU, used again at each step."""
     _away: _Away | None = None
     _ready: _Away | None = None
     """What a second pass within :meth:`moved` has left for the step."""
@@ -366,12 +372,29 @@ class TwoPassWrapper(Wrapper):
     def _displace(self, traces: Traces) -> None:
         groups = [group for group in self.param_groups for p in group["params"] if p.grad is not None]
         parameters = self._with_gradients()
-        gradients = [_refused_if_sparse(p) for p in parameters]
-        norm = length(gradients)
-        down = [-g if group.get("maximize") else g for g, group in zip(gradients, groups)]
-        moves = self._moves(parameters, down, groups, norm)
+        gradients = _refused_if_sparse(parameters)
+        before: Before | Climb | None = None
+        if Climb.runs(parameters, gradients):
+            climb = Climb(parameters, gradients, self._memory_for(parameters))
+            norm = torch.tensor(climb.length(), dtype=torch.float64)
+            known = {id(group): self._factor(group, norm) for group in self.param_groups}
+            factors = [known[id(group)] for group in groups]
+            if None not in factors:
+                climb.move(factors)  # type: ignore[arg-type]
+                before = climb
+        else:
+            norm = length(gradients)
+        if before is None:
+            down = [-g if group.get("maximize") else g for g, group in zip(gradients, groups)]
+            before = move(parameters, self._moves(parameters, down, groups, norm))
         first = [g.clone() for g in gradients] if self.keeps_first else []
-        self._away = _Away(move(parameters, moves), parameters, first, norm, traces)
+        self._away = _Away(before, parameters, first, norm, traces)
+
+    def _memory_for(self, parameters: list[Tensor]) -> Tensor:
+        total = sum(map(Tensor.numel, parameters))
+        if self._memory is None or self._memory.numel() != total:
+            self._memory = torch.empty(total)
+        return self._memory
 
     def _end_pass(self) -> _Away | None:
         """Weights back to where they were, if they are away."""
@@ -384,7 +407,7 @@ class TwoPassWrapper(Wrapper):
 
     @torch.no_grad()
     def _finish(self, away: _Away, *, fine: bool) -> None:
-        second = [_refused_if_sparse(p) for p in away.parameters if p.grad is not None]
+        second = _refused_if_sparse(away.parameters)
         finite = away.norm.isfinite() & length(second).isfinite().to(away.norm.device)
         if not fine or not bool(finite):
             away.traces.undo()
@@ -401,7 +424,7 @@ class TwoPassWrapper(Wrapper):
             return
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         own = [g if factor == 1.0 else g * factor for g, _ in pairs]
-        second = [_refused_if_sparse(p) for _, p in pairs]
+        second = _refused_if_sparse([p for _, p in pairs])
         joined = self._joined(own, second, [groups[id(p)] for _, p in pairs])
         if joined is not None:
             foreach_copy_(second, list(joined))
@@ -419,15 +442,15 @@ class _Away:
     """What lies between two passes."""
 
     def __init__(
-        self, before: Before, parameters: list[Tensor], first: list[Tensor], norm: Tensor, traces: Traces
+        self, before: Before | Climb, parameters: list[Tensor], first: list[Tensor], norm: Tensor, traces: Traces
     ) -> None:
         self.before, self.parameters, self.first, self.norm, self.traces = before, parameters, first, norm, traces
         self.watched = False
 
 
-def _refused_if_sparse(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.layout != torch.strided:
-        refuse_type("params", "dense gradients", gradient)
-    return gradient
+def _refused_if_sparse(parameters: list[Tensor]) -> list[Tensor]:
+    """Gradients of parameters that have one, all dense."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if any(g.layout != torch.strided for g in gradients):
+        refuse_type("params", "dense gradients", next(g for g in gradients if g.layout != torch.strided))
+    return gradients

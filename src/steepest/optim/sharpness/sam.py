@@ -139,6 +139,13 @@ class SAM(TwoPassWrapper):
         adaptive = [self.option(group, "adaptive") for group in groups]
         return ascent(parameters, gradients, radii, adaptive=adaptive, p=self.p, norm=norm)
 
+    def _factor(self, group: dict[str, Any], norm: Tensor) -> float | None:
+        if self.p != 2.0 or self.option(group, "adaptive"):
+            return None
+        length = float(norm)
+        radius = self.option(group, "rho") * (-1.0 if group.get("maximize") else 1.0)
+        return math.nan if not math.isfinite(length) else radius / length if length else 0.0
+
     @classmethod
     def builders(cls) -> list[Callable[[Params], SAM]]:
         """Plain, adaptive, another norm."""
