@@ -209,6 +209,36 @@ def test_a_probe_that_raises_is_told_of_once_and_rests_after_three():
     assert recorder.frame()["gradient_norms/norm"].count() == 6
 
 
+class Alarming(Counting):
+    """An alarm from the third step on."""
+
+    name = "alarming"
+
+    def measure(self, moment: Moment) -> Reading:
+        """The alarm."""
+        return Reading({"alarm": float(moment.step >= 3), "level": 2.5})
+
+
+def test_an_alarm_of_a_probe_is_an_event_and_a_note(tmp_path):
+    model, optimizer = line(0.1)
+    probe = Alarming()
+    probe.phases = ("gradients",)  # type: ignore[misc]
+    with Recorder(model, None, optimizer, [probe], sinks=[tmp_path / "run.jsonl"]) as recorder:
+        steps(model, optimizer, recorder, 4)
+    notes = read_run(tmp_path).notes
+    assert [(n["kind"], n["step"], n["cause"], n["readings"]) for n in notes] == [
+        ("alarm", 3, ["alarming"], {"level": 2.5}), ("alarm", 4, ["alarming"], {"level": 2.5}),
+    ]  # fmt: skip
+
+
+def test_the_default_probes_of_an_adam(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    names = [p.name for p in Recorder(model, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())).probes]
+    assert names == ["gradient_norms", "update_ratios", "unit_activity", "logit_spread", "adam_update"]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert [p.name for p in Recorder(model, None, sgd).probes] == names[:4]
+
+
 def test_a_sink_that_raises_is_told_no_more():
     model, optimizer = line(0.1)
 

@@ -48,6 +48,13 @@ def logarithmic(start: float = 0.0, end: float = 5.0, steps: int = 300) -> Calla
     return points.__contains__
 
 
+def default_probes() -> list[Probe]:
+    """Those of a recorder for which nobody names probes; it takes those of them that fit its model and optimizer."""
+    from .stability.adam_instability import AdamUpdateMonitor
+
+    return [*(cls() for cls in DEFAULT), AdamUpdateMonitor()]
+
+
 @dataclass
 class _Attached:
     """A probe of a recorder.
@@ -109,7 +116,8 @@ class Recorder:
         every: a cadence of all probes, or of some by name; others have their own. ``int`` n is the steps 1, n + 1, ...
         sinks: paths of files ``.jsonl``, ``"tensorboard[:FOLDER]"``, ``"mlflow[:URI]"``, or functions
             ``(event, facts)``. Events: ``run_begin``, ``losses`` (steps, values), ``reading`` (step, phase, probe,
-            numbers, arrays), ``warning``, ``run_resume`` (step), ``run_end``.
+            numbers, arrays), ``alarm`` (step, cause, readings; where a probe reads a number ``alarm`` above 0),
+            ``warning``, ``run_resume`` (step), ``run_end``.
         name: of the run; None is a new one.
 
     Attributes:
@@ -184,10 +192,9 @@ class Recorder:
     def _attach(self, probes: Any, every: Any) -> list[_Attached]:
         if probes == "default":
             chosen: list[Probe] = []
-            for cls in DEFAULT:
-                if "objective" in cls.needs and self.objective is None:
+            for probe in default_probes():
+                if "optimizer" in probe.needs and self.optimizer is None:
                     continue
-                probe = cls()
                 try:
                     probe.check(inner_module(self.model), self.optimizer)
                 except (TypeError, ValueError):
@@ -382,6 +389,9 @@ class Recorder:
                 for key, array in arrays.items()
             }
             self._tell("reading", {**facts, "arrays": shown})
+            if values.get("alarm", 0.0) > 0:
+                finite = {key: value for key, value in values.items() if key != "alarm" and math.isfinite(value)}
+                self._tell("alarm", {"step": step, "cause": [name], "readings": finite})
 
     def _to_host(self, tensors: list[Tensor]) -> list[Tensor]:
         """All values as flat float64 on the host, by one read a device."""
