@@ -22,14 +22,16 @@ class Embedded:
     Args:
         models: of the stack, in order.
         prefix: of their parameters' names.
+        rooms: where the shares of bins lie, until the next step.
     """
 
-    def __init__(self, models: Sequence[TabM], prefix: str) -> None:
+    def __init__(self, models: Sequence[TabM], prefix: str, rooms: Rooms) -> None:
+        self.prefix, self.rooms = prefix, rooms
         self.names = [f"{prefix}embed.{name}" for name in ("weight", "bias", "bends")]
         self.numeric, self.plain = models[0].numeric, models[0].plain
         encodings = [model.embed.encoding for model in models if model.embed is not None]
         names = ("slope", "start", "low", "high")
-        self._bins = [torch.stack([getattr(encoding, name) for encoding in encodings]) for name in names]
+        self._bins = [torch.stack([getattr(encoding, name) for encoding in encodings]).unsqueeze(2) for name in names]
 
     def hold(self, parameters: Parameters) -> None:
         self._weight, self._bias, self._bends = (parameters[name].detach() for name in self.names)
@@ -39,11 +41,13 @@ class Embedded:
         self._bins = [own[going] for own in self._bins]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        slope, start, low, high = (own.unsqueeze(1) for own in self._bins)
+        slope, start, low, high = self._bins
         own = x[..., self.numeric]
-        encoding = torch.addcmul(start, slope, own.unsqueeze(-1)).clamp_(low, high)
         models, rows, columns = own.shape
-        columns_first = encoding.transpose(1, 2).flatten(0, 1)  # [M F, B, bins]
+        by_column = own.transpose(1, 2).contiguous().unsqueeze(-1)
+        room = self.rooms.of(self.prefix, (models, columns, rows, slope.shape[-1]), x)
+        encoding = torch.addcmul(start, slope, by_column, out=room).clamp_(low, high)
+        columns_first = encoding.flatten(0, 1)  # [M F, B, bins]
         linear = torch.addcmul(self._bias.unsqueeze(1), self._weight.unsqueeze(1), own.unsqueeze(-1))
         bent = torch.bmm(columns_first, self._bends.flatten(0, 1)).view(models, columns, rows, -1).transpose(1, 2)
         return torch.cat([linear.add_(bent).flatten(2), x[..., self.plain]], 2), (own, columns_first)
@@ -149,8 +153,8 @@ def layers_of_tabm(models: Sequence[nn.Module], seeds: Sequence[int]) -> list[La
     """
     bodies = [model.backbone for model in models if isinstance(model, Network) and isinstance(model.backbone, TabM)]
     first = bodies[0]
-    layers: list[Layer] = [] if first.embed is None else [Embedded(bodies, "backbone.")]
     rooms = Rooms()
+    layers: list[Layer] = [] if first.embed is None else [Embedded(bodies, "backbone.", rooms)]
     layers.append(Scaled("backbone.", rooms))
     for number, block in enumerate(first.layers):
         assert isinstance(block, nn.Sequential) and isinstance(block[2], nn.Dropout)
