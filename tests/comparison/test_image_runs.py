@@ -94,7 +94,7 @@ def test_what_is_for_tables_is_refused(file, options, message):
 
 
 def test_a_table_takes_no_image_model():
-    with pytest.raises(InputError, match="use plain or tabm or residual"):
+    with pytest.raises(InputError, match="use plain or tabm or tabm-4 or tabm-1 or residual"):
         prepare(Request("wine", model="resnet"))
     with pytest.raises(InputError, match="are for images"):
         prepare(Request("wine", split="pool"))

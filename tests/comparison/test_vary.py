@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from steepest.comparison import api
 from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design import arms
+from steepest.comparison.design import resolve as resolved
 from steepest.comparison.design.arms import ARMS, NO_ARMS, PLAIN, choose_arms, find_arm
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.networks import round_of_tabm, tabm_level, tabm_slowness
+from steepest.comparison.design.networks import round_of_tabm, tabm_level, tabm_slowness, with_network
 from steepest.comparison.design.trials import Trial
 from steepest.comparison.errors import InputError
 from steepest.comparison.names import VARIED, arm_names
@@ -417,25 +420,58 @@ def test_a_larger_budget_goes_on_with_the_network_of_its_run(tmp_path: Path) -> 
     assert prepare(large)[0].settings.model == "tabm"  # both are there: as the budget says
 
 
-def test_plain_networks_are_chosen_where_this_machine_is_too_slow_for_tabm(
+def test_a_run_goes_on_with_as_many_members_as_it_began_with(tmp_path: Path) -> None:
+    options = {"objectives": "cross_entropy", "classical": False, "workers": 1, "out": tmp_path}
+    done = compare(table(), budget="1s", quiet=True, model="tabm-4", **options)
+    assert done.results["protocol"]["model"] == "tabm-4"
+    for budget, usual in (("1s", "plain"), ("1h", "tabm")):
+        context, notes = prepare(Request(table(), budget=budget, **options))
+        assert context.settings.model == "tabm-4"
+        assert f"network: tabm-4 (auto: as this run began; --model {usual} would now be chosen)" in notes
+
+
+def test_the_members_that_auto_chose_are_stored_printed_and_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(api, "choose_network", lambda *_, **__: pytest.fail("as the estimate says"))
+    monkeypatch.setattr(resolved, "choose_network", lambda *_: ("tabm-1", "auto: of one member"))
+    monkeypatch.setattr(api, "TABMS", ())  # nothing is timed
+    options = {"objectives": "cross_entropy", "classical": False, "workers": 1, "out": tmp_path}
+    done = compare(table(), budget="1s", **options)
+    assert done.results["protocol"]["model"] == "tabm-1 (auto: of one member)"
+    assert "network: tabm-1 (auto: of one member)" in capsys.readouterr().out
+    (stored,) = tmp_path.glob("*/results.json")
+    assert json.loads(stored.read_text())["protocol"]["model"] == "tabm-1 (auto: of one member)"
+    assert done.winner.facts["model"] == "tabm-1"
+    assert len(done.predict(table())) == len(table())
+
+
+def test_fewer_members_and_plain_networks_are_chosen_where_this_machine_is_too_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the estimate TabM fits half of the budget; its first steps say how long a round takes here."""
     options = {"objectives": "cross_entropy", "classical": False, "workers": 1, "out": tmp_path, "patience": 60}
     request = Request(table(), budget="10m", **options)
     context, _ = prepare(replace(request, model="tabm"))
-    usual, estimate = 1 / tabm_slowness(context, 1.0), round_of_tabm(request, context)
     assert tabm_level(context).trials == 4
-    assert 0 < estimate < 0.5 * 600
-    for seconds, model in ((1.01 * 0.6 * 600, "plain"), (0.99 * 0.6 * 600, "tabm")):
-        took = usual * seconds / estimate
-        monkeypatch.setattr(api, "time_job", lambda *_, took=took: took)
-        context, notes = prepare(request)
-        assert context.settings.model == model
-        told = "network: plain (auto: a round of tabm would take about 6m4s of 10m on this machine as it is now)"
-        assert (told in notes) == (model == "plain")
-        assert context.choice in "".join(notes)
-    monkeypatch.setattr(api, "time_job", lambda *_: 1e6)
+    assert 0 < round_of_tabm(request, context) < 0.5 * 600
+    usual_of = {
+        model: 1 / tabm_slowness(with_network(request, context, model), 1.0) for model in ("tabm", "tabm-4", "tabm-1")
+    }
+    rounds = {model: round_of_tabm(request, with_network(request, context, model)) for model in usual_of}
+    for model, fewer in pairwise((*usual_of, "plain")):
+        for share, expected in ((1.01, fewer), (0.99, model)):
+            slow = share * 0.6 * 600 / rounds[model]  # times as slow as usual, whatever the members
+            monkeypatch.setattr(
+                api, "time_trials", lambda context, *_, slow=slow: slow * usual_of[context.settings.model]
+            )
+            context, notes = prepare(request)
+            assert context.settings.model == expected
+            now = "network: " + expected + " (auto: a round of tabm would take about "
+            (note,) = [note for note in notes if note.startswith(now)]
+            assert (" of 10m on this machine as it is now, of tabm-4 about " in note) == (expected != "tabm")
+            assert context.choice in note
+    monkeypatch.setattr(api, "time_trials", lambda *_: 1e6)
     assert prepare(replace(request, model="tabm"))[0].settings.model == "tabm"  # as it was asked for
     compare(table(), budget="1s", quiet=True, model="tabm", **options)
     assert prepare(request)[0].settings.model == "tabm"  # as its run began

@@ -6,7 +6,6 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,17 @@ from .defaults import BUDGET
 from .design.context import Context
 from .design.effort import default_workers
 from .design.jobs import Job
-from .design.networks import OTHER, TABM_HERE, TABM_STEPS, round_of_tabm, tabm_level, tabm_slowness
+from .design.models import TABMS
+from .design.networks import (
+    CANDIDATES,
+    TABM_HERE,
+    TABM_STEPS,
+    choose_network,
+    round_of_tabm,
+    tabm_level,
+    tabm_slowness,
+    with_network,
+)
 from .design.objectives import find_objective, shortlist
 from .design.plan import fitting_commands
 from .design.resolve import resolve
@@ -38,7 +47,7 @@ from .work.engine import engine_for
 from .work.executor import one_thread
 from .work.run import Run
 from .work.store import Store
-from .work.timing import time_job
+from .work.timing import time_trials
 
 
 class OverBudget(InputError):
@@ -59,38 +68,48 @@ def import_all() -> None:
 def prepare(request: Request) -> tuple[Context, list[str]]:
     """Read the data and fix the design; gives the context and lines about what was left out.
 
-    Where the network is chosen, and a run with the other one is there, that goes on: a larger budget adds to it. TabM
-    for which this machine is too slow, or too busy, gives way to plain networks: fewer epochs would cost more.
+    Where the network is chosen, and a run with another one is there, that goes on: a larger budget adds to it. TabM
+    for which this machine is too slow, or too busy, gives way to fewer members or plain networks: fewer epochs would
+    cost more.
 
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
-    data = read_data(request)
-    context, notes = resolve(request, *data)
-    if not context.choice or _begun(request, context):
-        return context, notes
-    model = OTHER[context.settings.model]
-    another, own_notes = resolve(replace(request, model=model), *data)
-    if _begun(request, another):
-        another.choice = f"{AUTO}: as this run began; --model {context.settings.model} would now be chosen"
-    elif seconds := _too_slow(request, context):
-        times = f"{words_of(seconds)} of {words_of(request.budget_seconds)}"
-        another.choice = f"{AUTO}: a round of tabm would take about {times} on this machine as it is now"
-    else:
-        return context, notes
-    return another, [*own_notes, f"network: {model} ({another.choice})"]
+    context, notes = resolve(request, *read_data(request))
+    if context.choice:
+        context = _network_here(request, context)
+        notes.append(f"network: {context.settings.model} ({context.choice})")
+    return context, notes
 
 
-def _too_slow(request: Request, context: Context) -> float:
-    """Seconds of a round of TabM by its first steps, where it would have to be cut; else 0."""
-    settings = context.settings
-    if settings.model != "tabm" or settings.device != "cpu" or math.isinf(request.budget_seconds):
-        return 0.0
-    job = Job("objective", settings.baseline, (next(iter(context.folds)),))
+def _network_here(request: Request, context: Context) -> Context:
+    """The comparison with the network of its run, where one has begun, or that this machine has time for now."""
+    model = context.settings.model
+    if _begun(request, context):
+        return context
+    for name in CANDIDATES:
+        another = with_network(request, context, name)
+        if name != model and _begun(request, another):
+            another.choice = f"{AUTO}: as this run began; --model {model} would now be chosen"
+            return another
+    if model not in TABMS or context.settings.device != "cpu" or math.isinf(request.budget_seconds):
+        return context
+    fewer = TABMS[TABMS.index(model) :]
+    where = " on this machine as it is now"
+    chosen, why = choose_network(request, context, fewer, seconds_of=_timed_round, part=TABM_HERE, where=where)
+    if chosen == model:
+        return context
+    another = with_network(request, context, chosen)
+    another.choice = why
+    return another
+
+
+def _timed_round(request: Request, context: Context) -> float:
+    """Seconds of a round of TabM by its first steps."""
+    job = Job("objective", context.settings.baseline, (next(iter(context.folds)),))
     with one_thread():
-        timed = time_job(context.at(tabm_level(context)), job, TABM_STEPS)
-    seconds = round_of_tabm(request, context) * tabm_slowness(context, timed)
-    return seconds if seconds > TABM_HERE * request.budget_seconds else 0.0
+        timed = time_trials(context.at(tabm_level(context)), job, TABM_STEPS)
+    return round_of_tabm(request, context) * tabm_slowness(context, timed)
 
 
 def _begun(request: Request, context: Context) -> bool:

@@ -143,9 +143,9 @@ def compare_command(
     model: Annotated[
         str,
         typer.Option(
-            help="auto, plain (two layers), tabm (16 networks that share layers: stronger, and slower), residual, "
-            "resnet (images), or module:function from width to backbone. auto is tabm where a round of folds of it "
-            "takes half of the budget at most, else plain; resnet for images.",
+            help="auto, plain (two layers), tabm (16 networks that share layers: stronger, and slower), tabm-4, "
+            "tabm-1 (of fewer), residual, resnet (images), or module:function from width to backbone. auto is the first"
+            " tabm of which a round of folds takes half of the budget at most, else plain; resnet for images.",
             rich_help_panel="What is compared",
             autocompletion=complete_model,
         ),

@@ -91,7 +91,7 @@ def model_names() -> tuple[str, ...]:
     """The names of all networks.
 
     >>> model_names()
-    ('plain', 'tabm', 'residual', 'resnet')
+    ('plain', 'tabm', 'tabm-4', 'tabm-1', 'residual', 'resnet')
     """
     return tuple(facts_of("comparison.design.models")["values"]["MODELS"])
 
@@ -101,7 +101,7 @@ def model_words() -> tuple[str, ...]:
     """The words of ``--model``: names of networks, one that has a choice made, and synonyms.
 
     >>> model_words()
-    ('auto', 'plain', 'tabm', 'residual', 'resnet', 'mlp')
+    ('auto', 'plain', 'tabm', 'tabm-4', 'tabm-1', 'residual', 'resnet', 'mlp')
     """
     values = facts_of("comparison.design.models")["values"]
     return (AUTO, *model_names(), *values["SYNONYMS"])

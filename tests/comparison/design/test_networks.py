@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from steepest.comparison.api import prepare
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.effort import cell_seconds, multiply_adds, work_of
 from steepest.comparison.design.levels import Level
-from steepest.comparison.design.models import find_model
-from steepest.comparison.design.networks import BATCHES, training_of
+from steepest.comparison.design.models import TABMS, find_model, members_of, on_rows
+from steepest.comparison.design.networks import BATCHES, choose_network, round_of_tabm, training_of, with_network
 from steepest.comparison.errors import InputError
 from steepest.comparison.request import Request
 from steepest.comparison.verdict.results import protocol
@@ -41,7 +43,7 @@ def prepared(**options: Any) -> tuple[Context, list[str]]:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """One on which all that is timed takes no time: the estimate alone decides."""
-    monkeypatch.setattr(api, "time_job", lambda *_: 0.0)
+    monkeypatch.setattr(api, "time_trials", lambda *_: 0.0)
 
 
 def test_auto_is_tabm_where_a_round_of_it_takes_half_of_the_budget() -> None:
@@ -65,7 +67,54 @@ def test_the_round_may_take_half_of_the_budget_and_no_more() -> None:
     seconds = _seconds_said(1)
     data = frame(2000, 20)
     chosen = {part: prepared(data=data, budget=f"{part * seconds:.0f}s")[0].settings.model for part in (1.8, 2.3)}
-    assert chosen == {1.8: "plain", 2.3: "tabm"}
+    assert chosen == {1.8: "tabm-4", 2.3: "tabm"}
+
+
+def test_members_are_the_most_whose_round_takes_half_of_the_budget() -> None:
+    request = Request(frame(2000, 20), objectives="cross_entropy", classical=False, workers=1)
+    context = prepare(replace(request, model="plain"))[0]
+    rounds = {model: round_of_tabm(request, with_network(request, context, model)) for model in TABMS}
+    assert list(rounds) == ["tabm", "tabm-4", "tabm-1"]
+    assert rounds["tabm"] > 1.5 * rounds["tabm-4"] > 2.25 * rounds["tabm-1"]
+    for model, fewer in pairwise((*TABMS, "plain")):
+        for share, expected in ((1.01, model), (0.99, fewer)):
+            chosen, why = choose_network(replace(request, budget=f"{share * 2 * rounds[model]}s"), context)
+            assert chosen == expected
+            assert why.count(" about ") == min(3, (*TABMS, "plain").index(expected) + 1)  # all that were asked about
+
+
+@pytest.mark.parametrize(("objectives", "least"), [("default", 4), ("cross_entropy,focal,ldr,harmonic", 3)])
+def test_of_one_member_half_of_the_objectives_have_to_fit(objectives: str, least: int) -> None:
+    request = Request(frame(2000, 20), objectives=objectives, classical=False, workers=1)
+    context = prepare(replace(request, model="plain"))[0]
+    count = len(context.settings.objectives)
+    assert count == {4: 8, 3: 4}[least]
+    needed = round_of_tabm(request, with_network(request, context, "tabm-1")) * least / count
+    for share, expected in ((1.01, "tabm-1"), (0.99, "plain")):
+        chosen, why = choose_network(replace(request, budget=f"{share * 2 * needed}s"), context)
+        assert chosen == expected
+        assert why.endswith(f" with {least} of {count} objectives")
+
+
+def test_networks_share_splits_and_are_trained_as_if_asked_for() -> None:
+    request = Request(frame(), objectives="cross_entropy", classical=False, workers=1, patience=5)
+    context = prepare(replace(request, model="tabm"))[0]
+    for model in (*TABMS, "plain"):
+        another = with_network(request, context, model)
+        assert another.settings == prepare(replace(request, model=model))[0].settings
+        assert another.split((0, 0), 0) is context.split((0, 0), 0)
+        assert another.at(another.level).settings.model == model
+        assert another.at(Level(30, 8, 1)).settings.model == model
+    assert context.at(Level(30, 8, 1)).settings.model == "tabm"
+
+
+@pytest.mark.parametrize(("model", "members"), [("tabm", 16), ("tabm-4", 4), ("tabm-1", 1)])
+def test_names_say_how_many_members_there_are(model: str, members: int) -> None:
+    context = prepared(model=model)[0]
+    backbone, _ = on_rows(find_model(model), context.split((0, 0), 0).inputs)
+    assert members_of(backbone(4)) == members_of(find_model(model)(4)) == members
+    assert training_of(model, 7000) == training_of("tabm", 7000)
+    assert context.trials("cross_entropy") == prepared(model="tabm")[0].trials("cross_entropy")
 
 
 def _seconds_said(workers: int, **options: Any) -> float:

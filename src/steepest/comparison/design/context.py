@@ -81,6 +81,12 @@ class Context:
         """Whether a training part has fewer rows than that of the whole comparison."""
         return self.most_rows < self._whole.most_rows
 
+    def trained_by(self, settings: Settings) -> Context:
+        """The same data, folds and splits for another network: settings that differ in it and its training alone."""
+        context = copy.copy(self)
+        context.settings, context._whole, context._choice, context._of_rows = settings, context, "", {}
+        return context
+
     def at(self, level: Level) -> Context:
         """The same comparison at a level: fewer training rows, epochs or trials; splits of equal rows are shared."""
         whole = self._whole

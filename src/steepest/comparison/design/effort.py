@@ -51,7 +51,14 @@ def work_of(context: Context) -> int:
 
 
 def cell_seconds(
-    context: Context, level: Level, *, work: int, inner: int, full: bool = False, speed: float = SPEED
+    context: Context,
+    level: Level,
+    *,
+    work: int,
+    inner: int,
+    full: bool = False,
+    refit: bool = True,
+    speed: float = SPEED,
 ) -> float:
     """What the model says of a cell of an objective.
 
@@ -61,6 +68,7 @@ def cell_seconds(
         work: multiply-adds of a row, as :func:`work_of` gives them.
         inner: inner folds.
         full: without early stopping.
+        refit: with the training of the chosen trial on all rows.
         speed: floating-point operations a second.
     """
     s, rows = context.settings, min(level.rows, context.most_rows)
@@ -76,7 +84,7 @@ def cell_seconds(
     together = models * step if alone else STEP * (1 if s.vary == "objective" else models) + models * step
     looked = models * (SCORED + 2.0 * (rows - fit) * work / speed)
     seconds = epochs * (math.ceil(fit / batch) * together + looked)
-    if not s.fixed_length:
+    if refit and not s.fixed_length:
         seconds += refitted * math.ceil(rows / batch) * (STEP + step)
     return seconds
 

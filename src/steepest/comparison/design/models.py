@@ -43,10 +43,16 @@ class TabMOnRows(OnRows):
     """TabM-mini with bins between the quantiles of the training rows.
 
     Columns of one bin, such as those of one-hot codes, go in as they are.
+
+    Args:
+        members: networks that share layers; one is an ordinary network over bins.
     """
 
+    def __init__(self, members: int) -> None:
+        self.members = members
+
     def __call__(self, in_features: int) -> nn.Module:
-        return TabM(in_features)
+        return TabM(in_features, members=self.members)
 
     def facts(self, inputs: Tensor) -> dict[str, Any]:
         """``numeric`` columns and their ``edges``."""
@@ -56,18 +62,22 @@ class TabMOnRows(OnRows):
 
     def of(self, facts: dict[str, Any]) -> Backbone:
         edges = [torch.tensor(own, dtype=torch.float64) for own in facts["edges"]]
-        return partial(TabM, numeric=facts["numeric"], edges=edges)
+        return partial(TabM, numeric=facts["numeric"], edges=edges, members=self.members)
 
 
 BINS = 48
 """Bins a column at most."""
 MODELS: dict[str, Backbone] = {
     "plain": partial(mlp, width=128, depth=2),
-    "tabm": TabMOnRows(),
+    "tabm": TabMOnRows(16),
+    "tabm-4": TabMOnRows(4),
+    "tabm-1": TabMOnRows(1),
     "residual": partial(residual_mlp, width=128, depth=2),
     "resnet": small_resnet,
 }
 IMAGE_MODELS = ("resnet",)
+TABMS = ("tabm", "tabm-4", "tabm-1")
+"""Those that differ in their members alone, from the most."""
 SYNONYMS = {"mlp": "plain"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..budget import words_of
@@ -9,20 +11,22 @@ from ..names import AUTO
 from ..request import Request
 from .context import Context
 from .effort import cell_seconds, default_workers, work_of
-from .levels import Level
+from .levels import FEWEST_OBJECTIVES, Level
+from .models import TABMS
 
-TABM_SPEED, TABM_REACHED = 8e10, 6e10
+TABM_SPEED, TABM_REACHED = 8e10, 7e10
 """Floating-point operations a second with which the model tells what trainings of TabM take on one core.
 
 That is so on average over eight tables: they reach the second number, and stop earlier than the model takes them to."""
 TABM_TRIALS, TABM_PART, TABM_HERE = 4, 0.5, 0.6
 """A round of folds with so many trials has to fit this part of the budget, or plain networks are trained.
 
-The second part is for what the first steps on this machine say: above it epochs would be cut."""
+The second part is for what the first steps on this machine say: above it epochs would be cut. Of the fewest members a
+round with half of the objectives has to fit."""
 TABM_STEPS = 12
 """Steps that are timed for that."""
-OTHER = {"plain": "tabm", "tabm": "plain"}
-"""Of the two between which ``auto`` chooses the one that it did not."""
+CANDIDATES = (*TABMS, "plain")
+"""Between which ``auto`` chooses, the strongest and slowest first."""
 BATCHES = ((108_000, 1024), (32_000, 512), (6_400, 256), (4_500, 128), (2_800, 64), (0, 32))
 """Rows a step of TabM, by the least number of rows of the data."""
 
@@ -46,11 +50,18 @@ def training_of(model: str, rows: int) -> Training:
     """
     if model == "resnet":
         return Training(20, 10, 128)
-    if model == "tabm":
+    if model in TABMS:
         return Training(60, 16, next(batch for least, batch in BATCHES if rows >= least))
     if rows <= 5_000:
         return Training(60, 10, 64)
     return Training(150, 20, 64) if rows <= 10_000 else Training(30, 10, 256)
+
+
+def with_network(request: Request, context: Context, model: str) -> Context:
+    """The same comparison with another network, trained as that is unless the user asked for something else."""
+    training = vars(training_of(model, len(context.table.target)))
+    own = {name: default for name, default in training.items() if getattr(request, name) is None}
+    return context.trained_by(replace(context.settings, model=model, **own))
 
 
 def tabm_level(members: Context) -> Level:
@@ -67,33 +78,58 @@ def round_of_tabm(request: Request, members: Context) -> float:
 
 
 def tabm_slowness(members: Context, seconds: float) -> float:
-    """How many times as long as expected a cell of the baseline takes.
+    """How many times as long as expected the trials of the baseline take.
 
     Args:
         members: the comparison with TabM.
-        seconds: of the cell at full length at :func:`tabm_level`, by its first steps.
+        seconds: of all trials of a cell at full length at :func:`tabm_level`, by their first steps.
     """
-    return seconds / _tabm_cell(members, TABM_REACHED, full=True)
+    return seconds / _tabm_cell(members, TABM_REACHED, full=True, refit=False)
 
 
-def _tabm_cell(members: Context, speed: float, *, full: bool = False) -> float:
+def _tabm_cell(members: Context, speed: float, **parts: bool) -> float:
     inner = len(members.inner(next(iter(members.folds))))
-    return cell_seconds(members, tabm_level(members), work=work_of(members), inner=inner, full=full, speed=speed)
+    return cell_seconds(members, tabm_level(members), work=work_of(members), inner=inner, speed=speed, **parts)
 
 
-def choose_network(request: Request, members: Context) -> tuple[str, str]:
-    """Whether ``auto`` is tabm or plain, and why in words.
+def choose_network(
+    request: Request,
+    context: Context,
+    models: Sequence[str] = TABMS,
+    *,
+    seconds_of: Callable[[Request, Context], float] = round_of_tabm,
+    part: float = TABM_PART,
+    where: str = "",
+) -> tuple[str, str]:
+    """Which network ``auto`` is, and why in words.
 
-    TabM where one round of folds with four trials fits half of the budget by estimate, or on a GPU. The estimate
-    counts operations and times nothing.
+    TabM with as many members as let one round of folds with four trials fit a part of the budget, else plain; with all
+    members on a GPU. With the fewest members half of the objectives have to fit: plain networks cost a score more than
+    objectives that are left out. By default an estimate that counts operations and times nothing.
 
     Args:
         request: what the user asked for.
-        members: the comparison with TabM.
+        context: the comparison with any of these networks.
+        models: that are asked about, from the most members.
+        seconds_of: what a round takes.
+        part: of the budget that it may take.
+        where: what the seconds hold for, in words that follow the budget.
     """
-    settings, budget = members.settings, request.budget_seconds
-    if settings.device != "cpu":
-        return "tabm", f"{AUTO}: on {settings.device}"
-    seconds = round_of_tabm(request, members)
-    why = f"{AUTO}: a round of tabm would take about {words_of(seconds)} of {words_of(budget)}"
-    return ("tabm" if seconds <= TABM_PART * budget else "plain"), why
+    budget, count = request.budget_seconds, len(context.settings.objectives)
+    least = max(math.ceil(count / 2), min(count, FEWEST_OBJECTIVES))
+    if context.settings.device != "cpu":
+        return models[0], f"{AUTO}: on {context.settings.device}"
+    words: list[str] = []
+    for model in models:
+        seconds = seconds_of(request, with_network(request, context, model))
+        if words:
+            words.append(f"of {model} about {words_of(seconds)}")
+        else:
+            start = f"{AUTO}: a round of {model} would take about"
+            words.append(f"{start} {words_of(seconds)} of {words_of(budget)}{where}")
+        if seconds > part * budget and model == TABMS[-1] and least < count:
+            seconds *= least / count
+            words.append(f"about {words_of(seconds)} with {least} of {count} objectives")
+        if seconds <= part * budget:
+            return model, ", ".join(words)
+    return "plain", ", ".join(words)

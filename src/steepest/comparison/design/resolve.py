@@ -23,7 +23,7 @@ from .arms import choose_arms
 from .context import Context
 from .folds import CLASSES
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
-from .networks import choose_network, training_of
+from .networks import choose_network, training_of, with_network
 from .objectives import choose_objectives
 from .settings import Settings
 
@@ -82,35 +82,30 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         "trials": 1 if images else 8,
     }
 
-    def context_of(model: str) -> Context:
-        defaults = {**counted, **vars(training_of(model, rows))}
-        asked = {name: getattr(request, name) for name in defaults}
-        settings = Settings(
-            objectives=tuple(chosen),
-            baseline=chosen[0],
-            metric=metric_spec,
-            model=model,
-            classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
-            noise=request.noise,
-            seed=request.seed,
-            test="" if fixed is None else fixed.sha256,
-            device=device,
-            augment=request.augment and images,
-            fixed_length=images or vary == "schedule",
-            code=_code_hash([*chosen, objective, model, metric_spec]),
-            vary=vary,
-            objective=objective,
-            **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
-        )
-        return Context(table, settings, fixed)
-
-    context = context_of(model_spec)
+    defaults = {**counted, **vars(training_of(model_spec, rows))}
+    asked = {name: getattr(request, name) for name in defaults}
+    settings = Settings(
+        objectives=tuple(chosen),
+        baseline=chosen[0],
+        metric=metric_spec,
+        model=model_spec,
+        classical=tuple(learner.name for learner in classical_learners(kind, rows)) if learners else (),
+        noise=request.noise,
+        seed=request.seed,
+        test="" if fixed is None else fixed.sha256,
+        device=device,
+        augment=request.augment and images,
+        fixed_length=images or vary == "schedule",
+        code=_code_hash([*chosen, objective, model_spec, metric_spec]),
+        vary=vary,
+        objective=objective,
+        **{name: default if asked[name] is None else asked[name] for name, default in defaults.items()},
+    )
+    context = Context(table, settings, fixed)
     if is_open and model_spec == "tabm":
-        name, why = choose_network(request, context)
-        if name != model_spec:
-            model_spec, context = name, context_of(name)
+        model_spec, why = choose_network(request, context)
+        context = with_network(request, context, model_spec)
         context.choice = why
-        notes.append(f"network: {name} ({why})")
     backbone = find_model(model_spec, trust=True)
     shape = tuple(context.split(next(iter(context.folds)), 0).inputs.shape[1:])
     with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,7 @@ import numpy as np
 from ...core.lazy import late
 from ...core.objective import Objective
 from ...core.search import Float, Space
+from .models import TABMS
 from .twins import is_twin
 
 qmc = late("scipy.stats.qmc")
@@ -31,7 +32,7 @@ class Rates:
 
 
 RATES = Rates((1e-3, 3e-3, 3e-4), 1e-4, 1e-2)
-RATES_OF = {"tabm": Rates((2e-3, 5e-3, 1e-3), 5e-4, 2e-2)}
+RATES_OF = dict.fromkeys(TABMS, Rates((2e-3, 5e-3, 1e-3), 5e-4, 2e-2))
 """Those of networks that want others."""
 WEIGHT_DECAY = 1e-4
 PEAK = 5.0

@@ -29,7 +29,32 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
 
     The stack of the first fold runs short epochs; the fastest of them, scaled to all epochs, splits and refits.
     """
-    settings = context.settings
+    settings, pair = context.settings, job.cells[0]
+    epoch, take, recipe = _time_epoch(context, job, steps)
+    search = _search(context, job, epoch, take, recipe)
+    if settings.fixed_length:
+        return search * len(job.cells)
+    _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
+    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(context.trials(job.name)) / 3)
+    return (search + refit) * len(job.cells)
+
+
+def time_trials(context: Context, job: Job, steps: int) -> float:
+    """Expected seconds of all trials of a job's first cell at full length, without a training on all rows after them.
+
+    What that takes beside a stack of trials depends on the network.
+    """
+    return _search(context, job, *_time_epoch(context, job, steps))
+
+
+def _search(context: Context, job: Job, epoch: float, take: int, recipe: Recipe) -> float:
+    pair = job.cells[0]
+    _, full_steps = recipe.steps(len(context.split(pair, 0).inputs))
+    return context.settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
+
+
+def _time_epoch(context: Context, job: Job, steps: int) -> tuple[float, int, Recipe]:
+    """Seconds of an epoch of at most so many steps of all trials in the first fold, its steps, and their recipe."""
     cls = context.objective(job.name)
     pair = job.cells[0]
     chosen = context.trials(job.name)
@@ -47,13 +72,7 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
         started = time.perf_counter()
         train(replace(short, metric=clock.metric()), members)
         took = time.perf_counter() - started
-    epoch = clock.fastest(len(members), took)
-    search = settings.epochs * (full_steps / take) * epoch * len(context.inner(pair))
-    if settings.fixed_length:
-        return search * len(job.cells)
-    _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
-    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(chosen) / 3)
-    return (search + refit) * len(job.cells)
+    return clock.fastest(len(members), took), take, recipe
 
 
 def _shortened(split: Split, share: float) -> Split:
