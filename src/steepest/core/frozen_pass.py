@@ -99,7 +99,7 @@ class FrozenPass:
         if not self._looked:
             self._first, self._looked = self._look(), True
         with (
-            _copied_buffers(self._modules),
+            copied_buffers(self._modules),
             _evaluating(self._evaluated),
             twice_differentiable(),
             same_random_numbers(self._numbers),
@@ -141,7 +141,7 @@ def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _copied_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
+def copied_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Modules with copies of their buffers, which a graph may keep; afterwards with their own."""
     places = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     copies = {id(b): b.detach().clone() for _, _, b in places}

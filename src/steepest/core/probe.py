@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from .arguments import Arguments
 from .checks import refuse, refuse_type
-from .displaced import Traces
+from .frozen_pass import copied_buffers
 from .undisturbed import same_random_states
 
 T = TypeVar("T")
@@ -97,18 +97,16 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     flags = [(p, p.requires_grad, p.grad) for module in own for p in module._parameters.values() if p is not None]
     generators = [value for module in own for value in vars(module).values() if isinstance(value, torch.Generator)]
     terms = [(module, vars(module)["terms"]) for module in own if "terms" in vars(module)]
-    traces = Traces(modules)
     fast = torch.backends.mha.get_fastpath_enabled()
     global _depth
     _depth += 1
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with same_random_states(*generators), traces.watching():
+        with same_random_states(*generators), copied_buffers(own):
             yield
     finally:
         _depth -= 1
         torch.backends.mha.set_fastpath_enabled(fast)
-        traces.undo()
         for module, training in modes:
             module.training = training
         for p, flag, gradient in flags:

@@ -313,7 +313,7 @@ def check_degenerate(cls: type[Probe]) -> None:
             for what, run in _measured(_fresh(cls, place)):
                 for where in ("gradients", "weights"):
                     probe = _fresh(cls, place)
-                    for moment in _moments(run, probe):
+                    for moment in list(_moments(run, probe)):
                         with torch.no_grad():
                             for p in run.model.parameters():
                                 if where == "weights" and fill is not None:
