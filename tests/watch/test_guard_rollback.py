@@ -153,7 +153,7 @@ def test_a_snapshot_that_is_not_finite_is_none():
 def test_the_budget_of_attempts_ends_in_a_stop_with_good_weights(stops, tmp_path):
     model = network()
     optimizer = MAKERS["adamw"](model.parameters(), model)
-    guard = Guard(model, optimizer, LOSS, every=10, stops=stops, log=tmp_path / "guard.jsonl")
+    guard = Guard(model, optimizer, every=10, stops=stops, log=tmp_path / "guard.jsonl")
     data = batches(45)
     train(model, optimizer, data, guard)
     good = guard.snapshots.good["step"], [v.clone() for v in guard.snapshots.good["values"]]
@@ -173,7 +173,7 @@ def test_the_budget_of_attempts_ends_in_a_stop_with_good_weights(stops, tmp_path
 def test_quiet_steps_forgive_attempts_and_the_rate_has_a_floor():
     model = network()
     optimizer = MAKERS["adamw"](model.parameters(), model)
-    guard = Guard(model, optimizer, LOSS, every=10, calm=15, budget=9, floor=0.2)
+    guard = Guard(model, optimizer, every=10, calm=15, budget=9, floor=0.2)
     train(model, optimizer, batches(45), guard)
     wrong = [(x * math.nan, y) for x, y in batches(12, seed=2)]
     train(model, optimizer, wrong, guard)

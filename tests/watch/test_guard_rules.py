@@ -45,7 +45,7 @@ def test_updates_are_shortened_as_by_the_controller_and_keep_their_bits_within(r
     model, plain = network(), network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, foreach=False)
     reference = GhostStepController(torch.optim.AdamW(plain.parameters(), lr=rate, foreach=False), plain)
-    guard = Guard(model, optimizer, LOSS, rules=[GhostCap(look=1e-9, memory=0)], every=0)
+    guard = Guard(model, optimizer, LOSS, rules=[GhostCap(slack=1.0, usual=0, look=1e-9, memory=0)], every=0)
     train(model, optimizer, batches(6), guard)
     train(plain, reference, batches(6), controlled=True)
     for mine, theirs in zip(model.parameters(), plain.parameters()):
@@ -83,7 +83,7 @@ def test_a_rate_that_is_too_high_in_most_steps_is_cut_for_good():
     cuts = [line for line in guard.actions if line["action"] == "cut"]
     scales = sorted(line["readings"]["scale"] for line in guard.actions[: guard.actions.index(cuts[0])])
     assert cuts[0]["step"] == 20
-    assert cuts[0]["rate"] == scales[len(scales) // 2]
+    assert cuts[0]["rate"] == scales[len(scales) // 2] / 2
     assert optimizer.param_groups[0]["lr"] == 100.0
     assert guard.rate <= cuts[0]["rate"] < 1.0
 
@@ -91,7 +91,7 @@ def test_a_rate_that_is_too_high_in_most_steps_is_cut_for_good():
 def test_the_state_of_the_ghost_rule_goes_on():
     data = batches(40)
     model, again = network(), network()
-    optimizer, other = (torch.optim.SGD(m.parameters(), lr=2.0) for m in (model, again))
+    optimizer, other = (torch.optim.SGD(m.parameters(), lr=40.0) for m in (model, again))
     guard = Guard(model, optimizer, LOSS)
     train(model, optimizer, data[:15], guard)
     again.load_state_dict(model.state_dict())
@@ -108,7 +108,7 @@ def test_the_state_of_the_ghost_rule_goes_on():
 def test_growing_logits_are_an_alarm_though_loss_and_gradient_are_as_before():
     model = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    guard = Guard(model, optimizer, rules=[LogitGrowth()], every=0)
+    guard = Guard(model, optimizer, rules=[LogitGrowth()], window=32, every=0)
     generator = torch.Generator().manual_seed(0)
 
     def step(shift):
@@ -147,3 +147,31 @@ def test_the_ghost_radius_is_a_default_rule_of_cross_entropy_alone():
     for objective, has in ((LOSS, True), (nn.functional.cross_entropy, True), (nn.MSELoss(), False), (None, False)):
         with Guard(model, optimizer, objective) as guard:
             assert any(isinstance(rule, GhostCap) for rule in guard.rules) == has
+
+
+def test_after_a_jump_of_the_rate_updates_have_the_usual_length():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard(model, optimizer, LOSS, every=0)
+    lengths = []
+    for step, data in enumerate(batches(40)):
+        before = [p.detach().clone() for p in model.parameters()]
+        train(model, optimizer, [data], guard, jump=lambda _, step=step: 1e4 if step == 35 else 0.01)
+        lengths.append(sum(float((p.detach() - b).square().sum()) for p, b in zip(model.parameters(), before)) ** 0.5)
+    assert lengths[35] == pytest.approx(sorted(lengths[3:35])[15], rel=0.02)
+    assert [line["step"] for line in guard.actions] == [36]
+
+
+def test_bad_data_are_skipped_on_while_the_weights_are_sound():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    guard = Guard(model, optimizer, LOSS, every=10, window=64)
+    train(model, optimizer, batches(45), guard)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, optimizer, [(x * math.nan, y) for x, y in batches(15)], guard)
+    assert [line["action"] for line in guard.actions] == ["skip"] * 15
+    assert all(torch.equal(p, value) for p, value in zip(model.parameters(), before))
+    train(model, optimizer, [(x * math.nan, y) for x, y in batches(1)], guard)
+    assert guard.actions[-1]["action"] == "roll_back"  # 16 are too many
+    train(model, optimizer, batches(5), guard)
+    assert len(guard.actions) == 17

@@ -16,20 +16,23 @@ from torch.optim import LBFGS, Optimizer
 
 from ...core.checks import check_flag, check_number, refuse, refuse_type
 from ...core.displaced import length
-from ...core.probe import Moment, inner_module
+from ...core.probe import Moment, inner_module, untouched
 from ...core.reductions import widen
 from ...core.torch_private import foreach_sub
 from ...core.wrapper import Wrapper
 from ...optim.control.ghost_radius import GhostRadius
 from ..journal import Journal
 from . import snapshots
-from .replay import Batch, Step, precision_of, replay
-from .rules import GhostCap, Rule, Signals, logit_sizes, read_rules
+from .replay import Batch, Step, loss_of, precision_of, replay
+from .rules import GhostCap, LossSpike, Rule, Signals, logit_sizes, read_rules
 from .skips import Skip, innermost, reads_found_inf
 from .windows import Windows, spike_score
 
 SERIES = ("loss", "norm", "peak", "partition")
 """What is compared with the steps before: positive numbers, in logarithms."""
+FLOORS = (0.03, 0.03, 0.1, 0.1)
+"""Their least standard deviations. Logits grow in all sound training, by far most at first: they are compared with a
+full window only."""
 _PASSED, _FLAGS = 2 * len(SERIES), 2 * len(SERIES) + 1
 """Where these stand behind sizes and scores."""
 _GUARDED: WeakKeyDictionary[Optimizer, Guard] = WeakKeyDictionary()
@@ -103,7 +106,9 @@ class Guard:
     device decides, and nothing waits for it; what happened is read a step later. Elsewhere the verdict is read once a
     step (``host_reads`` counts), and gradients are taken away for the step.
 
-    *After* ``patience`` suspected steps in a row it is the weights that are bad: the run goes back to the newest
+    *After* ``patience`` suspected steps in a row the guard asks whether it is the data or the weights: a batch from
+    before is run again. If its loss is what it was, steps are skipped on, up to a quarter of the window. Otherwise (or
+    where nobody can tell: no objective, no inputs) the run goes back to the newest
     snapshot that is older than the suspected cause, and the batches since are replayed without the suspected ones
     (where ``objective``, inputs and targets are known). A second attempt in a row halves the rate, a third once more;
     then the guard stops the run with :class:`GuardStop`. ``calm`` steps without an alarm forgive all attempts.
@@ -121,9 +126,9 @@ class Guard:
         log: a path that ends in ``.jsonl``, or a function ``(event, facts)`` as a recorder's sinks take: an action is
             one line with step, cause, first module that was not finite, readings, and what was done.
         window: steps that a score compares with, >= 16.
-        warmup: steps of a window before scores are judged, >= 8.
+        warmup: steps in the window before losses and gradients are judged, >= 8; logits wait for a full one.
         every: steps between snapshots; 0 keeps none, and skips only.
-        patience: suspected steps in a row before the run goes back, >= 1.
+        patience: suspected steps in a row before weights are suspected, >= 1.
         calm: quiet steps that forgive attempts.
         cut: factor of the rate at a second and each further attempt, in (0, 1].
         floor: the least factor of the rate.
@@ -216,7 +221,7 @@ class Guard:
         self.stopped = False
         self.actions: list[dict[str, Any]] = []
         self.snapshots = snapshots.Snapshots()
-        self.windows = Windows(len(SERIES), window, warmup, floor=0.03)
+        self.windows = Windows(window, [warmup, warmup, window, window], FLOORS)
         self._history: deque[Step] = deque()
         self._waiting: _Verdict | None = None
         self._new: _Verdict | None = None
@@ -225,7 +230,7 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=100_000)
         self._told = _Told()
         self._skip = Skip(self.optimizer)
-        self.replaying = False
+        self._replaying = False
         self._lag = False
         self._ghost = next((rule for rule in self.rules if isinstance(rule, GhostCap)), None)
         self._proposed: tuple[list[Tensor], list[Tensor], Any] | None = None
@@ -381,7 +386,7 @@ class Guard:
                 p.copy_(widen(value) + scale * widen(change))
             readings = {"r": ghost.r, "scale": scale}
             self._act("shorten", step=self.step + 1, cause=[ghost.name], readings=readings)
-        if size > 0 and (factor := ghost.cut(scale)) < 1.0:
+        if size > 0 and (factor := ghost.cut(scale, size)) < 1.0:
             self.rate *= factor
             self._act("cut", step=self.step + 1, cause=[ghost.name], rate=self.rate)
 
@@ -407,7 +412,7 @@ class Guard:
         if new is None:
             return
         self.step += 1
-        if self.every and self.replays and not self.replaying:
+        if self.every and self.replays and not self._replaying:
             known = [batch for batch in new.batches if batch.inputs is not None]
             if known and len(known) == len(new.batches):
                 self._history.append(Step(new.step, known, new.rates))
@@ -415,7 +420,7 @@ class Guard:
         self._waiting = new if self._lag else None
         if due is not None:
             self._read(due)
-        if self.every and not self.replaying and self.step % self.every == 0:
+        if self.every and not self._replaying and self.step % self.every == 0:
             self._keep()
 
     # --------------------------------------------------------------------------------------------------------- actions
@@ -425,7 +430,7 @@ class Guard:
         numbers, step = verdict.numbers(), verdict.step
         sizes, scores = numbers[: len(SERIES)], numbers[len(SERIES) : _PASSED]
         passed, flags = bool(numbers[_PASSED]), numbers[_FLAGS:]
-        if not self.replaying:
+        if not self._replaying:
             self._losses.append(sizes[0])
         causes = [rule.name for rule, flag in zip(self.rules, flags) if flag]
         readings = {name: value for name, value in zip(SERIES, sizes) if not math.isnan(value) or name == "loss"}
@@ -446,8 +451,32 @@ class Guard:
         self.skipped += 1
         module = verdict.module if verdict.looked else self._first_broken(numbers, verdict.batches)
         self._act("skip", step=step, cause=causes, module=module, readings=readings)
-        if self.alarmed and not self.replaying and not self.stopped and self.every:
+        if not self.alarmed or self._replaying or self.stopped or not self.every:
+            return
+        if self._row % self.enough == 0 or not self._sound():
             self._go_back(causes)
+
+    @property
+    def enough(self) -> int:
+        """So many suspected steps in a row are too many, whatever the weights are like."""
+        return max(self.patience, self.windows.size // 4)
+
+    @torch.no_grad()
+    def _sound(self) -> bool:
+        """Whether the weights are: a batch from before the alarm has the loss of those days."""
+        steps = [step for step in self._history if step.number < self._first_alarm - 1]
+        loss = None
+        if steps:
+            with untouched(self.model):
+                loss = loss_of(self, steps[-1].batches[-1])
+        worse = torch.ones((), device=self.windows.logs.device)
+        if loss is not None:
+            values = torch.full((len(SERIES),), torch.nan, dtype=torch.float64, device=worse.device)
+            values[0] = loss
+            score = self.windows.scores(values)[0]
+            worse = (~(score <= LossSpike().threshold)).to(torch.float32)
+        self.host_reads += 1
+        return not float(self._largest(worse))
 
     def _first_broken(self, numbers: list[float], batches: list[Batch], slopes: bool = False) -> str | None:
         """The first parameter, module's output or gradient that is not finite, by name; None: there is none."""
@@ -523,13 +552,13 @@ class Guard:
 
     def _replay(self, steps: list[Step]) -> int:
         """Take steps again; how many steps were taken."""
-        self.replaying = True
+        self._replaying = True
         step = self.step
         try:
             self._row = 0
             return replay(self, steps)
         finally:
-            self.replaying = False
+            self._replaying = False
             self.step, self._row, self._told, self._waiting = step, 0, _Told(), None
 
     def _stop(self, causes: list[str], snapshot: dict[str, Any] | None) -> None:
@@ -548,7 +577,7 @@ class Guard:
         if ranks.is_available() and ranks.is_initialized():
             facts["rank"] = ranks.get_rank()
         line = {"action": action, **{name: value for name, value in facts.items() if value is not None}}
-        if self.replaying:
+        if self._replaying:
             line["replay"] = True
         self.actions.append(line)
         if self._tell is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...core.probe import call_arguments
+from ...core.probe import call_arguments, untouched
 from ...core.torch_private import foreach_mul_
 from ...core.undisturbed import same_random_states
 
@@ -81,6 +81,8 @@ def replay(guard: Guard, steps: Sequence[Step]) -> int:
         guard: whose model, objective and optimizer.
         steps: in their order.
     """
+    if guard.objective is None and not _gives_loss(guard, steps):
+        return 0
     optimizer = guard.optimizer
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     scaler = guard.scaler
@@ -121,3 +123,11 @@ def replay(guard: Guard, steps: Sequence[Step]) -> int:
         for p, slope in zip(parameters, slopes):
             p.grad = slope
     return taken
+
+
+def _gives_loss(guard: Guard, steps: Sequence[Step]) -> bool:
+    """Whether the model itself gives the loss of a batch."""
+    if not steps:
+        return False
+    with untouched(guard.model), torch.no_grad():
+        return loss_of(guard, steps[0].batches[0]) is not None

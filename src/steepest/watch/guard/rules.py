@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -156,14 +157,18 @@ class LogitGrowth(_Score):
 class GhostCap(Rule):
     r"""Makes an update shorter that leaves the radius within which cross-entropy is analytic along it.
 
-    .. math:: w \leftarrow w_{old} + s (w_{new} - w_{old}), \qquad s = \min(1, r_{max} / r), \qquad r = \|p\| / \rho
+    .. math:: w \leftarrow w_{old} + s (w_{new} - w_{old}), \qquad
+        s = \min(r_{max} / r, \|p\|_{usual} / \|p\|) \text{ where } r > slack \, r_{max}, \qquad r = \|p\| / \rho
 
-    An update within the radius keeps its bits. r costs a forward derivative, so that it is computed only where
-    :math:`r_{last} \|p\| / \|p_{last}\| >` ``look``, and every ``every`` steps. Where more than half of the last
-    ``memory`` steps were made shorter it is the rate that is too high: it is cut to the median of s.
+    The usual length is the median of the last updates that kept theirs. An update that is not shortened keeps its bits:
+    single ones a little beyond the radius are common in sound training. r costs a forward derivative, so that it is
+    computed only where :math:`r_{last} \|p\| / \|p_{last}\| >` ``look``, and every ``every`` steps. Where more than
+    half of the last ``memory`` steps were shortened it is the rate that is too high: it is cut to half the median of s.
 
     Args:
-        r_max: the largest r that is applied, > 0; above 1 nothing is bounded.
+        r_max: r of an update that was shortened, at most, > 0; above 1 nothing is bounded.
+        slack: how far beyond ``r_max`` an update is shortened, >= 1.
+        usual: updates whose median is the usual length, once 8 are there; 0 compares with none.
         look: from which r, by the length alone, it is computed, > 0.
         every: steps after which it is computed anyhow.
         memory: steps that tell whether the rate is too high; 0 never cuts it.
@@ -173,12 +178,25 @@ class GhostCap(Rule):
     theory = "The loss is analytic in the step only up to the nearest zero of the softmax partition function."
     source = "Ghosts of Softmax, arXiv:2603.13552."
 
-    def __init__(self, r_max: float = 1.0, *, look: float = 0.5, every: int = 100, memory: int = 20) -> None:
+    def __init__(
+        self,
+        r_max: float = 1.0,
+        *,
+        slack: float = 2.0,
+        usual: int = 32,
+        look: float = 0.5,
+        every: int = 100,
+        memory: int = 20,
+    ) -> None:
         check_number("r_max", r_max, low=0.0, open_low=True)
+        check_number("slack", slack, low=1.0)
+        check_number("usual", usual, low=0, integer=True)
         check_number("look", look, low=0.0, open_low=True)
         check_number("every", every, low=1, integer=True)
         check_number("memory", memory, low=0, integer=True)
-        self.r_max, self.look, self.every, self.memory = float(r_max), float(look), every, memory
+        self.r_max, self.slack, self.look = float(r_max), float(slack), float(look)
+        self.usual, self.every, self.memory = usual, every, memory
+        self.lengths: deque[float] = deque(maxlen=max(usual, 1))
         self.scales: deque[float] = deque(maxlen=max(memory, 1))
         self.r = self.length = 0.0
         self.ago = every
@@ -195,25 +213,37 @@ class GhostCap(Rule):
     def measured(self, r: float, length: float) -> float:
         """Take r of an update of a length; gives s."""
         self.r, self.length, self.ago = r, length, 0
-        return self.r_max / r if r > self.r_max else 1.0
+        if r <= self.slack * self.r_max:
+            return 1.0
+        s = self.r_max / r
+        return min(s, median(self.lengths) / length) if self.usual and len(self.lengths) >= 8 else s
 
-    def cut(self, scale: float) -> float:
-        """Take s of a step; gives the factor of the rate that the last steps ask for, 1 for none."""
+    def cut(self, scale: float, length: float) -> float:
+        """Take s and the length of a step; gives the factor of the rate that the last steps ask for, 1 for none."""
         self.scales.append(scale)
+        if scale == 1.0:
+            self.lengths.append(length)
         shorter = sorted(s for s in self.scales if s < 1.0)
         if not self.memory or len(self.scales) < self.memory or 2 * len(shorter) <= self.memory:
             return 1.0
         self.scales.clear()
-        return shorter[len(shorter) // 2]
+        return 0.5 * shorter[len(shorter) // 2]
 
     def state_dict(self) -> dict[str, Any]:
-        """The last measurement, and the last scales."""
-        return {"scales": list(self.scales), "r": self.r, "length": self.length, "ago": self.ago}
+        """The last measurement, the last scales and lengths."""
+        return {
+            "scales": list(self.scales),
+            "lengths": list(self.lengths),
+            "r": self.r,
+            "length": self.length,
+            "ago": self.ago,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from them."""
         if state:
             self.scales = deque(state["scales"], maxlen=self.scales.maxlen)
+            self.lengths = deque(state["lengths"], maxlen=self.lengths.maxlen)
             self.r, self.length, self.ago = state["r"], state["length"], state["ago"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,30 +21,31 @@ class Windows:
     of what is judged: nothing waits.
 
     Args:
-        series: how many.
         size: W, the window.
-        least: until so many are in the window, z is NaN, which is above nothing.
-        floor: the least standard deviation of a logarithm.
+        least: of each series: until so many are in the window, z is NaN, which is above nothing.
+        floors: of each series: the least standard deviation of a logarithm.
     """
 
-    def __init__(self, series: int, size: int, least: int, floor: float) -> None:
-        self.size, self.least, self.floor = size, least, floor
-        self.logs = torch.full((series, size), torch.nan, dtype=torch.float64)
-        self.counts = torch.zeros((series, 1), dtype=torch.int64)
+    def __init__(self, size: int, least: Sequence[int], floors: Sequence[float]) -> None:
+        self.size = size
+        self.least = torch.tensor(least).unsqueeze(1)
+        self.floors = torch.tensor(floors, dtype=torch.float64).unsqueeze(1)
+        self.logs = torch.full((len(least), size), torch.nan, dtype=torch.float64)
+        self.counts = torch.zeros((len(least), 1), dtype=torch.int64)
         self._places = torch.arange(size)
 
     def to(self, device: torch.device) -> None:
         """Move to where the numbers are."""
         if self.logs.device != device:
             self.logs, self.counts = self.logs.to(device), self.counts.to(device)
-            self._places = self._places.to(device)
+            self._places, self.least, self.floors = (t.to(device) for t in (self._places, self.least, self.floors))
 
     def scores(self, values: Tensor) -> Tensor:
         """z of a number of each series, ``[series]``; NaN where there is none."""
         logs = values.log().unsqueeze(1)
         middle = self.logs.nanmedian(1, keepdim=True).values
-        spread = (self.logs - middle).abs().nanmedian(1, keepdim=True).values.mul(NORMAL).clamp_min(self.floor)
-        scores = (logs - middle) / spread
+        spread = (self.logs - middle).abs().nanmedian(1, keepdim=True).values.mul(NORMAL)
+        scores = (logs - middle) / torch.maximum(spread, self.floors)
         return torch.where(self.counts >= self.least, scores, torch.nan).squeeze(1)
 
     def add(self, values: Tensor, accepted: Tensor) -> None:
