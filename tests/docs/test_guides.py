@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import runpy
 import sys
 import types
 from dataclasses import dataclass
@@ -105,7 +106,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place = Path("photos") / f"class{label}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
+    (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
+    runpy.run_path("train.py")
     return tmp_path
+
+
+SCRIPT = """
+import torch
+from steepest.watch import Recorder
+
+model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+objective, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+data = torch.randn(20, 2), torch.arange(20) % 2
+with Recorder(model, objective, optimizer, sinks=["run.jsonl"]) as recorder:
+    for _ in range(3):
+        loss = objective(model(data[0]), data[1])
+        recorder.observe(loss, *data)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from steepest.comparison.report import cost, figures, multiples
 from steepest.core.pages import palette
-from steepest.core.pages.svg import canvas, inline
+from steepest.core.pages.svg import NARROW, WIDE, canvas, inline
 
 
 def forest_row(name, difference, half, detectable=0.5):
@@ -30,8 +30,8 @@ def horizontal(drawing: str, tone: str) -> list[tuple[float, float]]:
 
 def test_forest_draws_each_interval_where_its_numbers_are():
     rows = [forest_row("a", 1.0, 0.5), forest_row("b", 2.0, 1.0)]
-    drawing = figures.forest(rows, "better", 4.0, True, 1, figures.WIDE, "t")
-    left, right = 0.245 * figures.WIDE, 0.64 * figures.WIDE
+    drawing = figures.forest(rows, "better", 4.0, True, 1, WIDE, "t")
+    left, right = 0.245 * WIDE, 0.64 * WIDE
 
     def pixel(value):
         return left + (value + 4.0) / 8.0 * (right - left)
@@ -44,8 +44,8 @@ def test_forest_draws_each_interval_where_its_numbers_are():
 
 def test_an_interval_beyond_the_axis_is_cut_at_it():
     rows = [forest_row("a", -3.0, 2.5), forest_row("b", -9.0, 1.0)]
-    drawing = figures.forest(rows, "worse", 4.0, True, 1, figures.WIDE, "t")
-    left, width = 0.245 * figures.WIDE, 0.395 * figures.WIDE
+    drawing = figures.forest(rows, "worse", 4.0, True, 1, WIDE, "t")
+    left, width = 0.245 * WIDE, 0.395 * WIDE
     drawn = horizontal(drawing, "worse")
     assert drawn[0] == pytest.approx((left, left + width * 3.5 / 8), abs=0.02)
     assert all(left - 0.02 <= end <= left + width for ends in drawn for end in ends)
@@ -55,7 +55,7 @@ def test_an_interval_beyond_the_axis_is_cut_at_it():
 @pytest.mark.parametrize(("greater", "left"), [(True, "← worse"), (False, "← better")])
 def test_the_better_side_follows_the_metric(greater, left):
     row = forest_row("a", 1.0, 0.5)
-    assert left in figures.forest([row], "better", 4.0, greater, 1, figures.NARROW, "t")
+    assert left in figures.forest([row], "better", 4.0, greater, 1, NARROW, "t")
 
 
 @pytest.mark.parametrize("limit", [1e-6, 0.0099, 0.01, 0.036, 1.0, 7.3, 2e5])

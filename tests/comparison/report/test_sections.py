@@ -7,10 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from steepest.comparison.report import figures, leaderboard_markdown, report_html
+from steepest.comparison.report import leaderboard_markdown, report_html
 from steepest.comparison.report.paired import paired
 from steepest.comparison.report.stored import check_results
 from steepest.comparison.report.views import confusion, fold_scores, paired_folds
+from steepest.core.pages.svg import WIDE
 
 EVIL = "<script>alert(1)</script>"
 
@@ -70,7 +71,7 @@ def test_of_many_classes_the_most_confused_are_shown(undrawn, make_results, pars
 def test_fold_scores_are_drawn_where_their_numbers_are(make_results):
     results = make_results(3, 3, folds=6, multiples=False)
     rows = paired_folds(results)["rows"]
-    drawing = str(paired(rows, "cross_entropy", "accuracy", 3, figures.WIDE, "p"))
+    drawing = str(paired(rows, "cross_entropy", "accuracy", 3, WIDE, "p"))
     ours, base = results["fold_scores"]["ldr"], results["fold_scores"]["cross_entropy"]
     assert [(row["first"], row["second"]) for row in rows] == list(zip(ours, base))
     strokes = re.findall(r'<path d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"[^>]*stroke:var\(--(better|worse)\)', drawing)

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ...core.pages import page_environment, page_parts
+from ...core.pages.svg import NARROW, WIDE
 from ..names import varied
 from ..statistics.looks import percent
 from . import cost, figures, multiples, views
@@ -34,9 +35,7 @@ def report_html(results: dict[str, Any]) -> str:
     greater, places = metric["greater_is_better"], difference_places(results)
     head_places = max(places, difference_places(results | {"rows": []}))
     sure = confidence_of(results)
-    headline = [
-        figures.headline(head, greater, head_places, width, f"h{width}", sure) for width in (figures.NARROW, 640)
-    ]
+    headline = [figures.headline(head, greater, head_places, width, f"h{width}", sure) for width in (NARROW, 640)]
     return environment().get_template("report.html").render(
         what=varied(results),
         r=results,
@@ -110,7 +109,7 @@ def _tiers(results: dict[str, Any], greater: bool, places: int) -> list[dict[str
             continue
         drawings = [
             figures.forest(rows, tier, reach, greater, places, width, f"t{position}-{width}")
-            for width in (figures.NARROW, figures.WIDE)
+            for width in (NARROW, WIDE)
         ]
         shown.append({"name": tier, "tone": figures.TONES[tier], "rows": rows, "figures": drawings})
     return shown
@@ -122,8 +121,7 @@ def _paired(results: dict[str, Any]) -> dict[str, Any] | None:
         return None
     label = results["metric"]["label"]
     drawings = [
-        paired(folds["rows"], folds["baseline"], label, folds["places"], width, f"p{width}")
-        for width in (figures.NARROW, figures.WIDE)
+        paired(folds["rows"], folds["baseline"], label, folds["places"], width, f"p{width}") for width in (NARROW, WIDE)
     ]
     return folds | {"figures": drawings}
 
@@ -170,7 +168,7 @@ def _cost(results: dict[str, Any], greater: bool) -> list[Markup]:
     ]
     return [
         cost.cost(rows, metric["name"], metric["label"], greater, width, f"s{width}")
-        for width in (figures.NARROW, figures.WIDE)
+        for width in (NARROW, WIDE)
         if rows
     ]
 

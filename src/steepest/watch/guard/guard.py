@@ -270,6 +270,11 @@ class Guard:
             self._told = _Told([loss])
 
     @property
+    def replaying(self) -> bool:
+        """Whether steps are being taken again: passes of the model are not the loop's."""
+        return self._replaying
+
+    @property
     def alarmed(self) -> bool:
         """Whether so many of the last steps were suspected that it is the weights that are bad."""
         return self._row >= self.patience
