@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 import runpy
+import shlex
 import sys
 import types
 from dataclasses import dataclass
