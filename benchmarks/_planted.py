@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,11 +185,11 @@ FAULTS: dict[str, Fault] = {
 
 
 # ---------------------------------------------------------------------------------------------------------------- arms
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """An arm ends the run."""
 
 
-class Restart(Exception):  # noqa: N818
+class Restart(Exception):
     """An arm asks for the last checkpoint, and that batches are left out."""
 
     def __init__(self, without: list[int]) -> None:
@@ -235,7 +237,7 @@ class Lightning(Arm):
         global_rank = 1
         """The file of batches is another process's."""
 
-        class strategy:  # noqa: N801
+        class strategy:
             """Of one process."""
 
             root_device = torch.device("cpu")
@@ -266,7 +268,7 @@ class Lightning(Arm):
 
 
 class Foundry(Arm):
-    """The rule of llm-foundry's ``KillLossSpike`` with ``log_only=False``, from its documentation (it needs Composer)."""
+    """The rule of llm-foundry's ``KillLossSpike`` with ``log_only=False``, from its documentation."""
 
     def __init__(self, network: Network, model: nn.Module, rate: float, **setting: Any) -> None:
         super().__init__(network, model, rate, **setting)
@@ -398,61 +400,121 @@ def evaluated(model: nn.Module) -> Iterator[None]:
         model.train()
 
 
-def run(network: Network, seed: int, fault: Fault, arm_name: str, **setting: Any) -> dict[str, Any]:
-    """One run: the loss held out at its end (None: ended before), steps lost, and where alarms were."""
-    torch.manual_seed(seed)
-    model = network.model()
-    rate = RATES[network.name]
-    arm = ARMS[arm_name](network, model, rate, **setting)
-    generator = torch.Generator().manual_seed(seed)
-    data = [network.batch(generator) for _ in range(STEPS)]
-    without: set[int] = set()
-    checkpoint = (0, copy.deepcopy(model.state_dict()), copy.deepcopy(arm.optimizer.state_dict()))
-    step = turn = restarts = 0
-    ended = None
-    while step < STEPS:
-        step += 1
-        if step in without:
-            arm.lost += 1
-            continue
-        turn += 1
-        on = fault.on(turn)
-        x, y = fault.data(*data[step - 1]) if fault.data is not None and fault.on(step) else data[step - 1]
-        arm.optimizer.param_groups[0]["lr"] = rate * (fault.rate if on else 1.0)
+class Run:
+    """A run that goes on step by step, so that what comes before the fault is run once for all of them.
+
+    Args:
+        network: what trains.
+        seed: of weights and batches.
+        arm_name: who defends it.
+        setting: of the arm.
+    """
+
+    def __init__(self, network: Network, seed: int, arm_name: str, setting: dict[str, Any]) -> None:
+        torch.manual_seed(seed)
+        self.network, self.model = network, network.model()
+        self.rate = RATES[network.name]
+        self.arm = ARMS[arm_name](network, self.model, self.rate, **setting)
+        generator = torch.Generator().manual_seed(seed)
+        self.data = [network.batch(generator) for _ in range(STEPS)]
+        self.without: set[int] = set()
+        self.step = self.turn = self.restarts = 0
+        self.ended: int | None = None
+        self.checkpoint = self.saved()
+
+    def saved(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """What a loop saves every 50 steps."""
+        return self.step, copy.deepcopy(self.model.state_dict()), copy.deepcopy(self.arm.optimizer.state_dict())
+
+    def go(self, until: int, fault: Fault) -> None:
+        """Train until after a step."""
+        while self.step < until and self.ended is None:
+            self.step += 1
+            if self.step in self.without:
+                self.arm.lost += 1
+                continue
+            self.turn += 1
+            try:
+                self.take(fault, fault.on(self.turn))
+            except (Stopped, GuardStop):
+                self.ended = self.step
+            except Restart as restart:
+                self.restarts += 1
+                if self.restarts > 3:
+                    self.ended = self.step
+                self.without |= set(restart.without)
+                self.arm.lost += self.step - self.checkpoint[0]
+                self.step = self.checkpoint[0]
+                self.model.load_state_dict(self.checkpoint[1])
+                self.arm.optimizer.load_state_dict(copy.deepcopy(self.checkpoint[2]))
+                continue
+            if self.step % 50 == 0:
+                self.checkpoint = self.saved()
+
+    def take(self, fault: Fault, on: bool) -> None:
+        """A step."""
+        arm, model = self.arm, self.model
+        x, y = self.data[self.step - 1]
+        if fault.data is not None and fault.on(self.step):
+            x, y = fault.data(x, y)
+        arm.optimizer.param_groups[0]["lr"] = self.rate * (fault.rate if on else 1.0)
         logits = model(x)
         loss = objective(logits, y)
         if on and fault.loss is not None:
             loss = fault.loss(logits, loss)
-        arm.told(step, loss, logits, x, y)
+        arm.told(self.step, loss, logits, x, y)
         arm.optimizer.zero_grad()
         loss.backward()
         if on and fault.slopes is not None:
             fault.slopes(model)
         arm.before()
-        try:
-            arm.optimizer.step()
-            if on and fault.weights is not None:
-                fault.weights(model)
-            arm.after(step, loss)
-        except (Stopped, GuardStop):
-            ended = step
-            break
-        except Restart as restart:
-            restarts += 1
-            if restarts > 3:
-                ended = step
-                break
-            without |= set(restart.without)
-            step = checkpoint[0]
-            model.load_state_dict(checkpoint[1])
-            arm.optimizer.load_state_dict(copy.deepcopy(checkpoint[2]))
-            continue
-        if step % 50 == 0:
-            checkpoint = (step, copy.deepcopy(model.state_dict()), copy.deepcopy(arm.optimizer.state_dict()))
-    if isinstance(arm, Ours):
-        arm.finish()
-    with torch.no_grad(), evaluated(model):
-        final = float(objective(model(network.held_out[0]), network.held_out[1]))
-    alarms = [int(alarm) for alarm in arm.alarms]
-    ok = ended is None and math.isfinite(final)
-    return {"final": final if ok else None, "lost": arm.lost, "ended": ended, "restarts": restarts, "alarms": alarms}
+        arm.optimizer.step()
+        if on and fault.weights is not None:
+            fault.weights(model)
+        arm.after(self.step, loss)
+
+    def result(self) -> dict[str, Any]:
+        """The loss held out at the end (None: ended before, or not finite), steps lost, and where alarms were."""
+        if isinstance(self.arm, Ours):
+            self.arm.finish()
+        with torch.no_grad(), evaluated(self.model):
+            final = float(objective(self.model(self.network.held_out[0]), self.network.held_out[1]))
+        good = self.ended is None and math.isfinite(final)
+        alarms = [int(alarm) for alarm in self.arm.alarms]
+        return {
+            "final": round(final, 5) if good else None, "lost": self.arm.lost, "ended": self.ended,
+            "restarts": self.restarts, "alarms": len(alarms), "before": sum(alarm < FAULT for alarm in alarms),
+        }  # fmt: skip
+
+
+def run(network: Network, seed: int, fault: Fault, arm_name: str, **setting: Any) -> dict[str, Any]:
+    """One run."""
+    own = Run(network, seed, arm_name, setting)
+    own.go(STEPS, fault)
+    return own.result()
+
+
+def runs(network: Network, seed: int, arm_name: str, faults: list[str], **setting: Any) -> dict[str, dict[str, Any]]:
+    """A run for each fault; a process that is forked before the first one goes on with each."""
+    results = {name: run(network, seed, FAULTS[name], arm_name, **setting) for name in faults if FAULTS[name].always}
+    late = [name for name in faults if not FAULTS[name].always]
+    own = Run(network, seed, arm_name, setting)
+    if late:
+        own.go(FAULT - 1, FAULTS["none"])
+    for name in late:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.close(reader)
+                own.go(STEPS, FAULTS[name])
+                os.write(writer, json.dumps(own.result()).encode())
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            results[name] = json.loads(pipe.read())
+        os.waitpid(child, 0)
+    return results

@@ -82,7 +82,7 @@ def test_a_rate_that_is_too_high_in_most_steps_is_cut_for_good():
     train(model, optimizer, batches(60), guard)
     cuts = [line for line in guard.actions if line["action"] == "cut"]
     scales = sorted(line["readings"]["scale"] for line in guard.actions[: guard.actions.index(cuts[0])])
-    assert cuts[0]["step"] == 20
+    assert cuts[0]["step"] == 10
     assert cuts[0]["rate"] == scales[len(scales) // 2] / 2
     assert optimizer.param_groups[0]["lr"] == 100.0
     assert guard.rate <= cuts[0]["rate"] < 1.0

@@ -186,7 +186,7 @@ class GhostCap(Rule):
         usual: int = 32,
         look: float = 0.5,
         every: int = 100,
-        memory: int = 20,
+        memory: int = 10,
     ) -> None:
         check_number("r_max", r_max, low=0.0, open_low=True)
         check_number("slack", slack, low=1.0)
