@@ -28,6 +28,7 @@ from steepest.testing import (
     objective,
     objective_checks,
     optimizer_checks,
+    probe,
     probe_checks,
     schedule_checks,
     wrapper_checks,
@@ -81,7 +82,6 @@ def steppers():
 
 OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
 OTHERS |= {cls.name: probe_checks(cls) for cls in DEFAULT}
-PROBES = [cls.name for cls in (*members(Probe).values(), *DEFAULT)]
 STEPPERS = steppers()
 CLASSES |= {  # objectives of other rooms than losses
     cls.name: cls
@@ -168,9 +168,9 @@ def test_steps_of_compiled_models_and_ranks(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROBES)
-def test_probes_on_two_ranks(name):
-    run(dear(OTHERS[name]))
+def test_probes_on_two_ranks():
+    classes = [*members(Probe).values(), *DEFAULT]
+    probe.check_on_ranks([cls for cls in classes if "ranks" not in cls.exempt])
 
 
 @pytest.mark.slow

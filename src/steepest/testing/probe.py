@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -415,35 +415,43 @@ def check_state(cls: type[Probe]) -> None:
 
 def check_ranks(cls: type[Probe]) -> None:
     """Two ranks train as without it, and the first one measures."""
-    for with_probe, without in zip(
-        on_two_ranks(_on_rank, cls, True), on_two_ranks(_on_rank, cls, False)
-    ):  # fmt: skip
-        for a, b in zip(with_probe, without):
-            same_bits(snapshot(b["weights"]), snapshot(a["weights"]), "on two ranks")
-            assert a["failures"] == 0, "it raised on two ranks"
+    check_on_ranks([cls])
 
 
-def _on_rank(rank: int, cls: type[Probe], measured: bool) -> list[dict[str, Any]]:
-    results = []
-    for what, run in _measured(_fresh(cls, 0)):
-        if what == "a classifier":
-            continue  # whose memory is no part of a distributed model
-        model = nn.parallel.DistributedDataParallel(run.model)
-        recorder = None
-        if measured:
-            recorder = Recorder(model, run.objective, run.optimizer, [_fresh(cls, 0)], every=1)
-        seed_torch(rank)
-        for x, y in run.batches:
-            own = slice(2 * rank, 2 * rank + 2)
-            loss = run.objective(model(x[own]), y[own])
-            if recorder is not None:
-                recorder.observe(loss, x[own], y[own])
-            run.optimizer.zero_grad()
-            loss.backward()
-            run.optimizer.step()
-        failures = 0 if recorder is None else sum(recorder.failures.values())
-        results.append({"weights": snapshot(run.model), "failures": failures})
+def check_on_ranks(classes: Sequence[type[Probe]]) -> None:
+    """:func:`check_ranks` of several classes by one pair of processes."""
+    for results in on_two_ranks(_on_rank, list(classes)):
+        for name, (alone, watched, failures) in results.items():
+            same_bits(alone, watched, f"{name}: on two ranks")
+            assert failures == 0, f"{name}: it raised on two ranks"
+
+
+def _on_rank(rank: int, classes: list[type[Probe]]) -> dict[str, tuple[list[Tensor], list[Tensor], int]]:
+    """For each class that measures the language model: weights without it and with it, and how often it raised."""
+    alone, _ = _halves(rank, None)
+    results = {}
+    for cls in classes:
+        probe = _fresh(cls, 0)
+        if any(what == "a language model" for what, _ in _measured(probe)):
+            results[cls.name] = (alone, *_halves(rank, probe))
     return results
+
+
+def _halves(rank: int, probe: Probe | None) -> tuple[list[Tensor], int]:
+    """Weights of the language model trained by two ranks, each on its half of every batch."""
+    run = dict(_runs())["a language model"]
+    model = nn.parallel.DistributedDataParallel(run.model)
+    recorder = None if probe is None else Recorder(model, run.objective, run.optimizer, [probe], every=1)
+    seed_torch(rank)
+    for x, y in run.batches:
+        own = slice(2 * rank, 2 * rank + 2)
+        loss = run.objective(model(x[own]), y[own])
+        if recorder is not None:
+            recorder.observe(loss, x[own], y[own])
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+    return snapshot(run.model), 0 if recorder is None else sum(recorder.failures.values())
 
 
 QUICK = (
