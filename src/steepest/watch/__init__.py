@@ -22,6 +22,7 @@ __getattr__, __dir__ = lazy_room(
         "UnitActivity": "vital_signs",
         "UpdateRatios": "vital_signs",
         "diagnose": "doctor",
+        "hessian": "curvature.hessian",
         "logarithmic": "recorder",
         "read_run": "journal",
     },
