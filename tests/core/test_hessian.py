@@ -437,3 +437,36 @@ def test_buffers_that_a_pass_writes_and_its_graph_needs():
     mean = 0.9 + 0.1 * pair[0].square().mean()
     expected = dense(F.mse_loss(pair[0] * model.weight**2 / mean, pair[1]), [model.weight])
     torch.testing.assert_close(first, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_transformer_layer_in_float64():
+    """Forward mode of a gradient has missed terms of layer norm; neither operator goes that way."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, activation=F.gelu).eval().double()
+    pair = (draw(2, 3, 4), draw(2, 3, 4, seed=1))
+    params = list(layer.parameters())
+    hessian = Hessian.of_model(layer, F.mse_loss, pair)
+    vector = draw(hessian.size, seed=2)
+    with sdpa_kernel(SDPBackend.MATH):
+        outputs = layer(pair[0])
+        expected = dense(F.mse_loss(outputs, pair[1]), params) @ vector
+        rows = [torch.autograd.grad(o, params, retain_graph=True) for o in outputs.flatten()]
+    torch.testing.assert_close(hessian @ vector, expected, rtol=1e-10, atol=1e-12)
+    by_differences = Hessian.of_model(layer, F.mse_loss, pair, method="differences") @ vector
+    torch.testing.assert_close(by_differences, expected, rtol=1e-6, atol=1e-8)
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    operator = GaussNewton(layer, F.mse_loss, pair)
+    torch.testing.assert_close(operator @ vector, jacobian.T @ (jacobian @ vector) / 12, rtol=1e-10, atol=1e-12)
+
+
+def test_quadratic_forms_and_rows_of_each_operator():
+    model, x, y = mlp(), draw(9, 3), torch.arange(9) % 2
+    pairs = list(zip(x.split([4, 5]), y.split([4, 5])))
+    vectors = draw(5, 32, seed=2)
+    for chunk in (1, 2, None):
+        for build in (Hessian.of_model, GaussNewton):
+            operator = build(model, nn.CrossEntropyLoss(), pairs, chunk=chunk)
+            matrix = operator.matrix()
+            torch.testing.assert_close(operator.rows(vectors), vectors @ matrix, rtol=1e-10, atol=1e-12)
+            expected = ((vectors @ matrix) * vectors).sum(1)
+            torch.testing.assert_close(operator.quadratics(vectors), expected, rtol=1e-10, atol=1e-12)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from steepest.core.curvature import GaussNewton, Hessian, MatrixOperator, trace
+from steepest.core.lanczos import random_signs
 
 
 def decaying(n=80, seed=0, power=1.0):
@@ -98,3 +99,16 @@ def test_of_a_network_in_float32_within_its_error_and_the_same_for_the_same_seed
 def test_wrong_questions_are_refused(products, method):
     with pytest.raises(ValueError, match="expected"):
         trace(MatrixOperator(torch.eye(3)), products, method)
+
+
+def test_signs_are_balanced_independent_and_the_same_in_any_order_of_chunks():
+    operator = MatrixOperator(torch.eye(1003))
+    signs = random_signs(operator, torch.Generator().manual_seed(0), 400)
+    assert signs.abs().eq(1).all()
+    assert signs.mean(1).abs().max() < 5 / math.sqrt(1003)
+    assert signs.mean(0).abs().max() < 5 / math.sqrt(400)
+    gram = signs.T @ signs / 400 - torch.eye(1003)
+    assert gram.abs().max() < 6 / math.sqrt(400)
+    generator = torch.Generator().manual_seed(0)
+    again = torch.cat([random_signs(operator, generator, count) for count in (1, 7, 392)])
+    assert torch.equal(signs, again)

@@ -214,3 +214,16 @@ class GaussNewton(SymmetricOperator):
             rows = jacobian.vjp(weight * curve(change, count).to(jacobian.outputs.dtype), count)
             total = rows if not total else [a + b for a, b in zip(total, rows)]
         return total
+
+    def quadratics(self, vectors: Tensor) -> Tensor:
+        """Of each row v of ``[k, n]``, the product v'Gv, float64: of the change of outputs alone, nothing goes back."""
+        samples = torch.zeros(len(vectors), dtype=torch.float64)
+        for begin, end in self._chunks(len(vectors)):
+            rows = vectors[begin:end].split(self.sizes, 1)
+            pieces, count = [v.reshape(-1, *s) for v, s in zip(rows, self.shapes)], end - begin
+            for number, weight in enumerate(self.weights):
+                jacobian, curve = self._factors(number)
+                change = jacobian.jvp(pieces, count)
+                products = (change.double() * curve(change, count).double()).reshape(count, -1).sum(1)
+                samples[begin:end] += weight * products.cpu()
+        return samples

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_number, refuse
-from .symmetric import SymmetricOperator
+from .displaced import SINGLE, SMALLEST
+from .symmetric import SymmetricOperator, inner
 
 ENDS = ("LA", "SA", "LM")
 
@@ -59,12 +60,12 @@ class Krylov:
         length = _length(start)
         if not length > 0:
             refuse("start", "a vector that is not 0", length)
-        self._basis = start.new_empty(min(self.most, 64), start.numel())
+        self._basis = start.new_empty(min(self.most + 1, 64), start.numel())
         self.alphas: list[float] = []
         self.betas: list[float] = []
         self.block = 0  # where the vectors of the last start begin
         self.finite = math.isfinite(length)
-        self._next = start / length
+        torch.div(start, length, out=self._basis[0])
 
     @property
     def closed(self) -> bool:
@@ -78,20 +79,10 @@ class Krylov:
     def step(self) -> None:
         """One product more."""
         last = len(self.alphas)
-        if last == len(self._basis):
-            larger = self._basis.new_empty(min(2 * last, self.most), self._basis.shape[1])
-            larger[:last] = self._basis
-            self._basis = larger
         own = self._basis[last]
-        own.copy_(self._next)
         image = self._product(own)
-        alpha = float(torch.dot(image.double(), own.double()))
-        image = image - alpha * own
-        if last > self.block:
-            image -= self.betas[-1] * self._basis[last - 1]
-        columns = self._basis[: last + 1]
-        before = _length(image)
-        image, length = _orthogonal(image, columns, before)
+        alpha = inner(image, own)
+        image, length = _orthogonal(image, self._basis[: last + 1])
         if not math.isfinite(alpha + length):
             self.finite = False
         self.alphas.append(alpha)
@@ -99,17 +90,25 @@ class Krylov:
         if length <= 10 * torch.finfo(image.dtype).eps * size or last + 1 == self.most == image.numel():
             length = 0.0
         self.betas.append(length)
-        self._next = image / length if length else image
+        if length and last + 1 < self.most:
+            self._put(last + 1, image, length)
+
+    def _put(self, place: int, image: Tensor, length: float) -> None:
+        """A new vector of the basis, with length 1."""
+        if place == len(self._basis):
+            larger = self._basis.new_empty(min(2 * place, self.most), self._basis.shape[1])
+            larger[:place] = self._basis
+            self._basis = larger
+        torch.div(image, length, out=self._basis[place])
 
     def restart(self, start: Tensor) -> bool:
         """Go on from another vector, once the space is closed; whether something of it lies outside."""
-        length = _length(start)
-        image, rest = _orthogonal(start / length, self.basis, 1.0)
-        image, rest = _orthogonal(image / rest, self.basis, 1.0) if rest > 0 else (image, 0.0)
+        image, rest = _orthogonal(start / _length(start), self.basis)
+        image, rest = _orthogonal(image / rest, self.basis) if rest > 0 else (image, 0.0)
         if not rest > 0.5:
             return False
         self.block = len(self.alphas)
-        self._next = image / rest
+        self._put(self.block, image, rest)
         return True
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
@@ -120,19 +119,23 @@ class Krylov:
         return values, vectors
 
 
-def _orthogonal(image: Tensor, columns: Tensor, before: float) -> tuple[Tensor, float]:
-    """What of a vector is orthogonal to rows, and its length."""
+def _orthogonal(image: Tensor, rows: Tensor) -> tuple[Tensor, float]:
+    """What of a vector is orthogonal to rows, and its length: again while most of the vector vanishes."""
     for _ in range(3):
-        image = torch.addmv(image, columns.T, columns @ image, alpha=-1)
+        along = rows @ image
+        image = torch.addmv(image, rows.T, along, alpha=-1)
         length = _length(image)
-        if not length < 0.7 * before:
+        if not length < 0.5 * _length(along):
             break
-        before = length
     return image, length
 
 
 def _length(vector: Tensor) -> float:
-    """In float64, as squares of a small or large vector leave float32."""
+    """In float64 where squares leave float32."""
+    if vector.dtype == torch.float32 and vector.numel() <= SINGLE:
+        length = float(torch.linalg.vector_norm(vector))
+        if SMALLEST < length < 1 / SMALLEST:
+            return length
     return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
@@ -395,7 +398,7 @@ def spectral_density(
     count = probes if starts is None else len(starts)
     nodes, weights = [], []
     for number in range(count):
-        start = random_signs(operator, generator) if starts is None else starts[number]
+        start = random_signs(operator, generator, 1)[0] if starts is None else starts[number]
         krylov = Krylov(operator, start.to(operator.device, operator.dtype), steps)
         while not krylov.closed and len(krylov.alphas) < krylov.most:
             krylov.step()
@@ -410,7 +413,12 @@ def spectral_density(
     return SpectralDensity(wide, padded, operator.size)
 
 
-def random_signs(operator: SymmetricOperator, generator: torch.Generator, *more: int) -> Tensor:
-    """Independent signs ``[n, ...]``: drawn on the CPU, so that they are the same on each device."""
-    draw = torch.randint(2, (*more, operator.size), generator=generator, device=generator.device)
-    return (2 * draw - 1).movedim(-1, 0).to(operator.device, operator.dtype)
+def random_signs(operator: SymmetricOperator, generator: torch.Generator, count: int) -> Tensor:
+    """Independent signs ``[count, n]``: drawn on the CPU, a row after the other, so that they are the same anywhere."""
+    n = operator.size
+    words = torch.empty(count, (n + 55) // 56, dtype=torch.int64, device=generator.device)
+    for row in words:
+        row.random_(2**56, generator=generator)
+    octets = words.view(torch.uint8).view(count, -1, 8)[:, :, :7].to(operator.device, torch.int32)
+    signs = (2 * (torch.arange(256)[:, None] >> torch.arange(8) & 1) - 1).to(operator.device, operator.dtype)
+    return torch.nn.functional.embedding(octets, signs).view(count, -1)[:, :n]

@@ -16,6 +16,22 @@ Pieces = list[Tensor]
 """A vector in the shapes of parameters, or a stack of k vectors: each ``[k, *shape]``."""
 
 
+SEGMENT = 2**12
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """The inner product of two vectors, in float64; of long ones in float32 over segments whose sums are float64.
+
+    >>> inner(torch.ones(10000), torch.full((10000,), 0.5))
+    5000.0
+    """
+    if a.dtype == torch.float64 or a.numel() < 8 * SEGMENT:
+        return float(torch.dot(a.double(), b.double()))
+    whole = a.numel() // SEGMENT * SEGMENT
+    sums = torch.linalg.vecdot(a[:whole].view(-1, SEGMENT), b[:whole].view(-1, SEGMENT))
+    return float(sums.sum(dtype=torch.float64)) + float(torch.dot(a[whole:].double(), b[whole:].double()))
+
+
 class SymmetricOperator:
     """A symmetric matrix ``[n, n]`` by its products.
 
@@ -65,12 +81,20 @@ class SymmetricOperator:
         if vector.ndim == 1:
             rows = self._apply([v.view(s) for v, s in zip(vector.split(self.sizes), self.shapes)], None)
             return torch.cat([row.reshape(-1) for row in rows]).to(vector)
-        joined = vector.new_empty(vector.shape)
-        for begin, end in self._chunks(vector.shape[1]):
-            stacks = [v.T.reshape(-1, *s) for v, s in zip(vector[:, begin:end].split(self.sizes), self.shapes)]
-            rows = self._apply(stacks, end - begin)
-            joined[:, begin:end] = torch.cat([row.reshape(end - begin, -1) for row in rows], 1).T
-        return joined
+        return self.rows(vector.T).T
+
+    def rows(self, vectors: Tensor) -> Tensor:
+        """Products with each row of ``[k, n]``."""
+        images = vectors.new_empty(vectors.shape)
+        for begin, end in self._chunks(len(vectors)):
+            pieces = vectors[begin:end].split(self.sizes, 1)
+            if end - begin == 1:
+                rows = self._apply([v.reshape(s) for v, s in zip(pieces, self.shapes)], None)
+                torch.cat([row.reshape(-1).to(images.dtype) for row in rows], out=images[begin])
+            else:
+                rows = self._apply([v.reshape(-1, *s) for v, s in zip(pieces, self.shapes)], end - begin)
+                torch.cat([row.reshape(end - begin, -1).to(images.dtype) for row in rows], 1, out=images[begin:end])
+        return images
 
     def _of_pieces(self, pieces: Pieces) -> Pieces:
         if len(pieces) != len(self.shapes):
@@ -83,12 +107,21 @@ class SymmetricOperator:
         parts = [self._apply([v[begin:end] for v in pieces], end - begin) for begin, end in self._chunks(count)]
         return [torch.cat(rows) for rows in zip(*parts)] if parts else pieces
 
+    def quadratics(self, vectors: Tensor) -> Tensor:
+        """Of each row v of ``[k, n]``, the product v'Av, float64."""
+        images = self.rows(vectors)
+        return torch.tensor([inner(image, v) for image, v in zip(images, vectors)], dtype=torch.float64)
+
     def _chunks(self, count: int) -> list[tuple[int, int]]:
         size = self._chunk_size() or max(count, 1)
         return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
     def _chunk_size(self) -> int | None:
         return self.chunk
+
+    def together(self) -> int:
+        """How many vectors should come at once, where they needn't all be there."""
+        return self._chunk_size() or 64
 
     def matrix(self) -> Tensor:
         """All of it ``[n, n]``; for small n."""

@@ -87,14 +87,20 @@ def _estimate(samples: Tensor, products: int) -> TraceEstimate:
 
 
 def _quadratic(left: Tensor, right: Tensor) -> Tensor:
-    """Products of columns, in float64."""
+    """Inner products of columns, in float64."""
     products: Tensor = torch.linalg.vecdot(left.double(), right.double(), dim=0)
     return products
 
 
+def sign_samples(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    r"""Samples ``[count]`` of the trace, :math:`z^\top A z` over random signs z, float64."""
+    size = operator.together()
+    counts = [min(size, count - done) for done in range(0, count, size)]
+    return torch.cat([operator.quadratics(random_signs(operator, generator, own)) for own in counts])
+
+
 def _hutchinson(operator: SymmetricOperator, products: int, generator: torch.Generator) -> TraceEstimate:
-    signs = random_signs(operator, generator, products)
-    return _estimate(_quadratic(signs, operator @ signs), products)
+    return _estimate(sign_samples(operator, products, generator), products)
 
 
 def _subspace(images: Tensor) -> Tensor:
@@ -107,10 +113,10 @@ def _subspace(images: Tensor) -> Tensor:
 
 def _hutch_pp(operator: SymmetricOperator, products: int, generator: torch.Generator) -> TraceEstimate:
     third = products // 3
-    basis = _subspace(operator @ random_signs(operator, generator, third))
+    basis = _subspace(operator @ random_signs(operator, generator, third).T)
     inside = basis.to(operator.dtype)
     exact = float(_quadratic(inside, operator @ inside).sum()) if basis.shape[1] else 0.0
-    signs = random_signs(operator, generator, products - 2 * third).double()
+    signs = random_signs(operator, generator, products - 2 * third).T.double()
     outside = (signs - basis @ (basis.T @ signs)).to(operator.dtype)
     samples = exact + _quadratic(outside, operator @ outside)
     return _estimate(samples, products - third + basis.shape[1])

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ...core.checks import check_number, refuse
 from ...core.curvature import Eigenpairs, Hessian, eigenpairs, spectral_density
 from ...core.curvature_batches import ParameterFilter, batch_weights, call_model, chosen_parameters, frozen_batches
-from ...core.lanczos import random_signs
 from ...core.probe import inner_module
+from ...core.trace import sign_samples
 
 LEAST_SAMPLES = 20
 """So many samples of a trace must be there before it may end: two that are equal by chance say nothing."""
@@ -125,8 +125,7 @@ class hessian(Hessian):
         generator = self._generator()
         samples: list[float] = []
         while len(samples) < maxIter:
-            signs = random_signs(self, generator, min(LEAST_SAMPLES, maxIter - len(samples)))
-            samples += torch.linalg.vecdot(signs.double(), (self @ signs).double(), dim=0).tolist()
+            samples += sign_samples(self, min(LEAST_SAMPLES, maxIter - len(samples)), generator).tolist()
             values = torch.tensor(samples, dtype=torch.float64)
             error = float(values.std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
             if len(samples) >= LEAST_SAMPLES and error <= tol * abs(float(values.mean())):
