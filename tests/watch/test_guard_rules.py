@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from steepest.core.probe import Reading
 from steepest.optim import GhostRadius, GhostStepController
-from steepest.watch import Guard
-from steepest.watch.guard import GhostCap, LogitGrowth
+from steepest.watch import AdamUpdateMonitor, Guard, SpectralAlignmentMonitor
+from steepest.watch.guard import AdamInstability, GhostCap, LogitGrowth, SpectralAlignment
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -93,13 +94,13 @@ def test_the_state_of_the_ghost_rule_goes_on():
     model, again = network(), network()
     optimizer, other = (torch.optim.SGD(m.parameters(), lr=40.0) for m in (model, again))
     guard = Guard(model, optimizer, LOSS)
-    train(model, optimizer, data[:15], guard)
+    train(model, optimizer, data[:5], guard)
     again.load_state_dict(model.state_dict())
     second = Guard(again, other, LOSS)
     second.load_state_dict(guard.state_dict())
     before = len(guard.actions)
-    train(model, optimizer, data[15:], guard)
-    train(again, other, data[15:], second)
+    train(model, optimizer, data[5:], guard)
+    train(again, other, data[5:], second)
     assert second.actions == guard.actions[before:]
     assert len(second.actions) > 0
     assert torch.equal(model[0].weight, again[0].weight)
@@ -175,3 +176,68 @@ def test_bad_data_are_skipped_on_while_the_weights_are_sound():
     assert guard.actions[-1]["action"] == "roll_back"  # 16 are too many
     train(model, optimizer, batches(5), guard)
     assert len(guard.actions) == 17
+
+
+class Loud(AdamUpdateMonitor):
+    """Gives the alarm at steps of a test."""
+
+    def __init__(self, loud, every):
+        self.loud, self.every, self.asked = loud, every, []
+
+    def measure(self, moment):
+        self.asked.append((moment.step, moment.phase))
+        return Reading({"alarm": float(moment.step in self.loud)})
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_an_alarm_of_a_probe_cuts_the_rate_once():
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    guard = Guard(model, optimizer, LOSS, rules=["non_finite", AdamInstability(Loud({9, 11, 15}, every=2))], every=0)
+    train(model, optimizer, batches(20), guard)
+    assert guard.rules[1].probe.asked == [(step, "stepped") for step in range(1, 20, 2)]
+    cuts = [(line["step"], line["action"], line["cause"], line["rate"]) for line in guard.actions]
+    assert cuts == [(9, "cut", ["adam_instability"], 0.5), (15, "cut", ["adam_instability"], 0.25)]
+    state = guard.state_dict()
+    assert state["rules"]["adam_instability"]["high"] is False
+    assert guard.rate == 0.25
+
+
+def test_adam_whose_components_move_in_step_is_an_alarm():
+    model = nn.Linear(40, 40, bias=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    rule = AdamInstability(AdamUpdateMonitor(reports=2, every=5))
+    guard = Guard(model, optimizer, rules=[rule], every=0)
+    torch.manual_seed(0)
+    signs = torch.randn(40, 40).sign()
+    for step in range(40):
+        guard.observe(1.0)
+        model.weight.grad = torch.randn(40, 40) if step < 20 else signs * 3
+        optimizer.step()
+    assert [line["step"] > 20 for line in guard.actions] == [True]
+
+
+def test_inputs_that_lie_along_the_top_direction_are_an_alarm():
+    for aligned in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        with torch.no_grad():
+            for layer in model:
+                layer.weight.copy_(torch.eye(6) * 0.1 + 5.0 * torch.ones(6, 6) / 6 * aligned)
+                layer.bias.zero_()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+        rule = SpectralAlignment(SpectralAlignmentMonitor({"all": ["0", "1"]}, reports=2, every=2))
+        guard = Guard(model, optimizer, rules=[rule], every=0)
+        for _ in range(8):
+            x = torch.randn(16, 6) + (3.0 if aligned else 0.0)
+            loss = model(x).square().mean()
+            guard.observe(loss, x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert [line["step"] for line in guard.actions] == ([3] if aligned else [])

@@ -24,7 +24,7 @@ from ...optim.control.ghost_radius import GhostRadius
 from ..journal import Journal
 from . import snapshots
 from .replay import Batch, Step, loss_of, precision_of, replay
-from .rules import GhostCap, LossSpike, Rule, Signals, logit_sizes, read_rules
+from .rules import GhostCap, LossSpike, ProbeRule, Rule, Signals, logit_sizes, read_rules
 from .skips import Skip, innermost, reads_found_inf
 from .windows import Windows, spike_score
 
@@ -121,7 +121,9 @@ class Guard:
         optimizer: that the loop steps; the rules act at the innermost one inside it.
         objective: ``objective(outputs, targets)``, for replays; None where the model gives outputs with a ``loss``, or
             where there is to be no replay.
-        rules: ``"default"``, or names and rules.
+        rules: ``"default"``, or names and rules: ``non_finite``, ``loss_spike``, ``gradient_spike``, ``logit_growth``
+            and, of a cross-entropy, ``ghost_radius`` (these are the default); ``spectral_alignment``,
+            ``adam_instability``.
         budget: attempts in a row to go back, >= 0.
         log: a path that ends in ``.jsonl``, or a function ``(event, facts)`` as a recorder's sinks take: an action is
             one line with step, cause, first module that was not finite, readings, and what was done.
@@ -234,6 +236,9 @@ class Guard:
         self._lag = False
         self._ghost = next((rule for rule in self.rules if isinstance(rule, GhostCap)), None)
         self._proposed: tuple[list[Tensor], list[Tensor], Any] | None = None
+        self._probes = [rule for rule in self.rules if isinstance(rule, ProbeRule)]
+        for rule in self._probes:
+            rule.probe.check(model, self.optimizer)
         if self._ghost is not None:
             GhostRadius(model).check_own(p for group in self.optimizer.param_groups for p in group["params"])
 
@@ -361,6 +366,7 @@ class Guard:
         if self._ghost is not None and inputs is not None:
             moved = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             self._proposed = moved, [p.detach().clone() for p in moved], inputs
+        self._ask("gradients", new)
         self._new = new
         self._told = _Told()
 
@@ -395,6 +401,23 @@ class Guard:
             self.rate *= factor
             self._act("cut", step=self.step + 1, cause=[ghost.name], rate=self.rate)
 
+    def _ask(self, phase: str, verdict: _Verdict) -> None:
+        """Ask the probes that are due; one whose alarm begins cuts the rate."""
+        batch = verdict.batches[-1] if verdict.batches else Batch(None, None)
+        for rule in self._probes:
+            without = "batch" in rule.probe.needs and batch.inputs is None
+            if self._replaying or without or not rule.due(verdict.step, phase):
+                continue
+            facts = {"inputs": batch.inputs, "targets": batch.targets, "objective": self.objective}
+            moment = Moment(verdict.step, phase, self.model, optimizer=self.optimizer, **facts)
+            with batch.precision():
+                reading = rule.probe.measure(moment).numbers.get("alarm", 0.0)
+            alarm = torch.as_tensor(reading, dtype=torch.float32).to(self.windows.logs.device)
+            self.host_reads += 1
+            if rule.rises(float(self._largest(alarm))):
+                self.rate = max(self.rate * self.cut, self.floor)
+                self._act("cut", step=verdict.step, cause=[rule.name], rate=self.rate)
+
     def _largest(self, value: Tensor) -> Tensor:
         """That of all ranks."""
         ranks = torch.distributed
@@ -425,6 +448,7 @@ class Guard:
         self._waiting = new if self._lag else None
         if due is not None:
             self._read(due)
+        self._ask("stepped", new)
         if self.every and not self._replaying and self.step % self.every == 0:
             self._keep()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from ...core.arguments import Arguments
 from ...core.checks import check_number, refuse, refuse_type
+from ...core.probe import Probe
+from ..stability.adam_instability import AdamUpdateMonitor
+from ..stability.spectral_alignment import SpectralAlignmentMonitor
 
 
 @dataclass(frozen=True)
@@ -247,9 +251,86 @@ class GhostCap(Rule):
             self.r, self.length, self.ago = state["r"], state["length"], state["ago"]
 
 
-RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (NonFinite, LossSpike, GradientSpike, LogitGrowth, GhostCap)
-}
+class ProbeRule(Rule):
+    """Cuts the rate where a probe gives the alarm: the number ``alarm`` of its reading rises above 0.
+
+    The probe is asked at its own cadence, which costs what it costs and one look from the host. Its alarm comes before
+    a loss that jumps, so that no step is skipped. One that stays on cuts once.
+
+    Args:
+        probe: that measures; None is one of the defaults.
+    """
+
+    monitor: ClassVar[type[Probe]]
+
+    def __init__(self, probe: Probe | None = None) -> None:
+        probe = self.monitor() if probe is None else probe
+        if not isinstance(probe, self.monitor):
+            refuse_type("probe", self.monitor.__name__, probe)
+        self.probe, self.high = probe, False
+
+    def suspicious(self, signals: Signals) -> Tensor:
+        """No step is skipped."""
+        return torch.zeros_like(signals.norm, dtype=torch.bool)
+
+    def due(self, step: int, phase: str) -> bool:
+        """Whether the probe is asked."""
+        return phase in self.probe.phases and (step - 1) % self.probe.every == 0
+
+    def rises(self, alarm: float) -> bool:
+        """Take what it gave; whether the alarm has just begun."""
+        before, self.high = self.high, alarm > 0
+        return self.high and not before
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the probe, and whether its alarm is on."""
+        return {"probe": self.probe.state_dict(), "high": self.high}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from them."""
+        if state:
+            self.probe.load_state_dict(state["probe"])
+            self.high = state["high"]
+
+
+class SpectralAlignment(ProbeRule):
+    """Cuts the rate where the inputs of a type of layers align with their top singular directions.
+
+    Args:
+        probe: a :class:`steepest.watch.SpectralAlignmentMonitor`.
+    """
+
+    name = "spectral_alignment"
+    theory = (
+        "Where all tokens lie on one side of the top singular direction, weights grow along it before the loss does."
+    )
+    source = "Spectral Alignment as Predictor of Loss Explosion, arXiv:2510.04202; the alarm is this library's."
+    monitor = SpectralAlignmentMonitor
+
+
+class AdamInstability(ProbeRule):
+    """Cuts the rate where Adam's ratio m / sqrt(v) piles up near 1 and -1.
+
+    Args:
+        probe: a :class:`steepest.watch.AdamUpdateMonitor`.
+    """
+
+    name = "adam_instability"
+    theory = "Components of the update that move in step make it long; then the loss jumps."
+    source = "A Theory on Adam Instability, arXiv:2304.09871; the alarm is this library's."
+    monitor = AdamUpdateMonitor
+
+
+_ALL: tuple[type[Rule], ...] = (
+    NonFinite,
+    LossSpike,
+    GradientSpike,
+    LogitGrowth,
+    GhostCap,
+    SpectralAlignment,
+    AdamInstability,
+)
+RULES: dict[str, Callable[[], Rule]] = {rule.name: rule for rule in _ALL}
 """The rules by name."""
 
 
@@ -272,7 +353,8 @@ def read_rules(rules: object, objective: object = None) -> list[Rule]:
         TypeError: neither names nor rules.
     """
     if isinstance(rules, str) and rules == "default":
-        return [rule() for rule in RULES.values() if rule is not GhostCap or of_logits(objective)]
+        plain: list[Rule] = [NonFinite(), LossSpike(), GradientSpike(), LogitGrowth()]
+        return [*plain, GhostCap()] if of_logits(objective) else plain
     if isinstance(rules, (str, Rule)) or not isinstance(rules, (list, tuple)):
         refuse_type("rules", "'default', or a list of names and rules", rules)
     chosen: list[Rule] = []
