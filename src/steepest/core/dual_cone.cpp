@@ -13,6 +13,7 @@ constexpr int PATIENCE = 3;      // exchanges of whole sets that may bring nothi
 constexpr int ROUNDS = 40;       // of exchanges
 constexpr double RIDGE = 1e-13;  // on the diagonal: of solutions that give one projection, the shortest
 constexpr double FLAT = 1e-12;   // what is no further below 0 is 0
+constexpr int64_t MANY = 16;     // rows from which on it is tried whether few are bound
 
 typedef double v8 __attribute__((vector_size(64), aligned(8)));
 
@@ -28,8 +29,8 @@ static double dot(const double* a, const double* b, int64_t count) {
 struct Problem {
   int64_t m, k = 0;
   const double* gram;
-  std::vector<double> z, slope, factor, step;
-  std::vector<int64_t> rows, factored;
+  std::vector<double> z, slope, factor, step, inverse, small, y;
+  std::vector<int64_t> rows, factored, bound;
   std::vector<char> is_free;
 
   Problem(int64_t size, const double* g)
@@ -98,6 +99,87 @@ struct Problem {
     for (int64_t p = 0; p < count; ++p) z[rows[p]] = step[p];
   }
 
+  // The inverse of G, once for all k.
+  void invert() {
+    std::fill(is_free.begin(), is_free.end(), 1);
+    solve();
+    inverse.resize(m * m);
+    for (int64_t column = 0; column < m; ++column) {
+      double* x = inverse.data() + column * m;
+      std::fill(x, x + column, 0.0);
+      for (int64_t p = column; p < m; ++p) {
+        const double* line = factor.data() + p * m;
+        x[p] = ((p == column) - dot(line + column, x + column, p - column)) / line[p];
+      }
+      for (int64_t p = m - 1; p >= 0; --p) {
+        const double* line = factor.data() + p * m;
+        const double by = x[p] /= line[p];
+        for (int64_t q = 0; q < p; ++q) x[q] -= by * line[q];
+      }
+    }
+  }
+
+  // For few rows B that are not free, as where rows conflict throughout: v = G^-1 y with y on B alone, which is the
+  // slope there. Exchange of sets from B = {k}; false where B grows, or what it ends with is not exact.
+  bool few_bound() {
+    bound.assign(1, k);
+    std::fill(is_free.begin(), is_free.end(), 1);
+    is_free[k] = 0;
+    int64_t fewest = m + 1;
+    int patience = PATIENCE;
+    for (int round = 0; round < ROUNDS && (int64_t)bound.size() <= m / 4; ++round) {
+      const int64_t count = (int64_t)bound.size();
+      small.resize(count * count);
+      y.resize(count);
+      for (int64_t p = 0; p < count; ++p) {
+        double* line = small.data() + p * count;
+        const double* own = inverse.data() + bound[p] * m;
+        for (int64_t q = 0; q < p; ++q) {
+          const double* before = small.data() + q * count;
+          line[q] = (own[bound[q]] - dot(line, before, q)) / before[q];
+        }
+        line[p] = std::sqrt(own[bound[p]] - dot(line, line, p));
+        y[p] = ((bound[p] == k) - dot(line, y.data(), p)) / line[p];
+      }
+      for (int64_t p = count - 1; p >= 0; --p) {
+        const double by = y[p] /= small[p * count + p];
+        for (int64_t q = 0; q < p; ++q) y[q] -= by * small[p * count + q];
+      }
+      std::fill(z.begin(), z.end(), 0.0);
+      std::fill(slope.begin(), slope.end(), 0.0);
+      for (int64_t p = 0; p < count; ++p) {
+        const double* own = inverse.data() + bound[p] * m;
+        for (int64_t i = 0; i < m; ++i) z[i] += y[p] * own[i];
+        slope[bound[p]] = y[p];
+      }
+      int64_t wrong = 0, last = -1;
+      for (int64_t i = 0; i < m; ++i) {
+        const bool bad = i != k && !(is_free[i] ? z[i] >= -FLAT : slope[i] >= -FLAT);
+        wrong += bad;
+        if (bad) last = i;
+      }
+      if (!wrong) break;
+      const bool all = wrong < fewest || patience > 0;
+      if (wrong < fewest) {
+        fewest = wrong;
+        patience = PATIENCE;
+      } else if (patience > 0) {
+        --patience;
+      }
+      bound.clear();
+      for (int64_t i = 0; i < m; ++i) {
+        const bool bad = i != k && !(is_free[i] ? z[i] >= -FLAT : slope[i] >= -FLAT);
+        if (bad && (all || i == last)) is_free[i] = !is_free[i];
+        if (!is_free[i]) bound.push_back(i);
+      }
+    }
+    for (int64_t i = 0; i < m; ++i) z[i] = is_free[i] && z[i] > 0.0 ? z[i] : 0.0;
+    slopes();
+    for (int64_t i = 0; i < m; ++i)
+      if (!(is_free[i] && z[i] > 0.0 ? std::abs(slope[i]) <= FLAT : slope[i] >= -FLAT)) return false;
+    return true;
+  }
+
   // Exchange of sets by Judice and Pires, from the rows that the sweeps have freed; false where it finds no end.
   bool finish() {
     for (int64_t i = 0; i < m; ++i) is_free[i] = z[i] > 0.0;
@@ -144,10 +226,19 @@ int64_t dual_cone_weights(const double* gram, const double* preference, int64_t 
     for (int64_t j = 0; j < m; ++j)
       cosines[i * m + j] = lengths[i] > 0 && lengths[j] > 0 ? gram[i * m + j] / lengths[i] / lengths[j] : 0.0;
   Problem problem(m, cosines);
+  if (m >= MANY) problem.invert();
   int64_t unfinished = 0;
   std::fill(weights, weights + m, 0.0);
   for (int64_t k = 0; k < m; ++k) {
     problem.k = k;
+    if (m >= MANY && problem.few_bound()) {
+      finished[k] = 1;
+      for (int64_t i = 0; i < m; ++i) {
+        projected[k * m + i] = problem.z[i] + (i == k);
+        weights[i] += preference[k] * lengths[k] * projected[k * m + i];
+      }
+      continue;
+    }
     std::fill(problem.z.begin(), problem.z.end(), 0.0);
     problem.slopes();
     bool done = false;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from pathlib import Path
 
@@ -30,29 +31,49 @@ def weights(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
     >>> weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]))
     tensor([1.0000, 0.7500], dtype=torch.float64)
     """
-    gram = np.ascontiguousarray(gramian.detach().cpu().numpy(), dtype=np.float64)
+    gram = gramian.detach().to("cpu", torch.float64).contiguous()
     rows = len(gram)
-    p = np.full(rows, 1 / rows) if preference is None else preference.detach().double().cpu().contiguous().numpy()
-    if not np.isfinite(gram).all():
+    if preference is None:
+        p = torch.full((rows,), 1 / rows, dtype=torch.float64)
+    else:
+        p = preference.detach().to("cpu", torch.float64).contiguous()
+    if not math.isfinite(float(gram.sum())) and not bool(gram.isfinite().all()):
         return torch.full((rows,), torch.nan, dtype=torch.float64, device=gramian.device)
     library = _library(native.level())
     if library is None:
-        lengths = np.sqrt(gram.diagonal())
-        inverse = np.divide(1.0, lengths, out=np.zeros(rows), where=lengths > 0)
-        cosines = inverse[:, None] * gram * inverse
-        projected, finished = np.empty_like(gram), np.zeros(rows, dtype=np.bool_)
-    else:
-        cosines, lengths, projected = np.empty_like(gram), np.empty(rows), np.empty_like(gram)
-        finished, combined = np.empty(rows, dtype=np.bool_), np.empty(rows)
-        given = (gram.ctypes.data, p.ctypes.data)
-        scratch = (array.ctypes.data for array in (cosines, lengths, projected, finished, combined))
-        if not library.dual_cone_weights(
-            *map(ctypes.c_void_p, given), ctypes.c_int64(rows), *map(ctypes.c_void_p, scratch)
-        ):
-            return torch.from_numpy(combined).to(gramian.device)
-        inverse = np.divide(1.0, lengths, out=np.zeros(rows), where=lengths > 0)
-    projected[~finished] = _by_least_squares(cosines, np.flatnonzero(~finished))
-    return torch.from_numpy((p * lengths) @ projected * inverse).to(gramian.device)
+        return torch.from_numpy(_without_library(gram.numpy(), p.numpy())).to(gramian.device)
+    # one piece of memory, as calls of small ones are many: cosines, lengths, projections, and what is finished
+    scratch, combined = torch.empty(rows * (2 * rows + 2), dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
+    places = [scratch.data_ptr() + 8 * place for place in (0, rows * rows, rows * (rows + 1), rows * (2 * rows + 1))]
+    if library.dual_cone_weights(
+        ctypes.c_void_p(gram.data_ptr()), ctypes.c_void_p(p.data_ptr()), ctypes.c_int64(rows),
+        *map(ctypes.c_void_p, places), ctypes.c_void_p(combined.data_ptr()),
+    ):  # fmt: skip
+        numbers = scratch.numpy()
+        cosines = numbers[: rows * rows].reshape(rows, rows)
+        lengths = numbers[rows * rows : rows * (rows + 1)]
+        projected = numbers[rows * (rows + 1) : rows * (2 * rows + 1)].reshape(rows, rows)
+        finished = numbers[rows * (2 * rows + 1) :].view(np.bool_)[:rows]
+        combined = torch.from_numpy(_finished(cosines, lengths, projected, finished, p.numpy()))
+    return combined.to(gramian.device)
+
+
+def _without_library(gram: np.ndarray, p: np.ndarray) -> np.ndarray:
+    rows, lengths = len(gram), np.sqrt(gram.diagonal())
+    inverse = np.divide(1.0, lengths, out=np.zeros(rows), where=lengths > 0)
+    cosines = inverse[:, None] * gram * inverse
+    return _finished(cosines, lengths, np.empty_like(gram), np.zeros(rows, dtype=np.bool_), p)
+
+
+def _finished(
+    cosines: np.ndarray, lengths: np.ndarray, projected: np.ndarray, finished: np.ndarray, p: np.ndarray
+) -> np.ndarray:
+    """The weights, with those projections that are not finished."""
+    inverse = np.divide(1.0, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+    if not finished.all():
+        projected[~finished] = _by_least_squares(cosines, np.flatnonzero(~finished))
+    combined: np.ndarray = (p * lengths) @ projected * inverse
+    return combined
 
 
 def _by_least_squares(gram: np.ndarray, rows: np.ndarray) -> np.ndarray:
