@@ -19,8 +19,8 @@ PROPERTIES = (
     "stationary",
     "homogeneous",
 )
-CHUNK = 1 << 22
-"""Numbers of a Jacobian that are widened or rescaled at once."""
+CHUNK, IN_CACHE = 1 << 22, 1 << 17
+"""Numbers of a Jacobian that are widened or rescaled at once; on the CPU so many that they stay in its cache."""
 
 
 class Aggregator(Arguments, nn.Module):
@@ -112,10 +112,13 @@ def scaled_gramian(jacobian: Tensor) -> tuple[Tensor, Tensor]:
             [1., 2.]], dtype=torch.float64))
     """
     rows, width = jacobian.shape
-    top = jacobian.abs().amax(1).double() if width else jacobian.new_zeros(rows, dtype=torch.float64)
+    pieces = jacobian.split(max(1, (IN_CACHE if jacobian.device.type == "cpu" else CHUNK) // rows), 1)
+    top = jacobian.new_zeros(rows, dtype=torch.float64)
+    if width:
+        top = torch.stack([columns.abs().amax(1) for columns in pieces]).amax(0).double()
     inverse = torch.where(top > 0, 1 / top, torch.where(top == 0, 0.0, top)).unsqueeze(1)
     gramian = torch.zeros(rows, rows, dtype=torch.float64, device=jacobian.device)
-    for columns in jacobian.split(max(1, CHUNK // rows), 1):
+    for columns in pieces:
         unit = columns.double() * inverse
         gramian.addmm_(unit, unit.T)
     return top, gramian

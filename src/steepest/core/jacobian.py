@@ -35,6 +35,7 @@ def products(
             if gradient is not None:
                 jacobian[number, position : position + parameter.numel()] = gradient.flatten()
             position += parameter.numel()
+        del gradients, gradient  # not beside those of the next row
     return jacobian
 
 

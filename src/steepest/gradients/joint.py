@@ -63,6 +63,7 @@ def backward(
         jacobian, heads = jacobian_rows(joined, shared, retain_graph=retain_graph), []
     direction = aggregator(jacobian)
     check_tensor("aggregator", direction, shape=(jacobian.shape[1],))
+    del jacobian  # not beside the gradients
     add_to_gradients(direction, shared)
     for parameter, gradient in heads:
         add_to_gradients(gradient.flatten(), [parameter])
