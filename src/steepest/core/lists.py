@@ -56,6 +56,11 @@ class Memory:
         self._owned.append(tensors)
         return self.numbers("Q", map(Tensor.data_ptr, tensors)) if tensors else None
 
+    def pointer(self, tensor: Tensor) -> ctypes.c_void_p:
+        """Where the numbers of one tensor are."""
+        self._owned.append(tensor)
+        return ctypes.c_void_p(tensor.data_ptr())
+
     def numbers(self, kind: str, values: Iterable[float]) -> ctypes.c_void_p:
         """An array of a type by its letter in Python's ``array``."""
         own = array(kind, values)

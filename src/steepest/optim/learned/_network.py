@@ -84,14 +84,16 @@ def started(p: Tensor) -> State:
     return state | {"row": zeros(len(FACTORED), dims[1]), "col": zeros(len(FACTORED), dims[0])}
 
 
+def average(old: Tensor, decay: Tensor, new: Tensor) -> Tensor:
+    """Averages ``[B, k, ...]`` with decays ``[B, k]`` after values ``[B, ...]``."""
+    decay = decay.reshape(*decay.shape, *[1] * (old.ndim - 2))
+    return decay * old + (1 - decay) * new[:, None]
+
+
 def accumulated(net: Network, state: State, g: Tensor) -> State:
     """The accumulators after gradients ``[B, *shape]``."""
     square = g.square()
     tiny = square + 1e-30
-
-    def average(old: Tensor, decay: Tensor, new: Tensor) -> Tensor:
-        decay = decay.reshape(*decay.shape, *[1] * (old.ndim - 2))
-        return decay * old + (1 - decay) * new[:, None]
 
     after = {
         "momentum": average(state["momentum"], net.momentum, g),
@@ -100,12 +102,25 @@ def accumulated(net: Network, state: State, g: Tensor) -> State:
     dims = factored_dims(g.shape[1:])
     if dims is None:
         return after | {"square": average(state["square"], net.factored, tiny)}
+    return after | crossed(net, state, tiny, dims)
+
+
+def crossed(net: Network, state: State, tiny: Tensor, dims: tuple[int, int]) -> State:
+    """Averages over one dimension each, after squares ``[B, *shape]``."""
     second, first = dims
     row, col = tiny.mean(first + 1), tiny.mean(second + 1)
-    return after | {
+    return {
         "row": average(state["row"], net.factored, row),
         "col": average(state["col"], net.factored, col),
     }
+
+
+def shared(state: State, dims: tuple[int, int]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What the entries of a row share, and those of a column: the averages, their inverse roots, the factor of both."""
+    second, first = dims
+    row, col = state["row"], state["col"]
+    share = row / (row.mean((second - 1 if second > first else second) + 2, keepdim=True) + 1e-9)
+    return (row, (row + 1e-8).rsqrt(), _rsqrt(share)), (col, (col + 1e-8).rsqrt(), _rsqrt(col))
 
 
 def seen(g: Tensor, p: Tensor, state: State) -> Tensor:
@@ -121,11 +136,9 @@ def seen(g: Tensor, p: Tensor, state: State) -> Tensor:
         momentum = m * (square + 1e-6).rsqrt()
     else:
         second, first = dims
-        row, col = state["row"], state["col"]
-        share = row / (row.mean((second - 1 if second > first else second) + 2, keepdim=True) + 1e-9)
-        by_row, by_col = _rsqrt(share).unsqueeze(first + 2), _rsqrt(col).unsqueeze(second + 2)
-        rows, row_root = (x.unsqueeze(first + 2).expand_as(m) for x in (row, (row + 1e-8).rsqrt()))
-        cols, col_root = (x.unsqueeze(second + 2).expand_as(m) for x in (col, (col + 1e-8).rsqrt()))
+        kinds_of_row, kinds_of_col = shared(state, dims)
+        rows, row_root, by_row = (x.unsqueeze(first + 2).expand_as(m) for x in kinds_of_row)
+        cols, col_root, by_col = (x.unsqueeze(second + 2).expand_as(m) for x in kinds_of_col)
         both = by_row * by_col
         factored, momentum = g[:, None] * both, m * both
     kinds = [

@@ -18,7 +18,22 @@ from ...core.stored import read_json
 from ...core.wrapper import Params
 from ._default_theta import THETA
 from ._meta import MetaTrainer, MLPTask, PersistentES, Task, Unroll
-from ._network import FEATURES, HIDDEN, LAYERS, SIZE, Network, accumulated, change, network, normaliser, seen, started
+from ._network import (
+    FEATURES,
+    HIDDEN,
+    LAYERS,
+    SIZE,
+    Network,
+    accumulated,
+    change,
+    crossed,
+    factored_dims,
+    network,
+    normaliser,
+    seen,
+    started,
+)
+from ._step import Steps, runs
 
 __all__ = ["AdafacMLPLOpt", "MLPTask", "MetaTrainer", "Network", "PersistentES", "SmallFCLOpt", "Task", "Unroll"]
 
@@ -91,18 +106,39 @@ class SmallFCLOpt(ListOptimizer):
         return {"step": 0, **{name: x[0] for name, x in started(_one(real(parameter))).items()}}
 
     def _move(self, share: Share) -> None:
-        for p, g, state in zip(share.weights, share.slopes, share.states):
-            if p.numel() == 0:
-                continue
-            net, after, features = self._look(p, g, state)
+        places = [i for i, p in enumerate(share.weights) if p.numel()]
+        quick = [i for i in places if runs(share.weights[i], share.slopes[i], share.states[i])]
+        if quick:
+            self._move_in_place(share.of(quick))
+        for i in sorted({*places} - {*quick}):
+            p, state = share.weights[i], share.states[i]
+            net, after, features = self._look(p, share.slopes[i], state)
             step = change(net, features, state["step"]).reshape(p.shape)
             p.copy_(widen(p) - share.group["lr"] * step)
             state.update({name: x[0] for name, x in after.items()})
-            state["step"] += 1
+        for i in places:
+            share.states[i]["step"] += 1
+
+    def _move_in_place(self, share: Share) -> None:
+        """Tensors of float32 on the CPU, each as alone."""
+        net = self._net(torch.float32)
+        steps = Steps(net, share.group["lr"])
+        for p, g, state in zip(share.weights, share.slopes, share.states):
+            if (dims := factored_dims(p.shape)) is not None:
+                stacked = {name: x[None] for name, x in state.items() if name in ("row", "col")}
+                after = crossed(net, stacked, g.square()[None] + 1e-30, dims)
+                state.update({name: x[0] for name, x in after.items()})
+                steps.matrix(p, g, state)
+        vectors = share.of([i for i, p in enumerate(share.weights) if p.ndim < 2])
+        if vectors.weights:
+            steps.vectors(vectors.weights, vectors.slopes, vectors.states)
+
+    def _net(self, dtype: torch.dtype, device: torch.device | None = None) -> Network:
+        return network(self.theta.to(device, dtype)[None])
 
     def _look(self, p: Tensor, g: Tensor, state: dict[str, Any]) -> tuple[Network, dict[str, Tensor], Tensor]:
         weights, slopes = _one(p), widen(g)[None]
-        net = network(self.theta.to(weights.device, weights.dtype)[None])
+        net = self._net(weights.dtype, weights.device)
         after = accumulated(net, {name: x[None] for name, x in state.items() if name != "step"}, slopes)
         return net, after, seen(slopes, weights, after)
 
