@@ -175,7 +175,7 @@ def compare_command(
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Most epochs of a training. Default: 60; above 5,000 rows 150, and 30 above 10,000; of tabm 60; for "
+            help="Most epochs of a training. Default: 60; above 5,000 rows 150 (of tabm 60), above 10,000 rows 30; for "
             "images 20, all of them.",
             rich_help_panel="Design",
         ),
@@ -183,8 +183,8 @@ def compare_command(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Epochs without improvement until a training stops (not images). Default: 10; above 5,000 rows 20; "
-            "of tabm 16.",
+            help="Epochs without improvement until a training stops (not images). Default: 10; above 5,000 rows 20; of "
+            "tabm 16; above 10,000 rows 10.",
             rich_help_panel="Design",
         ),
     ] = None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +18,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from steepest.comparison import api
 from steepest.comparison.api import prepare
 from steepest.comparison.design.context import Context
-from steepest.comparison.design.effort import cell_seconds, multiply_adds, work_of
+from steepest.comparison.design.effort import SPEED, STEP, cell_seconds, multiply_adds, work_of
+from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.levels import Level
 from steepest.comparison.design.models import TABMS, find_model, members_of, on_rows
-from steepest.comparison.design.networks import BATCHES, choose_network, round_of_tabm, training_of, with_network
+from steepest.comparison.design.networks import (
+    BATCHES,
+    TABM_REACHED,
+    choose_network,
+    round_of_tabm,
+    share_of_one,
+    training_of,
+    with_network,
+)
 from steepest.comparison.errors import InputError
 from steepest.comparison.request import Request
 from steepest.comparison.verdict.results import protocol
+from steepest.comparison.work import timing
+from steepest.comparison.work.cells import recipe_of
 from steepest.nn.networks import mlp
 from steepest.nn.tabm import TabM
 
@@ -133,6 +146,27 @@ def test_more_processes_and_fewer_objectives_make_the_round_shorter() -> None:
     assert _seconds_said(1, folds=10) > 1.9 * alone
     assert _seconds_said(1, repeats=9) == alone  # it is one round that counts
     assert _seconds_said(1, trials=32) == alone  # with four trials
+
+
+@pytest.mark.parametrize("model", ["plain", "tabm", "tabm-1"])
+def test_the_training_on_all_rows_is_told_by_the_work_of_one_network(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = prepared(data=frame(2000, 20), model=model, trials=4)[0]
+    level, work, epochs = context.level, work_of(context), context.settings.epochs
+    speed = TABM_REACHED if model in TABMS else SPEED
+    cell = partial(cell_seconds, context, level, work=work, inner=1, full=True, speed=speed)
+    steps = math.ceil(level.rows / context.settings.batch_size)
+    alone = (cell() - cell(refit=False)) / (epochs * steps)  # a step of one network
+    share = alone / (4 * alone - 3 * STEP)
+    assert share_of_one(context, 4) == pytest.approx(share)
+    assert 1 / 4 < share < 1 == share_of_one(context, 1)
+    job = Job("objective", "cross_entropy", ((0, 0),))
+    recipe = recipe_of(context, context.objective("cross_entropy"))
+    monkeypatch.setattr(timing, "_time_epoch", lambda *_: (2.0, 5, recipe))  # five steps of all trials take so long
+    trials = timing.time_trials(context, job, 5)
+    assert trials == pytest.approx(epochs * recipe.steps(1200)[1] / 5 * 2.0)
+    assert timing.time_job(context, job) == pytest.approx(trials + epochs * steps / 5 * 2.0 * share)
 
 
 def test_an_explicit_network_is_taken_whatever_the_budget() -> None:

@@ -10,7 +10,7 @@ from ..budget import words_of
 from ..names import AUTO
 from ..request import Request
 from .context import Context
-from .effort import cell_seconds, default_workers, work_of
+from .effort import SPEED, STEP, cell_seconds, default_workers, work_of
 from .levels import FEWEST_OBJECTIVES, Level
 from .models import TABMS
 
@@ -47,11 +47,14 @@ def training_of(model: str, rows: int) -> Training:
     Training(epochs=60, patience=10, batch_size=64)
     >>> training_of("tabm", 1000)
     Training(epochs=60, patience=16, batch_size=32)
+    >>> training_of("tabm", 30_000)
+    Training(epochs=30, patience=10, batch_size=256)
     """
     if model == "resnet":
         return Training(20, 10, 128)
     if model in TABMS:
-        return Training(60, 16, next(batch for least, batch in BATCHES if rows >= least))
+        epochs, patience = (60, 16) if rows <= 10_000 else (30, 10)
+        return Training(epochs, patience, next(batch for least, batch in BATCHES if rows >= least))
     if rows <= 5_000:
         return Training(60, 10, 64)
     return Training(150, 20, 64) if rows <= 10_000 else Training(30, 10, 256)
@@ -90,6 +93,13 @@ def tabm_slowness(members: Context, seconds: float) -> float:
 def _tabm_cell(members: Context, speed: float, **parts: bool) -> float:
     inner = len(members.inner(next(iter(members.folds))))
     return cell_seconds(members, tabm_level(members), work=work_of(members), inner=inner, speed=speed, **parts)
+
+
+def share_of_one(context: Context, count: int) -> float:
+    """The part of a step of a stack of ``count`` models that a step of one of them takes."""
+    s = context.settings
+    step = 6.0 * s.batch_size * work_of(context) / (TABM_REACHED if s.model in TABMS else SPEED)
+    return (STEP + step) / (STEP + count * step)
 
 
 def choose_network(

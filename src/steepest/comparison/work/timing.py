@@ -13,6 +13,7 @@ import torch
 from ..baselines import ConstantBaseline
 from ..design.context import Context, Split
 from ..design.jobs import Job
+from ..design.networks import share_of_one
 from ..metrics.metric import Metric
 from .cells import member_of, numpy_seed, recipe_of
 from .classical import fit_learners, learners_of, outcome_of_learners, trials_of_learner
@@ -35,15 +36,13 @@ def time_job(context: Context, job: Job, steps: int = 4) -> float:
     if settings.fixed_length:
         return search * len(job.cells)
     _, refit_steps = recipe.steps(len(context.split(pair, -1).inputs))
-    refit = settings.epochs * (refit_steps / take) * epoch / max(1.0, len(context.trials(job.name)) / 3)
+    share = share_of_one(context, len(context.trials(job.name)))
+    refit = settings.epochs * (refit_steps / take) * epoch * share
     return (search + refit) * len(job.cells)
 
 
 def time_trials(context: Context, job: Job, steps: int) -> float:
-    """Expected seconds of all trials of a job's first cell at full length, without a training on all rows after them.
-
-    What that takes beside a stack of trials depends on the network.
-    """
+    """Expected seconds of all trials of a job's first cell at full length, without the training on all rows."""
     return _search(context, job, *_time_epoch(context, job, steps))
 
 
