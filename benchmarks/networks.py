@@ -1,11 +1,11 @@
 """Networks beside trees on ten tables: scores and core-seconds of one tuned procedure each, outside any budget.
 
 For every table, in the same 2 x 3 outer folds (``--repeats 2``): plain networks as trained before (batches of 256
-above 5,000 rows, 60 epochs, patience 10), plain networks, TabM, random forest and gradient boosting, each with 4 trials
-chosen on inner validation and scored on the outer part, by the metric that ``steepest compare`` takes (R2 for abalone).
-Processor seconds are counted, on one thread. The share of the gap is (network - plain before) / (best trees - plain
-before), averaged over the tables where trees lead by more than .005. What is in the file ``--done`` is not measured
-again.
+above 5,000 rows, 60 epochs, patience 10), plain networks, TabM of 16, 4 and 1 members, random forest and gradient
+boosting, each with 4 trials chosen on inner validation and scored on the outer part, by the metric that ``steepest
+compare`` takes (R2 for abalone). Processor seconds are counted, on one thread. The share of the gap is (network - plain
+before) / (best trees - plain before), averaged over the tables where trees lead by more than .005. What is in the file
+``--done`` is not measured again.
 
     STEEPEST_DATA=FOLDER python benchmarks/networks.py [--tables sonar,ecoli] [--arms plain,tabm] [--done FILE]
 """
@@ -27,10 +27,12 @@ from _tables import TABLES, TREES, Rows, asked
 from steepest.comparison.api import prepare
 from steepest.comparison.design.context import Context
 from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.models import TABMS
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import run_job
 
-ARMS = ("plain before", "plain", "tabm", "forest", "lightgbm")
+NETWORKS = ("plain", *TABMS)
+ARMS = ("plain before", *NETWORKS, "forest", "lightgbm")
 REPEATS, FOLDS, TRIALS, ADULT, CLEAR = 2, 3, 4, 8000, 0.005
 
 
@@ -50,7 +52,7 @@ def context_of(name: str, arm: str, repeats: int) -> tuple[Context, str, str]:
     """The comparison of an arm, and the kind and name of its cells."""
     if arm in TREES:
         return prepared(name, model="plain", repeats=repeats), "classical", arm
-    options: dict[str, Any] = {"model": "tabm" if arm == "tabm" else "plain", "classical": False, "repeats": repeats}
+    options: dict[str, Any] = {"model": arm if arm in TABMS else "plain", "classical": False, "repeats": repeats}
     if arm == "plain before":
         large = len(prepared(name, model="plain").table.target) > 5_000
         options |= {"batch_size": 256 if large else 64, "epochs": 60, "patience": 10}
@@ -101,7 +103,7 @@ def main() -> None:
     means: dict[str, dict[str, float]] = {}
     for row in done:
         means.setdefault(row["table"], {})[row["arm"]] = statistics.mean(row["scores"])
-    closed = {network: shares(means, network) for network in ("plain", "tabm")}
+    closed = {network: shares(means, network) for network in NETWORKS}
     for network, by_table in closed.items():
         if by_table:
             words = ", ".join(f"{name} {share:.2f}" for name, share in by_table.items())
