@@ -96,8 +96,8 @@ def forms(build: Callable[[], nn.Module], shape: tuple[int, ...], peers: bool) -
         "16 ggn probes": lambda: trace(ggn, PROBES),
     }
     if peers:
-        from curvlinops import GGNLinearOperator, HessianLinearOperator
-        from pyhessian.utils import get_params_grad, hessian_vector_product
+        from curvlinops import GGNLinearOperator, HessianLinearOperator  # type: ignore[import-not-found]
+        from pyhessian.utils import get_params_grad, hessian_vector_product  # type: ignore[import-not-found]
 
         theirs = network()
         leaves = list(theirs.parameters())

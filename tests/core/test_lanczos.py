@@ -12,6 +12,7 @@ from torch import nn
 
 from steepest.core.curvature import Hessian, MatrixOperator, eigenpairs, extreme_eigenpairs, spectral_density
 from steepest.core.lanczos import Krylov
+from steepest.core.symmetric import inner
 
 
 def diagonal(*entries, dtype=torch.float64):
@@ -245,3 +246,12 @@ def test_bases_stay_orthogonal(dtype):
     gram = krylov.basis.double() @ krylov.basis.double().T
     assert (gram - torch.eye(60)).abs().max() < 20 * torch.finfo(dtype).eps
     assert (krylov.ritz()[0] > 2).sum() == 1
+
+
+def test_inner_products_of_long_vectors_in_float32():
+    """Segments are float32, their sum is float64: 100,000 terms of one sign lose no more than a segment does."""
+    a = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    exact = float(a.double() @ a.double())
+    assert inner(a, a) == pytest.approx(exact, rel=1e-6, abs=0)
+    assert inner(1e-15 * a, 1e-15 * a) == pytest.approx(1e-30 * exact, rel=1e-6, abs=0)
+    assert inner(a.double(), a.double()) == pytest.approx(exact, rel=1e-14, abs=0)
