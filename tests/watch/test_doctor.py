@@ -174,6 +174,15 @@ def test_untrained_tokens():
     assert finding.sentence == "4 of 20 tokens never occur in these data."
 
 
+def test_rare_tokens_are_no_untrained_ones():
+    """Five tokens occur once and one twice: by Chao's estimate another 5 of the 6 that are missing would come too."""
+    model = nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 20))
+    ids = torch.cat([torch.arange(8).repeat(20), torch.arange(8, 13), torch.tensor([13, 13])])[None]
+    finding = look(model, ids, ids, "untrained_tokens", objective=lambda z, y: z.mean())
+    assert finding.number == pytest.approx((6 - 5 * 4 / (2 * 2)) / 20)
+    assert finding.sentence == "6 of 20 tokens never occur in these data; about 5 of them would in more data."
+
+
 def test_what_cannot_be_looked_at_is_said():
     model = nn.Linear(3, 1)
     diagnosis = diagnose(model, nn.MSELoss(), (torch.randn(8, 3), torch.randn(8, 1)))

@@ -58,9 +58,9 @@ THRESHOLDS: dict[str, Threshold] = {
         "steepest lr-find, a schedule with warm-up (optim.OneCycle), or optim.GhostStepController",
     ),
     "collapsed_rank": Threshold(
-        0.25,
-        "features of C classes need C - 1 directions (neural collapse, arXiv:2301.00437); a quarter of them is a "
-        "choice of this library",
+        0.2,
+        "features of C classes need C - 1 directions (neural collapse, arXiv:2301.00437); a fifth of them is a choice "
+        "of this library",
         "normalisation before the last layer, or another width; watch.Recorder shows when it happens",
     ),
     "miscalibration": Threshold(
@@ -80,8 +80,8 @@ THRESHOLDS: dict[str, Threshold] = {
         "losses.CompSumLoss with tau above 1, which is generalised cross-entropy, and steepest compare for others",
     ),
     "untrained_tokens": Threshold(
-        0.1,
-        "a tenth of the vocabulary never occurs in these data; a choice of this library",
+        0.15,
+        "the share of the vocabulary that never occurs in these data; a choice of this library",
         "a smaller vocabulary, or no weight decay on embeddings; such rows keep their first values",
     ),
 }
@@ -330,7 +330,7 @@ LEARNED = 0.8
 
 
 def _label_noise(case: _Case) -> Measured:
-    """Labels that contradict the model more often than it expects, and what it gives to all classes alike."""
+    """Labels that contradict the model more often than it expects, and what it gives even to unlikely classes."""
     logits, labels = case.logits()
     shares = labels.bincount(minlength=logits.shape[-1]).double() / len(labels)
     known = float(-torch.special.xlogy(shares, shares).sum())
@@ -342,7 +342,7 @@ def _label_noise(case: _Case) -> Measured:
     expected = float((p * rare).sum(-1).mean())
     chance = float(rare.double().mean())  # that a label drawn at random contradicts
     memorised = (contradicted - expected) / (chance - expected) if chance - expected > 0.05 else 0.0
-    learned = float(p.amin(-1).mean()) * p.shape[-1]
+    learned = float(p.kthvalue(max(1, p.shape[-1] // 4), -1).values.mean()) * p.shape[-1]
     noise = max(memorised, learned, 0.0)
     return noise, f"about {noise:.1%} of the labels look as if drawn at random."
 
@@ -353,11 +353,15 @@ def _untrained_tokens(case: _Case) -> Measured:
     if not embeddings or not tokens:
         raise _LeftOut("the model embeds no tokens")
     size = max(module.num_embeddings for module in embeddings)
-    ids = tokens[0].unique()
-    missing = size - int(((ids >= 0) & (ids < size)).sum())
-    if len(tokens[0].flatten()) < 5 * size:
-        raise _LeftOut(f"{tokens[0].numel()} tokens are too few for a vocabulary of {size}")
-    return missing / size, f"{missing} of {size} tokens never occur in these data."
+    ids = tokens[0].flatten().long()
+    counts = ids[(ids >= 0) & (ids < size)].bincount(minlength=size)
+    if len(ids) < 5 * size:
+        raise _LeftOut(f"{len(ids)} tokens are too few for a vocabulary of {size}")
+    missing, once, twice = (int((counts == times).sum()) for times in range(3))
+    unseen = once * (once - 1) / (2 * (twice + 1))  # that more data would show, by Chao's estimate
+    share = max(0.0, missing - unseen) / size
+    more = f"; about {unseen:.0f} of them would in more data" if unseen >= 0.5 else ""
+    return share, f"{missing} of {size} tokens never occur in these data{more}."
 
 
 def _tensors(value: Any) -> list[Tensor]:
