@@ -100,14 +100,20 @@ def main() -> None:
     rows, small = Rows(options.rows), options.quick
     names = ["cnn"] if small else ["transformer", "cnn"]
     faults = ["none", "poisoned batch", "rate x1000"] if small else list(FAULTS)
-    for seed in range(options.seeds):
-        for name in names:
-            for arm in ARMS:
-                measured(rows, name, seed, arm, {}, faults, small)
-    for seed in range(options.seeds, options.undisturbed):
-        for name in names:
-            for arm in ARMS:
-                measured(rows, name, seed, arm, {}, ["none"], small)
+    pairs = [(seed, name) for seed in range(options.seeds) for name in names]
+    further = [(seed, name) for seed in range(options.seeds, options.undisturbed) for name in names]
+    for seed, name in pairs:
+        measured(rows, name, seed, "nothing", {}, ["none"], small)
+        measured(rows, name, seed, "guard", {}, faults, small)
+    for seed, name in further:
+        measured(rows, name, seed, "nothing", {}, ["none"], small)
+        measured(rows, name, seed, "guard", {}, ["none"], small)
+    for seed, name in pairs:
+        for arm in ARMS:
+            measured(rows, name, seed, arm, {}, faults, small)
+    for seed, name in further:
+        for arm in ARMS:
+            measured(rows, name, seed, arm, {}, ["none"], small)
     arms: list[tuple[str, dict[str, Any]]] = [(arm, {}) for arm in ARMS]
     if not small:
         for name in names:

@@ -233,3 +233,17 @@ def test_a_replay_under_a_scaler_leaves_its_state(fused, last):
     assert states[False][2] == []
     assert states[True][1] == 4096.0
     assert equal(states[True][0], states[False][0])  # scales are powers of two
+
+
+def test_a_snapshot_that_holds_the_cause_is_not_gone_back_to():
+    data = batches(60)
+    model, plain = network(), network()
+    optimizer, reference = MAKERS["sgd"](model.parameters(), model), MAKERS["sgd"](plain.parameters(), plain)
+    guard = Guard(model, optimizer, LOSS, rules=["loss_spike"], every=10)
+    for step, (x, y) in enumerate(data, 1):
+        optimizer.param_groups[0]["lr"] = 300.0 if step == 50 else 0.05  # at its end a snapshot is due
+        train(model, optimizer, [(x, y)], guard)
+    (line,) = [line for line in guard.actions if line["action"] == "roll_back"]
+    assert (line["snapshot"], line["excluded"], line["replayed"]) == (40, [50, 51, 52, 53], 9)
+    train(plain, reference, data[:49] + data[53:])
+    assert equal(bits(model, optimizer), bits(plain, reference))
