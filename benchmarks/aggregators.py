@@ -11,6 +11,7 @@ take turns.
 from __future__ import annotations
 
 import statistics
+import time
 
 import torch
 from _options import read_options
@@ -64,6 +65,7 @@ def main() -> None:
                     {"ours": lambda: ours.weights(gram), "torchjd": lambda: theirs(gram)},  # noqa: B023
                     options.rounds,
                     "cpu",
+                    time.process_time,
                 )
                 row = {
                     "rows": size,

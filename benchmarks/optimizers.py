@@ -1,18 +1,26 @@
 """A step of each optimizer over that of torch's on the same tensors, and of loops over tensors as peers write them.
 
 Gradients are there; what is timed is ``step`` alone. Loops are written here from the documented behaviour of the
-peers' packages (momo-opt, pytorch-optimizer, mdistiller, FRUGAL), an operation for each tensor. Milliseconds, median
-and least of rounds that take turns; ratios are of medians, and in brackets of the least. Beside them the bytes of state
-that what keeps little of it holds for each parameter of a network of 8 blocks.
+peers' packages (momo-opt, pytorch-optimizer, mdistiller, FRUGAL), an operation for each tensor. Milliseconds of
+processor time, median and least of rounds that take turns; ratios are of medians, and in brackets of the least. Beside
+them the bytes of state that what keeps little of it holds for each parameter of a network of 8 blocks, and how far
+resident memory rises during a step of 20 tensors of 1e6, each in a process of its own.
 
     python benchmarks/optimizers.py [--rounds 60]
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import resource
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +45,7 @@ from steepest.optim import (
 from steepest.optim.learned import SmallFCLOpt
 
 SHAPES = {"150 tensors of 1e3": (150, 1_000), "20 tensors of 1e5": (20, 100_000)}
+LARGE = (20, 1_000_000)
 TARGETS = {"AdamW": 1.05, "Momo": 1.2, "MomoAdam": 1.2, "SmallFCLOpt": 12.0}
 """At most so many times torch's; all at least 1.5 times as fast as a loop at 150 tensors of 1e3."""
 LOOP = 1.5
@@ -166,20 +175,24 @@ class Loops:
 
 
 def forms(count: int, size: int) -> dict[str, Callable[[], object]]:
-    """A step of each form over tensors of its own; three of an optimizer where there are three."""
+    """A step of each form over tensors of its own, drawn at its first call; three of an optimizer where there are."""
 
     def over(build: Callable[[list[Tensor]], Any], *given: Any, **named: Any) -> Callable[[], object]:
-        optimizer = build(tensors(count, size))
-        return lambda: optimizer.step(*given, **named)
+        built = cache(lambda: build(tensors(count, size)))
+        return lambda: built().step(*given, **named)
 
     def loop(name: str) -> Callable[[], object]:
-        return getattr(Loops(tensors(count, size)), name)
+        built = cache(lambda: Loops(tensors(count, size)))
+        return lambda: getattr(built(), name)()
 
     def dot() -> Callable[[], object]:
-        params = tensors(count, size)
-        optimizer, slopes = DOT(params, 1e-4), [p.grad for p in params]
+        @cache
+        def built() -> tuple[DOT, list[Tensor], list[Any]]:
+            params = tensors(count, size)
+            return DOT(params, 1e-4), params, [p.grad for p in params]
 
         def step() -> None:
+            optimizer, params, slopes = built()
             optimizer.step_kd()
             for p, slope in zip(params, slopes):
                 p.grad = slope
@@ -255,12 +268,28 @@ def state_bytes() -> dict[str, float]:
     return held
 
 
+def temporaries(name: str) -> None:
+    """Print by how many bytes the peak of resident memory lies above what is held after some steps."""
+    step = forms(*LARGE)[name]
+    for _ in range(3):
+        step()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that taking it again counts
+    now = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
+    step()
+    peak = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if "VmHWM" in line)
+    print(1024 * int(peak.split()[1]) - now)
+
+
 def main() -> None:
     """Measure, print and keep the numbers."""
+    if len(sys.argv) > 1 and sys.argv[1] == "--temporaries":
+        temporaries(sys.argv[2])
+        return
     options = read_options(__doc__, rounds=(60, 1))
     rows = []
     for shape, (count, size) in SHAPES.items():
-        times = measure(forms(count, size), options.rounds, "cpu")
+        times = measure(forms(count, size), options.rounds, "cpu", time.process_time)
         for name, own in times.items():
             if "," in name or name == "warm-up":
                 continue
@@ -282,8 +311,15 @@ def main() -> None:
     held = state_bytes()
     for name, size in held.items():
         print(f"{name:<24}{size:6.2f} bytes of state a parameter")
+    memory = {}
+    for name in dict.fromkeys(row["optimizer"] for row in rows):
+        command = [sys.executable, __file__, "--temporaries", name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        memory[name] = round(int(text) / 2**20, 1)
+        print(f"{name:<24}{memory[name]:8.1f} MiB of temporaries in a step of {LARGE[0]} tensors of {LARGE[1]:g}")
     facts = {"threads": torch.get_num_threads(), "targets": TARGETS, "over_a_loop": LOOP, "rows": rows}
     facts["state_bytes_a_parameter"] = held
+    facts["temporaries_MiB"] = memory
     keep("optimizers", facts, options)
 
 

@@ -2,8 +2,8 @@
 
 The other form is written here from its documented behaviour: gradients are there before; a move of each tensor by
 itself, a copy of the weights kept in the state, the closure, weights back, the base step. Both run the closure twice; a
-step of the base optimizer runs it once. Milliseconds, median and least of rounds that take turns; ratios are of
-medians, and in brackets of the least.
+step of the base optimizer runs it once. Milliseconds of processor time, median and least of rounds that take turns;
+ratios are of medians, and in brackets of the least.
 
     python benchmarks/steps.py [--rounds 40]
 """
@@ -11,6 +11,7 @@ medians, and in brackets of the least.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +134,7 @@ def main() -> None:
     rows = []
     for name, (build, shape) in SETTINGS.items():
         for base in BASES:
-            times = measure(forms(build, shape, base), options.rounds, "cpu")
+            times = measure(forms(build, shape, base), options.rounds, "cpu", time.process_time)
             row: dict[str, Any] = {"network": name, "base": base}
             for form, own in times.items():
                 row[f"{form}_median_ms"] = round(statistics.median(own), 3)
