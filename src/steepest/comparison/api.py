@@ -96,7 +96,7 @@ def _network_here(request: Request, context: Context) -> Context:
         return context
     fewer = TABMS[TABMS.index(model) :]
     where = " on this machine as it is now"
-    chosen, why = choose_network(request, context, fewer, seconds_of=_timed_round, part=TABM_HERE, where=where)
+    chosen, why = choose_network(request, context, fewer, seconds_of=_timed_round, share=TABM_HERE, where=where)
     if chosen == model:
         return context
     another = with_network(request, context, chosen)

@@ -108,7 +108,7 @@ def choose_network(
     models: Sequence[str] = TABMS,
     *,
     seconds_of: Callable[[Request, Context], float] = round_of_tabm,
-    part: float = TABM_PART,
+    share: float = TABM_PART,
     where: str = "",
 ) -> tuple[str, str]:
     """Which network ``auto`` is, and why in words.
@@ -122,7 +122,7 @@ def choose_network(
         context: the comparison with any of these networks.
         models: that are asked about, from the most members.
         seconds_of: what a round takes.
-        part: of the budget that it may take.
+        share: of the budget that it may take.
         where: what the seconds hold for, in words that follow the budget.
     """
     budget, count = request.budget_seconds, len(context.settings.objectives)
@@ -137,9 +137,9 @@ def choose_network(
         else:
             start = f"{AUTO}: a round of {model} would take about"
             words.append(f"{start} {words_of(seconds)} of {words_of(budget)}{where}")
-        if seconds > part * budget and model == TABMS[-1] and least < count:
+        if seconds > share * budget and model == TABMS[-1] and least < count:
             seconds *= least / count
             words.append(f"about {words_of(seconds)} with {least} of {count} objectives")
-        if seconds <= part * budget:
+        if seconds <= share * budget:
             return model, ", ".join(words)
     return "plain", ", ".join(words)
