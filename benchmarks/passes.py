@@ -22,6 +22,7 @@ from steps import SETTINGS
 from torch import Tensor, nn
 
 from steepest.core.objective import Batch
+from steepest.core.torch_private import foreach_lerp_
 from steepest.losses import CrossEntropyLoss
 from steepest.optim import IGNITE, MESA, GhostStepController, GradientRegularization
 from steepest.optim.sharpness.saf import trajectory_kl
@@ -42,7 +43,7 @@ class Closure:
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model, self.x, self.y = model, x, y
-        self.parameters = list(model.parameters())
+        self.parameters: list[Tensor] = list(model.parameters())
 
     def loss(self) -> Tensor:
         """Forward alone."""
@@ -152,7 +153,7 @@ def forms(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, S
             (nn.functional.cross_entropy(now, y) + 0.8 * trajectory_kl(before, now, 5.0)).backward()
             base.step()
             with torch.no_grad():
-                torch._foreach_lerp_(list(past.parameters()), closure.parameters, 5e-4)
+                foreach_lerp_(list(past.parameters()), list(closure.parameters), 5e-4)
 
         return step
 

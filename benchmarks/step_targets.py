@@ -92,9 +92,9 @@ def main() -> None:
         verdict = "met" if row["met"] else "missed"
         span = f"{low:g} to {high:g}, {row['settings_met']}"
         print(f"{verdict:<7}{row['target']:<52}{row['bound']:>9}   {span}")
-    counts = [list(map(int, row["settings_met"].split(" of "))) for row in table]
-    settings, fits = sum(total for _, total in counts), sum(number for number, _ in counts)
-    lacking = settings - fits
+    counts = [tuple(map(int, row["settings_met"].split(" of "))) for row in table]
+    settings = sum(total for _, total in counts)
+    lacking = settings - sum(number for number, _ in counts)
     print(f"{len(unmet)} of {len(table)} targets missed in a setting or more; {lacking} of {settings} settings")
     facts = {"targets": len(table), "missed": unmet, "settings": settings, "settings_missed": lacking, "table": table}
     keep("step_targets", facts, options)
