@@ -39,9 +39,13 @@ class Hessian(SymmetricOperator):
 
     .. math:: H v \approx \frac{g(w + h v) - g(w - h v)}{2 h}, \qquad h = \epsilon \, \|w\| / \|v\|
 
-    with weights that are put back from copies. Attention runs in its plain form, ``.grad``, buffers, flags and random
-    states are as before, and the same bits come at each call: see :class:`~.frozen_pass.FrozenPass`. The operator is
-    that of the weights at which it was built: after a step build another.
+    with weights that are put back from copies. Of smooth networks they have 9 digits in float64, 4 in float32, one or
+    two in bfloat16; across the kinks of ReLU and max-pooling they see jumps of the gradient, which the exact Hessian
+    leaves out.
+
+    Attention runs in its plain form, ``.grad``, buffers, flags and random states are as before, and the same bits come
+    at each call: see :class:`~.frozen_pass.FrozenPass`. The operator is that of the weights at which it was built:
+    after a step build another.
 
     Args:
         losses: a function that gives the loss, a scalar; or several, one a batch.
