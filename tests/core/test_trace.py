@@ -112,3 +112,10 @@ def test_signs_are_balanced_independent_and_the_same_in_any_order_of_chunks():
     generator = torch.Generator().manual_seed(0)
     again = torch.cat([random_signs(operator, generator, count) for count in (1, 7, 392)])
     assert torch.equal(signs, again)
+
+
+def test_a_probe_outside_the_subspace_counts_by_its_direction_alone():
+    """So that a multiple of the identity is exact, whatever lengths the probes have."""
+    estimate = trace(MatrixOperator(3 * torch.eye(40, dtype=torch.float64)), 20, "xtrace")
+    assert estimate.estimate == pytest.approx(120, rel=1e-10)
+    assert estimate.stderr < 1e-8
