@@ -353,6 +353,10 @@ def test_records_of_other_libraries_are_read(tmp_path):
     record = read_run(tmp_path)
     assert record.losses == ([2], [1.5])
     assert record.series == {"grad_norm": ([2], [3.0]), "eval_loss": ([4], [1.0])}
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 2, "loss": NaN, "grad_norm": -Infinity}]}')
+    record = read_run(tmp_path)
+    assert math.isnan(record.losses[1][0])
+    assert record.series == {"grad_norm": ([2], [-math.inf])}
     table = tmp_path / "metrics.csv"
     table.write_text("epoch,step,train_loss,val_loss\n0,1,0.5,\n0,1,,0.75\n")
     record = read_run(table)

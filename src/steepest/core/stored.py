@@ -42,8 +42,13 @@ def read_json(path: Path, what: str) -> Any:
     return parse_json(data, f"{what}: {str(path)!r}")
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
+def parse_json(data: bytes | str, where: str, *, finite: bool = True) -> Any:
     """The value of JSON text, strictly.
+
+    Args:
+        data: the text.
+        where: it stands, for the error.
+        finite: whether NaN and infinities are refused; other libraries write them into their logs.
 
     Raises:
         InputError: it is not JSON, or holds NaN, an infinity or a key twice.
@@ -53,8 +58,10 @@ def parse_json(data: bytes | str, where: str) -> Any:
     steepest.core.errors.InputError: here is not valid JSON: NaN is no number
     """
 
-    def constant(word: str) -> NoReturn:
-        raise ValueError(f"{word} is no number")
+    def constant(word: str) -> float:
+        if finite:
+            raise ValueError(f"{word} is no number")
+        return float(word.replace("Infinity", "inf"))
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)

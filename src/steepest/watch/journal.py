@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ..core.stored import parse_json
 
 FORMAT = 1
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -112,8 +113,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                facts = json.loads(line)
-            except ValueError:
+                facts = parse_json(line, path.name)
+            except InputError:
                 if line.startswith("{") or not line.strip():
                     continue
                 facts = None
@@ -221,7 +222,7 @@ def _add_reading(record: RunRecord, facts: dict[str, Any]) -> None:
 
 
 def _of_transformers(file: Path) -> RunRecord:
-    state = json.loads(file.read_text(encoding="utf-8"))
+    state = parse_json(file.read_bytes(), file.name, finite=False)
     record = RunRecord(file.parent.name, {"by": "transformers", "max_steps": state.get("max_steps")}, ended=True)
     for row in state["log_history"]:
         step = int(row["step"])
