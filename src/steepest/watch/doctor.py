@@ -249,8 +249,8 @@ def _edge_of_stability(case: _Case) -> Measured:
     operator: SymmetricOperator = Hessian(lambda: case.losses(inputs, targets).sum(), params)
     if diagonal is not None:
         operator = Preconditioned(operator, diagonal)
-    found = eigenpairs(operator, 1, "LA", tol=1e-2, steps=30)
-    ratio = float(found.eigenvalues[0]) / limit
+    largest = eigenpairs(operator, 1, "LA", tol=1e-2, steps=30)
+    ratio = float(largest.eigenvalues[0]) / limit
     words = "the largest curvature" + (" in Adam's scale" if diagonal is not None else "")
     return ratio, f"{words} is {ratio:.2g} of what steps of this rate stand ({limit:.3g})."
 
@@ -436,8 +436,8 @@ def diagnose(
     module = inner_module(model)
     own = [module, *([objective] if isinstance(objective, nn.Module) else [])]
     with untouched(*own):
-        for part in own:
-            part.eval()
+        for module_or_loss in own:
+            module_or_loss.eval()
         case = _Case(model, module, objective, inputs, targets, optimizer, samples)
         for name in CHECKS if checks is None else checks:
             try:

@@ -142,8 +142,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     ]
     started = facts.get("started")
     if isinstance(started, float) and math.isfinite(record.last) and record.last > started and steps:
-        each = (record.last - started) / steps
-        rows.append(("A step", f"{each:.3g} s" if each >= 1 else f"{1000 * each:.3g} ms", "on average, all included"))
+        seconds = (record.last - started) / steps
+        rows.append(("A step", f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms", "on average, all included"))
     return rows
 
 
