@@ -143,7 +143,8 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     started = facts.get("started")
     if isinstance(started, float) and math.isfinite(record.last) and record.last > started and steps:
         seconds = (record.last - started) / steps
-        rows.append(("A step", f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms", "on average, all included"))
+        told = f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+        rows.append(("A step", told, "on average, all included"))
     return rows
 
 
