@@ -54,6 +54,15 @@ def test_dead_units():
     assert not look(model, torch.ones(6, 1), torch.arange(6) % 2, "dead_units").wrong
 
 
+@pytest.mark.parametrize("places", [(7,), (7, 7)])
+def test_dead_channels_of_a_convolution(places):
+    """One of four channels lives, at all places."""
+    layer = (nn.Conv1d if len(places) == 1 else nn.Conv2d)(1, 4, 1, bias=False)
+    layer.weight.data = torch.tensor([1.0, -1.0, -1.0, -1.0]).view(layer.weight.shape)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(4 * math.prod(places), 2))
+    assert look(model, torch.ones(6, 1, *places), torch.arange(6) % 2, "dead_units").number == 0.75
+
+
 def test_exploding_logits():
     logits = sure(0.5)
     spread = math.log(0.5) - math.log(0.5 / 9)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..core.checks import refuse
 from ..core.probe import Array, Moment, Probe, Reading
 from ..core.reductions import widen
-from ..core.torch_private import foreach_norm, foreach_sub
+from ..core.torch_private import AnyConvolution, foreach_norm, foreach_sub
 
 
 def _trained(model: nn.Module) -> None:
@@ -116,8 +116,8 @@ RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Soft
 class UnitActivity(Probe):
     """Which units do nothing for a whole batch, and what size activations have.
 
-    A unit is a channel of the output of a ReLU or one of its kin (the last dimension, or the second of images and
-    maps); it is dead where its largest output over the batch is at most ``threshold`` of the layer's largest.
+    A unit is a channel of the output of a ReLU or one of its kin: the second dimension after a convolution, the last
+    otherwise; it is dead where its largest output over the batch is at most ``threshold`` of the layer's largest.
 
     Args:
         every: how many steps apart; such a step runs the model forward once more.
@@ -157,8 +157,9 @@ class UnitActivity(Probe):
         if not outputs:
             return Reading({"dead": float("nan")})
         dead, units, sizes = [], [], []
-        for out in outputs.values():
-            channel = 1 if out.ndim == 4 else out.ndim - 1
+        convolved = _after_convolutions(moment.module)
+        for name, out in outputs.items():
+            channel = 1 if out.ndim == 4 or (name in convolved and out.ndim > 2) else out.ndim - 1
             peaks = out.abs().movedim(channel, 0).flatten(1)
             if not peaks.numel():
                 dead.append(torch.tensor(float("nan"), dtype=torch.float64, device=out.device))
@@ -174,6 +175,18 @@ class UnitActivity(Probe):
             "sizes": Array(torch.stack(sizes), {"layer": list(outputs)}),
         }
         return Reading({"dead": counts.nansum() / float(sums.sum())}, arrays)
+
+
+def _after_convolutions(model: nn.Module) -> set[str]:
+    """Names of the modules that stand behind a convolution, with no other layer of weights between."""
+    names: set[str] = set()
+    convolution = False
+    for name, module in model.named_modules():
+        if isinstance(module, (AnyConvolution, nn.Linear)):
+            convolution = isinstance(module, AnyConvolution)
+        elif convolution:
+            names.add(name)
+    return names
 
 
 class LogitSpread(Probe):
