@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from steepest.core.sample_gradients import chunks_of_gradients, sample_gradients
+from steepest.core.sample_gradients import chunks_of_gradients, count_samples, rows_of, sample_gradients, sample_losses
 
 
 class Attention(nn.Module):
@@ -89,6 +89,27 @@ def test_models_of_several_arguments_that_give_a_loss(inputs):
 
 def own_loss(outputs, _):
     return outputs["loss"]
+
+
+def test_losses_of_samples_at_other_weights():
+    model = Attention().double()
+    x, y = torch.randn(6, 5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.testing.assert_close(
+        sample_losses(model, cross_entropy, x, y), cross_entropy(model(x), y, reduction="none").detach()
+    )
+    moved = {name: p.detach() + 0.1 for name, p in model.named_parameters()}
+    before = [p.clone() for p in model.parameters()]
+    there = sample_losses(model, cross_entropy, x, y, weights=moved)
+    assert all(map(torch.equal, before, model.parameters()))
+    model.load_state_dict(moved)
+    torch.testing.assert_close(there, cross_entropy(model(x), y, reduction="none").detach())
+
+
+def test_rows_of_batches():
+    batch = {"x": torch.arange(6.0).view(3, 2), "scale": 2.0}
+    assert rows_of(batch, slice(1, 2))["x"].tolist() == [[2.0, 3.0]]
+    assert rows_of((batch["x"], None), slice(0, 2))[0].shape == (2, 2)
+    assert (count_samples(batch), count_samples(batch["x"], torch.ones(2)), count_samples(None)) == (3, 2, 0)
 
 
 def test_frozen_parameters_are_left_out_unless_they_are_named():

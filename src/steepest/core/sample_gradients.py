@@ -1,8 +1,9 @@
-"""The gradient of each sample by itself, for several samples at once."""
+"""The gradient and the loss of each sample by itself, for several samples at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import check_number, refuse
-from .probe import call_arguments
+from .probe import Moment, call_arguments
 from .torch_private import AnyBatchNorm
 
 
@@ -25,7 +26,8 @@ def sample_gradients(
     """Gradients of the loss of each sample in each parameter, ``[N, *shape of the parameter]`` by its name.
 
     The loss is that of a batch of one, so that a mean over a batch and a sum over it give the same. Attention is
-    computed in its plain form. ``.grad`` and buffers stay as they are.
+    computed in its plain form. What is drawn at random is drawn for each sample. ``.grad`` and buffers stay as they
+    are.
 
     Args:
         model: in the mode in which it is; it must not join samples.
@@ -49,25 +51,66 @@ def sample_gradients(
     chosen = [name for name, p in parameters.items() if p.requires_grad] if names is None else list(names)
     if not chosen or set(chosen) - set(parameters):
         refuse("names", "parameters of the model, at least one", sorted(set(chosen) - set(parameters)))
-    frozen = {name: value.detach() for name, value in [*parameters.items(), *model.named_buffers()]}
+    own = {name: parameters[name].detach() for name in chosen}
+    one, by_sample = _of_one_sample(model, loss_fn, inputs, targets)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        rows: dict[str, Tensor] = _mapped(torch.func.grad(one), len(by_sample))(own, *by_sample)
+    return rows
+
+
+def sample_losses(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Any,
+    targets: Any = None,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The loss of each sample ``[N]``, as that of a batch of one, without a graph.
+
+    Args:
+        model, loss_fn, inputs, targets: as for :func:`sample_gradients`; a loss with several values has their mean.
+        weights: by name, in place of the parameters that the model has.
+
+    Raises:
+        ValueError: batch normalisation in training mode; different numbers of samples, or none.
+
+    >>> line = nn.Linear(1, 1, bias=False)
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [0.0]])
+    >>> sample_losses(line, nn.functional.mse_loss, x, y, weights={"weight": torch.ones(1, 1)})
+    tensor([1., 4.])
+    """
+    samples_of(model, inputs, targets)
+    one, by_sample = _of_one_sample(model, loss_fn, inputs, targets)
+    own = {name: value.detach() for name, value in (weights or {}).items()}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        losses: Tensor = _mapped(lambda own, *taken: one(own, *taken).mean(), len(by_sample))(own, *by_sample)
+    return losses
+
+
+def _mapped(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """Over samples of ``count`` tensors, after an argument that all samples share."""
+    return torch.func.vmap(function, (None, *[0] * count), randomness="different")
+
+
+def _of_one_sample(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], inputs: Any, targets: Any
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The loss of one sample by some weights and by what is taken of it; and those tensors of all samples."""
+    frozen = {name: value.detach() for name, value in [*model.named_parameters(), *model.named_buffers()]}
     args, kwargs = call_arguments(inputs)
     values = [*args, *kwargs.values(), targets]
-    by_sample = [place for place, value in enumerate(values) if _has_samples(value)]
+    places = [place for place, value in enumerate(values) if _has_samples(value)]
 
     def loss(own: dict[str, Tensor], *taken: Tensor) -> Tensor:
         whole = list(values)
-        for place, value in zip(by_sample, taken):
+        for place, value in zip(places, taken):
             whole[place] = value.unsqueeze(0)
         named = dict(zip(kwargs, whole[len(args) :]))
         outputs = torch.func.functional_call(model, frozen | own, tuple(whole[: len(args)]), named)
         return loss_fn(outputs, whole[-1])
 
-    in_dims = (None, *[0] * len(by_sample))
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        rows: dict[str, Tensor] = torch.func.vmap(torch.func.grad(loss), in_dims, randomness="error")(
-            {name: frozen[name] for name in chosen}, *(values[place] for place in by_sample)
-        )
-    return rows
+    return loss, [values[place] for place in places]
 
 
 def chunks_of_gradients(
@@ -100,6 +143,38 @@ def samples_of(model: nn.Module, inputs: Any, targets: Any = None) -> int:
     if len(sizes) != 1 or not min(sizes):
         refuse("inputs, targets", "tensors of equally many samples, at least one", sorted(sizes))
     return sizes.pop()
+
+
+def count_samples(inputs: Any, targets: Any = None) -> int:
+    """The number of samples in a batch; 0 also where there are no tensors.
+
+    >>> count_samples({"x": torch.ones(3, 2), "scale": 2.0}), count_samples(torch.ones(0, 2), torch.ones(0))
+    (3, 0)
+    """
+    args, kwargs = call_arguments(inputs)
+    return min((len(value) for value in (*args, *kwargs.values(), targets) if _has_samples(value)), default=0)
+
+
+def loss_of_moment(moment: Moment) -> Callable[[Any, Any], Tensor]:
+    """The objective of a moment, or the loss among the outputs of its model, as a mean."""
+
+    def loss_fn(outputs: Any, targets: Any) -> Tensor:
+        if moment.objective is not None:
+            return moment.objective(outputs, targets).mean()
+        own: Tensor = outputs["loss"] if isinstance(outputs, Mapping) else outputs.loss
+        return own.mean()
+
+    return loss_fn
+
+
+@contextmanager
+def frozen_samples(moment: Moment) -> Iterator[nn.Module]:
+    """The model of a moment in evaluation mode, and its objective, for passes that leave no trace."""
+    with moment.untouched():
+        moment.module.eval()
+        if isinstance(moment.objective, nn.Module):
+            moment.objective.eval()
+        yield moment.module
 
 
 def rows_of(values: Any, rows: slice) -> Any:
