@@ -223,6 +223,14 @@ def test_the_monitor_reads_what_the_function_computes():
     assert float(reading.numbers["without_rank"]) == 0
 
 
+def test_a_matrix_with_an_entry_that_is_not_finite_has_no_norm():
+    matrices = torch.eye(3).repeat(3, 1, 1)
+    matrices[0, 1, 2], matrices[2, 0, 0] = math.nan, math.inf
+    norms = nuclear_norm(matrices)
+    assert norms.isnan().tolist() == [True, False, True]
+    assert float(norms[1]) == pytest.approx(3.0)
+
+
 def test_the_monitor_counts_what_has_no_rank():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2), Empty())
     for layer, value in zip(model, (math.nan, 0.0, 1.0, 1.0)):
