@@ -169,7 +169,6 @@ QUICK, ALL = 2.0, 5.0
 """Seconds of processor time that one system's tests may take: among the quick ones, and in all."""
 DEAR = {
     "absolute-error": "the first member that is traced pays for what torch loads, when it was measured",
-    "adam-instability": "beside recorders of two ranks, among the slow tests",
     "adamw": "four settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "asymmetric-loss": "three members, each traced and run through its contract",
     "chronicals": "several kernels, each interpreted where there is no GPU",
@@ -194,7 +193,6 @@ DEAR = {
     "reload": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "sam": "three settings, each trained compiled and by processes of two ranks, among the slow tests",
     "sparse-ot": "dual ascent to convergence in both forms",
-    "spectral-alignment": "beside recorders of two ranks, among the slow tests",
     "two-pass-softmax": "three implementations, one of them interpreted",
     "wasserstein-dependency": "critics are differentiated twice, and trained to an exact value",
     "z-loss": "many losses of one spherical family, each with a layer that must keep precision over many steps",
