@@ -167,7 +167,24 @@ class Wrapper(Unscaling):
         return {**state, _OWN: own} if own else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave, or the state of a base optimizer that ran alone until now."""
+        """Take what :meth:`state_dict` gave, or the state of a base optimizer that ran alone; all or nothing.
+
+        Raises:
+            ValueError: it is that of another optimizer; this one is then as it was.
+        """
+        before, own_before = self.base_optimizer.state_dict(), self.own_state()
+        try:
+            self._load(state_dict)
+        except Exception as error:
+            self.base_optimizer.load_state_dict(before)
+            self._complete()
+            if own_before:
+                self.load_own_state(own_before)
+            if isinstance(error, (KeyError, TypeError, AttributeError)):
+                refuse("state_dict", f"the state of a {type(self).__name__}", f"{type(error).__name__}: {error}")
+            raise
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         base = {name: value for name, value in state_dict.items() if name != _OWN}
         own = dict(state_dict.get(_OWN, {}))
         if isinstance(self.base_optimizer, Wrapper) and self.base_optimizer._has_own_state():

@@ -84,6 +84,29 @@ def check_base_state(member: Member) -> None:
         steps(fresh, again, 1)
 
 
+def check_bad_state(member: Member) -> None:
+    """A state whose own part is another's is refused, and nothing of it is taken."""
+    for place in member.places():
+        _, closure, optimizer = copied(member, place)
+        if not optimizer.own_state():
+            continue
+        steps(optimizer, closure, 1)
+        _, again, other = copied(member, place)
+        steps(other, again, 3)
+        bad = through_a_file(other.state_dict())
+        bad["wrapper"] = {"nothing": 1}
+        before = snapshot(optimizer.base_optimizer, optimizer.own_state(), [g["lr"] for g in optimizer.param_groups])
+        try:
+            optimizer.load_state_dict(bad)
+        except ValueError as error:
+            assert "expected " in str(error), f"not the uniform error but {error}"
+        else:
+            raise AssertionError("a state of another optimizer was taken")
+        after = snapshot(optimizer.base_optimizer, optimizer.own_state(), [g["lr"] for g in optimizer.param_groups])
+        same_bits(before, after, "a state that was refused")
+        steps(optimizer, closure, 1)
+
+
 def check_one_trace(member: Member) -> None:
     """A step leaves in buffers and random numbers what one pass leaves, and both passes draw the same."""
     for place in member.places():
@@ -161,7 +184,7 @@ def check_half_way(member: Member) -> None:
 
 
 OWN: tuple[Callable[[Member], None], ...] = (
-    check_base, check_shared_groups, check_base_state, check_scaled_closure, check_one_trace, check_statistics,
+    check_base, check_shared_groups, check_base_state, check_bad_state, check_scaled_closure, check_one_trace, check_statistics,
     check_overflow, check_half_way,
 )  # fmt: skip
 
