@@ -184,7 +184,8 @@ def check_half_way(member: Member) -> None:
 
 
 OWN: tuple[Callable[[Member], None], ...] = (
-    check_base, check_shared_groups, check_base_state, check_bad_state, check_scaled_closure, check_one_trace, check_statistics,
+    check_base, check_shared_groups, check_base_state, check_bad_state, check_scaled_closure, check_one_trace,
+    check_statistics,
     check_overflow, check_half_way,
 )  # fmt: skip
 
