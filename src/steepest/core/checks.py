@@ -77,6 +77,8 @@ def check_number(
     number = plain(value)
     inside = (number > low if open_low else number >= low) and (number < high if open_high else number <= high)
     if not inside:  # NaN lands here too
+        if math.isinf(number) and (open_high if number > 0 else open_low):
+            kind = "a finite number"
         parts = []
         if low > -math.inf:
             parts.append(f"{'>' if open_low else '>='} {low:g}")

@@ -229,6 +229,8 @@ def test_what_it_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             ShuffleVectorSum(**({"n": 5, "d": 2, "eps": 1.0, "delta": 0.1} | arguments))
+    with pytest.raises(ValueError, match="bound: expected a finite number > 0, got inf"):
+        shuffle_randomizer(torch.zeros(2), math.inf, 4, 8)
     protocol = small(2, 2)
     with pytest.raises(ValueError, match="x: expected shape"):
         protocol.sum(torch.zeros(3, 2))

@@ -74,7 +74,7 @@ def shuffle_randomizer(
     Source: Shuffle Private Stochastic Convex Optimization, arXiv:2106.09805.
     """
     check_tensor("x", x, floating=True)
-    check_number("bound", bound, low=0.0, open_low=True)
+    check_number("bound", bound, low=0.0, high=math.inf, open_low=True, open_high=True)
     check_number("g", g, low=1, integer=True)
     check_number("b", b, low=0, high=_EXACT, integer=True)
     check_choice("scale", scale, SCALES)
