@@ -52,6 +52,7 @@ CALLS = {
 # functions whose `weight` or `reduction` is another thing
 OTHER_MEANING = {
     "torch_linear_cross_entropy": "torch's own signature: weight is one a class, and the tests of stand-ins have it",
+    "rankme": "its weight counts samples in a rank, which is no loss, and there is no reduction",
     "reg_cls_loss": "its weight is a number, the factor of the regression term, and there is no reduction",
 }
 

@@ -18,12 +18,13 @@ from .checks import check_number, refuse, refuse_type
 from .displaced import random_numbers, same_random_numbers
 from .moved_linear import MovedLayers, SharedProducts
 from .reductions import widen
+from .torch_private import AnyConvolution
 from .undisturbed import same_random_states
 
 Measure = Callable[[Any], Any]
 WEIGHTS, FEATURES, MOST = 2**20, 2**19, 64
 """Weights, and rows times features of a layer, at so many points at once as fit a cache; and points at most."""
-_CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.RNNBase)
+_CONVOLUTIONS = (AnyConvolution, nn.RNNBase)
 
 
 def movable(model: nn.Module, states: bool = False) -> dict[str, Tensor]:

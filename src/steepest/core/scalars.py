@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
-Scalar = float | Tensor
+from .lazy import late
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = late("torch")  # commands that take numbers of a line don't wait for it
+
+Scalar: TypeAlias = "float | Tensor"
 """A number of Python where the host may know it, else a tensor of no dimension, which it does not wait for."""
 
 
 def readable(value: Tensor) -> Scalar:
     """A number on the CPU as one of Python's; elsewhere as it came.
 
+    >>> import torch
     >>> readable(torch.tensor(0.5)), readable(torch.tensor(0.5, device="meta")).device.type
     (0.5, 'meta')
     """
@@ -28,7 +35,7 @@ def like(value: Scalar, known: Scalar) -> Scalar:
     >>> like(torch.tensor(0.5), 2.0), like(0.5, torch.zeros((), dtype=torch.float64))
     (0.5, tensor(0.5000, dtype=torch.float64))
     """
-    if isinstance(known, Tensor):
+    if isinstance(known, torch.Tensor):
         return torch.as_tensor(value, dtype=known.dtype, device=known.device)
     return float(value)
 
@@ -39,7 +46,7 @@ def clamped(value: Scalar, low: float = -math.inf, high: float = math.inf) -> Sc
     >>> clamped(3.0, high=1.0), clamped(torch.tensor(-2.0), low=0.0), clamped(math.nan, low=0.0)
     (1.0, tensor(0.), nan)
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return value.clamp(low, high)
     return low if value < low else high if value > high else value
 
@@ -50,7 +57,7 @@ def chosen(condition: bool | Tensor, yes: Scalar, no: Scalar) -> Scalar:
     >>> chosen(True, 1.0, 2.0), chosen(torch.tensor(False), torch.tensor(1.0), torch.tensor(2.0))
     (1.0, tensor(2.))
     """
-    if isinstance(condition, Tensor):
+    if isinstance(condition, torch.Tensor):
         return torch.where(condition, yes, no)
     return yes if condition else no
 
@@ -61,7 +68,7 @@ def quotient(above: Scalar, below: Scalar) -> Scalar:
     >>> quotient(1.0, 4.0), quotient(1.0, 0.0), quotient(torch.tensor(1.0), torch.tensor(0.0))
     (0.25, 0.0, tensor(0.))
     """
-    if isinstance(below, Tensor):
+    if isinstance(below, torch.Tensor):
         return torch.where(below > 0, above / below, 0.0)
     return above / below if below > 0 else 0.0
 
