@@ -91,9 +91,9 @@ def check_bad_state(member: Member) -> None:
         if not optimizer.own_state():
             continue
         steps(optimizer, closure, 1)
-        _, again, other = copied(member, place)
-        steps(other, again, 3)
-        bad = through_a_file(other.state_dict())
+        _, again, ahead = copied(member, place)
+        steps(ahead, again, 3)
+        bad = through_a_file(ahead.state_dict())
         bad["wrapper"] = {"nothing": 1}
         before = snapshot(optimizer.base_optimizer, optimizer.own_state(), [g["lr"] for g in optimizer.param_groups])
         try:
