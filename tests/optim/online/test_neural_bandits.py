@@ -236,7 +236,7 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="gamma: expected a number >= 0"):
         inverse_gap_weighting(PRED, -1.0)
     for make in (partial(inverse_gap_weighting, PRED), partial(NeuSquareCB, nn.Linear(2, 1), lr=0.1)):
-        with pytest.raises(ValueError, match="gamma: expected a number >= 0, got inf"):
+        with pytest.raises(ValueError, match="gamma: expected a finite number >= 0, got inf"):
             make(gamma=torch.inf)
     with pytest.raises(ValueError, match=r"net: expected one output a row, of shape \(4,\) or \(4, 1\)"):
         PerturbedNetwork(nn.Linear(3, 2).double())(rows())
