@@ -8,7 +8,7 @@ quantities included; the share of a step that the default set costs is
 
 The recorder's reads of the device are counted over the quiet steps.
 
-    python benchmarks/watch.py [--rounds 15] [--batch 16]
+    python benchmarks/watch.py [--rounds 15] [--batch 16] [--default]
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def every_probe() -> list[Probe]:
     return probes
 
 
-def watched(name: str, run: Any, rounds: int) -> dict[str, Any]:
+def watched(name: str, run: Any, rounds: int, probes: list[Probe]) -> dict[str, Any]:
     """What watching one run costs."""
     model, objective, x, y = run
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -150,7 +150,7 @@ def watched(name: str, run: Any, rounds: int) -> dict[str, Any]:
     over = statistics.median(b - a for a, b in zip(times["plain"], times["quiet"]))
     default = {probe.name for probe in default_probes()}
     costs: dict[str, dict[str, Any]] = {}
-    for probe in every_probe():
+    for probe in probes:
         try:
             probe.check(model, optimizer)
         except (TypeError, ValueError):
@@ -190,9 +190,12 @@ def watched(name: str, run: Any, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and keep."""
-    options = read_options(__doc__, rounds=(15, 2), batch=(16, 4))
+    options = read_options(__doc__, rounds=(15, 2), batch=(16, 4), default=(False, False))
     torch.manual_seed(0)
-    results = {name: watched(name, run, options.rounds) for name, run in runs(options.batch, options.quick).items()}
+    results = {
+        name: watched(name, run, options.rounds, default_probes() if options.default else every_probe())
+        for name, run in runs(options.batch, options.quick).items()
+    }
     keep("watch", {"rounds": options.rounds, "batch": options.batch, "goal": 1.05, "runs": results}, options)
 
 
