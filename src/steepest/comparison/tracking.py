@@ -1,4 +1,8 @@
-"""One hook that is told how a comparison goes: MLflow, TensorBoard, or any function of the user's."""
+"""One hook that is told how a comparison goes: MLflow, TensorBoard, or any function of the user's.
+
+Events are ``"begin"``: id, data, metric, settings; ``"cell"``: name, repeat, fold, number (of the fold, from 0), level,
+metric, score (None where it has none), seconds; ``"end"``: results, as in ``results.json``, and the folder.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,6 @@ from .own_parts import imported
 from .work.cells import CellResult
 from .work.store import Store
 from .work.watcher import Watcher
-
-EVENTS = ("begin", "cell", "end")
-"""What a hook is told.
-
-``"begin"``: id, data, metric, settings; ``"cell"``: name, repeat, fold, number (of the fold, from 0), level, metric,
-score (None where it has none), seconds; ``"end"``: results, as in ``results.json``, and the folder.
-"""
 
 
 def hook_of(word: Any) -> Hook | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._watching import Watching
+from ._watching import WatchedTraining, Watching
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -15,7 +15,7 @@ except ImportError:
     from pytorch_lightning.callbacks import Callback
 
 
-class RecorderCallback(Callback):  # type: ignore[misc]
+class RecorderCallback(WatchedTraining, Callback):  # type: ignore[misc]
     """Records a training of Lightning's Trainer, and guards it.
 
     The loss is what ``training_step`` gives, of every step; gradients are read where the optimizer steps, so that a
@@ -37,19 +37,8 @@ class RecorderCallback(Callback):  # type: ignore[misc]
 
     def __init__(self, *, guard: Mapping[str, Any] | bool | None = None, **recorder: Any) -> None:
         super().__init__()
-        guarded = dict(guard) if isinstance(guard, Mapping) else {} if guard else None
-        self._watching = Watching(recorder, guarded if guarded is None else {"stops": False, **guarded})
+        self._watching = Watching(recorder, guard)
         self._batch: Any = None
-
-    @property
-    def recorder(self) -> Any:
-        """Of the present training, or None before the first."""
-        return self._watching.recorder
-
-    @property
-    def guard(self) -> Any:
-        """Of the present training, or None."""
-        return self._watching.guard
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach."""

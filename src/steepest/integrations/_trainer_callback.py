@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..core.probe import being_measured, inner_module
-from ._watching import Watching
+from ._watching import WatchedTraining, Watching
 
 FILE = "steepest_watch.pt"
 """In each checkpoint, beside the trainer's own state."""
 
 
-class RecorderCallback(TrainerCallback):  # type: ignore[misc]
+class RecorderCallback(WatchedTraining, TrainerCallback):  # type: ignore[misc]
     """Records a training of Transformers' Trainer, and guards it.
 
     The loss is that of the model's outputs, of every step and as it is: not the Trainer's log, which averages over
@@ -39,19 +39,8 @@ class RecorderCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, *, guard: Mapping[str, Any] | bool | None = None, **recorder: Any) -> None:
-        guarded = dict(guard) if isinstance(guard, Mapping) else {} if guard else None
-        self._watching = Watching(recorder, guarded if guarded is None else {"stops": False, **guarded})
+        self._watching = Watching(recorder, guard)
         self._handle: Any = None
-
-    @property
-    def recorder(self) -> Any:
-        """Of the present training, or None before the first."""
-        return self._watching.recorder
-
-    @property
-    def guard(self) -> Any:
-        """Of the present training, or None."""
-        return self._watching.guard
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **_: Any) -> None:
         """Attach."""

@@ -19,18 +19,20 @@ class Watching:
     """Makes the recorder and the guard of a training, and tells them the loss and the batch of each step once.
 
     Args:
-        recorder: arguments of a :class:`~steepest.watch.Recorder`, or None without one.
-        guard: arguments of a :class:`~steepest.watch.Guard`, or None without one.
+        recorder: arguments of a :class:`~steepest.watch.Recorder`.
+        guard: ``True``, or arguments of a :class:`~steepest.watch.Guard`; None without one.
     """
 
-    def __init__(self, recorder: Mapping[str, Any] | None, guard: Mapping[str, Any] | bool | None) -> None:
+    def __init__(self, recorder: Mapping[str, Any], guard: Mapping[str, Any] | bool | None) -> None:
         if guard is not None and not isinstance(guard, (bool, Mapping)):
             refuse_type("guard", "True, or a mapping of arguments of a Guard", guard)
-        taken = {"model", "optimizer"} & {*(recorder or ()), *(guard if isinstance(guard, Mapping) else ())}
+        own = dict(guard) if isinstance(guard, Mapping) else {}
+        taken = {"model", "optimizer"} & {*recorder, *own}
         if taken:
             refuse("arguments", "those that the trainer does not know itself", sorted(taken))
         self._recorder_arguments = recorder
-        self._guard_arguments = {} if guard is True else guard or None
+        guarded = bool(guard) or isinstance(guard, Mapping)
+        self._guard_arguments = {"stops": False, **own} if guarded else None  # the trainer ends the run, no exception
         self._state: dict[str, Any] = {}
         self.recorder: Recorder | None = None
         self.guard: Guard | None = None
@@ -40,8 +42,7 @@ class Watching:
         """Training begins, or goes on."""
         self.end()
         optimizer = bare(optimizer)
-        if self._recorder_arguments is not None:
-            self.recorder = Recorder(model, optimizer=optimizer, **self._recorder_arguments)
+        self.recorder = Recorder(model, optimizer=optimizer, **self._recorder_arguments)
         if self._guard_arguments is not None:
             self.guard = Guard(model, optimizer, **self._guard_arguments)
         self.load(self._state)
@@ -86,3 +87,19 @@ class Watching:
             self.recorder.load_state_dict(state["recorder"])
         if self.guard is not None and "guard" in state:
             self.guard.load_state_dict(state["guard"])
+
+
+class WatchedTraining:
+    """What a callback of either library has: its recorder and its guard."""
+
+    _watching: Watching
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Of the present training, or None before the first."""
+        return self._watching.recorder
+
+    @property
+    def guard(self) -> Guard | None:
+        """Of the present training, or None."""
+        return self._watching.guard

@@ -280,9 +280,14 @@ class Recorder:
             return
         due = [a for a in self._attached if a.due(self.step + 1)]
         self._measure("gradients", due, scale=scale)
-        if any({"proposed", "stepped"} & set(a.probe.phases) for a in due) and self._writes:
-            module = inner_module(self.model)
-            self._before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        self._before = self._weights(due)
+
+    def _weights(self, due: list[_Attached]) -> dict[str, Tensor] | None:
+        """Copies of the weights before a step, where a probe compares with them."""
+        if not self._writes or not any({"proposed", "stepped"} & set(a.probe.phases) for a in due):
+            return None
+        module = inner_module(self.model)
+        return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
     def after_step(self) -> None:
         """The optimizer has stepped; called by itself where there is an optimizer."""
@@ -300,11 +305,7 @@ class Recorder:
     def _on_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._with_closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
         if self._with_closure:  # it makes the gradients of this step, so that they can be read afterwards alone
-            self._before = None
-            due = [a for a in self._attached if a.due(self.step + 1) and "stepped" in a.probe.phases]
-            if due and self._writes:
-                module = inner_module(self.model)
-                self._before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+            self._before = self._weights([a for a in self._attached if a.due(self.step + 1)])
         else:
             self.before_step(vars(optimizer).get("grad_scale"))
 
