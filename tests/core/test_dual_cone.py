@@ -11,13 +11,13 @@ import torch
 from steepest.core import dual_cone, native
 from steepest.core.dual_cone import weights
 
-needs_library = pytest.mark.skipif(dual_cone._library(native.level()) is None, reason="no compiler")
+needs_library = pytest.mark.skipif(dual_cone._weigh(native.level()) is None, reason="no compiler")
 
 
 @pytest.fixture(params=["library", "least squares"])
 def form(request, monkeypatch):
     if request.param == "least squares":
-        monkeypatch.setattr(dual_cone, "_library", lambda level: None)
+        monkeypatch.setattr(dual_cone, "_weigh", lambda level: None)
 
 
 def projections(gram):

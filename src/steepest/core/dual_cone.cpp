@@ -217,10 +217,16 @@ extern "C" {
 
 // gram [m, m]: rows at their own lengths. To cosines [m, m] and lengths [m] go the Gramian at length 1 and the lengths; to
 // projected [m, m] row by row the solution for e_k; to finished [m] 0 where a row is none; to weights [m] the weights of
-// the rows of gram in sum_k preference_k proj(row k). Gives how many rows are no solution.
+// the rows of gram in sum_k preference_k proj(row k), 1/m each where preference is null. Gives how many rows are no
+// solution; of a gram that is not finite all weights are nan, and nothing else is written.
 int64_t dual_cone_weights(const double* gram, const double* preference, int64_t m, double* cosines, double* lengths,
                           double* projected, uint8_t* finished, double* weights) {
   using namespace steepest;
+  for (int64_t i = 0; i < m * m; ++i)
+    if (!std::isfinite(gram[i])) {
+      std::fill(weights, weights + m, std::nan(""));
+      return 0;
+    }
   for (int64_t i = 0; i < m; ++i) lengths[i] = std::sqrt(gram[i * m + i]);
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < m; ++j)
@@ -231,11 +237,12 @@ int64_t dual_cone_weights(const double* gram, const double* preference, int64_t 
   std::fill(weights, weights + m, 0.0);
   for (int64_t k = 0; k < m; ++k) {
     problem.k = k;
+    const double share = (preference ? preference[k] : 1.0 / m) * lengths[k];
     if (m >= MANY && problem.few_bound()) {
       finished[k] = 1;
       for (int64_t i = 0; i < m; ++i) {
         projected[k * m + i] = problem.z[i] + (i == k);
-        weights[i] += preference[k] * lengths[k] * projected[k * m + i];
+        weights[i] += share * projected[k * m + i];
       }
       continue;
     }
@@ -248,7 +255,7 @@ int64_t dual_cone_weights(const double* gram, const double* preference, int64_t 
     unfinished += !done;
     for (int64_t i = 0; i < m; ++i) {
       projected[k * m + i] = std::max(problem.z[i], 0.0) + (i == k);
-      weights[i] += preference[k] * lengths[k] * projected[k * m + i];
+      weights[i] += share * projected[k * m + i];
     }
   }
   for (int64_t i = 0; i < m; ++i) weights[i] = lengths[i] > 0 ? weights[i] / lengths[i] : 0.0;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -32,37 +32,41 @@ def weights(gramian: Tensor, preference: Tensor | None = None) -> Tensor:
     tensor([1.0000, 0.7500], dtype=torch.float64)
     """
     gram = gramian.detach().to("cpu", torch.float64).contiguous()
+    p = None if preference is None else preference.detach().to("cpu", torch.float64).contiguous()
     rows = len(gram)
-    if preference is None:
-        p = torch.full((rows,), 1 / rows, dtype=torch.float64)
-    else:
-        p = preference.detach().to("cpu", torch.float64).contiguous()
-    if not math.isfinite(float(gram.sum())) and not bool(gram.isfinite().all()):
-        return torch.full((rows,), torch.nan, dtype=torch.float64, device=gramian.device)
-    library = _library(native.level())
-    if library is None:
-        return torch.from_numpy(_without_library(gram.numpy(), p.numpy())).to(gramian.device)
+    weigh = _weigh(native.level())
+    if weigh is None:
+        return _without_library(gram, p).to(gramian.device)
     # one piece of memory, as calls of small ones are many: cosines, lengths, projections, and what is finished
     scratch, combined = torch.empty(rows * (2 * rows + 2), dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
-    places = [scratch.data_ptr() + 8 * place for place in (0, rows * rows, rows * (rows + 1), rows * (2 * rows + 1))]
-    if library.dual_cone_weights(
-        ctypes.c_void_p(gram.data_ptr()), ctypes.c_void_p(p.data_ptr()), ctypes.c_int64(rows),
-        *map(ctypes.c_void_p, places), ctypes.c_void_p(combined.data_ptr()),
-    ):  # fmt: skip
+    start = scratch.data_ptr()
+    unfinished = weigh(
+        gram.data_ptr(), None if p is None else p.data_ptr(), rows, start, start + 8 * rows * rows,
+        start + 8 * rows * (rows + 1), start + 8 * rows * (2 * rows + 1), combined.data_ptr(),
+    )  # fmt: skip
+    if unfinished:
         numbers = scratch.numpy()
         cosines = numbers[: rows * rows].reshape(rows, rows)
         lengths = numbers[rows * rows : rows * (rows + 1)]
         projected = numbers[rows * (rows + 1) : rows * (2 * rows + 1)].reshape(rows, rows)
         finished = numbers[rows * (2 * rows + 1) :].view(np.bool_)[:rows]
-        combined = torch.from_numpy(_finished(cosines, lengths, projected, finished, p.numpy()))
+        combined = torch.from_numpy(_finished(cosines, lengths, projected, finished, _shares(rows, p)))
     return combined.to(gramian.device)
 
 
-def _without_library(gram: np.ndarray, p: np.ndarray) -> np.ndarray:
-    rows, lengths = len(gram), np.sqrt(gram.diagonal())
+def _shares(rows: int, preference: Tensor | None) -> np.ndarray:
+    return np.full(rows, 1 / rows) if preference is None else preference.numpy()
+
+
+def _without_library(gramian: Tensor, preference: Tensor | None) -> Tensor:
+    gram, rows = gramian.numpy(), len(gramian)
+    if not np.isfinite(gram).all():
+        return torch.full((rows,), torch.nan, dtype=torch.float64)
+    lengths = np.sqrt(gram.diagonal())
     inverse = np.divide(1.0, lengths, out=np.zeros(rows), where=lengths > 0)
     cosines = inverse[:, None] * gram * inverse
-    return _finished(cosines, lengths, np.empty_like(gram), np.zeros(rows, dtype=np.bool_), p)
+    finished = np.zeros(rows, dtype=np.bool_)
+    return torch.from_numpy(_finished(cosines, lengths, np.empty_like(gram), finished, _shares(rows, preference)))
 
 
 def _finished(
@@ -87,5 +91,11 @@ def _by_least_squares(gram: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _library(level: str) -> ctypes.CDLL | None:
-    return native.library(SOURCE)
+def _weigh(level: str) -> Callable[..., int] | None:
+    library = native.library(SOURCE)
+    if library is None:
+        return None
+    weigh = library.dual_cone_weights
+    weigh.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 5]
+    weigh.restype = ctypes.c_int64
+    return weigh
