@@ -42,9 +42,12 @@ docs: .venv/.installed-docs  ## the documentation, into site/
 	$(BIN)/python docs/systems.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-picture: .venv/.installed-test  ## the picture of a report in the README, of a comparison like that of make compare
+picture: .venv/.installed-test  ## pictures: of a report in the README, of a comparison like that of make compare, and of a run that is watched
 	$(BIN)/steepest compare $(DATA) --budget $(BUDGET)
 	$(BIN)/python docs/picture.py
+	$(BIN)/python docs/watched.py build/watched
+	$(BIN)/python docs/picture.py build/watched/run.html docs/run.png 1100 1300
+	$(BIN)/python docs/picture.py build/watched/run.html docs/run-phone.png 390 1300
 
 lint: .venv/.installed-lint  ## style, types and the direction of imports
 	$(BIN)/ruff check

@@ -6,18 +6,21 @@ import copy
 import json
 import math
 import os
+import tempfile
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from steepest.core.optimizer import over_ranks
 from steepest.lab.data import cifar10_subset
 from steepest.lab.optim.schedules._shakespeare import Transformer, characters
 from steepest.watch import Guard, GuardStop
@@ -130,6 +133,7 @@ class Fault:
         slopes: spoils the gradients.
         weights: spoils the weights after the step.
         always: from the first step to the last.
+        ranks: processes that train together, each on batches of its own; only the last one's loss is spoiled.
     """
 
     length: int = 5
@@ -139,6 +143,7 @@ class Fault:
     slopes: Callable[[nn.Module], None] | None = None
     weights: Callable[[nn.Module], None] | None = None
     always: bool = False
+    ranks: int = 1
 
     def on(self, turn: int) -> bool:
         """Whether it happens at a pass of the loop, from 1."""
@@ -170,6 +175,11 @@ def flipped(model: nn.Module) -> None:
     weight.view(-1)[weight.abs().argmax()] *= 2.0**16
 
 
+def lost(logits: Tensor, loss: Tensor) -> Tensor:
+    """No number."""
+    return loss * math.nan
+
+
 FAULTS: dict[str, Fault] = {
     "none": Fault(0),
     "rate x10": Fault(rate=10.0),
@@ -180,8 +190,10 @@ FAULTS: dict[str, Fault] = {
     "fp16 overflow": Fault(1, slopes=overflowing),
     "rate x30 always": Fault(rate=30.0, always=True),
     "bit flip": Fault(1, weights=flipped),
+    "none, two ranks": Fault(0, ranks=2),
+    "NaN on one of two ranks": Fault(1, loss=lost, ranks=2),
 }
-"""By name. The bit flip was added when thresholds had been frozen. NaN on a rank runs apart, in two processes."""
+"""By name. The bit flip was added when thresholds had been frozen."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- arms
@@ -228,21 +240,30 @@ class Clip(Arm):
         nn.utils.clip_grad_norm_(self.model.parameters(), self.setting.get("norm", 1.0))
 
 
+def agreed(decision: bool, all: bool = True) -> bool:
+    """Whether all ranks, or any, decided so."""
+    if not distributed.is_initialized():
+        return decision
+    votes = torch.tensor(int(decision))
+    distributed.all_reduce(votes, distributed.ReduceOp.MIN if all else distributed.ReduceOp.MAX)
+    return bool(votes)
+
+
 class Lightning(Arm):
     """Lightning's own ``SpikeDetection``, and by its manual: the last checkpoint, without the two batches it names."""
 
     class Fabric:
-        """What it asks of a fabric, in one process."""
+        """What it asks of a fabric."""
 
         global_rank = 1
         """The file of batches is another process's."""
 
         class strategy:
-            """Of one process."""
+            """Of one process, or of ranks that vote."""
 
             root_device = torch.device("cpu")
             barrier = staticmethod(lambda: None)
-            reduce_boolean_decision = staticmethod(lambda decision, all=True: decision)
+            reduce_boolean_decision = staticmethod(agreed)
 
     def __init__(self, network: Network, model: nn.Module, rate: float, **setting: Any) -> None:
         super().__init__(network, model, rate, **setting)
@@ -278,7 +299,7 @@ class Foundry(Arm):
 
     def after(self, step: int, loss: Tensor) -> None:
         """End the run after more than ``patience`` outliers in a row, or where half of a window is above the cap."""
-        value, size = float(loss), self.window.maxlen
+        value, size = float(loss.detach()), self.window.maxlen
         if len(self.window) == size:
             if value >= float(np.mean(self.window)) * self.setting.get("outlier_multiplier", 2):
                 self.outliers += 1
@@ -337,8 +358,8 @@ class Olmo(Arm):
         return SkipStepAdamW(model.parameters(), rate, **self.setting)
 
     def told(self, step: int, loss: Tensor, logits: Tensor, x: Tensor, y: Tensor) -> None:
-        """The loss."""
-        self.optimizer.losses.append(loss.detach())  # type: ignore[attr-defined]
+        """The loss, of all ranks."""
+        self.optimizer.losses.append(over_ranks(loss.detach()))  # type: ignore[attr-defined]
 
     def before(self) -> None:
         """The norm."""
@@ -413,9 +434,14 @@ class Run:
     def __init__(self, network: Network, seed: int, arm_name: str, setting: dict[str, Any]) -> None:
         torch.manual_seed(seed)
         self.network, self.model = network, network.model()
+        self.spoiled, batches = True, seed
+        if distributed.is_initialized():
+            rank, ranks = distributed.get_rank(), distributed.get_world_size()
+            self.model = nn.parallel.DistributedDataParallel(self.model)
+            self.spoiled, batches = rank == ranks - 1, seed + 1_000 * rank
         self.rate = RATES[network.name]
         self.arm = ARMS[arm_name](network, self.model, self.rate, **setting)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(batches)
         self.data = [network.batch(generator) for _ in range(STEPS)]
         self.without: set[int] = set()
         self.step = self.turn = self.restarts = 0
@@ -435,9 +461,13 @@ class Run:
                 continue
             self.turn += 1
             try:
-                self.take(fault, fault.on(self.turn))
-            except (Stopped, GuardStop):
-                self.ended = self.step
+                stops = False
+                try:
+                    self.take(fault, fault.on(self.turn))
+                except (Stopped, GuardStop):
+                    stops = True
+                if agreed(stops, all=False):
+                    self.ended = self.step
             except Restart as restart:
                 self.restarts += 1
                 if self.restarts > 3:
@@ -460,7 +490,7 @@ class Run:
         arm.optimizer.param_groups[0]["lr"] = self.rate * (fault.rate if on else 1.0)
         logits = model(x)
         loss = objective(logits, y)
-        if on and fault.loss is not None:
+        if on and fault.loss is not None and self.spoiled:
             loss = fault.loss(logits, loss)
         arm.told(self.step, loss, logits, x, y)
         arm.optimizer.zero_grad()
@@ -478,7 +508,12 @@ class Run:
         if isinstance(self.arm, Ours):
             self.arm.finish()
         with torch.no_grad(), evaluated(self.model):
-            final = float(objective(self.model(self.network.held_out[0]), self.network.held_out[1]))
+            model = getattr(self.model, "module", self.model)
+            final = float(objective(model(self.network.held_out[0]), self.network.held_out[1]))
+        if distributed.is_initialized():  # that of the worst rank
+            finals = [torch.zeros(()) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(finals, torch.tensor(final))
+            final = float(torch.stack(finals).nan_to_num(math.inf).max())
         good = self.ended is None and math.isfinite(final)
         alarms = [int(alarm) for alarm in self.arm.alarms]
         return {
@@ -494,27 +529,63 @@ def run(network: Network, seed: int, fault: Fault, arm_name: str, **setting: Any
     return own.result()
 
 
+@contextmanager
+def forked(work: Callable[[], dict[str, Any]]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A process that works from here on; the function waits for its result."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            os.write(writer, json.dumps(work()).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writer)
+
+    def result() -> dict[str, Any]:
+        with os.fdopen(reader) as pipe:
+            given: dict[str, Any] = json.loads(pipe.read())
+        return given
+
+    yield result
+    os.waitpid(child, 0)
+
+
+def on_ranks(network: Network, seed: int, fault: Fault, arm_name: str, **setting: Any) -> dict[str, Any]:
+    """One run in several processes; alarms are those of the first."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def rank(number: int) -> dict[str, Any]:
+            where = f"file://{folder}/ranks"
+            distributed.init_process_group("gloo", init_method=where, rank=number, world_size=fault.ranks)
+            return run(network, seed, fault, arm_name, **setting)
+
+        results = [stack.enter_context(forked(partial(rank, number))) for number in range(fault.ranks)]
+        return results[0]()
+
+
 def runs(network: Network, seed: int, arm_name: str, faults: list[str], **setting: Any) -> dict[str, dict[str, Any]]:
     """A run for each fault; a process that is forked before the first one goes on with each."""
-    results = {name: run(network, seed, FAULTS[name], arm_name, **setting) for name in faults if FAULTS[name].always}
-    late = [name for name in faults if not FAULTS[name].always]
-    own = Run(network, seed, arm_name, setting)
+    results = {}
+    for name in faults:
+        if FAULTS[name].ranks > 1:
+            results[name] = on_ranks(network, seed, FAULTS[name], arm_name, **setting)
+        elif FAULTS[name].always:
+            results[name] = run(network, seed, FAULTS[name], arm_name, **setting)
+    late = [name for name in faults if name not in results]
     if late:
+        own = Run(network, seed, arm_name, setting)
         own.go(FAULT - 1, FAULTS["none"])
-    for name in late:
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.close(reader)
-                own.go(STEPS, FAULTS[name])
-                os.write(writer, json.dumps(own.result()).encode())
-                status = 0
-            finally:
-                os._exit(status)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            results[name] = json.loads(pipe.read())
-        os.waitpid(child, 0)
+
+        def rest(name: str) -> dict[str, Any]:
+            own.go(STEPS, FAULTS[name])
+            return own.result()
+
+        for name in late:
+            with forked(partial(rest, name)) as result:
+                results[name] = result()
     return results

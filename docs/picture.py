@@ -1,4 +1,7 @@
-"""Take the picture of a report that the README shows: of the last run under steepest-runs, or of the page given."""
+"""Take pictures of pages: of the last comparison under steepest-runs, which the README shows, or of the page given.
+
+    python docs/picture.py [PAGE TARGET WIDTH HEIGHT]
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ TARGET = Path(__file__).with_name("report.png")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run"
 
 
-def picture(page: Path, target: Path) -> None:
-    """The top of a page in the light theme, ``WIDTH`` x ``HEIGHT`` pixels in 256 colours, as PNG."""
+def picture(page: Path, target: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
+    """The top of a page in the light theme, in 256 colours, as PNG."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
@@ -29,7 +32,7 @@ def picture(page: Path, target: Path) -> None:
         window = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
             light = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
-            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             window.execute_cdp_cmd("Emulation.setEmulatedMedia", light)
             window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             window.get(page.resolve().as_uri())
@@ -41,6 +44,9 @@ def picture(page: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    page = Path(sys.argv[1]) if len(sys.argv) > 1 else find_run("last", Path("steepest-runs")) / "report.html"
-    picture(page, TARGET)
-    print(f"{TARGET} shows {page}")
+    if len(sys.argv) > 1:
+        page, target, size = Path(sys.argv[1]), Path(sys.argv[2]), list(map(int, sys.argv[3:5]))
+    else:
+        page, target, size = find_run("last", Path("steepest-runs")) / "report.html", TARGET, [WIDTH, HEIGHT]
+    picture(page, target, *size)
+    print(f"{target} shows {page}")

@@ -101,6 +101,8 @@ def test_words_for_numbers():
     ]  # fmt: skip
     fell = RunRecord("a", losses=(list(range(100)), [2.0] * 50 + [1.0] * 50))
     assert sentence(fell) == "The loss fell from 2 to 1 in 99 steps."
+    soon = RunRecord("a", losses=(list(range(100)), [4.0] * 5 + [1.0] * 95))
+    assert sentence(soon) == "The loss fell from 4 to 1 in 99 steps."
     assert sentence(RunRecord("a", losses=([1, 2], [1.0, 1.0]))) == "The loss stayed near 1 in 2 steps."
     assert sentence(RunRecord("a")) == "No loss was told yet."
 

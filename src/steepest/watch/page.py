@@ -23,6 +23,8 @@ POINTS = 1200
 NOTES, ENTRIES, COLUMNS = 200, 48, 160
 """Most alarms of the table, entries and steps of a map."""
 LOGARITHMIC = 30.0
+FIRST = 5
+"""Steps whose median is where a loss began: soon it falls."""
 
 
 def write_page(record: RunRecord, path: str | Path) -> Path:
@@ -101,7 +103,7 @@ def sentence(record: RunRecord) -> str:
     words = []
     if finite:
         window = max(1, min(50, len(finite) // 5))
-        first, last = statistics.median(finite[:window]), statistics.median(finite[-window:])
+        first, last = statistics.median(finite[: min(window, FIRST)]), statistics.median(finite[-window:])
         how = "fell" if last < 0.98 * first else "rose" if last > 1.02 * first else "stayed near"
         path = f"from {compact(first)} to {compact(last)}" if how != "stayed near" else compact(last)
         words.append(f"The loss {how} {path} in {_count(steps[-1], 'step')}.")
@@ -124,17 +126,22 @@ def sentence(record: RunRecord) -> str:
 
 
 def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}".replace(",", "\u202f")
+    return f"{_whole(number)} {one if number == 1 else several or one + 's'}"
+
+
+def _whole(number: int) -> str:
+    return f"{number:,}".replace(",", "\u202f")
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     facts, rows = record.facts, []
     steps = max([*record.losses[0][-1:], *(s[-1] for s, _ in record.series.values() if s)], default=0)
-    rows.append(("Steps", f"{steps:,}".replace(",", "\u202f"), "ended" if record.ended else "not ended"))
+    rows.append(("Steps", _whole(steps), "ended" if record.ended else "not ended"))
     if isinstance(facts.get("parameters"), int):
         trained = facts.get("trained")
-        small = "" if trained in (None, facts["parameters"]) else f"{compact(float(trained))} trained"
-        rows.append(("Parameters", compact(float(facts["parameters"])), small))
+        partly = isinstance(trained, int) and trained != facts["parameters"]
+        small = f"{_whole(trained)} trained" if partly else ""
+        rows.append(("Parameters", _whole(facts["parameters"]), small))
     rows += [
         (title, str(facts[key]), "")
         for key, title in (("objective", "Objective"), ("optimizer", "Optimizer"), ("by", "Recorded by"))
@@ -231,7 +238,7 @@ def _dress(axes: Any, values: Sequence[float], span: tuple[float, float], marks:
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     places = sorted(set(marks))[:200]
     if places:
-        axes.plot(places, [1.02] * len(places), "v", color=LIGHT["worse"], markersize=4, clip_on=False,
+        axes.plot(places, [1.02] * len(places), "v", color=LIGHT["worse"], markersize=6, clip_on=False,
                   transform=axes.get_xaxis_transform(), linewidth=0)  # fmt: skip
 
 
