@@ -47,7 +47,7 @@ picture: .venv/.installed-test  ## pictures: of a report in the README, of a com
 	$(BIN)/python docs/picture.py
 	$(BIN)/python docs/watched.py build/watched
 	$(BIN)/python docs/picture.py build/watched/run.html docs/run.png 1100 1300
-	$(BIN)/python docs/picture.py build/watched/run.html docs/run-phone.png 390 1300
+	$(BIN)/python docs/picture.py build/watched/run.html docs/run-phone.png 390 844
 
 lint: .venv/.installed-lint  ## style, types and the direction of imports
 	$(BIN)/ruff check

@@ -1,6 +1,6 @@
 """Take pictures of pages: of the last comparison under steepest-runs, which the README shows, or of the page given.
 
-    python docs/picture.py [PAGE TARGET WIDTH HEIGHT]
+python docs/picture.py [PAGE TARGET WIDTH HEIGHT]
 """
 
 from __future__ import annotations

@@ -139,8 +139,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     rows.append(("Steps", _whole(steps), "ended" if record.ended else "not ended"))
     if isinstance(facts.get("parameters"), int):
         trained = facts.get("trained")
-        partly = isinstance(trained, int) and trained != facts["parameters"]
-        small = f"{_whole(trained)} trained" if partly else ""
+        small = f"{_whole(trained)} trained" if isinstance(trained, int) and trained != facts["parameters"] else ""
         rows.append(("Parameters", _whole(facts["parameters"]), small))
     rows += [
         (title, str(facts[key]), "")
