@@ -146,3 +146,19 @@ def test_both_forms_of_a_step(build, monkeypatch):
     for p, q, r in zip(*results.values()):
         assert torch.equal(p, q)
         torch.testing.assert_close(p, r, rtol=1e-4, atol=1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_pass_along_momenta_is_that_of_float64(level, averaged):
+    w, g, m = lists(3, seed=2)
+    wide = [[own.double() for own in values] for values in (w, g, m)]
+    versions = [own._version for own in w]
+    moments.momentum_pass(w, g, m if averaged else [], 0.5, 0.9, 0.3, 0.75)
+    for k, (a, b, c) in enumerate(zip(*wide)):
+        c = 0.9 * c + 0.3 * b if averaged else b
+        size = 0.75 * a.abs() + 0.5 * (m[k].abs() + b.abs() + 10)
+        assert ((w[k] - (0.75 * a - 0.5 * c)).abs() <= 4 * EPS * size).all()
+        if averaged:
+            assert ((m[k] - c).abs() <= 3 * EPS * (c.abs() + b.abs() + 10)).all()
+        assert w[k]._version > versions[k]

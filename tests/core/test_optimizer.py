@@ -215,10 +215,11 @@ def test_a_loss_of_many_forms():
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_step_along_momenta(momentum, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [7, 100])
+def test_a_step_along_momenta(momentum, dtype, size):
     generator = torch.Generator().manual_seed(0)
-    w, g, m = (torch.randn(7, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+    w, g, m = (torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
     wanted = momentum * m.double() + 0.3 * (g.double() + 0.1 * w.double())
     moved, momenta = w.clone(), m.clone()
     momentum_step([moved], [g], [momenta], 0.5, momentum, gain=0.3, decay=0.1)
@@ -229,6 +230,30 @@ def test_a_step_along_momenta(momentum, dtype):
     momentum_step([plain], [g], [], 0.5, momentum, decay=0.1)
     away = w.double() - 0.5 * (g.double() + 0.1 * w.double())
     torch.testing.assert_close(plain.double(), away, rtol=close, atol=2 * close)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_a_step_along_momenta_that_shrinks_weights(momentum):
+    generator = torch.Generator().manual_seed(0)
+
+    def own(dtype):
+        w, g, m = ([torch.randn(4, 6, generator=generator.manual_seed(k)) for k in (i, i + 1)] for i in (0, 10, 20))
+        lists = [[t.to(dtype) for t in values] for values in (w, g, m if momentum else [])]
+        lists[1][1] = lists[1][1].T.contiguous().T  # in another order
+        return lists
+
+    wide, kinds = own(torch.float64), (torch.float64, torch.float32, torch.bfloat16)
+    ways = [momentum * m + 0.3 * g for g, m in zip(wide[1], wide[2])] if momentum else wide[1]
+    wanted = [0.9 * w - 0.5 * way for w, way in zip(wide[0], ways)]
+    for dtype in kinds:
+        together, close = own(dtype), 8 * torch.finfo(dtype).eps
+        momentum_step(*together, 0.5, momentum, gain=0.3, shrink=0.9)
+        for moved, away in zip(together[0], wanted):
+            torch.testing.assert_close(moved.double(), away, rtol=close, atol=2 * close)
+        alone = own(dtype)
+        for i in range(2):
+            momentum_step(*(values[i : i + 1] for values in alone), 0.5, momentum, gain=0.3, shrink=0.9)
+        assert all(torch.equal(a, b) for pair in zip(together, alone) for a, b in zip(*pair))
 
 
 def test_a_step_along_momenta_goes_by_place_whatever_lies_between():

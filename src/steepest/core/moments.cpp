@@ -87,9 +87,39 @@ static void along(float* w, const float* d, const float* v, int64_t count, vf sh
   }
 }
 
+// The momentum is g itself where there is no average.
+template <bool AVERAGE>
+static void momentum(float* w, const float* g, float* m, int64_t count, vf memory, vf gain, vf lasting, vf length) {
+  const auto way = [&](vf a, vf b) { return AVERAGE ? memory * a + gain * b : b; };
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    const vf a = way(AVERAGE ? load(m + i) : vf{}, load(g + i));
+    if (AVERAGE) store(m + i, a);
+    store(w + i, lasting * load(w + i) - length * a);
+  }
+  if (const int64_t left = count - i; left > 0) {
+    const vf a = way(AVERAGE ? load_part(m + i, left, 0.0f) : vf{}, load_part(g + i, left, 0.0f));
+    if (AVERAGE) std::memcpy(m + i, &a, sizeof(float) * left);
+    const vf moved = lasting * load_part(w + i, left, 0.0f) - length * a;
+    std::memcpy(w + i, &moved, sizeof(float) * left);
+  }
+}
+
 }  // namespace steepest
 
 extern "C" {
+
+// m <- memory m + gain g, w <- lasting w - length m for each of `tensors` tensors; m = g where the list is null.
+// `scalars`: memory, gain, lasting, length.
+void moments_momentum(float* const* w, const float* const* g, float* const* m, const int64_t* sizes, int64_t tensors,
+                      const float* scalars) {
+  using namespace steepest;
+  const vf memory = fill(scalars[0]), gain = fill(scalars[1]), lasting = fill(scalars[2]), length = fill(scalars[3]);
+  for (int64_t k = 0; k < tensors; ++k) {
+    if (m) momentum<true>(w[k], g[k], m[k], sizes[k], memory, gain, lasting, length);
+    else momentum<false>(w[k], g[k], nullptr, sizes[k], memory, gain, lasting, length);
+  }
+}
 
 // For each of `tensors` tensors: averages d and v (none where the list is null) take in the gradient g, and
 // out[3 k ..] gets <g, w>, <d, w>, sum d^2 / (sqrt(v) share + eps). `scalars`: memory, gain, lasting, news, eps.

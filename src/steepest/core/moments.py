@@ -88,6 +88,33 @@ class Moments:
         torch.autograd.graph.increment_version(list(self._moved))
 
 
+def momentum_pass(
+    weights: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    rate: float,
+    momentum: float,
+    gain: float,
+    shrink: float,
+) -> None:
+    r"""A step along momenta in one pass over lists of tensors for which :func:`runs`, in place.
+
+    .. math:: m \leftarrow \mu m + \gamma g, \qquad w \leftarrow s w - \alpha m
+
+    Args:
+        weights, slopes, momenta: w, g, m; without m, g stands for it.
+        rate, momentum, gain, shrink: :math:`\alpha, \mu, \gamma, s`.
+    """
+    library = _library(native.level())
+    assert library is not None
+    memory = Memory()
+    library.moments_momentum(
+        *map(memory.pointers, (weights, slopes, momenta)), memory.sizes(weights),
+        ctypes.c_int64(len(weights)), (ctypes.c_float * 4)(momentum, gain, shrink, rate),
+    )  # fmt: skip
+    torch.autograd.graph.increment_version([*weights, *momenta])
+
+
 @cache
 def _library(level: str) -> ctypes.CDLL | None:
     return native.library(SOURCE)

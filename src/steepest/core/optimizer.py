@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from . import moments
 from .checks import check_flag, check_number, check_tensor, refuse, refuse_type, values_visible
 from .reductions import widen
 from .search import Space
@@ -315,27 +316,42 @@ def momentum_step(
     *,
     gain: float = 1.0,
     decay: float = 0.0,
+    shrink: float = 1.0,
 ) -> None:
     r"""A step along momenta, in place, in one pass where torch can: tensors without gaps, alike in type and order.
 
-    .. math:: m \leftarrow \mu m + \gamma (g + \lambda w), \qquad w \leftarrow w - \alpha m
+    .. math:: m \leftarrow \mu m + \gamma (g + \lambda w), \qquad w \leftarrow s w - \alpha m
 
     Args:
         weights: w.
         slopes: g.
-        momenta: m; none leaves m out: w <- w - alpha (g + lambda w).
+        momenta: m; none leaves m out: w <- s w - alpha (g + lambda w).
         rate: alpha.
         momentum: mu.
         gain: gamma.
-        decay: lambda.
+        decay: lambda, where s is 1.
+        shrink: s, where lambda is 0.
     """
+    if shrink != 1.0:
+        if moments.runs(weights, slopes, momenta or slopes):
+            moments.momentum_pass(weights, slopes, momenta, rate, momentum, gain, shrink)
+            return
+        if len(weights) > 1 and weights[0].is_cpu and weights[0].dtype == torch.float32:  # each as it would step alone
+            for i in range(len(weights)):
+                w, g, m = weights[i : i + 1], slopes[i : i + 1], momenta[i : i + 1]
+                momentum_step(w, g, m, rate, momentum, gain=gain, shrink=shrink)
+            return
+        foreach_mul_(weights, shrink)
     alike = _alike(weights, slopes, momenta)
     if not all(alike) and any(alike):  # each as it would step alone
         for kind in (True, False):
             w, g, m = ([t for t, fits in zip(own, alike) if fits == kind] for own in (weights, slopes, momenta))
             momentum_step(w, g, m, rate, momentum, gain=gain, decay=decay)
         return
-    if all(alike) and weights[0].device.type in ("cpu", "cuda") and bool(momenta) == (momentum > 0):
+    fused = weights[0].is_cuda or (weights[0].is_cpu and weights[0].dtype in (torch.float32, torch.float64))
+    if (
+        fused and all(alike) and bool(momenta) == (momentum > 0)
+    ):  # in half precision that of torch 2.13 is wrong on CPUs
         fused_sgd_(
             weights,
             slopes,

@@ -271,6 +271,30 @@ def check_dtypes(member: Member) -> None:
             losses = steps(optimizer, Closure(forward, trained(model)), 30)
             assert all(p.dtype == dtype and bool(p.isfinite().all()) for p in model.parameters()), f"{dtype}"
             assert losses[-1] < losses[0], f"{dtype}: the loss does not go down"
+        half, exact = (_first_step(member, place, dtype) for dtype in (torch.bfloat16, torch.float64))
+        for p, q, before in zip(half, exact, _numbers()):
+            allowed = ROUNDED * torch.finfo(torch.bfloat16).eps * (before.abs() + (q - before).abs())
+            assert bool(((p.double() - q).abs() <= allowed).all()), "a step in bfloat16 is not the exact one, rounded"
+
+
+ROUNDED = 8
+"""Roundings that a step in half precision may add up."""
+
+
+def _numbers(seed: int = 0) -> list[Tensor]:
+    """Two vectors that are exact in half precision; one longer than what a processor takes at once."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator).bfloat16().double() for size in (100, 3)]
+
+
+def _first_step(member: Member, place: int, dtype: torch.dtype) -> list[Tensor]:
+    """Vectors after a step along slopes that are the same in each type."""
+    params: list[Tensor] = [nn.Parameter(own.to(dtype)) for own in _numbers()]
+    slopes = _numbers(1)
+    optimizer: Any = member.over(place, params)
+    seed_torch(3)
+    optimizer.step(Closure(lambda: 1_000 + sum((p.double() * g).sum() for p, g in zip(params, slopes)), params))
+    return [p.detach() for p in params]
 
 
 def check_layouts(member: Member) -> None:

@@ -14,7 +14,6 @@ from ...core.checks import check_choice, check_number, refuse
 from ...core.optimizer import ListOptimizer, Share, momentum_step
 from ...core.schedule import Curve, Piece, Schedule, check_steps
 from ...core.search import Float
-from ...core.torch_private import foreach_mul_
 from ...core.wrapper import Params
 
 MODES = ("torch", "paper")
@@ -212,10 +211,8 @@ class SGDW(ListOptimizer):
 
     def _move(self, share: Share) -> None:
         rate, decay = share.group["lr"], share.group["weight_decay"]
-        momenta = share.state("momentum_buffer")
-        if decay:
-            foreach_mul_(share.weights, 1 - rate * decay)
-        momentum_step(share.weights, share.slopes, momenta, 1.0, share.group["momentum"], gain=rate)
+        momenta, momentum = share.state("momentum_buffer"), share.group["momentum"]
+        momentum_step(share.weights, share.slopes, momenta, 1.0, momentum, gain=rate, shrink=1 - rate * decay)
 
     @classmethod
     def builders(cls) -> list[Callable[[Params], Self]]:
