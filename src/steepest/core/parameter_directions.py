@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from .checks import check_number, refuse, refuse_type
 from .displaced import random_numbers, same_random_numbers
 from .moved_linear import MovedLayers, SharedProducts
 from .reductions import widen
-from .torch_private import AnyConvolution
+from .torch_private import AnyConvolution, foreach_add_, foreach_copy_
 from .undisturbed import same_random_states
 
 Measure = Callable[[Any], Any]
-WEIGHTS, FEATURES, MOST = 2**20, 2**19, 64
+WEIGHTS, FEATURES, MOST = 2**20, 2**20, 64
 """Weights, and rows times features of a layer, at so many points at once as fit a cache; and points at most."""
 _CONVOLUTIONS = (AnyConvolution, nn.RNNBase)
 
@@ -138,36 +138,99 @@ def values_at(
         )
         for place, (name, t) in enumerate(tensors.items())
     }
-    measured = Measured(model, measure)
-    shared = SharedProducts(whole)
     buffers = {name: b for name, b in model.named_buffers() if name not in tensors}
+    with evaluated(model, training), torch.no_grad():
+        if chunk > 1:
+            try:
+                return _together(Measured(model, measure), tensors, buffers, whole, coefficients, chunk)
+            except _OneByOne:
+                pass
+        return _one_by_one(model, measure, tensors, buffers, whole, coefficients)
 
-    def value(row: Tensor, quick: bool = True) -> Any:
+
+class _OneByOne(Exception):
+    """Something cannot be vectorised."""
+
+
+def _together(
+    measured: Measured,
+    tensors: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    whole: dict[str, Tensor],
+    coefficients: Tensor,
+    chunk: int,
+) -> Tensor:
+    """Many points at once."""
+    shared = SharedProducts(whole)
+
+    def value(row: Tensor) -> Any:
         """At one point, of many under ``vmap``."""
         weights = {}
         for name, t in tensors.items():
             base, across = whole[name][0], whole[name][1:]
             weights[name] = (base + (row.to(base) @ across.flatten(1)).view(base.shape)).to(t.dtype)
         own = weights | {name: b.detach().clone() for name, b in buffers.items()}
-        with MovedLayers(row, weights, shared) if quick else nullcontext():
+        with MovedLayers(row, weights, shared):
             return torch.func.functional_call(measured, {f"model.{name}": t for name, t in own.items()}, ())
 
     values: list[Tensor] = []
-    with evaluated(model, training), torch.no_grad():
-        numbers = random_numbers()
-        for rows in coefficients.split(chunk):
-            if chunk > 1:
-                try:
-                    values.append(torch.func.vmap(value)(rows))
-                    continue
-                except Exception:  # whatever cannot be vectorised; what is wrong otherwise is raised below
-                    if values:
-                        raise
-                    chunk = 1
-            for row in rows:
-                with same_random_numbers(numbers):
-                    values.append(torch.as_tensor(value(row, quick=False)).detach()[None])
+    for rows in coefficients.split(chunk):
+        try:
+            values.append(torch.func.vmap(value)(rows))
+        except Exception:  # whatever cannot be vectorised; what is wrong otherwise is raised by the other way
+            if values:
+                raise
+            raise _OneByOne from None
     return torch.cat(values) if values else torch.empty(0)
+
+
+def _one_by_one(
+    model: nn.Module,
+    measure: Measure,
+    tensors: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    whole: dict[str, Tensor],
+    coefficients: Tensor,
+) -> Tensor:
+    """A point after the other, in memory that takes the place of the weights' and the buffers'."""
+    numbers = random_numbers()
+    base = [own[0] for own in whole.values()]
+    ways = [[own[1 + k] for own in whole.values()] for k in range(coefficients.shape[1])]
+    values: list[Tensor] = []
+    with _elsewhere([*tensors.values(), *buffers.values()]) as places:
+        moved, held = places[: len(tensors)], places[len(tensors) :]
+        values_held = [own.clone() for own in held]
+        bound = [(m._buffers, name, b) for m in model.modules() for name, b in m._buffers.items()]
+        wide = [own if own.dtype == b.dtype else torch.empty_like(b) for own, b in zip(moved, base)]
+        for row in coefficients.tolist():
+            foreach_copy_(wide, base)
+            for factor, way in zip(row, ways):
+                foreach_add_(wide, way, alpha=factor)
+            for own, narrow in zip(wide, moved):
+                if own is not narrow:
+                    narrow.copy_(own)
+            for place, own in zip(held, values_held):
+                place.copy_(own)
+            try:
+                with same_random_numbers(numbers):
+                    values.append(torch.as_tensor(measure(model)).detach().clone()[None])
+            finally:
+                for own_buffers, name, b in bound:
+                    own_buffers[name] = b
+    return torch.cat(values) if values else torch.empty(0)
+
+
+@contextmanager
+def _elsewhere(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Inside the block tensors have memory of their own, with their values; theirs is not written to."""
+    before = [t.data for t in tensors]
+    try:
+        for t, own in zip(tensors, before):
+            t.data = own.clone()
+        yield [t.data for t in tensors]
+    finally:
+        for t, own in zip(tensors, before):
+            t.data = own
 
 
 def closure_values(

@@ -235,6 +235,44 @@ def test_many_points_at_once_are_those_one_by_one(loss, bias, chunk):
     torch.testing.assert_close(values, naive, rtol=2e-5, atol=1e-5)
 
 
+class Rebinding(nn.Module):
+    """Counts its passes in a buffer that it replaces, and in one that it writes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("written", torch.zeros(()))
+
+    def forward(self, x):
+        self.replaced = self.replaced + 1
+        self.written.add_(1)
+        return x * self.weight * self.replaced * self.written
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_points_one_by_one_see_the_same_buffers_and_leave_memory_alone(dtype):
+    model = Rebinding().to(dtype)
+    replaced, written, place = model.replaced, model.written, model.weight.data_ptr()
+    seen = []
+
+    def measure(m):
+        seen.append(m.weight.data_ptr())
+        return m(torch.ones(2, dtype=dtype))
+
+    steps = torch.tensor([[0.5, 0.0], [-1.0, 3.0]])
+    values = values_at(model, measure, [[torch.ones(2)], [torch.tensor([0.0, 1.0])]], steps, chunk=1)
+    assert torch.equal(values, torch.tensor([[1.5, 1.5], [0.0, 3.0]], dtype=dtype))
+    weights = values_at(model, lambda m: m.weight, [[torch.ones(2)]], steps[:, :1], chunk=1)
+    assert torch.equal(weights, torch.tensor([[1.5, 1.5], [0.0, 0.0]], dtype=dtype)), "values share memory"
+    assert model.replaced is replaced
+    assert model.written is written
+    assert float(written) == float(replaced) == 0.0
+    assert model.weight.data_ptr() == place
+    assert place not in seen
+    assert torch.equal(model.weight.data, torch.ones_like(model.weight))
+
+
 def test_a_measure_that_differentiates_and_one_that_draws():
     x, _ = rows()
     model = mlp()
