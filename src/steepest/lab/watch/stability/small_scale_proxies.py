@@ -103,7 +103,11 @@ def run(scale: str, seed: int) -> Evidence:
 
 def _model(norm: Callable[[int], nn.Module] | None, full: bool, width: int) -> Transformer:
     model = Transformer(2, width, width // HEAD if full else 2, norm_of_heads=norm)
-    return model if full else model.double()
+    if not full:  # drawn in float64, which is alike on each processor
+        for p in model.double().parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=width**-0.5)
+    return model
 
 
 def largest_logit(model: Transformer, windows: Tensor) -> float:
