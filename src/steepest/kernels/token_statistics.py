@@ -1,0 +1,351 @@
+"""What losses of tokens need of rows of logits, none of which is copied: label, partition, entropy, columns, costs.
+
+Each is differentiable with any upstream weights, from logits that are there or from hidden states and a head, a chunk
+of rows at a time. Losses of sequences, policies, preferences and forgetting are plain operations on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float as F
+from jaxtyping import Int as I
+from torch import Tensor
+
+from ..core.checks import check_range, check_tensor, refuse
+from ..core.reductions import widen
+from ..core.rowwise import BLOCK, add_at, at, softmax_parts
+from ..core.transforms import by_hand, concrete, plain_gradients, without_autocast
+from ._engine import Gradients, Head, narrowed, refuse_second_order, sweep
+from ._head import Job, check_cap, check_head
+from ._memory import Plan, chunks
+from ._rows import Rows, select
+
+WANTED = ("label", "log_z", "log_p", "entropy")
+
+
+class TokenStatistics(NamedTuple):
+    """What logits z say of each token, in float32 or wider; 0 where a token is ignored, None where nobody asked.
+
+    Attributes:
+        label: z of the label, shaped as the labels.
+        log_z: :math:`\\log \\sum_v e^{z_v}`.
+        log_p: label - log_z, of which large logits round nothing away.
+        entropy: of the softmax, in nats.
+        columns: z of the columns ``[..., J]``.
+        cost: the mean of a cost under the softmax.
+        valid: whether the token counts.
+    """
+
+    label: Tensor | None
+    log_z: Tensor | None
+    log_p: Tensor | None
+    entropy: Tensor | None
+    columns: Tensor | None
+    cost: Tensor | None
+    valid: Tensor
+
+
+def token_statistics(
+    source: F[Tensor, "*batch width"],
+    labels: I[Tensor, "*batch"],
+    head: F[Tensor, "classes width"] | None = None,
+    *,
+    bias: F[Tensor, " classes"] | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    want: Sequence[str] = ("label", "log_z", "entropy"),
+    columns: I[Tensor, " columns"] | None = None,
+    costs: tuple[F[Tensor, "rows classes"], I[Tensor, "*batch"]] | None = None,
+    ignore_index: int = -100,
+    memory: str | int | float = "auto",
+) -> TokenStatistics:
+    r"""Logit of the label, log-partition, entropy, some columns and a mean cost of each token, differentiable.
+
+    Logits z are ``source`` itself over the temperature, or softcap(h W' + b) / temperature of hidden states and a head,
+    which are then formed a chunk of rows at a time, in the backward pass once more where they do not fit. What labels
+    ignore is left out before the matrix products: NaN and inf there do no harm.
+
+    Args:
+        source: logits ``[..., V]``, or hidden states ``[..., D]`` of a head.
+        labels: classes ``[...]`` in 0..V-1, aligned with ``source``, or ``ignore_index``.
+        head: W ``[V, D]`` of the type of ``source``, or None.
+        bias, softcap, memory: of the head; as of :func:`~steepest.kernels.linear_cross_entropy`.
+        temperature: > 0.
+        want: of "label", "log_z", "log_p", "entropy".
+        columns: classes ``[J]`` whose logits are wanted too.
+        costs: rows ``[R, V]`` and for each token the number ``[...]`` of its row (anything where it is ignored); the
+            mean cost is :math:`\sum_v p_v c_v`. Costs get no gradient.
+        ignore_index: of labels.
+
+    Raises:
+        ValueError: shapes that don't belong together, a class or a row out of range, an option that is not known or
+            belongs to a head where there is none.
+
+    Example:
+        >>> z = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+        >>> found = token_statistics(z, torch.tensor([0, -100]), columns=torch.tensor([2]))
+        >>> found.label, found.log_z, found.entropy, found.columns
+        (tensor([2., 0.]), tensor([2.4076, 0.0000]), tensor([0.8324, 0.0000]), tensor([[0.],
+                [0.]]))
+    """
+    check_cap(softcap, temperature)
+    if head is None:
+        check_tensor("source", source, floating=True)
+        if not source.ndim:
+            refuse("source", "logits [..., V]", source)
+        if bias is not None or softcap is not None:
+            refuse("bias and softcap", "None without a head", "one")
+    else:
+        check_head(source, head, bias)
+    if isinstance(want, str) or not set(want) <= set(WANTED):
+        refuse("want", f"some of {WANTED}", want)
+    classes = source.shape[-1] if head is None else head.shape[0]
+    rows = select(source, labels, classes=classes, ignore_index=ignore_index)
+    rule = _Rule(rows.target, tuple(name for name in WANTED if name in want), *_beside(rows, classes, columns, costs))
+    values = _of_logits(rows, rule, temperature) if head is None else _of_head(
+        rows, head, bias, rule, softcap, temperature, memory
+    )  # fmt: skip
+    counts = None if rows.factor is None else rows.factor > 0
+    if counts is not None:
+        values = torch.where(counts.unsqueeze(1), values, 0.0)
+    found: dict[str, Tensor | None] = dict.fromkeys(TokenStatistics._fields)
+    for name, own in zip(rule.want, values.unbind(1)):
+        found[name] = rows.spread(own)
+    place = len(rule.want)
+    if rule.costs is not None:
+        found["cost"], place = rows.spread(values[:, place]), place + 1
+    if rule.columns is not None:
+        found["columns"] = torch.stack([rows.spread(own) for own in values[:, place:].unbind(1)], -1)
+    true = torch.ones_like(rows.target, dtype=torch.bool) if counts is None else counts
+    found["valid"] = rows.spread(true, False)
+    return TokenStatistics(**found)  # type: ignore[arg-type]
+
+
+def _beside(
+    rows: Rows, classes: int, columns: Tensor | None, costs: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Columns, costs and each counted token's row of them, checked."""
+    if columns is not None:
+        check_tensor("columns", columns, ndim=1, floating=False)
+        check_range("columns", columns, 0, classes - 1)
+        columns = columns.long()
+    if costs is None:
+        return columns, None, None
+    table, which = costs
+    check_tensor("costs[0]", table, floating=True, shape=(None, classes))
+    check_tensor("costs[1]", which, floating=False, shape=tuple(rows.shape))
+    if table.requires_grad and torch.is_grad_enabled():
+        refuse("costs[0]", "a tensor without a gradient, which it would not get", table)
+    which = which.reshape(-1)
+    which = which if rows.index is None else which[rows.index]
+    if rows.factor is not None:  # what doesn't count is still there
+        which = which.masked_fill(rows.factor == 0, 0)
+    check_range("costs[1]", which, 0, len(table) - 1)
+    return columns, widen(table.detach()), which.long()
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Numbers of rows of logits, and the gradient of their weighted sums; one copy of it for all sources.
+
+    Args:
+        target: ``[n]``.
+        want: names, in the order of ``WANTED``.
+        columns: ``[J]`` or None.
+        costs: ``[R, V]`` or None.
+        which: of each row, the row of costs ``[n]``, or None.
+    """
+
+    target: Tensor
+    want: tuple[str, ...]
+    columns: Tensor | None
+    costs: Tensor | None
+    which: Tensor | None
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return len(self.want) + (self.costs is not None) + (0 if self.columns is None else len(self.columns))
+
+    def values(self, z: Tensor, g: Tensor, rows: slice) -> Tensor:
+        """``[r, width]``; ``g`` is overwritten."""
+        y = self.target[rows]
+        label = at(z, y)
+        found = {"label": label}
+        if self.costs is not None or set(self.want) - {"label"}:
+            top, above = softmax_parts(z, g)
+            found |= {"log_z": top + above, "log_p": (label - top) - above}
+            if "entropy" in self.want:
+                found["entropy"] = above + _mean(g, top - z)
+        numbers = [found[name] for name in self.want]
+        if self.costs is not None and self.which is not None:
+            numbers.append(_mean(g, self.costs[self.which[rows]].to(z.dtype)))
+        if self.columns is not None:
+            numbers.append(z.index_select(1, self.columns))
+        return torch.cat(numbers, 1)
+
+    def slope(self, z: Tensor, g: Tensor, rows: slice, upstream: Tensor) -> None:
+        """Write to ``g`` the gradient in ``z`` of the numbers' sum, each times its upstream ``[r, width]``."""
+        y = self.target[rows]
+        by = dict(zip(self.want, upstream.split(1, 1)))
+        place, zero = len(self.want), upstream.new_zeros(())
+        lifted = by.get("log_z", zero) - by.get("log_p", zero)
+        if self.costs is not None or set(self.want) - {"label"}:
+            top, above = softmax_parts(z, g)
+            factor = lifted
+            if "entropy" in by:  # dH/dz = -p (log p + H)
+                log_p = (z - top - above).masked_fill(g == 0, 0.0)
+                factor = factor - by["entropy"] * (log_p - _mean(g, log_p))
+            if self.costs is not None and self.which is not None:
+                cost = self.costs[self.which[rows]].to(z.dtype)
+                factor = factor + upstream[:, place : place + 1] * (cost - _mean(g, cost))
+                place += 1
+            g.mul_(factor)
+        else:
+            g.zero_()
+        add_at(g, y, (by.get("label", zero) + by.get("log_p", zero)).expand(len(z), 1).to(g.dtype))
+        if self.columns is not None:
+            g.index_add_(1, self.columns, upstream[:, place:].to(g.dtype))
+
+    def plain(self, z: Tensor) -> Tensor:
+        """The same ``[n, width]`` as torch differentiates it."""
+        log_z = z.logsumexp(1, keepdim=True)
+        label = z.gather(1, self.target.unsqueeze(1))
+        found = {"label": label, "log_z": log_z, "log_p": label - log_z}
+        log_p = z.log_softmax(1)
+        p = log_p.exp()
+        if "entropy" in self.want:
+            found["entropy"] = -(p * log_p.masked_fill(p == 0, 0.0)).sum(1, keepdim=True)
+        numbers = [found[name] for name in self.want]
+        if self.costs is not None and self.which is not None:
+            numbers.append((p * self.costs[self.which].to(z.dtype)).sum(1, keepdim=True))
+        if self.columns is not None:
+            numbers.append(z.index_select(1, self.columns))
+        return torch.cat(numbers, 1)
+
+
+def _mean(p: Tensor, values: Tensor) -> Tensor:
+    """Of each row under p ``[r, 1]``; where p is 0 values may be anything."""
+    means: Tensor = torch.linalg.vecdot(p, values.masked_fill(p == 0, 0.0))
+    return means.unsqueeze(1)
+
+
+def _of_logits(rows: Rows, rule: _Rule, temperature: float) -> Tensor:
+    """From logits that are there."""
+
+    def plain(logits: Tensor) -> Tensor:
+        z = widen(logits)
+        return rule.plain(z if temperature == 1.0 else z / temperature)
+
+    if not by_hand(rows.hidden):
+        return plain(rows.hidden)
+    values: Tensor = _OfLogits.apply(rows.hidden, rule, plain, temperature)
+    return values
+
+
+class _OfLogits(torch.autograd.Function):
+    """Numbers of rows of logits, a piece that stays in the cache at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rule: _Rule, plain: Callable[[Tensor], Tensor], temperature: float) -> Tensor:
+        ctx.rule, ctx.plain, ctx.temperature = rule, plain, temperature
+        ctx.save_for_backward(logits)
+        values = logits.new_empty(len(logits), rule.width, dtype=widen(logits[:0]).dtype)
+        for rows, z in _pieces(logits, temperature):
+            values[rows] = rule.values(z, torch.empty_like(z), rows)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        (logits,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or not by_hand(upstream):
+            return plain_gradients(ctx.plain, (logits,), (True,), upstream)[0], None, None, None
+        gradient = torch.empty_like(logits)
+        for rows, z in _pieces(logits, ctx.temperature):
+            wide = z.dtype == gradient.dtype
+            g = gradient[rows] if wide else torch.empty_like(z)
+            ctx.rule.slope(z, g, rows, upstream[rows])
+            if ctx.temperature != 1.0:
+                g.div_(ctx.temperature)
+            if not wide:
+                gradient[rows] = g
+        return gradient, None, None, None
+
+
+def _pieces(logits: Tensor, temperature: float) -> Any:
+    """Rows and their logits in float32 or wider, over the temperature."""
+    size = BLOCK // max(1, logits.shape[1] * 4) if logits.device.type == "cpu" else len(logits)
+    for rows in chunks(len(logits), max(1, size)):
+        z = widen(logits[rows])
+        yield rows, z if temperature == 1.0 else z / temperature
+
+
+def _of_head(
+    rows: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    rule: _Rule,
+    softcap: float | None,
+    temperature: float,
+    memory: str | int | float,
+) -> Tensor:
+    """From hidden states and a head."""
+    job = Job(
+        rows, weight, bias, _no_losses, rule.plain, False, softcap=softcap, temperature=temperature, memory=memory,
+        pieces=5,
+    )  # fmt: skip
+    if not concrete(rows.hidden, weight, bias):
+        return job.plain(rows.hidden, weight, bias)
+    with without_autocast(rows.hidden):
+        values: Tensor = _OfHead.apply(rows.hidden, weight, bias, job, rule, job.plan())
+    return values
+
+
+def _no_losses(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+    raise NotImplementedError  # rows have several numbers
+
+
+class _OfHead(torch.autograd.Function):
+    """Numbers of rows of a head's logits, which are formed again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, rule: _Rule, layout: Plan
+    ) -> Tensor:
+        ctx.job, ctx.rule, ctx.layout = job, rule, layout
+        ctx.save_for_backward(hidden, weight, bias)
+        head, _, _ = job.make(hidden, weight, bias)
+        values = _wide(head).new_empty(len(hidden), rule.width)
+
+        def note(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+            values[rows] = rule.values(z, g, rows)
+            return z.new_zeros(len(z))
+
+        sweep(head, note, layout)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        refuse_second_order()
+        hidden, weight, bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if not concrete(upstream):
+            return (*plain_gradients(ctx.job.plain, (hidden, weight, bias), needs, upstream), *[None] * 3)
+        head, _, _ = ctx.job.make(hidden, weight, bias)
+        rule: _Rule = ctx.rule
+
+        def slope(z: Tensor, g: Tensor, rows: slice) -> Tensor:
+            rule.slope(z, g, rows, upstream[rows].to(z.dtype))
+            return z.new_zeros(len(z))
+
+        found: Gradients
+        _, found, _ = sweep(head, slope, ctx.layout, needs)
+        return (*narrowed(found, hidden, weight, bias), *[None] * 3)
+
+
+def _wide(head: Head) -> Tensor:
+    return widen(head.hidden[:0])
