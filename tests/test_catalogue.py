@@ -45,6 +45,7 @@ BUILT_IN = {
     "perp-grad",
     "quantile",
     "squared-error",
+    "token-statistics",
 }
 ROOMS = {
     "kernels", "nn", "losses", "gradients", "optim", "data", "post", "continual", "federated", "boosting", "scaling",

@@ -87,8 +87,8 @@ def token_statistics(
 
     Example:
         >>> z = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-        >>> found = token_statistics(z, torch.tensor([0, -100]), columns=torch.tensor([2]))
-        >>> found.label, found.log_z, found.entropy, found.columns
+        >>> of_z = token_statistics(z, torch.tensor([0, -100]), columns=torch.tensor([2]))
+        >>> of_z.label, of_z.log_z, of_z.entropy, of_z.columns
         (tensor([2., 0.]), tensor([2.4076, 0.0000]), tensor([0.8324, 0.0000]), tensor([[0.],
                 [0.]]))
     """
@@ -112,17 +112,17 @@ def token_statistics(
     counts = None if rows.factor is None else rows.factor > 0
     if counts is not None:
         values = torch.where(counts.unsqueeze(1), values, 0.0)
-    found: dict[str, Tensor | None] = dict.fromkeys(TokenStatistics._fields)
+    named: dict[str, Tensor | None] = dict.fromkeys(TokenStatistics._fields)
     for name, own in zip(rule.want, values.unbind(1)):
-        found[name] = rows.spread(own)
+        named[name] = rows.spread(own)
     place = len(rule.want)
     if rule.costs is not None:
-        found["cost"], place = rows.spread(values[:, place]), place + 1
+        named["cost"], place = rows.spread(values[:, place]), place + 1
     if rule.columns is not None:
-        found["columns"] = torch.stack([rows.spread(own) for own in values[:, place:].unbind(1)], -1)
+        named["columns"] = torch.stack([rows.spread(own) for own in values[:, place:].unbind(1)], -1)
     true = torch.ones_like(rows.target, dtype=torch.bool) if counts is None else counts
-    found["valid"] = rows.spread(true, False)
-    return TokenStatistics(**found)  # type: ignore[arg-type]
+    named["valid"] = rows.spread(true, False)
+    return TokenStatistics(**named)  # type: ignore[arg-type]
 
 
 def _beside(
@@ -175,13 +175,13 @@ class _Rule:
         """``[r, width]``; ``g`` is overwritten."""
         y = self.target[rows]
         label = at(z, y)
-        found = {"label": label}
+        named = {"label": label}
         if self.costs is not None or set(self.want) - {"label"}:
             top, above = softmax_parts(z, g)
-            found |= {"log_z": top + above, "log_p": (label - top) - above}
+            named |= {"log_z": top + above, "log_p": (label - top) - above}
             if "entropy" in self.want:
-                found["entropy"] = above + _mean(g, top - z)
-        numbers = [found[name] for name in self.want]
+                named["entropy"] = above + _mean(g, top - z)
+        numbers = [named[name] for name in self.want]
         if self.costs is not None and self.which is not None:
             numbers.append(_mean(g, self.costs[self.which[rows]].to(z.dtype)))
         if self.columns is not None:
@@ -215,12 +215,12 @@ class _Rule:
         """The same ``[n, width]`` as torch differentiates it."""
         log_z = z.logsumexp(1, keepdim=True)
         label = z.gather(1, self.target.unsqueeze(1))
-        found = {"label": label, "log_z": log_z, "log_p": label - log_z}
+        named = {"label": label, "log_z": log_z, "log_p": label - log_z}
         log_p = z.log_softmax(1)
         p = log_p.exp()
         if "entropy" in self.want:
-            found["entropy"] = -(p * log_p.masked_fill(p == 0, 0.0)).sum(1, keepdim=True)
-        numbers = [found[name] for name in self.want]
+            named["entropy"] = -(p * log_p.masked_fill(p == 0, 0.0)).sum(1, keepdim=True)
+        numbers = [named[name] for name in self.want]
         if self.costs is not None and self.which is not None:
             numbers.append((p * self.costs[self.which].to(z.dtype)).sum(1, keepdim=True))
         if self.columns is not None:
@@ -342,9 +342,9 @@ class _OfHead(torch.autograd.Function):
             rule.slope(z, g, rows, upstream[rows].to(z.dtype))
             return z.new_zeros(len(z))
 
-        found: Gradients
-        _, found, _ = sweep(head, slope, ctx.layout, needs)
-        return (*narrowed(found, hidden, weight, bias), *[None] * 3)
+        gradients: Gradients
+        _, gradients, _ = sweep(head, slope, ctx.layout, needs)
+        return (*narrowed(gradients, hidden, weight, bias), *[None] * 3)
 
 
 def _wide(head: Head) -> Tensor:

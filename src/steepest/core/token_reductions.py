@@ -1,0 +1,111 @@
+"""Means of token losses by counts of all that a step sees, never by a padded width; masks that keep NaN outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, check_number, check_range, check_tensor, refuse
+
+MODES = ("token_mean", "sequence_mean_token_mean", "sequence_sum", "constant")
+
+
+def masked(values: Tensor, mask: Tensor, fill: float = 0.0) -> Tensor:
+    """Values where the mask is true, a constant elsewhere: before any exp, so that NaN and inf do no harm there.
+
+    >>> masked(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+    tensor([1., 0.])
+    """
+    return torch.where(mask, values, fill)
+
+
+def sequence_sums(values: Tensor, mask: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sums of the valid values of each sequence, and how many there are ``[S]``.
+
+    Args:
+        values: ``[B, T]``; without segments a row is a sequence.
+        mask: valid tokens ``[B, T]``.
+        segments: of packed rows, which sequence a token is of ``[B, T]``, numbers in 0..T-1 that begin anew in each
+            row; anything where the mask is false.
+
+    Returns:
+        sums and counts ``[B]``; with segments ``[B * T]``, zeros for numbers that no token has.
+
+    Raises:
+        ValueError: other shapes, a number out of range.
+
+    >>> sequence_sums(torch.ones(1, 4), torch.tensor([[True, True, True, False]]), torch.tensor([[0, 0, 1, 9]]))
+    (tensor([2., 1., 0., 0.]), tensor([2., 1., 0., 0.]))
+    """
+    check_tensor("values", values, ndim=2, floating=True)
+    check_tensor("mask", mask, shape=tuple(values.shape), floating=False)
+    valid = mask.bool()
+    values, counts = masked(values, valid), valid.to(values.dtype)
+    if segments is None:
+        return values.sum(1), counts.sum(1)
+    check_tensor("segments", segments, shape=tuple(values.shape), floating=False)
+    steps = values.shape[1]
+    numbers = torch.where(valid, segments, 0).long()
+    check_range("segments", numbers, 0, steps - 1)
+    places = (numbers + steps * torch.arange(len(numbers), device=numbers.device)[:, None]).flatten()
+    zeros = values.new_zeros(values.numel())
+    return zeros.index_add(0, places, values.flatten()), zeros.index_add(0, places, counts.flatten())
+
+
+def aggregate_tokens(
+    values: Tensor,
+    mask: Tensor,
+    mode: str = "token_mean",
+    *,
+    num_items: float | Tensor | None = None,
+    length: float | None = None,
+    segments: Tensor | None = None,
+) -> Tensor:
+    r"""One number of a batch of token losses.
+
+    - "token_mean": the sum over valid tokens by their number;
+    - "sequence_mean_token_mean": the mean over sequences of each one's mean over its tokens;
+    - "sequence_sum": the mean over sequences of each one's sum;
+    - "constant": the mean over sequences of each one's sum over a length that is given, the same for all.
+
+    Sequences without a valid token don't count. What a step sees may come in several micro-batches or on several ranks:
+    then ``num_items`` is the count of all of it (tokens for the first, sequences for the others), and the sum of the
+    parts is the loss of the whole.
+
+    Args:
+        values: losses ``[B, T]``; NaN and inf do no harm where the mask is false.
+        mask: valid tokens ``[B, T]``.
+        mode: one of the four.
+        num_items: the divisor, > 0; None is the count of this batch.
+        length: of "constant", > 0, and of no other.
+        segments: of packed rows; see :func:`sequence_sums`.
+
+    Returns:
+        A scalar; 0 with a graph where nothing is valid.
+
+    Raises:
+        ValueError: another mode, shapes that differ, a length where there is none or none where one is needed.
+
+    >>> losses = torch.tensor([[4.0, 0.0], [1.0, 3.0]])
+    >>> mask = torch.tensor([[True, False], [True, True]])
+    >>> [round(float(aggregate_tokens(losses, mask, mode)), 4) for mode in MODES[:3]]
+    [2.6667, 3.0, 4.0]
+    >>> aggregate_tokens(losses, mask, "constant", length=8)
+    tensor(0.5000)
+    """
+    check_choice("mode", mode, MODES)
+    if (length is None) == (mode == "constant"):
+        refuse("length", 'a number with mode="constant" and with no other', length)
+    if length is not None:
+        check_number("length", length, low=0.0, open_low=True)
+    if not isinstance(num_items, Tensor | None):
+        check_number("num_items", num_items, low=0.0, open_low=True)
+    sums, counts = sequence_sums(values, mask, segments)
+    if mode == "sequence_mean_token_mean":
+        sums = sums / counts.clamp_min(1.0)
+    elif length is not None:
+        sums = sums / length
+    if num_items is not None:
+        return sums.sum() / torch.as_tensor(num_items).to(sums)
+    count = (counts if mode == "token_mean" else (counts > 0).to(sums.dtype)).sum()
+    return sums.sum() / torch.where(count > 0, count, 1.0)
