@@ -11,6 +11,7 @@ import torch
 from steepest.kernels import linear_cross_entropy, token_statistics
 from steepest.kernels.token_statistics import WANTED
 
+pytestmark = pytest.mark.holds("token-statistics")
 IGNORED = -100
 
 
