@@ -46,6 +46,7 @@ BUILT_IN = {
     "quantile",
     "squared-error",
     "token-statistics",
+    "vector-scaling",
 }
 ROOMS = {
     "kernels", "nn", "losses", "gradients", "optim", "data", "post", "continual", "federated", "boosting", "scaling",
