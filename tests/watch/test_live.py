@@ -80,6 +80,20 @@ def test_the_page_escapes_and_asks_nothing_of_the_network(run):
         assert word in page
 
 
+def test_signs_that_steer_a_terminal_are_not_shown(tmp_path):
+    file = tmp_path / "run.jsonl"
+    name = "a\x1b[2Jb\x00\ud800"
+    reading = {"event": "reading", "step": 1, "probe": "p", "numbers": {name: 1.0}}
+    reading["arrays"] = {name: {"values": [1.0, 2.0], "axes": {"x": [name, "\x9b1m"]}}}
+    events = [reading, {"event": "warning", "step": 1, "text": name}]
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    record = read_run(file)
+    for shown in (run_text(record), run_page(record)):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
+        assert "a\ufffd[2Jb\ufffd" in shown
+        assert shown.encode()
+
+
 def test_a_page_of_nothing_and_of_little():
     for record in (
         RunRecord("a"),

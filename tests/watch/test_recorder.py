@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import warnings
@@ -365,6 +366,23 @@ def test_records_of_other_libraries_are_read(tmp_path):
 
 
 BAD = ["no json\n", '["a"]\n', '{"event":"reading"}\n', '{"event":"losses","steps":3}\n']
+BAD += ['{"event":"losses","steps":[1,2],"values":[1.0]}\n', '{"event":"alarm","step":1%s}\n' % ("0" * 400)]
+BAD += [
+    '{"event":"reading","probe":"p",' + facts + "}\n"
+    for facts in (
+        '"step":1,"numbers":[1]',
+        '"step":"Infinity","numbers":{"a":1}',
+        '"step":1%s,"numbers":{"a":1}' % ("0" * 400),
+        '"step":1,"numbers":{"a":1%s}' % ("0" * 400),
+        '"step":1,"arrays":{"a":{"values":[1.0]}}',
+        '"step":1,"arrays":{"a":{"values":[1.0],"axes":["x"]}}',
+        '"step":1,"arrays":{"a":{"values":"ab","axes":{"x":null}}}',
+        '"step":1,"arrays":{"a":{"values":[[1.0]],"axes":{"x":null}}}',
+        '"step":1,"arrays":{"a":{"values":[1.0,2.0],"axes":{"x":["one"]}}}',
+        '"step":1,"arrays":{"a":{"values":[[1.0,2.0],[1.0]],"axes":{"x":null,"y":null}}}',
+        '"step":1,"arrays":{"a":{"values":[1%s],"axes":{"x":null}}}' % ("0" * 400),
+    )
+]
 
 
 @pytest.mark.parametrize("content", ["", *BAD])
@@ -378,3 +396,23 @@ def test_what_is_no_record_is_said(tmp_path, content):
         assert read_run(file).losses == ([], [])
     with pytest.raises(InputError, match="no run"):
         read_run(tmp_path / "missing.jsonl")
+
+
+def test_values_nested_deeper_than_can_be_read_are_said_or_left_out(tmp_path):
+    file = tmp_path / "x.jsonl"
+    for depth in range(100, 1000, 100):
+        file.write_text('{"event":"note","deep":%s}\n' % ("[" * depth + "]" * depth))
+        with contextlib.suppress(InputError):
+            read_run(file)
+
+
+def test_logs_of_others_that_are_none_are_said(tmp_path):
+    for name, content in (
+        ("trainer_state.json", "[]"),
+        ("trainer_state.json", '{"log_history": [{"step": Infinity, "loss": 1}]}'),
+        ("trainer_state.json", '{"log_history": [{"loss": 1}]}'),
+        ("metrics.csv", "step,loss\n1," + "1" * 200_000 + "\n"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match=name):
+            read_run(tmp_path / name)

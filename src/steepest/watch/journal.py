@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from ..core.errors import InputError
 from ..core.stored import parse_json
 
 FORMAT = 1
+LARGEST_STEP = 2**53
+"""Up to which a float tells steps apart."""
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -100,11 +103,20 @@ def _written(value: Any) -> Any:
     return value
 
 
+_UNPRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Signs that steer a terminal, or that neither UTF-8 nor XML can hold."""
+
+
+def _text(text: str) -> str:
+    """A text that can be shown, whoever wrote it."""
+    return _UNPRINTED.sub("\ufffd", text)
+
+
 def _read(value: Any) -> Any:
     if isinstance(value, str):
-        return _SPECIAL.get(value, value)
+        return _SPECIAL.get(value, _text(value))
     if isinstance(value, dict):
-        return {key: _read(inner) for key, inner in value.items()}
+        return {_text(key): _read(inner) for key, inner in value.items()}
     return [_read(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -170,9 +182,16 @@ def read_run(path: str | Path) -> RunRecord:
         if file.suffix == ".json":
             return _of_transformers(file)
         return _of_recorder(file)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file.name}: cannot be read as the record of a run: {error}") from error
+    except InputError:  # names the file and the line
+        raise
+    except _UNREADABLE as error:
+        words = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{file.name}: cannot be read as the record of a run: {words}") from error
 
+
+_UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, csv.Error,
+)  # fmt: skip
 
 NAMES = ("run.jsonl", "trainer_state.json", "metrics.csv")
 """Files in a folder that hold a record, in the order in which they are looked for."""
@@ -204,28 +223,54 @@ def _of_recorder(file: Path) -> RunRecord:
         if event in take:
             take[event](facts)
         elif event not in ("run_end", "run_resume"):
-            record.notes.append({"kind": event, **facts})
+            if isinstance(facts.get("step"), int):
+                _step(facts["step"])
+            record.notes.append({**facts, "kind": event})
     return record
 
 
 def _add_losses(record: RunRecord, facts: dict[str, Any]) -> None:
-    record.losses[0].extend(map(int, facts["steps"]))
-    record.losses[1].extend(map(float, facts["values"]))
+    steps, values = list(map(_step, facts["steps"])), list(map(float, facts["values"]))
+    if len(steps) != len(values):
+        raise ValueError(f"{len(steps)} steps have {len(values)} losses")
+    record.losses[0].extend(steps)
+    record.losses[1].extend(values)
+
+
+def _step(value: Any) -> int:
+    """The number of a step: one that a float holds, so that it can be drawn."""
+    step = int(value)
+    if abs(step) > LARGEST_STEP:
+        raise ValueError(f"a step is at most {LARGEST_STEP}")
+    return step
+
+
+def _checked(name: str, array: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An array of a reading, if it holds numbers in the shape that its axes say."""
+    rows: list[Any] = [array["values"]]
+    for ticks in array["axes"].values():
+        sizes = {len(row) if isinstance(row, list) else None for row in rows}
+        if None in sizes or len(sizes) > 1 or (ticks is not None and {len(ticks)} | sizes != {len(ticks)}):
+            raise ValueError(f"the array {name!r} has another shape than its axes")
+        rows = [inner for row in rows for inner in row]
+    if not all(isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST_STEP) for value in rows):
+        raise ValueError(f"the array {name!r} holds something else than numbers")
+    return array
 
 
 def _add_reading(record: RunRecord, facts: dict[str, Any]) -> None:
-    step, probe = int(facts["step"]), str(facts["probe"])
+    step, probe = _step(facts["step"]), str(facts["probe"])
     for name, value in facts.get("numbers", {}).items():
         record.add(step, f"{probe}/{name}", float(value))
     for name, array in facts.get("arrays", {}).items():
-        record.arrays.setdefault(f"{probe}/{name}", []).append({"step": step, **array})
+        record.arrays.setdefault(f"{probe}/{name}", []).append({**_checked(name, array), "step": step})
 
 
 def _of_transformers(file: Path) -> RunRecord:
-    state = parse_json(file.read_bytes(), file.name, finite=False)
+    state = _read(parse_json(file.read_bytes(), file.name, finite=False))
     record = RunRecord(file.parent.name, {"by": "transformers", "max_steps": state.get("max_steps")}, ended=True)
     for row in state["log_history"]:
-        step = int(row["step"])
+        step = _step(row["step"])
         for name, value in row.items():
             if name in ("step", "epoch") or not isinstance(value, (int, float)):
                 continue
@@ -240,12 +285,12 @@ def _of_lightning(file: Path) -> RunRecord:
     record = RunRecord(file.parent.name, {"by": "lightning"}, ended=True)
     with file.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
-            step = int(row["step"])
+            step = _step(row["step"])
             for name, text in row.items():
                 if name in ("step", "epoch", None) or not text:
                     continue
                 if name in ("loss", "train_loss", "train_loss_step", "train/loss"):
                     _add_losses(record, {"steps": [step], "values": [float(text)]})
                 else:
-                    record.add(step, name, float(text))
+                    record.add(step, _text(name), float(text))
     return record

@@ -291,7 +291,7 @@ def _spectra(record: RunRecord) -> list[dict[str, Any]]:
         last = rows[-1]
         axes = list(last["axes"].items())
         if len(axes) == 1:
-            rows = [row for row in rows if len(row["values"]) == len(last["values"])]
+            rows = [row for row in rows if len(row["axes"]) == 1 and len(row["values"]) == len(last["values"])]
             rows = rows[:: -(-len(rows) // COLUMNS)]
             chosen = _chosen(len(last["values"]))
             labels = [str(label) for label in (axes[0][1] or range(len(last["values"])))]
