@@ -100,6 +100,7 @@ def test_a_page_of_nothing_and_of_little():
         RunRecord("b", losses=([1], [math.nan])),
         RunRecord("c", losses=([3], [2.0]), series={"x": ([3], [math.inf])}),
         RunRecord("d", arrays={"p/plane": [{"step": 1, "values": [[1.0, 2.0]], "axes": {"a": None, "b": [0.0, 0.5]}}]}),
+        RunRecord("h", losses=([1, 2], [1e308, -1e308]), series={"x": ([1, 2], [1e308, -1e308])}),
         RunRecord("e", arrays={"p/empty": [{"step": 1, "values": [], "axes": {"a": []}}]}),
         RunRecord(
             "f", arrays={"p/cube": [{"step": 1, "values": [[[1.0]]], "axes": {"a": None, "b": None, "c": None}}]}
@@ -107,6 +108,16 @@ def test_a_page_of_nothing_and_of_little():
     ):
         assert "</html>" in run_page(record)
         assert run_text(record)
+
+
+def test_a_large_table_is_drawn_with_some_of_its_rows_and_columns(monkeypatch):
+    sizes: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "steepest.watch.page.heat_map", lambda name, grid, labels, across, *_: sizes.append((len(labels), len(across)))
+    )
+    values = [[float(i * j) for j in range(400)] for i in range(300)]
+    run_page(RunRecord("a", arrays={"p/table": [{"step": 1, "values": values, "axes": {"a": None, "b": None}}]}))
+    assert sizes == [(48, 134)] * 2
 
 
 def test_words_for_numbers():

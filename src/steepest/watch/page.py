@@ -15,6 +15,7 @@ from ..core.lazy import late
 from ..core.pages import page_environment, page_parts
 from ..core.pages.palette import LIGHT
 from ..core.pages.svg import NARROW, WIDE, canvas, css_class, inline
+from ..core.stored import LARGEST
 from .journal import RunRecord
 
 ticker, colors = late("matplotlib.ticker"), late("matplotlib.colors")
@@ -250,11 +251,12 @@ def loss_curve(
     ident: str,
 ) -> Markup:
     """The loss of every batch, and its running median."""
+    values = _drawable(values)
     window = max(1, min(50, len(values) // 20))
     narrow = width < 500
     with canvas(width, 240 if narrow else 280, 12) as figure:
         axes = figure.add_axes((0.16 if narrow else 0.08, 0.12, 0.82 if narrow else 0.905, 0.80))
-        axes.plot(*thinned(steps, _drawable(values)), color=LIGHT["neutral"], linewidth=0.8, alpha=0.6)
+        axes.plot(*thinned(steps, values), color=LIGHT["neutral"], linewidth=0.8, alpha=0.6)
         axes.plot(*thinned(steps, running_median(values, window)), color=LIGHT["better"], linewidth=1.9)
         _dress(axes, values, span, marks, 4 if narrow else 8)
         finite = [value for value in values if math.isfinite(value)]
@@ -274,14 +276,16 @@ def small_curve(
     with canvas(168, 132, 10) as figure:
         axes = figure.add_axes((0.25, 0.17, 0.72, 0.74))
         shape = "-" if len(steps) > 30 else "-o"
-        axes.plot(*thinned(steps, _drawable(values)), shape, color=LIGHT["better"], linewidth=1.4, markersize=2.6)
-        _dress(axes, values, span, marks, 3)
+        drawn = _drawable(values)
+        axes.plot(*thinned(steps, drawn), shape, color=LIGHT["better"], linewidth=1.4, markersize=2.6)
+        _dress(axes, drawn, span, marks, 3)
         text = f"{compact(values[-1])} at step {steps[-1]}" if values else "no values"
         return inline(figure, ident, name, text)
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
-    return [value if math.isfinite(value) else math.nan for value in values]
+    """Without those that are not finite, or so large that the length of an axis is not."""
+    return [value if abs(value) <= LARGEST else math.nan for value in values]
 
 
 def _spectra(record: RunRecord) -> list[dict[str, Any]]:
@@ -301,10 +305,14 @@ def _spectra(record: RunRecord) -> list[dict[str, Any]]:
         elif len(axes) == 2:
             grid = [[float(value) for value in row] for row in last["values"]]
             (_, down), (_, across) = axes
-            labels = [compact(v) if isinstance(v, float) else str(v) for v in (down or range(len(grid)))]
-            xlabels = [
-                compact(v) if isinstance(v, float) else str(v) for v in (across or range(len(grid[0]) if grid else 0))
-            ]
+            columns = range(0, len(grid[0]), -(-len(grid[0]) // COLUMNS)) if grid and grid[0] else range(0)
+            chosen = _chosen(len(grid))
+            named = [down or range(len(grid)), across or range(len(grid[0]) if grid else 0)]
+            labels, xlabels = (
+                [compact(names[k]) if isinstance(names[k], float) else str(names[k]) for k in places]
+                for names, places in zip(named, (chosen, columns))
+            )
+            grid = [[grid[i][j] for j in columns] for i in chosen]
         else:
             continue
         finite = [value for row in grid for value in row if math.isfinite(value)]
