@@ -141,6 +141,27 @@ def test_a_loss_is_as_it_was_when_it_was_told():
     assert recorder.frame()["loss"].tolist() == [8.0]
 
 
+class First(Probe):
+    """Reads a weight and a row as they stand in the model."""
+
+    name = "first"
+
+    def measure(self, moment):
+        weight = next(iter(moment.parameters().values()))
+        return Reading({"one": weight[0, 0]}, {"row": Array(weight[0], {"place": None})})
+
+
+def test_a_reading_is_as_it_was_though_the_step_writes_into_what_was_read():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    row = model.weight.detach()[0].tolist()
+    with Recorder(model, None, optimizer, [First()], every=1) as recorder:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert recorder.frame()["first/one"].tolist() == row[:1]
+    assert recorder.arrays["first/row"][1].values.tolist() == row
+
+
 def test_micro_batches_are_one_step():
     model, optimizer = line(0.1)
     recorder = Recorder(model, None, optimizer, [GradientNorms()])

@@ -508,8 +508,8 @@ def _ticks(ticks: Any) -> list[Any] | None:
 
 def _resting(reading: Reading) -> Reading:
     """A reading without graphs, whose tensors nobody changes while they wait."""
-    numbers = {k: v.detach() if isinstance(v, Tensor) else v for k, v in reading.numbers.items()}
-    arrays = {k: Array(a.values.detach(), a.axes) for k, a in reading.arrays.items()}
+    numbers = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in reading.numbers.items()}
+    arrays = {k: Array(a.values.detach().clone(), a.axes) for k, a in reading.arrays.items()}
     return Reading(numbers, arrays)
 
 
