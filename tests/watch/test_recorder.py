@@ -162,6 +162,22 @@ def test_a_reading_is_as_it_was_though_the_step_writes_into_what_was_read():
     assert recorder.arrays["first/row"][1].values.tolist() == row
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_lengths_of_large_and_small_gradients_are_finite_and_right(size):
+    model = nn.Linear(4, 4)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, size)
+    numbers = GradientNorms().measure(Moment(1, "gradients", model)).numbers
+    assert float(numbers["norm"]) == pytest.approx(size * math.sqrt(20), rel=1e-6)
+    assert float(numbers["nonfinite"]) == 0
+    before = {name: torch.full_like(p, 2 * size) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(size)
+    ratio = UpdateRatios().measure(Moment(1, "stepped", model, before=before)).numbers["ratio"]
+    assert float(ratio) == pytest.approx(0.5, rel=1e-6)
+
+
 def test_micro_batches_are_one_step():
     model, optimizer = line(0.1)
     recorder = Recorder(model, None, optimizer, [GradientNorms()])

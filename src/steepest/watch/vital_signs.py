@@ -23,7 +23,7 @@ def _trained(model: nn.Module) -> None:
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     """The length of each tensor ``[n]`` in float64; 0 of an empty one."""
     wide = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
-    return torch.stack([n.double() for n in foreach_norm([widen(t) for t in wide], 2)])
+    return torch.stack(list(foreach_norm([widen(t) for t in wide], 2, torch.float64)))
 
 
 class GradientNorms(Probe):
