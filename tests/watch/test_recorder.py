@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steepest.core.errors import InputError
 from steepest.core.probe import Array, Moment, Probe, Reading
 from steepest.optim import SAM
-from steepest.watch import GradientNorms, Recorder, UpdateRatios, logarithmic, read_run
+from steepest.watch import GradientNorms, Recorder, UnitActivity, UpdateRatios, logarithmic, read_run
 
 
 class Counting(Probe):
@@ -176,6 +176,11 @@ def test_lengths_of_large_and_small_gradients_are_finite_and_right(size):
             p.fill_(size)
     ratio = UpdateRatios().measure(Moment(1, "stepped", model, before=before)).numbers["ratio"]
     assert float(ratio) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_no_unit_is_known_to_be_dead_in_an_empty_batch():
+    moment = Moment(1, "gradients", nn.Sequential(nn.Linear(2, 3), nn.ReLU()), inputs=torch.zeros(0, 2))
+    assert math.isnan(float(UnitActivity().measure(moment).numbers["dead"]))
 
 
 def test_micro_batches_are_one_step():

@@ -168,13 +168,14 @@ class UnitActivity(Probe):
                 dead.append((top <= self.threshold * top.amax()).sum().double())
             units.append(out.shape[channel])
             sizes.append(out.abs().mean().double())
-        counts, sums = torch.stack(dead), torch.tensor(units, dtype=torch.float64)
-        shares = counts / sums.to(counts.device)
+        counts = torch.stack(dead)
+        sums = torch.tensor(units, dtype=torch.float64).to(counts.device)
+        shares = counts / sums
         arrays = {
             "by_layer": Array(shares, {"layer": list(outputs)}),
             "sizes": Array(torch.stack(sizes), {"layer": list(outputs)}),
         }
-        return Reading({"dead": counts.nansum() / float(sums.sum())}, arrays)
+        return Reading({"dead": counts.nansum() / torch.where(counts.isnan(), 0.0, sums).sum()}, arrays)
 
 
 def _after_convolutions(model: nn.Module) -> set[str]:
