@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import steepest
+from steepest.core.probe import Moment
 from steepest.core.stability import stability_of, stability_threshold
 from steepest.testing._steps import same_bits, snapshot
 from steepest.watch import Diagnosis, diagnose
 from steepest.watch.doctor import BELOW, CHECKS, THRESHOLDS
+from steepest.watch.vital_signs import LogitSpread
 
 CLASSES = 10
 LABELS = torch.arange(200) % CLASSES
@@ -216,6 +218,18 @@ def test_it_leaves_no_trace_and_takes_batches():
     assert all(module.training for module in model.modules())
     assert [(f.name, f.number) for f in whole.findings] == [(f.name, f.number) for f in parts.findings]
     assert {"edge_of_stability", "collapsed_rank", "miscalibration"} <= {f.name for f in whole.findings}
+
+
+def test_pixels_have_their_classes_in_the_second_dimension():
+    """As many classes as columns: rows of an image are no logits."""
+    labels = torch.arange(4 * CLASSES * CLASSES).view(4, CLASSES, CLASSES) % CLASSES
+    logits = sure(0.6, labels.flatten()).view(4, CLASSES, CLASSES, CLASSES)
+    finding = look(Fixed(), logits.movedim(-1, 1).contiguous(), labels, "miscalibration")
+    assert finding.number == pytest.approx(0.4, abs=1e-6)
+    moment = Moment(1, "gradients", Fixed(), inputs=logits.movedim(-1, 1), targets=labels)
+    numbers = LogitSpread().measure(moment).numbers
+    assert float(numbers["accuracy"]) == 1.0
+    assert float(numbers["confidence"]) == pytest.approx(0.6, abs=1e-6)
 
 
 def test_bad_arguments_are_named():

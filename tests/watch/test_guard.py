@@ -13,6 +13,7 @@ from torch import nn
 from steepest.optim import SAM, GhostStepController
 from steepest.watch import Guard, GuardStop, read_run
 from steepest.watch.guard import NonFinite, spike_score
+from steepest.watch.guard.rules import logit_sizes
 from steepest.watch.guard.skips import innermost, reads_found_inf
 
 OPTIMIZERS = {
@@ -224,6 +225,28 @@ def test_a_loss_that_falls_or_a_small_gradient_is_no_alarm():
     run.step(2.0, slope=1e-9)
     assert run.guard.actions == []
     assert run.guard.skipped == 0
+
+
+def test_an_empty_batch_is_skipped_though_its_logits_are_told():
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.weight.detach().clone()
+    with Guard(model, optimizer, LOSS) as guard:
+        outputs = model(torch.zeros(0, 4))
+        loss = LOSS(outputs, torch.zeros(0, dtype=torch.long))
+        guard.observe(loss, outputs=outputs)
+        loss.backward()
+        optimizer.step()
+    assert guard.skipped == 1
+    assert torch.equal(model.weight, before)
+
+
+def test_logits_of_pixels_have_their_classes_in_the_second_dimension():
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    peak, partition = logit_sizes(logits, torch.zeros(2, 4, 5, dtype=torch.long))
+    assert float(peak) == pytest.approx(1 + float(logits.abs().max()), rel=1e-6)
+    pixels = [logits[n, :, i, j].exp().sum().log().square() for n in range(2) for i in range(4) for j in range(5)]
+    assert float(partition) == pytest.approx(1 + float(torch.stack(pixels).mean()), rel=1e-6)
 
 
 def test_a_far_gradient_is_skipped_though_the_loss_is_as_before():

@@ -21,7 +21,8 @@ from ..core.probe import Moment, call_arguments, inner_module, untouched
 from ..core.reductions import widen
 from ..core.stability import stability_of
 from ..core.symmetric import Preconditioned, SymmetricOperator
-from .vital_signs import UnitActivity, logits_of
+from ..core.undisturbed import same_random_states
+from .vital_signs import UnitActivity, classes_last, logits_of
 
 Data = tuple[Any, Any] | Iterable[tuple[Any, Any]]
 
@@ -179,7 +180,7 @@ class _Case:
         targets = self.targets
         if logits is None or not isinstance(targets, Tensor) or targets.is_floating_point() or logits.ndim < 2:
             raise _LeftOut("it takes logits and class indices")
-        flat, labels = widen(logits).flatten(0, -2), targets.flatten()
+        flat, labels = widen(classes_last(logits, targets)).flatten(0, -2), targets.flatten()
         if len(flat) != len(labels) or flat.shape[-1] < 2:
             raise _LeftOut("it takes a row of logits for each class index")
         valid = (labels >= 0) & flat.isfinite().all(-1)

@@ -217,9 +217,11 @@ class LogitSpread(Probe):
         """``largest`` |z|, mean ``spread`` max - min, mean ``confidence`` and ``entropy`` (nats), ``accuracy``."""
         with moment.untouched():
             outputs = moment.shared("logits", lambda: logits_of(moment.outputs(graph=False)))
-        if outputs is None or outputs.ndim < 2 or outputs.shape[-1] < 2 or not outputs.numel():
+        if outputs is None or outputs.ndim < 2 or not outputs.numel():
             return Reading()
-        z = widen(outputs).flatten(0, -2)
+        z = widen(classes_last(outputs, moment.targets)).flatten(0, -2)
+        if z.shape[-1] < 2:
+            return Reading()
         log_p = z.log_softmax(-1)
         p = log_p.exp()
         numbers: dict[str, float | Tensor] = {
@@ -244,6 +246,21 @@ def logits_of(outputs: Any) -> Tensor | None:
     elif not isinstance(outputs, Tensor):
         outputs = getattr(outputs, "logits", outputs[0] if isinstance(outputs, tuple) and outputs else None)
     return outputs.detach() if isinstance(outputs, Tensor) and outputs.is_floating_point() else None
+
+
+def classes_last(logits: Tensor, targets: Any = None) -> Tensor:
+    """Logits whose last dimension is that of the classes.
+
+    It is the second one where targets have the shape without it, as :func:`torch.nn.functional.cross_entropy` takes
+    them for the pixels of an image, and of four dimensions where the targets do not tell.
+
+    >>> classes_last(torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5)).shape
+    torch.Size([2, 4, 5, 3])
+    """
+    shape = tuple(targets.shape) if isinstance(targets, Tensor) else None
+    second, last = shape == (*logits.shape[:1], *logits.shape[2:]), shape == tuple(logits.shape[:-1])
+    image = second if second != last else logits.ndim == 4
+    return logits.movedim(1, -1) if logits.ndim > 2 and image else logits
 
 
 DEFAULT: tuple[type[Probe], ...] = (GradientNorms, UpdateRatios, UnitActivity, LogitSpread)

@@ -330,7 +330,7 @@ class Guard:
         peak, partition = nothing, nothing
         outputs = getattr(self._told.outputs, "logits", self._told.outputs)
         if isinstance(outputs, Tensor):
-            peak, partition = (value.to(device) for value in logit_sizes(outputs))
+            peak, partition = (value.to(device) for value in logit_sizes(outputs, self._told.batches[-1].targets))
         self.windows.to(device)
         values = torch.stack([loss, norm, peak, partition])
         scores = self.windows.scores(values)

@@ -16,6 +16,7 @@ from ...core.checks import check_number, refuse, refuse_type
 from ...core.probe import Probe
 from ..stability.adam_instability import AdamUpdateMonitor
 from ..stability.spectral_alignment import SpectralAlignmentMonitor
+from ..vital_signs import classes_last
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,14 @@ def read_rules(rules: object, objective: object = None) -> list[Rule]:
     return chosen
 
 
-def logit_sizes(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    r"""1 + the largest absolute logit, and 1 + the mean of :math:`\log^2 Z`, of logits ``[..., classes]``."""
-    logits = outputs.detach().float()
+def logit_sizes(outputs: Tensor, targets: Any = None) -> tuple[Tensor, Tensor]:
+    r"""1 + the largest absolute logit, and 1 + the mean of :math:`\log^2 Z`; NaN where there are none.
+
+    Args:
+        outputs: logits ``[..., classes]``, or ``[N, classes, ...]`` where targets have that shape without the classes.
+        targets: that tell so.
+    """
+    logits = classes_last(outputs.detach(), targets).float()
+    if not logits.numel() or not logits.ndim:
+        return logits.new_full((), torch.nan).double(), logits.new_full((), torch.nan).double()
     return 1 + logits.abs().amax().double(), 1 + torch.logsumexp(logits, -1).square().mean().double()
