@@ -149,6 +149,20 @@ def test_a_snapshot_that_is_not_finite_is_none():
     assert snapshots.finite(guard.snapshots.pending)
 
 
+def test_a_mask_of_minus_infinity_is_no_reason_against_a_snapshot():
+    model = network()
+    model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Guard(model, optimizer, LOSS, every=5) as guard:
+        train(model, optimizer, batches(30), guard)
+        assert guard.snapshots.good is not None
+        assert len(guard._history) <= 10, "batches older than the good snapshot are not held"
+        model[1].running_var.fill_(math.inf)
+        before = guard.snapshots.pending
+        guard._keep()
+        assert guard.snapshots.pending is before
+
+
 @pytest.mark.parametrize("stops", [True, False])
 def test_the_budget_of_attempts_ends_in_a_stop_with_good_weights(stops, tmp_path):
     model = network()

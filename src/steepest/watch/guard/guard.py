@@ -223,6 +223,7 @@ class Guard:
         self.stopped = False
         self.actions: list[dict[str, Any]] = []
         self.snapshots = snapshots.Snapshots()
+        self._infinite = snapshots.infinite_buffers(model, self.optimizer)
         self.windows = Windows(window, [warmup, warmup, window, window], FLOORS)
         self._history: deque[Step] = deque()
         self._waiting: _Verdict | None = None
@@ -540,7 +541,7 @@ class Guard:
             return
         snapshot = snapshots.take(self.step, self.model, self.outer, self.optimizer)
         snapshot["windows"] = self.windows.state_dict()
-        if not snapshots.finite(snapshot):
+        if not snapshots.finite(snapshot, self._infinite):
             return
         self.snapshots.add(snapshot)
         oldest = (self.snapshots.good or self.snapshots.pending or snapshot)["step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -70,9 +71,26 @@ def take(step: int, model: nn.Module, outer: Any, optimizer: Optimizer) -> dict[
 
 
 @torch.no_grad()
-def finite(snapshot: dict[str, Any]) -> bool:
-    """Whether all weights and moments of a snapshot are finite."""
-    tensors = [*snapshot["values"], *(v for own in snapshot["moments"] for v in own.values() if isinstance(v, Tensor))]
+def infinite_buffers(model: nn.Module, optimizer: Optimizer) -> set[int]:
+    """Places, among the values of a snapshot, of buffers that are not finite now: masks of attention are -inf."""
+    buffers = {id(buffer) for buffer in model.buffers()}
+    return {
+        place
+        for place, tensor in enumerate(_tensors(model, optimizer))
+        if id(tensor) in buffers and not bool(tensor.isfinite().all())
+    }
+
+
+@torch.no_grad()
+def finite(snapshot: dict[str, Any], besides: Collection[int] = ()) -> bool:
+    """Whether all weights and moments of a snapshot are finite.
+
+    Args:
+        snapshot: as :func:`take` gives it.
+        besides: places of values that need not be.
+    """
+    tensors = [value for place, value in enumerate(snapshot["values"]) if place not in besides]
+    tensors += [v for own in snapshot["moments"] for v in own.values() if isinstance(v, Tensor)]
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point() or t.is_complex())
 
 
