@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import steepest
 from steepest.core.probe import Moment
@@ -220,6 +221,17 @@ def test_it_leaves_no_trace_and_takes_batches():
     assert {"edge_of_stability", "collapsed_rank", "miscalibration"} <= {f.name for f in whole.findings}
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_loader_that_shuffles_leaves_random_states(own):
+    generator = torch.Generator().manual_seed(1) if own else None
+    pairs = TensorDataset(torch.randn(20, 5), LABELS[:20])
+    loader, model = DataLoader(pairs, batch_size=8, shuffle=True, generator=generator), nn.Linear(5, CLASSES)
+    before = torch.get_rng_state(), torch.Generator().manual_seed(1).get_state()
+    diagnose(model, nn.CrossEntropyLoss(), loader, checks=["miscalibration"])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert generator is None or torch.equal(generator.get_state(), before[1])
+
+
 def test_pixels_have_their_classes_in_the_second_dimension():
     """As many classes as columns: rows of an image are no logits."""
     labels = torch.arange(4 * CLASSES * CLASSES).view(4, CLASSES, CLASSES) % CLASSES
@@ -243,6 +255,7 @@ def test_bad_arguments_are_named():
         (lambda: diagnose(model, loss, []), "data: expected at least one batch"),
         (lambda: diagnose(model, loss, pair, checks=["nothing"]), "checks: expected names of"),
         (lambda: diagnose(model, loss, pair, samples=0), "samples: expected"),
+        (lambda: diagnose(model, loss, pair, optimizer=torch.optim), "optimizer: expected"),  # type: ignore[arg-type]
     ):
         with pytest.raises((TypeError, ValueError), match=said):
             bad()

@@ -431,7 +431,10 @@ def diagnose(
     unknown = sorted(set(checks or ()) - set(CHECKS))
     if unknown:
         refuse("checks", f"names of {', '.join(CHECKS)}", unknown[0])
-    inputs, targets = _joined(data)
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        refuse_type("optimizer", "an optimizer, or None", optimizer)
+    with same_random_states(*_generators(data)):
+        inputs, targets = _joined(data)
     findings: list[Finding] = []
     left_out: dict[str, str] = {}
     module = inner_module(model)
@@ -451,6 +454,13 @@ def diagnose(
             findings.append(Finding(name, wrong, number, limit.value, words, limit.source, limit.advice))
     findings.sort(key=lambda finding: not finding.wrong)
     return Diagnosis(findings, left_out)
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """Those from which a loader, and what orders its samples, draw."""
+    owners = (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None))
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return [generator for generator in generators if isinstance(generator, torch.Generator)]
 
 
 def _joined(data: Data) -> tuple[Any, Any]:
