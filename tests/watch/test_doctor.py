@@ -154,6 +154,19 @@ def test_gradient_conflict():
         assert finding.wrong == (cosine < -0.3)
 
 
+def test_losses_of_samples_are_no_tasks_and_mean_what_their_mean_does():
+    torch.manual_seed(0)
+    model, pair = nn.Linear(5, CLASSES), (torch.randn(60, 5), LABELS[:60])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    mean, single = (
+        diagnose(model, nn.CrossEntropyLoss(reduction=reduction), pair, optimizer=optimizer,
+                 checks=["edge_of_stability", "gradient_conflict"])
+        for reduction in ("mean", "none")
+    )  # fmt: skip
+    assert set(single.left_out) == {"gradient_conflict"}
+    assert single.findings[0].number == pytest.approx(mean.findings[0].number, rel=1e-4)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2])
 def test_label_noise_that_was_memorised_and_that_was_learned(share):
     """A fifth of the labels at random: against a model that is sure, and one that expects them."""

@@ -201,7 +201,7 @@ class _Case:
         return cut(self.inputs), cut(self.targets)
 
     def losses(self, inputs: Any, targets: Any) -> Tensor:
-        """One loss, or those of several tasks ``[m]``."""
+        """One loss, or those of several tasks ``[m]``; of losses of samples their mean."""
         args, kwargs = call_arguments(inputs)
         given = self.objective(self.module(*args, **kwargs), targets)
         if isinstance(given, Mapping):
@@ -209,6 +209,9 @@ class _Case:
         loss = torch.stack([value.mean() for value in given]) if isinstance(given, (list, tuple)) else given
         if not isinstance(loss, Tensor):
             refuse_type("objective", "a function that gives a loss, or several", given)
+        of_samples = {size for tensor in _tensors(targets)[:1] for size in (*tensor.shape[:1], tensor.numel())}
+        if given is loss and loss.ndim and len(loss) in of_samples:
+            return loss.mean()
         return loss
 
 
@@ -310,7 +313,7 @@ def _gradient_conflict(case: _Case) -> Measured:
     inputs, targets = case.first()
     params = [p for p in case.module.parameters() if p.requires_grad]
     losses = case.losses(inputs, targets)
-    if losses.ndim != 1 or not 2 <= len(losses) <= 64 or len(losses) == case.samples:
+    if losses.ndim != 1 or not 2 <= len(losses) <= 64:
         raise _LeftOut("it takes an objective that gives the losses of several tasks")
     jacobian = jacobian_rows(losses, params).double()
     unit = jacobian / jacobian.norm(dim=1, keepdim=True)
@@ -404,7 +407,7 @@ def diagnose(
 
     Args:
         model: trained, or half-way.
-        objective: ``objective(outputs, targets)``, one loss, or the losses of several tasks.
+        objective: ``objective(outputs, targets)``, one loss, that of each sample, or those of several tasks.
         data: a pair of inputs and targets, or batches of them, of which up to 64 are read.
         optimizer: that trains the model, for the edge of stability.
         checks: names; None is all.
