@@ -245,6 +245,19 @@ def test_a_loader_that_shuffles_leaves_random_states(own):
     assert generator is None or torch.equal(generator.get_state(), before[1])
 
 
+class Both(nn.Module):
+    """Takes two tensors."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+def test_a_pair_may_have_several_arguments():
+    x = 2 * sure(0.5).sub(1.0)
+    one, two = look(Fixed(), x, LABELS, "miscalibration"), look(Both(), (x / 2, x / 2), LABELS, "miscalibration")
+    assert two.number == one.number
+
+
 def test_pixels_have_their_classes_in_the_second_dimension():
     """As many classes as columns: rows of an image are no logits."""
     labels = torch.arange(4 * CLASSES * CLASSES).view(4, CLASSES, CLASSES) % CLASSES
@@ -266,6 +279,7 @@ def test_bad_arguments_are_named():
         (lambda: diagnose(model, loss, torch.ones(3)), "data: expected"),  # type: ignore[arg-type]
         (lambda: diagnose(model, loss, [torch.ones(3)]), "data: expected"),  # type: ignore[list-item]
         (lambda: diagnose(model, loss, []), "data: expected at least one batch"),
+        (lambda: diagnose(model, loss, [(torch.ones(2, n), pair[1]) for n in (2, 3)]), "data: expected batches whose"),
         (lambda: diagnose(model, loss, pair, checks=["nothing"]), "checks: expected names of"),
         (lambda: diagnose(model, loss, pair, samples=0), "samples: expected"),
         (lambda: diagnose(model, loss, pair, optimizer=torch.optim), "optimizer: expected"),  # type: ignore[arg-type]

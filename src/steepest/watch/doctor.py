@@ -196,7 +196,10 @@ class _Case:
                 return value[: self.samples]
             if isinstance(value, Mapping):
                 return {key: cut(inner) for key, inner in value.items()}
-            return type(value)(map(cut, value)) if isinstance(value, (list, tuple)) else value
+            if isinstance(value, (list, tuple)):
+                items = list(map(cut, value))
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+            return value
 
         return cut(self.inputs), cut(self.targets)
 
@@ -468,7 +471,7 @@ def _generators(data: Any) -> list[torch.Generator]:
 
 def _joined(data: Data) -> tuple[Any, Any]:
     """Inputs and targets of all samples."""
-    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], tuple):
+    if isinstance(data, tuple) and len(data) == 2 and not all(isinstance(item, tuple) for item in data):
         return data
     if isinstance(data, (str, Tensor)) or not isinstance(data, Iterable):
         refuse_type("data", "a pair of inputs and targets, or batches of them", data)
@@ -484,6 +487,11 @@ def _joined(data: Data) -> tuple[Any, Any]:
 def _cat(values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, Tensor):
+        shapes = [tuple(value.shape[1:]) for value in values]
+        if not all(value.ndim for value in values) or len(set(shapes)) > 1:
+            refuse(
+                "data", "batches whose tensors differ in their first dimension alone", [tuple(v.shape) for v in values]
+            )
         return torch.cat(values)
     if isinstance(first, Mapping):
         return {key: _cat([value[key] for value in values]) for key in first}
