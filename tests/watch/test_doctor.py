@@ -270,6 +270,47 @@ def test_pixels_have_their_classes_in_the_second_dimension():
     assert float(numbers["confidence"]) == pytest.approx(0.6, abs=1e-6)
 
 
+def test_weights_that_are_not_finite_look_wrong():
+    model, x = nn.Linear(5, CLASSES), torch.randn(200, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    diagnosis = diagnose(model, nn.CrossEntropyLoss(), (x, LABELS), optimizer=optimizer)
+    assert [finding.name for finding in diagnosis.wrong] == ["exploding_logits"]
+    assert "logits of 200 of 200 samples are not finite" in str(diagnosis)
+    assert all(math.isfinite(finding.number) for finding in diagnosis.findings if not finding.wrong)
+
+
+def test_what_cannot_be_measured_is_left_out():
+    model, x = nn.Sequential(nn.Linear(5, CLASSES), nn.ReLU()), torch.randn(200, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def left_out(targets: Tensor, inputs: Tensor = x, objective: Any = lambda z, _: z.sum()) -> dict[str, str]:
+        return diagnose(model, objective, (inputs, targets), optimizer=optimizer).left_out
+
+    assert left_out(LABELS + 1)["miscalibration"] == "10 logits have no place for the label 10"
+    assert left_out(LABELS[:0], x[:0])["dead_units"] == "there are no samples"
+    model.requires_grad_(False)
+    assert left_out(LABELS)["edge_of_stability"] == "the model has no parameter that is trained"
+
+
+def test_parameters_without_a_gradient_have_no_part_in_the_curvature_of_adam():
+    torch.manual_seed(0)
+    used, x = nn.Linear(5, CLASSES), torch.randn(200, 5)
+    model = nn.ModuleDict({"used": used, "spare": nn.Linear(2, 2)})
+    model.forward = lambda x: used(x)  # type: ignore[method-assign]
+    numbers = []
+    for parameters in (model.parameters(), used.parameters()):
+        adam = torch.optim.Adam(parameters, lr=0.0)
+        nn.functional.cross_entropy(used(x), LABELS).backward()
+        adam.step()
+        used.zero_grad()
+        for group in adam.param_groups:
+            group["lr"] = 0.01
+        numbers.append(look(model, x, LABELS, "edge_of_stability", optimizer=adam).number)
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
+
+
 def test_bad_arguments_are_named():
     model, pair = nn.Linear(2, 2), (torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
     loss = nn.CrossEntropyLoss()

@@ -170,8 +170,11 @@ class _Case:
         moment = Moment(1, "stepped", self.model, inputs=self.inputs, targets=self.targets)
         self.outputs = moment.outputs(graph=False)
 
-    def logits(self) -> tuple[Tensor, Tensor]:
+    def logits(self, finite: bool = True) -> tuple[Tensor, Tensor]:
         """Logits ``[n, classes]`` and labels ``[n]`` of the samples or tokens that have one.
+
+        Args:
+            finite: without samples whose logits are not.
 
         Raises:
             _LeftOut: outputs or targets of another kind.
@@ -183,7 +186,9 @@ class _Case:
         flat, labels = widen(classes_last(logits, targets)).flatten(0, -2), targets.flatten()
         if len(flat) != len(labels) or flat.shape[-1] < 2:
             raise _LeftOut("it takes a row of logits for each class index")
-        valid = (labels >= 0) & flat.isfinite().all(-1)
+        if bool((labels >= flat.shape[-1]).any()):
+            raise _LeftOut(f"{flat.shape[-1]} logits have no place for the label {int(labels.max())}")
+        valid = (labels >= 0) & (flat.isfinite().all(-1) | (not finite))
         if not bool(valid.any()):
             raise _LeftOut("no sample has a label and finite logits")
         return flat[valid], labels[valid]
@@ -232,6 +237,8 @@ def _dead_units(case: _Case) -> Measured:
     if "by_layer" not in reading.arrays:
         raise _LeftOut("no such activation was called")
     array = reading.arrays["by_layer"]
+    if bool(array.values.isnan().any()):
+        raise _LeftOut("there are no samples")
     worst = int(array.values.argmax())
     share = float(array.values[worst])
     layer = list(array.axes["layer"] or ())[worst]
@@ -239,7 +246,9 @@ def _dead_units(case: _Case) -> Measured:
 
 
 def _exploding_logits(case: _Case) -> Measured:
-    logits, _ = case.logits()
+    logits, _ = case.logits(finite=False)
+    if broken := int((~logits.isfinite().all(-1)).sum()):
+        return math.inf, f"logits of {broken} of {len(logits)} samples are not finite."
     spread = float((logits.amax(-1) - logits.amin(-1)).median())
     return spread, f"the largest and the smallest logit of a sample lie {spread:.1f} apart (median)."
 
@@ -248,6 +257,9 @@ def _edge_of_stability(case: _Case) -> Measured:
     if case.optimizer is None:
         raise _LeftOut("it takes the optimizer")
     params = [p for p in case.module.parameters() if p.requires_grad]
+    if not params:
+        raise _LeftOut("the model has no parameter that is trained")
+    params = [p for p in params if case.optimizer.state.get(p)] or params  # without those that never had a gradient
     stable = stability_of(case.optimizer, params)
     if stable is None:
         raise _LeftOut(f"the limit of {type(case.optimizer).__name__} is not known, or it has not stepped")
@@ -258,6 +270,8 @@ def _edge_of_stability(case: _Case) -> Measured:
         operator = Preconditioned(operator, diagonal)
     largest = eigenpairs(operator, 1, "LA", tol=1e-2, steps=30)
     ratio = float(largest.eigenvalues[0]) / limit
+    if math.isnan(ratio):
+        raise _LeftOut("the curvature is not finite")
     words = "the largest curvature" + (" in Adam's scale" if diagonal is not None else "")
     return ratio, f"{words} is {ratio:.2g} of what steps of this rate stand ({limit:.3g})."
 
@@ -303,7 +317,7 @@ def _miscalibration(case: _Case) -> Measured:
     confidence, guess = logits.softmax(-1).max(-1)
     right = (guess == labels).to(confidence)
     bins = (confidence * 15).long().clamp(max=14)
-    sums = torch.zeros(2, 15, dtype=torch.float64)
+    sums = torch.zeros(2, 15, dtype=torch.float64, device=bins.device)
     sums.index_add_(1, bins, torch.stack([confidence, right]).double())
     gap = float((sums[0] - sums[1]).abs().sum()) / len(labels)
     signed = float((confidence - right).mean())
