@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -138,12 +139,19 @@ def _parts(what: str) -> tuple[Any, Any, Any, Any]:
         if not Path(what).is_file():
             raise InputError(f"no script {what!r}")
         sys.path.insert(0, str(Path(what).parent))
+        words, sys.argv = sys.argv, [what]  # the words after it are those of this command
         try:
             values = runpy.run_path(what, run_name="__main__")
+        except SystemExit as error:
+            raise InputError(
+                f"{what}: expected a script that runs to its end, got sys.exit({error.code!r}): name module:function"
+            ) from error
         except Exception as error:
             raise InputError(f"{what}: {type(error).__name__}: {error}") from error
         finally:
+            sys.argv = words
             sys.path.pop(0)
+        values = {name: value for name, value in values.items() if not isinstance(value, (ModuleType, type))}
         chosen = {kind: next((values[n] for n in names if n in values), None) for kind, names in NAMES.items()}
     else:
         if ":" not in what:

@@ -179,6 +179,19 @@ def test_the_commands(run, tmp_path, capsys):
     code, out, err = steepest("doctor", script, "--strict")
     assert code == 1, err
     assert "!  dead units: 100% of the units of '1'" in out
+    script.write_text(
+        "import sys\nfrom torch import nn, optim\nfrom torch.utils import data\nassert sys.argv[1:] == []\n"
+        "net = nn.Linear(2, 3)\nopt = optim.SGD(net.parameters(), lr=0.1)\nloss_fn = nn.CrossEntropyLoss()\n"
+        "train_loader = data.DataLoader(data.TensorDataset(nn.init.eye_(net.weight.new_empty(9, 2)),\n"
+        "    net.weight.new_tensor([0, 1, 2] * 3).long()))\n"
+    )
+    code, out, err = steepest("doctor", script)
+    assert code == 0, err
+    assert "edge of stability: the largest curvature" in out
+    script.write_text("import sys\nsys.exit(0)\n")
+    code, _, err = steepest("doctor", script)
+    assert code == 2
+    assert "expected a script that runs to its end" in err
     for wrong, said in ((tmp_path / "x.py", "no script"), ("words", "expected a script"), ("math:pi", "a function")):
         code, _, err = steepest("doctor", wrong)
         assert code == 2
