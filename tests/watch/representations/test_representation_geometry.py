@@ -106,13 +106,26 @@ def test_the_default_range_and_eigenvalues_that_are_rounding():
 
 def test_values_without_a_rank():
     assert rankme(torch.ones(9, 3)).isnan()
+    for rows in (3, 7, 33):  # means that are rounded
+        assert rankme(torch.full((rows, 2), 1.7)).isnan()
+        assert rankme(torch.full((rows, 2), 0.1), "covariance").isnan()
     assert rankme(torch.full((9, 3), math.inf)).isnan()
     features = normal().clone()
     features[0, 0] = math.nan
     assert rankme(features).isnan()
     assert all(value.isnan() for value in alpha_req(features))
+    features = normal().clone()
+    features[:, 0] = math.inf
+    assert rankme(features).isnan()
     assert rankme(normal().half()).dtype == torch.float32
     assert rankme(normal()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e-25])
+def test_the_exponent_does_not_depend_on_the_scale(scale):
+    features = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    for own, scaled in zip(alpha_req(features), alpha_req(features * scale)):
+        assert float(scaled) == pytest.approx(float(own), rel=1e-4)
 
 
 def test_what_it_refuses():

@@ -99,7 +99,7 @@ def alpha_req(
     check_tensor("features", features, ndim=(1, 2), floating=True)
     if features.ndim == 2:
         _check_features(features)
-        eigenvalues = _singular_values(features, True, None).square() / len(features)
+        eigenvalues = _relative(_singular_values(features, True, None)).square()
     else:
         eigenvalues = widen(features.detach()).sort(descending=True).values
     return _power_law(eigenvalues, *_fit_range(len(eigenvalues), lo, hi))
@@ -122,7 +122,8 @@ def _singular_values(features: Tensor, center: bool, weight: Tensor | None) -> T
     f = widen(features.detach())
     share = None if weight is None else weight.to(f.dtype) / weight.sum()
     if center:
-        f = f - (f.mean(0) if share is None else share @ f)
+        constant = (f == f[:1]).all(0) & f[0].isfinite()  # a mean there is rounded
+        f = torch.where(constant, 0.0, f - (f.mean(0) if share is None else share @ f))
     if share is not None:
         f = f * (share * len(f)).sqrt()[:, None]
     finite = f.isfinite().all()
@@ -130,8 +131,13 @@ def _singular_values(features: Tensor, center: bool, weight: Tensor | None) -> T
     return torch.where(finite, values, torch.nan)
 
 
+def _relative(singular: Tensor) -> Tensor:
+    """Beside the largest, so that no square leaves the type."""
+    return singular / singular.amax() if len(singular) else singular
+
+
 def _effective_rank(singular: Tensor, on: str) -> Tensor:
-    weights = singular if on == "singular" else (singular / singular.amax()).square()
+    weights = singular if on == "singular" else _relative(singular).square()
     p = weights / weights.sum()
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
@@ -285,7 +291,7 @@ class RepresentationGeometry(Probe):
         if len(features) > 1:
             singular = _singular_values(features, self.center, None)
             lo, hi = _fit_range(len(singular), self.lo, self.hi)
-            alpha, r2 = _power_law(singular.square(), lo, hi)
+            alpha, r2 = _power_law(_relative(singular).square(), lo, hi)
             ranks = (_effective_rank(singular, on) for on in VARIANTS)
             numbers = dict(zip(numbers, (*ranks, alpha, r2)))
         eigenvalues = singular.square() / max(1, len(features))
