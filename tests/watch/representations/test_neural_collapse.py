@@ -189,6 +189,25 @@ def test_what_it_refuses():
         unconstrained_features_optimum((3, 2), 0.0, 0.1)
 
 
+@pytest.mark.parametrize("geometry", ["etf", "of", "gof"])
+@pytest.mark.parametrize("scale", [1e15, 1e-15])
+def test_the_measures_do_not_depend_on_the_scale(geometry, scale):
+    generator = torch.Generator().manual_seed(0)
+    h, weight = torch.randn(20, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    labels = torch.arange(20) % 3
+    own = neural_collapse_metrics(h, labels, weight, geometry)
+    scaled = neural_collapse_metrics(h * scale, labels, weight * scale, geometry)
+    for name, value in own.items():
+        assert float(scaled[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_equal_samples_have_no_geometry_though_their_means_are_rounded():
+    labels = torch.tensor([0] * 3 + [1] * 7)
+    for value in (0.1, 1.7):
+        measures = neural_collapse_metrics(torch.full((10, 4), value), labels, torch.randn(2, 4))
+        assert all(measures[name].isnan() for name in ("nc1", "nc2", "nc3"))
+
+
 def test_values_that_are_not_finite_and_means_that_coincide():
     features, labels, weight = cloud()
     for wrong in (math.nan, math.inf):

@@ -81,21 +81,27 @@ def neural_collapse_metrics(
     if len(present) < 2:
         refuse("labels", "samples of at least 2 classes", present.tolist())
     means = h.new_zeros(len(present), h.shape[1]).index_add_(0, place, h) / counts[:, None]
-    centred = means - means.mean(0)
-    within = h - means[place]
+    constant = (h == h[:1]).all(0) & h[:1].isfinite().all(0)  # means there are rounded
+    centred = torch.where(constant, 0.0, means - means.mean(0))
+    within = torch.where(constant, 0.0, h - means[place])
     # tr(S_W pinv(S_B)) / K = |pinv(A) D|^2 / N, with A the centred means and D the deviations
     inverse = torch.linalg.pinv(torch.where(centred.isfinite(), centred, 0.0))
     nc1 = (within @ inverse).square().sum() / len(h)
-    m = centred if geometry == "etf" else means
+    m = _unit(centred if geometry == "etf" else means)
     logits = h @ w.T if bias is None else h @ w.T + bias.detach().to(h.dtype)
     nearest = present[torch.cdist(h, means, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)]
     differ = (logits.argmax(1) != nearest).to(h.dtype).mean()
     return {
         "nc1": torch.where((centred == 0).all(), torch.nan, nc1),
         "nc2": _from_frame(m @ m.T, geometry),
-        "nc3": _from_frame(w[present] @ m.T, geometry),
+        "nc3": _from_frame(_unit(w[present]) @ m.T, geometry),
         "nc4": torch.where(logits.isfinite().all(), differ, torch.nan),
     }
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """With a largest entry of 1, so that no product leaves the type."""
+    return rows / rows.abs().amax() if rows.numel() else rows
 
 
 def _from_frame(gram: Tensor, geometry: str) -> Tensor:
