@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from steepest.core.probe import Moment
-from steepest.watch.representations import RepresentationGeometry, alpha_req, geometry_phases, rankme
+from steepest.watch.representations import (
+    DSE,
+    NeuralCollapseMonitor,
+    RepresentationGeometry,
+    alpha_req,
+    geometry_phases,
+    rankme,
+)
 
 
 def normal(rows=40, width=6, seed=0):
@@ -193,3 +200,25 @@ class TestProbe:
             RepresentationGeometry("head").check(nn.Linear(3, 2), None)
         with pytest.raises(ValueError, match="layer: expected the name of a module, because"):
             RepresentationGeometry().check(nn.ReLU(), None)
+
+
+class Attending(nn.Module):
+    """A head that is made before the attention, whose output projection is never called as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+@pytest.mark.parametrize("kind", [RepresentationGeometry, DSE, NeuralCollapseMonitor])
+def test_the_layer_that_is_meant_is_called(kind):
+    model, x = Attending(), torch.randn(9, 5, 4, generator=torch.Generator().manual_seed(0))
+    moment = Moment(1, "gradients", model, inputs=x, targets=torch.arange(9) % 3)
+    assert float(kind().measure(moment).numbers["samples"]) == 9.0
+    model.spare = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="layer: expected the name of a module that the model calls, got 'spare'"):
+        kind().measure(Moment(1, "gradients", model, inputs=x, targets=moment.targets))

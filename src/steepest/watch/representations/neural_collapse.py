@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ...core.checks import check_choice, check_index, check_number, check_tensor, refuse
 from ...core.probe import Moment, Probe, Reading, inner_module
 from ...core.reductions import widen
+from ._layer_inputs import linear_layers, read_by
 
 GEOMETRIES = ("etf", "of", "gof")
 
@@ -275,7 +276,7 @@ class NeuralCollapseMonitor(Probe):
         self.layer, self.geometry, self.data, self.every = layer, geometry, data, every
 
     def _classifier(self, model: nn.Module) -> tuple[str, nn.Linear]:
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linear = linear_layers(model)
         if not linear or (self.layer is not None and self.layer not in linear):
             refuse("layer", "the name of a linear layer" + (f" ({', '.join(linear)})" if linear else ""), self.layer)
         name = list(linear)[-1] if self.layer is None else self.layer
@@ -292,7 +293,7 @@ class NeuralCollapseMonitor(Probe):
         if self.data is not None:
             moment, labels = Moment(moment.step, "forward", moment.module, inputs=self.data[0]), self.data[1]
         check_tensor("targets", labels, floating=False)
-        features = moment.activations([name])[name][0][0].flatten(0, -2)
+        features = read_by(moment, name).flatten(0, -2)
         real = labels.flatten() >= 0
         features, labels = features[real], labels.flatten()[real]
         classes = len(labels.unique())
