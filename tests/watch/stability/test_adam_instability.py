@@ -209,3 +209,19 @@ def test_what_it_refuses():
         AdamUpdateMonitor(reports=0)
     with pytest.raises(ValueError, match="rho: expected a number"):
         stationary_ratio_sd(1.5)
+
+
+def test_complex_weights_are_read_as_their_parts():
+    parts = drawn(8, 4, 2)
+    whole, real = nn.Module(), nn.Module()
+    whole.w, real.w = nn.Parameter(torch.view_as_complex(parts).clone()), nn.Parameter(parts.clone())
+    readings = []
+    for module in (whole, real):
+        adam = torch.optim.Adam(module.parameters(), lr=0.01)
+        for step in range(3):
+            module.w.grad = module.w.detach() * (1.0 - step)
+            adam.step()
+        readings.append(AdamUpdateMonitor(elements=1).measure(Moment(3, "stepped", module, optimizer=adam)).numbers)
+    assert float(readings[0]["update_norm"]) > 0
+    for name, value in readings[0].items():
+        assert float(value) == pytest.approx(float(readings[1][name]), rel=1e-6), name

@@ -291,12 +291,12 @@ class AdamUpdateMonitor(Probe):
                     continue
                 slope = slopes.get(name)
                 stats = update_ratio_stats(
-                    state["exp_avg"],
-                    state.get("max_exp_avg_sq", state["exp_avg_sq"]),
+                    _real(state["exp_avg"]),
+                    _real(state.get("max_exp_avg_sq", state["exp_avg_sq"])),
                     state["step"],
                     (float(group["betas"][0]), float(group["betas"][1])),
                     float(group["eps"]),
-                    gradient=slope if slope is not None and slope.shape == p.shape else None,
+                    gradient=_real(slope) if slope is not None and slope.shape == p.shape else None,
                 )
                 by_parameter[name] = stats
                 squares.append((stats["norm"] * group["lr"]).square().float())
@@ -348,6 +348,11 @@ def _readable(p: Tensor, state: Mapping[str, Any]) -> bool:
     """Whether a parameter has Adam's state, and has stepped."""
     means = [state.get("exp_avg"), state.get("exp_avg_sq")]
     return "step" in state and all(isinstance(mean, Tensor) and mean.shape == p.shape for mean in means)
+
+
+def _real(value: Tensor) -> Tensor:
+    """Parts of complex numbers, which Adam takes as numbers of their own."""
+    return torch.view_as_real(value) if value.is_complex() else value
 
 
 def _largest(values: Tensor) -> Tensor:
