@@ -109,6 +109,8 @@ def doctor_command(
         diagnosis = diagnose(model, objective, data, optimizer=optimizer, checks=checks, samples=samples)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: {error}") from error
+    except Exception as error:  # of the model, the objective or the data
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
     for line in str(diagnosis).splitlines():
         say(line)
     if strict and diagnosis.wrong:

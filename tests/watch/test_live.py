@@ -192,6 +192,18 @@ def test_the_commands(run, tmp_path, capsys):
     code, _, err = steepest("doctor", script)
     assert code == 2
     assert "expected a script that runs to its end" in err
+    script.write_text(
+        "import torch\nmodel, criterion = torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss()\n"
+        "data = [(torch.ones(4, 5), torch.zeros(4).long())]\n"
+    )
+    code, _, err = steepest("doctor", script)
+    assert code == 2
+    assert "RuntimeError: mat1 and mat2" in err
+    for folder in (tmp_path, "."):
+        code, _, err = steepest("watch", run, "--page", folder)
+        assert code == 2
+        assert "--page: cannot write" in err
+        assert "Is a directory" in err
     for wrong, said in ((tmp_path / "x.py", "no script"), ("words", "expected a script"), ("math:pi", "a function")):
         code, _, err = steepest("doctor", wrong)
         assert code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import statistics
@@ -36,6 +37,8 @@ def write_page(record: RunRecord, path: str | Path) -> Path:
         path: of the page.
     """
     file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
     new = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         new.write_text(run_page(record), encoding="utf-8")
