@@ -225,3 +225,16 @@ def test_complex_weights_are_read_as_their_parts():
     assert float(readings[0]["update_norm"]) > 0
     for name, value in readings[0].items():
         assert float(value) == pytest.approx(float(readings[1][name]), rel=1e-6), name
+
+
+def test_the_ratio_of_amsgrad_is_that_of_its_steps():
+    layer = nn.Linear(8, 8, dtype=torch.float64)
+    adam = torch.optim.Adam(layer.parameters(), lr=0.01, amsgrad=True)
+    for size in (10.0, 1.0, 0.1):
+        before = [p.detach().clone() for p in layer.parameters()]
+        for seed, p in enumerate(layer.parameters()):
+            p.grad = size * drawn(*p.shape, seed=seed)
+        adam.step()
+    moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(layer.parameters(), before)]).norm()
+    numbers = AdamUpdateMonitor(elements=1).measure(Moment(3, "stepped", layer, optimizer=adam)).numbers
+    assert float(numbers["update_norm"]) == pytest.approx(float(moved), rel=1e-6)
