@@ -64,10 +64,10 @@ def test_a_large_rate_swings_and_falls_back(seed):
 
 
 def test_the_toy_is_autograd_on_its_samples():
-    toy, generator = OpposingToy(torch.tensor([1.0, -1.5]), s=4.0, p=0.21, a=0.7, n=50), torch.Generator()
+    toy, generator = OpposingToy(torch.tensor([1.0, -1.5]), s=4.0, p=0.22, a=0.7, n=50), torch.Generator()
     history = toy.run(0.1, 5, 0.4, generator=generator.manual_seed(3))
     x, y = toy.samples(generator.manual_seed(3))
-    assert int((x[:, -1] == 4).sum()) == 10
+    assert int((x[:, -1] == 4).sum()) == 12
     assert float(history.c[0]) == 0.4
     assert torch.equal(history.b[0], 0.01 * torch.randn(3, generator=generator, dtype=torch.float64))
     for step in range(6):
@@ -165,11 +165,66 @@ def test_candidates_that_do_not_move_stand_in_no_group():
     assert find_opposing_groups(torch.ones(20, 1), torch.ones(20, 1) + changes[:, 7:8]) == []
 
 
+def two_means(rows):
+    """Two means on the circle by loops: from the longest row and the one most opposed to it, until nothing moves."""
+    patterns = [row / np.linalg.norm(row) for row in rows]
+    start = max(range(len(rows)), key=lambda i: np.abs(rows[i]).mean())
+    centres = [patterns[start], min(patterns, key=lambda pattern: pattern @ patterns[start])]
+    groups = None
+    while True:
+        assigned = [int(pattern @ centres[1] > pattern @ centres[0]) for pattern in patterns]
+        if assigned == groups:
+            return [{i for i, group in enumerate(groups) if group == one} for one in (0, 1)]
+        groups = assigned
+        for one in (0, 1):
+            mean = np.mean([pattern for pattern, group in zip(patterns, groups) if group == one], 0)
+            centres[one] = mean / np.linalg.norm(mean)
+
+
+def test_groups_are_two_means_by_a_loop():
+    """Ten samples whose changes mix two series, at random angles: many move to the other mean on the way."""
+    generator = np.random.default_rng(0)
+    series = np.linalg.qr(generator.normal(size=(24, 2)))[0]
+    series -= series.mean(0)
+    pairs = 0
+    for _ in range(60):
+        angles = generator.uniform(0, 2 * np.pi, 10)
+        rows = generator.uniform(0.5, 2, (10, 1)) * np.stack([np.cos(angles), np.sin(angles)], 1) @ series.T
+        changes = torch.tensor(rows.T)
+        for pair in find_opposing_groups(torch.zeros_like(changes), changes, k=10):
+            assert [set(pair.first.tolist()), set(pair.second.tolist())] == two_means(rows)
+            pairs += 1
+    assert pairs > 30
+
+
+def test_candidates_of_either_sign():
+    """Losses that only rise and others that only fall, by much at the same steps."""
+    generator = torch.Generator().manual_seed(2)
+    swing = torch.rand(30, 1, generator=generator)
+    changes = 0.01 * torch.randn(30, 40, generator=generator)
+    changes[:, :3] += 0.1 + swing
+    changes[:, 3:6] -= 0.1 + swing
+    (pair,) = find_opposing_groups(torch.zeros(30, 40), changes, k=3)
+    assert sorted([pair.first.tolist(), pair.second.tolist()]) == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_losses_that_move_together_or_are_not_finite():
     changes = planted().abs()
     assert find_opposing_groups(torch.zeros_like(changes), changes, k=5) == []
     changes[3, 4] = math.nan
     assert find_opposing_groups(torch.zeros_like(changes), changes, k=5) == []
+    # two groups that move apart alike at every step do not correlate
+    apart = torch.tensor([1.0, 1.0, -1.0, -1.0]).expand(20, 4)
+    assert find_opposing_groups(torch.zeros(20, 4), apart) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_changes_of_half_losses_are_not_rounded(dtype):
+    before = (0.3 + torch.rand(30, 200, generator=torch.Generator().manual_seed(1))).to(dtype)
+    after = (before + 20 * planted()).to(dtype)
+    (pair,) = find_opposing_groups(before, after, k=5)
+    (wanted,) = find_opposing_groups(before.double(), after.double(), k=5)
+    assert (pair.correlation, pair.share) == pytest.approx((wanted.correlation, wanted.share), rel=1e-6)
 
 
 def test_the_monitor_follows_the_same_samples():
@@ -195,6 +250,15 @@ def test_the_monitor_follows_the_same_samples():
     assert reading.numbers["correlation"] < -0.95
     monitor.reset()
     assert math.isnan(monitor.measure(moment).numbers["pairs"])
+    unknown = Moment(8, "stepped", model, objective=mse_loss, inputs=x, targets=y)
+    assert math.isnan(monitor.measure(unknown).numbers["change"]), "the weights before the step are not known"
+    dropping = nn.Sequential(nn.Linear(1, 1), nn.Dropout()).train()
+    still = {name: p.detach().clone() for name, p in dropping.named_parameters()}
+    x, y = torch.ones(60, 1), torch.ones(60, 1)
+    moment = Moment(1, "stepped", dropping, objective=mse_loss, inputs=x, targets=y, before=still)
+    reading = OpposingSignalMonitor((x, y)).measure(moment)
+    assert reading.arrays["mean absolute change"].values.tolist() == [0.0] * 60
+    assert dropping[1].training
 
 
 def test_the_monitor_goes_on_from_its_state():
@@ -262,7 +326,7 @@ def test_what_it_refuses():
         find_opposing_groups(before, before, gradients=torch.ones(3, 2))
     with pytest.raises(ValueError, match="p: expected a share with two outliers"):
         OpposingToy(torch.ones(2), p=0.01, n=20)
-    for name, value in (("s", 0.0), ("p", 0.0), ("p", 1.0), ("a", -1.0), ("n", 1)):
+    for name, value in (("s", 0.0), ("p", 0.0), ("p", 1.0), ("p", math.nan), ("a", -1.0), ("n", 1)):
         with pytest.raises(ValueError, match=f"{name}: expected a"):
             OpposingToy(torch.ones(2), **{name: value})
     with pytest.raises(ValueError, match="p: expected a share with two outliers"):
