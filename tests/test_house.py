@@ -185,6 +185,7 @@ DEAR = {
     "ldr": "two members with a memory a sample, traced, resumed and solved against loops",
     "learned-optimizers": "to a minimum, compiled and by two ranks, among the slow tests",
     "lisa": "each setting to a minimum, compiled and by two ranks, among the slow tests",
+    "loss-landscape-analysis": "a spectrum of forty products with the Hessian in each moment of a probe's contract",
     "momo": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "muon": "two settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "optimistic-mirror-descent": "each setting to a minimum, compiled and by two ranks, among the slow tests",
