@@ -290,10 +290,10 @@ def _numbers(seed: int = 0) -> list[Tensor]:
 def _first_step(member: Member, place: int, dtype: torch.dtype) -> list[Tensor]:
     """Vectors after a step along slopes that are the same in each type."""
     params: list[Tensor] = [nn.Parameter(own.to(dtype)) for own in _numbers()]
-    slopes = _numbers(1)
+    pairs = list(zip(params, _numbers(1)))
     optimizer: Any = member.over(place, params)
     seed_torch(3)
-    optimizer.step(Closure(lambda: 1_000 + sum((p.double() * g).sum() for p, g in zip(params, slopes)), params))
+    optimizer.step(Closure(lambda: 1_000 + torch.stack([(p.double() * g).sum() for p, g in pairs]).sum(), params))
     return [p.detach() for p in params]
 
 
