@@ -27,6 +27,8 @@ LOOSE: dict[str, dict[str, float]] = {
         **dict.fromkeys(("seconds", "chunk time", "slab time"), MEASURED),
         **dict.fromkeys(("hidden error", "weight error"), 1.0),
     },
+    # second differences of a loss over a thousandth, across kinks of rectified units
+    "loss-landscape-analysis": {"Hessian axis": 1e-3, "random axis": 5e-4},
     # log10 of a deviation that is rounding alone
     "sparse-ot": {"imbalance": 0.1},
     # the angle of gradient and weights where most losses are 0: the gradient is rounding
