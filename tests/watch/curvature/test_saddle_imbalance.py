@@ -187,9 +187,12 @@ def test_of_a_layer_of_a_loader_in_training_mode_and_by_differences():
     assert all((p.grad == 2.0).all() for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     model.eval()
-    layer = class_hessians(model, (x, y), params=lambda name, p: name.startswith("4."))[1][0]
-    whole = class_hessians(model, (x, y))[1][0].matrix()
-    torch.testing.assert_close(layer.matrix(), whole[-layer.size :, -layer.size :], rtol=1e-8, atol=1e-12)
+    last = ["4.weight", "4.bias"]
+    layer = class_hessians(model, (x, y), params=last)[1][0]
+    block = class_hessians(model, (x, y))[1][0].matrix()[-21:, -21:]
+    torch.testing.assert_close(layer.matrix(), block, rtol=1e-8, atol=1e-12)
+    spectrum = classwise_hessian(model, (x, y), [1], steps=21, params=last)[1]
+    assert spectrum.lam_max == pytest.approx(float(torch.linalg.eigvalsh(block)[-1]), rel=1e-8)
 
 
 class TwoInputs(nn.Module):
