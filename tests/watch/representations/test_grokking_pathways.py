@@ -296,6 +296,11 @@ def test_tokens_are_averaged_as_probabilities():
     p = torch.stack([model.first["gate"](x).softmax(-1).mean(1), model.second["router"](x).softmax(-1).mean(1)], 1)
     pairs = itertools.combinations(range(6), 2)
     assert float(reading.numbers["distance"]) == pytest.approx(float(by_pairs(p.detach(), pairs)), rel=1e-6)
+    vectors = torch.stack([model.first["gate"].weight, model.second["router"].weight])
+    c = pathway_consistency(p, vectors).mean()
+    assert float(reading.numbers["consistency"]) == pytest.approx(float(c), rel=1e-5)
+    by_scores = torch.stack([g(x).mean(1).softmax(-1) for g in (model.first["gate"], model.second["router"])], 1)
+    assert float(pathway_consistency(by_scores, vectors).mean()) != pytest.approx(float(c), rel=1e-4)
     assert model.training
 
 
