@@ -11,7 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ncx2
+from scipy.stats import ncx2, norm
 from torch import nn
 
 from steepest.post.audit import (
@@ -23,7 +23,7 @@ from steepest.post.audit import (
     isotropic_loss_distribution,
     trained_hypotheses,
 )
-from steepest.post.audit.inductive_bias import _log_density
+from steepest.post.audit.inductive_bias import _log_density, _sankaran
 
 module = sys.modules["steepest.post.audit.inductive_bias"]
 ONE, NONE = torch.ones(1, 1), torch.zeros(1, 1)
@@ -161,6 +161,17 @@ def test_approximations_of_large_sums(share, monkeypatch):
     approximate = [inductive_bias((df, nc, 1.0), x) for x in near + far]
     assert approximate[:4] == pytest.approx(exact[:4], rel=2e-3)
     assert approximate[4:] == pytest.approx(exact[4:], rel=2e-3)
+
+
+@pytest.mark.parametrize(("x", "df", "nc"), [(3.0, 5.0, 2.0), (0.2, 1.5, 0.5), (30.0, 4.0, 20.0), (1.0, 2.0, 0.0)])
+def test_sankarans_variable_by_hand(x, df, nc):
+    """Small numbers, of which the terms of higher order take a part."""
+    h = 1 - 2 / 3 * (df + nc) * (df + 3 * nc) / (df + 2 * nc) ** 2
+    p, m = (df + 2 * nc) / (df + nc) ** 2, (h - 1) * (1 - 3 * h)
+    mean = 1 + h * p * (h - 1 - 0.5 * (2 - h) * m * p)
+    z = ((x / (df + nc)) ** h - mean) / (h * math.sqrt(2 * p) * (1 + 0.5 * m * p))
+    assert _sankaran(x, df, nc) == pytest.approx(norm.logcdf(z), rel=1e-12)
+    assert _sankaran(x, df, nc) == pytest.approx(ncx2.logcdf(x, df, nc), abs=0.1)
 
 
 def test_what_a_bias_knows():
