@@ -241,3 +241,13 @@ def test_inputs_that_lie_along_the_top_direction_are_an_alarm():
             loss.backward()
             optimizer.step()
         assert [line["step"] for line in guard.actions] == ([3] if aligned else [])
+
+
+def test_the_ghost_cap_by_hand():
+    cap = GhostCap(r_max=1.0, slack=2.0, usual=32, memory=4)
+    assert cap.measured(1.5, 1.0) == 1.0, "a little beyond the radius"
+    assert cap.measured(4.0, 1.0) == 0.25
+    assert [cap.cut(0.5, 100.0) for _ in range(5)] == [1.0, 1.0, 1.0, 0.25, 1.0], "it is forgotten after a cut"
+    for _ in range(8):
+        cap.cut(1.0, 1.0)
+    assert cap.measured(4.0, 8.0) == 0.125, "the usual length is that of updates that were not shortened"

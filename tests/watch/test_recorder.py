@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steepest.core.errors import InputError
 from steepest.core.probe import Array, Moment, Probe, Reading
 from steepest.optim import SAM
-from steepest.watch import GradientNorms, Recorder, UnitActivity, UpdateRatios, logarithmic, read_run
+from steepest.watch import GradientNorms, LogitSpread, Recorder, UnitActivity, UpdateRatios, logarithmic, read_run
 
 
 class Counting(Probe):
@@ -181,6 +181,18 @@ def test_lengths_of_large_and_small_gradients_are_finite_and_right(size):
 def test_no_unit_is_known_to_be_dead_in_an_empty_batch():
     moment = Moment(1, "gradients", nn.Sequential(nn.Linear(2, 3), nn.ReLU()), inputs=torch.zeros(0, 2))
     assert math.isnan(float(UnitActivity().measure(moment).numbers["dead"]))
+
+
+def test_tokens_without_a_label_do_not_count_and_the_median_ratio_is_one():
+    model = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+    moment = Moment(1, "gradients", model, inputs=torch.eye(2), targets=torch.tensor([0, -100]))
+    assert float(LogitSpread().measure(moment).numbers["accuracy"]) == 1.0
+    three = nn.ParameterList([torch.full((1,), 1.0 + share) for share in (0.1, 0.2, 0.9)])
+    before = {name: torch.ones(1) for name, _ in three.named_parameters()}
+    median = UpdateRatios().measure(Moment(1, "stepped", three, before=before)).numbers["median_ratio"]
+    assert float(median) == pytest.approx(0.2, rel=1e-5)
 
 
 def test_micro_batches_are_one_step():

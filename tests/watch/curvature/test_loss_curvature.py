@@ -166,3 +166,20 @@ TWO = torch.ones(2, 1), torch.zeros(2, dtype=torch.long)
 def test_what_it_refuses(bad):
     with pytest.raises(ValueError, match="expected"):
         bad()
+
+
+def test_adam_without_moments_of_all_weights_has_no_known_limit_and_one_with_them_no_alignment():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": nn.Linear(4, 3), "spare": nn.Linear(2, 2)})
+    used, x, y, objective = model["used"], torch.randn(9, 4), torch.arange(9) % 3, nn.CrossEntropyLoss()
+    model.forward = lambda x: used(x)
+    for module, known in ((model, False), (used, True)):
+        adam = torch.optim.Adam(module.parameters(), lr=0.01)
+        objective(used(x), y).backward()
+        adam.step()
+        used.zero_grad()
+        moment = Moment(2, "gradients", module, optimizer=adam, objective=objective, inputs=x, targets=y)
+        numbers = CurvatureMonitor().measure(moment).numbers
+        assert math.isnan(numbers["share"]) != known
+        assert math.isnan(numbers["alignment"]) == known
+        assert math.isfinite(numbers["curvature"])

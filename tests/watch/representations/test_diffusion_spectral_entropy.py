@@ -17,6 +17,7 @@ from steepest.watch.representations import (
     diffusion_spectral_entropy,
     diffusion_spectral_mutual_information,
 )
+from steepest.watch.representations.diffusion_spectral_entropy import _labels
 
 STEPS = np.arange(120.0)
 X = torch.tensor(2 * np.sin(1.7 * STEPS + 0.013 * STEPS**2).reshape(40, 3))
@@ -163,3 +164,7 @@ def test_probes_read_what_the_classifier_reads():
         DSE().check(nn.ReLU(), None)
     with pytest.raises(ValueError, match="layer: expected the name of a module of the model, got 'head'"):
         DSMI("head").check(model, None)
+
+
+def test_a_number_on_an_edge_lies_in_the_upper_interval():
+    assert _labels(torch.tensor([0.0, 0.5, 1.0]), 2).tolist() == [0, 1, 1]

@@ -222,3 +222,9 @@ def test_the_layer_that_is_meant_is_called(kind):
     model.spare = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="layer: expected the name of a module that the model calls, got 'spare'"):
         kind().measure(Moment(1, "gradients", model, inputs=x, targets=moment.targets))
+
+
+def test_small_eigenvalues_count_and_turns_are_relative():
+    spectrum = torch.cat([torch.full((4,), 1e6), torch.arange(5, 15).double() ** -2])  # down to 5e-9 of the largest
+    assert float(alpha_req(spectrum)[0]) == pytest.approx(2.0, abs=1e-12)
+    assert geometry_phases({"step": [1, 2, 3], "rankme": [100.0, 100.5, 100.1]}) == []

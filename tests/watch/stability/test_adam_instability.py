@@ -238,3 +238,9 @@ def test_the_ratio_of_amsgrad_is_that_of_its_steps():
     moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(layer.parameters(), before)]).norm()
     numbers = AdamUpdateMonitor(elements=1).measure(Moment(3, "stepped", layer, optimizer=adam)).numbers
     assert float(numbers["update_norm"]) == pytest.approx(float(moved), rel=1e-6)
+
+
+def test_from_nine_tenths_on_a_ratio_is_near_one():
+    r = torch.tensor([0.85, -0.89, 0.91, -0.95])
+    stats = update_ratio_stats(0.1 * r, torch.full((4,), 1e-3), step=1)
+    assert float(stats["near_one"]) == 0.5

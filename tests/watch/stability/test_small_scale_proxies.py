@@ -179,3 +179,16 @@ def test_what_it_refuses():
         StabilitySweep(network, quadratic, RATES, [4], steps=3, clip=0.0)
     with pytest.raises(ValueError, match="widths: expected at least one"):
         StabilitySweep(network, quadratic, RATES, [], steps=3)
+
+
+def test_a_loss_of_minus_infinity_counts_as_that_at_the_start():
+    assert float(lr_sensitivity([0.1, 1.0], torch.tensor([-torch.inf, 1.0]), 2.0)) == 0.5
+
+
+def test_a_model_whose_gradient_is_not_finite_stays_though_its_loss_is():
+    def loss(outputs_of, step):
+        return (0.0 * outputs_of(torch.ones(1, 4))).sum().sqrt()
+
+    grid = StabilitySweep(lambda width: nn.Linear(width, 1), loss, [1e-3, 1e-2], [4], steps=2).run()
+    assert bool(grid.losses.isnan().all())
+    assert bool(grid.gradient_norms.isnan().all())

@@ -192,3 +192,13 @@ def test_it_leaves_no_trace_and_refuses_what_it_cannot_read():
         spectral_alignment(torch.ones(2, 3), torch.ones(4, 2))
     with pytest.raises(ValueError, match="v: expected shape"):
         spectral_alignment(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4))
+
+
+def test_cosines_are_counted_in_the_middle_of_bins():
+    model = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    x = torch.tensor([[0.33, math.sqrt(1 - 0.33**2)]])
+    array = SpectralAlignmentMonitor().measure(Moment(1, "gradients", model, inputs=x)).arrays["cosines"]
+    place = array.axes["cosine"][int(array.values[0].argmax())]
+    assert abs(place) == pytest.approx(0.35, abs=1e-9)

@@ -174,3 +174,16 @@ def test_attention_of_torch_padding_and_what_is_refused():
         feed_forward_bound(1.0, 1.0, 0.0, 4, 4)
     with pytest.raises(ValueError, match="blocks: expected names of modules"):
         shortcut_ratio(network(), torch.arange(3), ["9"], torch.sum)
+
+
+def test_biases_of_attention_and_rows_of_padding_are_zero():
+    model = nn.ModuleDict(
+        {"words": nn.Embedding(5, 8, padding_idx=2), "attention": nn.MultiheadAttention(8, 2), "down": nn.Linear(16, 8)}
+    )
+    with torch.no_grad():
+        model["attention"].in_proj_bias.fill_(1.0)
+        model["words"].weight.fill_(1.0)
+    small_init_(model, 8, n_layers=2)
+    assert not bool(model["attention"].in_proj_bias.any())
+    assert not bool(model["words"].weight[2].any())
+    assert bool(model["words"].weight[1].any())
