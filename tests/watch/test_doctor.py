@@ -216,6 +216,18 @@ def test_what_cannot_be_looked_at_is_said():
     assert str(diagnosis).count("not looked at") == len(CHECKS)
 
 
+def test_few_classes_few_tokens_and_a_dead_layer_of_small_outputs():
+    torch.manual_seed(0)
+    four = diagnose(nn.Linear(5, 4), nn.CrossEntropyLoss(), (torch.randn(40, 5), torch.arange(40) % 4))
+    assert four.left_out["collapsed_rank"] == "fewer than five classes"
+    words = diagnose(nn.Embedding(10, 3), nn.CrossEntropyLoss(), (torch.arange(49) % 5, torch.arange(49) % 3))
+    assert words.left_out["untrained_tokens"] == "49 tokens are too few for a vocabulary of 10"
+    layer = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU())
+    with torch.no_grad():
+        layer[0].weight.copy_(torch.tensor([[1.0], [1e-4]]))
+    assert look(layer, torch.ones(3, 1), torch.zeros(3, dtype=torch.long), "dead_units").number == 0.5
+
+
 def test_it_leaves_no_trace_and_takes_batches():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, CLASSES))

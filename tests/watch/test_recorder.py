@@ -16,6 +16,7 @@ from steepest.core.errors import InputError
 from steepest.core.probe import Array, Moment, Probe, Reading
 from steepest.optim import SAM
 from steepest.watch import GradientNorms, LogitSpread, Recorder, UnitActivity, UpdateRatios, logarithmic, read_run
+from steepest.watch.journal import Journal
 
 
 class Counting(Probe):
@@ -392,6 +393,15 @@ def test_the_journal_is_the_run_also_after_a_kill_and_a_resume(tmp_path):
     assert record.ended
     assert record.arrays["counting/row"][0]["values"] == [1.0, 2.0]
     assert record.name == "runs"
+
+
+def test_a_line_after_one_that_was_cut_is_whole(tmp_path):
+    file = tmp_path / "run.jsonl"
+    file.write_text('{"event":"losses","steps":[1],"values":[0.5]}\n{"event":"losses","ste')
+    journal = Journal(file)
+    journal("losses", {"steps": [2], "values": [0.25]})
+    journal.close()
+    assert read_run(file).losses == ([1, 2], [0.5, 0.25])
 
 
 def test_state_of_other_probes_is_refused():
