@@ -218,9 +218,9 @@ class _Case:
         if not isinstance(loss, Tensor):
             refuse_type("objective", "a function that gives a loss, or several", given)
         of_samples = {size for tensor in _tensors(targets)[:1] for size in (*tensor.shape[:1], tensor.numel())}
-        if given is loss and loss.ndim and len(loss) in of_samples:
-            return loss.mean()
-        return loss
+        single = not isinstance(given, (list, tuple)) and loss.ndim > 0 and len(loss) in of_samples
+        mean: Tensor = loss.mean() if single else loss
+        return mean
 
 
 Measured = tuple[float, str]
