@@ -213,3 +213,12 @@ def test_layers_and_the_middle():
     with pytest.warns(UserWarning, match="2 of 2 cuts"):
         by_length = roughness_index(lambda m: m(x).sum() * 0, model, 2, points=3, normalize_tv="length")
     assert bool(by_length.ri.isnan())
+
+
+def test_a_constant_curve_has_no_ratio_but_a_variation_of_zero():
+    curves = torch.stack([torch.ones(5), torch.arange(5.0)])
+    assert normalized_total_variation(curves).isnan().tolist() == [True, False]
+    assert normalized_total_variation(curves, radius=2.0).tolist() == [0.0, 1.0]
+    constant = torch.cat([CUTS, torch.ones_like(CUTS[:1])])
+    with pytest.warns(UserWarning, match="1 of 4 cuts"):
+        assert _result(constant, 1.0).variations.isnan().tolist() == [False, False, False, True]
