@@ -18,10 +18,10 @@ over such a length and has kinks; the distance was then chosen on three other se
 Under noise K falls with accuracy, by far on the other side of the claim, which was looked into on two seeds that are
 not reported. The official Lanczos, which keeps ten vectors, and its r_e give the same (Spearman of K .69, .88; under
 rotation -.86, -.71). So do rates of .001 and .01 for K (.81, .76; .83, .74), not for r_e at .001 (-.69, -.60). On the
-same shifts of training rows, where the unshifted loss is lowest and K is .12, K under noise has no trend (-.1, .05), r_e -.6, -.6, and under rotation both
-follow accuracy (K -.9, -.98; r_e -.98, -.98). On test rows the few that are wrong make the Hessian of the unshifted
-loss, and its K is .6: the network is at no minimum there to begin with. Noise makes activations larger, and with them
-the part of the Hessian that has no negative eigenvalues.
+same shifts of training rows, where the unshifted loss is lowest and K is .12, K under noise has no trend (-.1, .05),
+r_e -.6, -.6, and under rotation both follow accuracy (K -.9, -.98; r_e -.98, -.98). On test rows the few that are
+wrong make the Hessian of the unshifted loss, and its K is .6: the network is at no minimum there to begin with. Noise
+makes activations larger, and with them the part of the Hessian that has no negative eigenvalues.
 
 There is no baseline to beat: both networks have the best of the rates :data:`GRID` by test accuracy over two seeds that
 are not reported (:func:`choose_rates`), and must be right on nine of ten clean digits, which every seed checks.
