@@ -187,6 +187,7 @@ def test_of_a_layer_of_a_loader_in_training_mode_and_by_differences():
     assert all((p.grad == 2.0).all() for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random)
     model.eval()
+    assert class_hessians(model, (x, y), method="differences")[1][0].method == "differences"
     last = ["4.weight", "4.bias"]
     layer = class_hessians(model, (x, y), params=last)[1][0]
     block = class_hessians(model, (x, y))[1][0].matrix()[-21:, -21:]
