@@ -51,9 +51,12 @@ def test_make_compare_takes_other_data_and_budgets() -> None:
 
 
 def test_the_picture_is_of_the_comparison_that_make_compare_runs() -> None:
-    compared, drawn = recipe("picture")
+    compared, drawn, trained, *of_run = recipe("picture")
     assert [compared] == recipe("compare")
     assert drawn == [".venv/bin/python", "docs/picture.py"]
+    assert trained == [".venv/bin/python", "docs/watched.py", "build/watched"]
+    assert [words[2] for words in of_run] == ["build/watched/run.html"] * 2
+    assert all((ROOT / words[3]).is_file() for words in of_run)
 
 
 def test_make_compare_takes_no_data_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
