@@ -22,7 +22,7 @@ from .torch_private import AnyConvolution, foreach_add_, foreach_copy_
 from .undisturbed import same_random_states
 
 Measure = Callable[[Any], Any]
-WEIGHTS, FEATURES, MOST = 2**20, 2**20, 64
+WEIGHTS, FEATURES, MOST = 2**20, 2**19, 64
 """Weights, and rows times features of a layer, at so many points at once as fit a cache; and points at most."""
 _CONVOLUTIONS = (AnyConvolution, nn.RNNBase)
 
