@@ -19,6 +19,8 @@ from ..core.stored import parse_json
 FORMAT = 1
 LARGEST_STEP = 2**53
 """Up to which a float tells steps apart."""
+WORDS = 200
+"""Of an error about a file that holds a long text, letters that are said."""
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -185,7 +187,8 @@ def read_run(path: str | Path) -> RunRecord:
     except InputError:  # names the file and the line
         raise
     except _UNREADABLE as error:
-        words = f"no {error}" if isinstance(error, KeyError) else error
+        words = f"no {error}" if isinstance(error, KeyError) else str(error)
+        words = words if len(words) <= WORDS else f"{words[:WORDS]} ..."
         raise InputError(f"{file.name}: cannot be read as the record of a run: {words}") from error
 
 
