@@ -139,6 +139,20 @@ def test_what_is_ignored_does_no_harm(by_head):
 
 
 @pytest.mark.parametrize("by_head", [True, False])
+def test_what_is_ignored_does_no_harm_under_a_transform(by_head):
+    hidden, head, _, labels, _ = drawn(torch.float64)
+    source = hidden if by_head else hidden @ head.T
+
+    def total(own):
+        of_tokens = token_statistics(own, labels, head if by_head else None, want=WANTED)
+        return of_tokens.log_z.square().sum() + of_tokens.log_p.sum() + of_tokens.entropy.sum()
+
+    spoiled = source.clone()
+    spoiled[labels == IGNORED] = math.nan
+    assert torch.equal(torch.func.grad(total)(spoiled), torch.func.grad(total)(source))
+
+
+@pytest.mark.parametrize("by_head", [True, False])
 def test_nothing_valid_is_zero_with_a_graph(by_head):
     hidden, head, _, labels, _ = drawn(torch.float32)
     source = (hidden if by_head else hidden @ head.T).requires_grad_()

@@ -336,9 +336,10 @@ def momentum_step(
         if moments.runs(weights, slopes, momenta or slopes):
             moments.momentum_pass(weights, slopes, momenta, rate, momentum, gain, shrink)
             return
-        if len(weights) > 1 and weights[0].is_cpu and weights[0].dtype == torch.float32:  # each as it would step alone
-            for i in range(len(weights)):
-                w, g, m = weights[i : i + 1], slopes[i : i + 1], momenta[i : i + 1]
+        quick = [moments.runs(*([tensor] for tensor in place)) for place in zip(weights, slopes, momenta or slopes)]
+        if any(quick):  # each as it would step alone
+            for kind in (True, False):
+                w, g, m = ([t for t, fits in zip(own, quick) if fits == kind] for own in (weights, slopes, momenta))
                 momentum_step(w, g, m, rate, momentum, gain=gain, shrink=shrink)
             return
         foreach_mul_(weights, shrink)
@@ -348,10 +349,9 @@ def momentum_step(
             w, g, m = ([t for t, fits in zip(own, alike) if fits == kind] for own in (weights, slopes, momenta))
             momentum_step(w, g, m, rate, momentum, gain=gain, decay=decay)
         return
+    # torch 2.13's fused form is wrong in half precision on the CPU
     fused = weights[0].is_cuda or (weights[0].is_cpu and weights[0].dtype in (torch.float32, torch.float64))
-    if (
-        fused and all(alike) and bool(momenta) == (momentum > 0)
-    ):  # in half precision that of torch 2.13 is wrong on CPUs
+    if fused and all(alike) and bool(momenta) == (momentum > 0):
         fused_sgd_(
             weights,
             slopes,

@@ -140,12 +140,13 @@ def values_at(
     }
     buffers = {name: b for name, b in model.named_buffers() if name not in tensors}
     with evaluated(model, training), torch.no_grad():
+        numbers = random_numbers()
         if chunk > 1:
             try:
                 return _together(Measured(model, measure), tensors, buffers, whole, coefficients, chunk)
             except _OneByOne:
                 pass
-        return _one_by_one(model, measure, tensors, buffers, whole, coefficients)
+        return _one_by_one(model, measure, tensors, buffers, whole, coefficients, numbers)
 
 
 class _OneByOne(Exception):
@@ -191,9 +192,9 @@ def _one_by_one(
     buffers: dict[str, Tensor],
     whole: dict[str, Tensor],
     coefficients: Tensor,
+    numbers: dict[str, Tensor],
 ) -> Tensor:
     """A point after the other, in memory that takes the place of the weights' and the buffers'."""
-    numbers = random_numbers()
     base = [own[0] for own in whole.values()]
     ways = [[own[1 + k] for own in whole.values()] for k in range(coefficients.shape[1])]
     values: list[Tensor] = []

@@ -7,7 +7,7 @@ of rows at a time. Losses of sequences, policies, preferences and forgetting are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from ..core.checks import check_range, check_tensor, refuse
 from ..core.reductions import widen
 from ..core.rowwise import BLOCK, add_at, at, softmax_parts
 from ..core.transforms import by_hand, concrete, plain_gradients, without_autocast
-from ._engine import Gradients, Head, narrowed, refuse_second_order, sweep
+from ._engine import narrowed, refuse_second_order, sweep
 from ._head import Job, check_cap, check_head
 from ._memory import Plan, chunks
 from ._rows import Rows, select
@@ -105,6 +105,8 @@ def token_statistics(
         refuse("want", f"some of {WANTED}", want)
     classes = source.shape[-1] if head is None else head.shape[0]
     rows = select(source, labels, classes=classes, ignore_index=ignore_index)
+    if rows.factor is not None:  # ignored rows are still there: what is not finite in them is no 0 times 0
+        rows = replace(rows, hidden=torch.where((rows.factor > 0).unsqueeze(1), rows.hidden, 0.0))
     rule = _Rule(rows.target, tuple(name for name in WANTED if name in want), *_beside(rows, classes, columns, costs))
     values = _of_logits(rows, rule, temperature) if head is None else _of_head(
         rows, head, bias, rule, softcap, temperature, memory
@@ -306,7 +308,8 @@ def _of_head(
 
 
 def _no_losses(z: Tensor, g: Tensor, rows: slice) -> Tensor:
-    raise NotImplementedError  # rows have several numbers
+    """Where a job has its row function: it plans here, and the sweeps have rules of their own."""
+    raise NotImplementedError
 
 
 class _OfHead(torch.autograd.Function):
@@ -319,7 +322,7 @@ class _OfHead(torch.autograd.Function):
         ctx.job, ctx.rule, ctx.layout = job, rule, layout
         ctx.save_for_backward(hidden, weight, bias)
         head, _, _ = job.make(hidden, weight, bias)
-        values = _wide(head).new_empty(len(hidden), rule.width)
+        values = widen(head.hidden[:0]).new_empty(len(hidden), rule.width)
 
         def note(z: Tensor, g: Tensor, rows: slice) -> Tensor:
             values[rows] = rule.values(z, g, rows)
@@ -342,10 +345,5 @@ class _OfHead(torch.autograd.Function):
             rule.slope(z, g, rows, upstream[rows].to(z.dtype))
             return z.new_zeros(len(z))
 
-        gradients: Gradients
         _, gradients, _ = sweep(head, slope, ctx.layout, needs)
         return (*narrowed(gradients, hidden, weight, bias), *[None] * 3)
-
-
-def _wide(head: Head) -> Tensor:
-    return widen(head.hidden[:0])
