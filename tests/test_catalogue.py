@@ -41,10 +41,11 @@ BUILT_IN = {
     "mgda",
     "muon",
     "pcgrad",
-    "sample-gramian",
     "perp-grad",
     "quantile",
+    "sample-gramian",
     "squared-error",
+    "token-cross-entropy",
     "token-statistics",
     "vector-scaling",
 }

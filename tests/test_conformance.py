@@ -18,6 +18,7 @@ from steepest.core.method import Method
 from steepest.core.objective import Objective
 from steepest.core.probe import Probe
 from steepest.core.schedule import Schedule
+from steepest.core.token_loss import TokenLoss
 from steepest.core.wrapper import Wrapper
 from steepest.testing import (
     aggregator_checks,
@@ -31,14 +32,16 @@ from steepest.testing import (
     probe,
     probe_checks,
     schedule_checks,
+    token_loss_checks,
     wrapper_checks,
 )
 from steepest.watch.vital_signs import DEFAULT
 
 CLASSES = {name: cls for name, (cls, _) in known_objectives().items()}
 SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "huber"]
-SUITES = {
+SUITES = {  # of two that a class belongs to, the later
     Loss: loss_checks,
+    TokenLoss: token_loss_checks,
     Calibrator: calibrator_checks,
     Method: method_checks,
     Aggregator: aggregator_checks,

@@ -52,6 +52,36 @@ def sequence_sums(values: Tensor, mask: Tensor, segments: Tensor | None = None) 
     return zeros.index_add(0, places, values.flatten()), zeros.index_add(0, places, counts.flatten())
 
 
+def mean_of_sequences(losses: Tensor, counts: Tensor, *, num_items: float | Tensor | None = None) -> Tensor:
+    """The mean over sequences that have a token.
+
+    Args:
+        losses: of sequences ``[S]``; anything where there is no token.
+        counts: tokens of each ``[S]``.
+        num_items: the divisor, > 0, the sequences of all micro-batches and ranks of a step; None is the count here.
+
+    Returns:
+        A scalar; 0 with a graph where no sequence has a token.
+
+    >>> mean_of_sequences(torch.tensor([3.0, 9.0]), torch.tensor([2, 0]))
+    tensor(3.)
+    """
+    check_tensor("losses", losses, ndim=1, floating=True)
+    check_tensor("counts", counts, shape=tuple(losses.shape))
+    there = counts > 0
+    total = masked(losses, there).sum()
+    return total / _divisor(num_items, there.sum(), total)
+
+
+def _divisor(num_items: float | Tensor | None, count: Tensor, total: Tensor) -> Tensor:
+    """The number of all items where it is given, else those counted, at least 1."""
+    if num_items is None:
+        return torch.where(count > 0, count, 1).to(total)
+    if not isinstance(num_items, Tensor):
+        check_number("num_items", num_items, low=0.0, open_low=True)
+    return torch.as_tensor(num_items).to(total)
+
+
 def aggregate_tokens(
     values: Tensor,
     mask: Tensor,
@@ -98,14 +128,10 @@ def aggregate_tokens(
         refuse("length", 'a number with mode="constant" and with no other', length)
     if length is not None:
         check_number("length", length, low=0.0, open_low=True)
-    if not isinstance(num_items, Tensor | None):
-        check_number("num_items", num_items, low=0.0, open_low=True)
     sums, counts = sequence_sums(values, mask, segments)
     if mode == "sequence_mean_token_mean":
         sums = sums / counts.clamp_min(1.0)
     elif length is not None:
         sums = sums / length
-    if num_items is not None:
-        return sums.sum() / torch.as_tensor(num_items).to(sums)
-    count = (counts if mode == "token_mean" else (counts > 0).to(sums.dtype)).sum()
-    return sums.sum() / torch.where(count > 0, count, 1.0)
+    total = sums.sum()
+    return total / _divisor(num_items, (counts if mode == "token_mean" else (counts > 0)).sum(), total)

@@ -10,6 +10,7 @@ from .objective import check_objective, objective_checks
 from .optimizer import check_optimizer, optimizer_checks
 from .probe import check_probe, probe_checks
 from .schedule import check_schedule, schedule_checks
+from .token_loss import check_token_loss, token_loss_checks
 from .wrapper import check_wrapper, wrapper_checks
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_probe",
     "check_reduced",
     "check_schedule",
+    "check_token_loss",
     "check_wrapper",
     "function_checks",
     "is_loss_function",
@@ -36,5 +38,6 @@ __all__ = [
     "optimizer_checks",
     "probe_checks",
     "schedule_checks",
+    "token_loss_checks",
     "wrapper_checks",
 ]

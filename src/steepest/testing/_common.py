@@ -79,13 +79,13 @@ def keeps_nan(run: Callable[[Tensor], Tensor], values: Tensor, slope: Tensor) ->
     assert result.isnan().any(), f"NaN gives {result.detach()}"
 
 
-def rebuilds(cls: type[Objective]) -> list[Callable[..., Objective]]:
-    """How each instance of ``samples()`` was constructed, to be repeated with some arguments changed."""
+def rebuilds(cls: Any, make: Callable[[], object] | None = None) -> list[Callable[..., Any]]:
+    """How each instance of ``samples()``, or of ``make()``, was constructed, to be repeated with some changes."""
 
-    def again(given: dict[str, Any]) -> Callable[..., Objective]:
+    def again(given: dict[str, Any]) -> Callable[..., Any]:
         return lambda **changes: cls(**{**given, **changes})
 
-    return [again(given) for given in given_arguments(cls, lambda: cases(cls))]
+    return [again(given) for given in given_arguments(cls, make or (lambda: cases(cls)))]
 
 
 def refused(what: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,231 @@
+"""What experiments with language models share: a small causal transformer, texts as rows of tokens, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.random import seed_all
+from ..core.token_loss import TokenLoss
+from .data import shakespeare
+
+IGNORED = -100
+SMOKE_TEXT = 5_000
+"""Numbers that stand for a text in a smoke run, which reads no file."""
+
+
+class Block(nn.Module):
+    """Causal attention and a perceptron, each on normalised inputs and added to them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.perceptron_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.inwards, self.outwards = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inwards(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.outwards(mixed.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.perceptron_norm(x))  # type: ignore[no-any-return]
+
+
+class LanguageModel(nn.Module):
+    """Tokens ``[B, T]`` to logits ``[B, T, V]`` of the next ones.
+
+    Args:
+        symbols: V.
+        context: the largest T.
+        width, depth, heads: of its blocks.
+    """
+
+    def __init__(self, symbols: int, context: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.symbols, self.places = nn.Embedding(symbols, width), nn.Embedding(context, width)
+        nn.init.normal_(self.symbols.weight, std=0.1)
+        nn.init.normal_(self.places.weight, std=0.1)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, symbols, bias=False)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads, ``[B, T, width]``."""
+        x = self.symbols(tokens) + self.places.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.hidden(tokens))  # type: ignore[no-any-return]
+
+
+def fresh(seed: int, symbols: int, context: int, *, smoke: bool = False, **sizes: int) -> LanguageModel:
+    """An untrained model, in float64 as a smoke run."""
+    seed_all(seed)
+    model = LanguageModel(symbols, context, **sizes)
+    return model.double() if smoke else model
+
+
+class Vocabulary:
+    """Characters as tokens; 0 ends an answer and fills rows.
+
+    >>> words = Vocabulary("0123456789+=")
+    >>> tokens, labels = words.rows([("1+2=", "3"), ("9+9=", "18")])
+    >>> tokens.tolist(), labels.tolist()
+    ([[2, 11, 3, 12, 4, 0], [10, 11, 10, 12, 2, 9]], [[-100, -100, -100, 4, 0, -100], [-100, -100, -100, 2, 9, 0]])
+    >>> words.text([4, 0, 7])
+    '3'
+    """
+
+    def __init__(self, characters: str) -> None:
+        self.words = ["", *sorted(set(characters), key=characters.index)]
+        self.number = {word: place for place, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def tokens(self, text: str) -> list[int]:
+        """Of each character."""
+        return [self.number[symbol] for symbol in text]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Up to the first end."""
+        row = [*tokens]
+        return "".join(self.words[token] for token in (row[: row.index(0)] if 0 in row else row))
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens ``[B, T]``, filled up at the right, and how many there are ``[B]``."""
+        rows = [self.tokens(prompt) for prompt in prompts]
+        lengths = torch.tensor([len(row) for row in rows])
+        return torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in rows]), lengths
+
+    def rows(self, pairs: Sequence[tuple[str, str]], *, prompt_counts: bool = False) -> tuple[Tensor, Tensor]:
+        """Tokens and aligned labels ``[B, T]`` of prompts and answers; those of prompts count only if asked."""
+        tokens, labels = [], []
+        for prompt, answer in pairs:
+            row = self.tokens(prompt + answer)
+            tokens.append(row)
+            first = 1 if prompt_counts else len(prompt)
+            labels.append([IGNORED] * (first - 1) + row[first:] + [0])
+        longest = max(map(len, tokens))
+        return (
+            torch.tensor([row + [0] * (longest - len(row)) for row in tokens]),
+            torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels]),
+        )
+
+
+def sums(count: int, rng: np.random.Generator, *, below: int = 1000) -> list[tuple[str, str]]:
+    """Prompts and answers such as ``("347+58=", "405")``."""
+    return [(f"{a}+{b}=", f"{a + b}") for a, b in rng.integers(below, size=(count, 2)).tolist()]
+
+
+@cache
+def characters(smoke: bool = False) -> tuple[Tensor, int]:
+    """Tiny Shakespeare as numbers of its characters, and how many there are; a smoke run reads no file."""
+    if smoke:
+        steps = torch.randint(1, 4, (SMOKE_TEXT,), generator=torch.Generator().manual_seed(0))
+        return steps.cumsum(0) % 65, 65
+    text = shakespeare()
+    number = {symbol: place for place, symbol in enumerate(sorted(set(text)))}
+    return torch.tensor([number[symbol] for symbol in text]), len(number)
+
+
+def windows(text: Tensor, count: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens and aligned labels ``[count, context]`` of windows at random places of a text."""
+    starts = torch.randint(len(text) - context, (count, 1), generator=generator)
+    rows = text[starts + torch.arange(context + 1)]
+    return rows[:, :-1], rows[:, 1:]
+
+
+def batches(tokens: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows in a new order each time they are through, without end; a rest smaller than ``size`` waits for the next."""
+    while True:
+        for rows in torch.randperm(len(tokens), generator=generator).split(size):
+            if len(rows) == min(size, len(tokens)):
+                yield tokens[rows], labels[rows]
+
+
+Step = Callable[[LanguageModel, Tensor, Tensor], Tensor]
+
+
+def by_loss(loss: TokenLoss) -> Step:
+    """The loss of a batch, from hidden states and the head."""
+    return lambda model, tokens, labels: loss(model.hidden(tokens), labels, model.head.weight)
+
+
+def train(
+    model: LanguageModel,
+    rows: Iterator[tuple[Tensor, Tensor]],
+    step: Step,
+    *,
+    rate: float,
+    steps: int,
+    warmup: int = 20,
+    decay: bool = True,
+    watch: Callable[[int], None] | None = None,
+) -> None:
+    """AdamW as in language models (betas .9 and .95, no weight decay), gradients clipped at length 1.
+
+    Args:
+        model: trained in place.
+        rows: batches of tokens and labels.
+        step: the loss of a batch.
+        rate: its peak, after ``warmup`` steps; then it falls linearly to a tenth where ``decay``.
+        steps: how many.
+        watch: called after each step with its number, 1-based.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for number in range(steps):
+        share = min(1.0, (number + 1) / warmup) * (1 - 0.9 * number / steps if decay else 1.0)
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        step(model, *next(rows)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if watch is not None:
+            watch(number + 1)
+
+
+@torch.no_grad()
+def complete(
+    model: LanguageModel,
+    prompts: Tensor,
+    lengths: Tensor,
+    steps: int,
+    *,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """So many tokens after each prompt ``[B, steps]``; after an end only ends.
+
+    Args:
+        model: of tokens.
+        prompts: ``[B, T]``, filled up at the right.
+        lengths: how many tokens each has ``[B]``.
+        steps: tokens that follow.
+        temperature: of the draws; 0 takes the likeliest.
+        generator: of the draws.
+    """
+    count, longest = prompts.shape
+    rows = torch.cat([prompts, prompts.new_zeros(count, steps)], 1)
+    each_row, open_rows = torch.arange(count), torch.ones(count, dtype=torch.bool)
+    answers = prompts.new_zeros(count, steps)
+    for number in range(steps):
+        last = lengths + number - 1
+        hidden = model.hidden(rows[:, : longest + number])[each_row, last]
+        logits = model.head(hidden)
+        if temperature > 0:
+            p = (logits.float() / temperature).softmax(-1)
+            token = torch.multinomial(p, 1, generator=generator).squeeze(1)
+        else:
+            token = logits.argmax(-1)
+        token = torch.where(open_rows, token, 0)
+        rows[each_row, last + 1] = answers[:, number] = token
+        open_rows = open_rows & (token != 0)
+        if not open_rows.any():
+            break
+    return answers
