@@ -30,6 +30,7 @@ BUILT_IN = {
     "cross-entropy",
     "cross-entropy-smoothed",
     "cross-entropy-weighted",
+    "distillation",
     "focal",
     "huber",
     "joint-gradients",

@@ -37,6 +37,7 @@ CALLS = {
     "linear_distillation": ((ROWS, HEAD, ROWS, HEAD), {}),
     "log_partition_penalty": ((ONE,), {}),
     "spectral_decoupling": ((ROWS,), {}),
+    "distillation_divergence": ((ROWS, ROWS.flip(0)), {}),
     "ps_kd_loss": ((ROWS, PLACES), {"past_probs": SHARES, "alpha": 0.5}),
     "score_distribution_loss": ((ROWS, SHARES), {}),
     "thurstone_fidelity": ((ONE, ONE + 1, ONE, ONE, ONE.exp(), ONE.exp()), {}),

@@ -161,6 +161,13 @@ class DropsGradient(Sound):
         return super().each(z, target) + super().each(z, target).detach()
 
 
+class TeachesBack(Sound):
+    needs = ("teacher",)
+
+    def forward(self, outputs, target, *, teacher, weight=None):
+        return super().forward(outputs, target, weight=weight) + (widen(teacher) ** 2).mean()
+
+
 class WrongSurrogate(Sound):
     gradient = "surrogate"
 
@@ -369,7 +376,8 @@ BROKEN = [
     (WrongMean, "reductions"), (SumOfBatch, "reductions"), (IgnoresWeight, "weights"), (TakesWeight, "weights"),
     (StaysHalf, "precision"), (Overflows, "extremes"), (WritesInEval, "eval"), (UndeclaredBuffer, "stateless"),
     (UndeclaredAttribute, "stateless"), (Forgets, "state_dict"), (ForgetsTheEpoch, "state_dict"),
-    (DropsGradient, "gradient"), (WrongSurrogate, "gradient"), (NoReference, "declaration"), (InOrder, "order"),
+    (DropsGradient, "gradient"), (TeachesBack, "gradient"), (WrongSurrogate, "gradient"), (NoReference, "declaration"),
+    (InOrder, "order"),
     (OtherWords, "bad_input"), (AnyReduction, "bad_input"), (TakesAnyLabel, "bad_input"), (NotOne, "probabilities"),
     (OtherPrediction, "probabilities"), (OtherLabels, "probabilities"),
     (TakesNegativeWeights, "bad_input"), (LooksAtValues, "vmap"), (LooksAtValues, "compile"), (MasksRows, "vmap"),

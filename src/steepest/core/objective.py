@@ -188,6 +188,8 @@ class Objective(Loss):
                     kwargs[need] = torch.randperm(3 * rows, generator=generator)[:rows].to(device)
                 elif need == "features":
                     kwargs[need] = torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(device, dtype)
+                elif need == "teacher":
+                    kwargs[need] = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
                 else:
                     refuse("needs", "samples() of its own for " + need, cls.__name__)
             objective = cls.from_task(info).to(device)

@@ -78,13 +78,21 @@ def check_weights(cls: type[Objective]) -> None:
 
 
 def check_gradient(cls: type[Objective]) -> None:
-    """float64 gradcheck in every floating input; a surrogate agrees with its hand-written reference."""
+    """float64 gradcheck in every floating input; a surrogate agrees with its hand-written reference.
+
+    A teacher gets no gradient.
+    """
     for objective, (args, kwargs) in cases(cls):
         if cls.gradient == "surrogate":
             wanted = copy.deepcopy(objective).reference_gradient(*args, **kwargs)  # type: ignore[operator]
             close(gradient(objective, args, kwargs), wanted, 1e-12, "surrogate gradient")
             continue
-        names = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()]
+        names = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point() and n != "teacher"]
+        if "teacher" in kwargs:
+            leaf = kwargs["teacher"].detach().clone().requires_grad_()
+            loss = value(objective, (args[0].detach().clone().requires_grad_(), *args[1:]), {**kwargs, "teacher": leaf})
+            loss.backward()
+            assert leaf.grad is None, "a gradient flows to the teacher"
         floats = [args[0], *(kwargs[n] for n in names)]
 
         def run(
