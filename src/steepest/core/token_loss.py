@@ -34,7 +34,7 @@ class TokenLoss(Loss):
         mean_over: the aggregation that None stands for.
         shift_invariant: whether a constant added to all logits of a token changes nothing.
         further: names of the arguments of ``forward`` beyond labels and head that the member takes.
-        acts: by name of a hyper-parameter, another value of it that changes the loss or its gradient.
+        alternatives: by name of a hyper-parameter, another value of it that changes the loss or its gradient.
         search: hyper-parameters that a comparison tunes.
     """
 
@@ -42,7 +42,7 @@ class TokenLoss(Loss):
     mean_over: ClassVar[str] = "token_mean"
     shift_invariant: ClassVar[bool] = True
     further: ClassVar[tuple[str, ...]] = ()
-    acts: ClassVar[dict[str, Any]] = {}
+    alternatives: ClassVar[dict[str, Any]] = {}
     search: ClassVar[dict[str, Space]] = {}
 
     def __init__(

@@ -7,7 +7,7 @@ of rows at a time. Losses of sequences, policies, preferences and forgetting are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +78,7 @@ def token_statistics(
         want: of "label", "log_z", "log_p", "entropy".
         columns: classes ``[J]`` whose logits are wanted too.
         costs: rows ``[R, V]`` and for each token the number ``[...]`` of its row (anything where it is ignored); the
-            mean cost is :math:`\sum_v p_v c_v`. Costs get no gradient.
+            mean cost is :math:`\sum_v p_v c_v`. Costs are finite, and get no gradient.
         ignore_index: of labels.
 
     Raises:
@@ -160,6 +160,7 @@ class _Rule:
         columns: ``[J]`` or None.
         costs: ``[R, V]`` or None.
         which: of each row, the row of costs ``[n]``, or None.
+        scratch: memory for the costs of some rows.
     """
 
     target: Tensor
@@ -167,6 +168,7 @@ class _Rule:
     columns: Tensor | None
     costs: Tensor | None
     which: Tensor | None
+    scratch: list[Tensor] = field(default_factory=list)
 
     @property
     def width(self) -> int:
@@ -184,11 +186,22 @@ class _Rule:
             if "entropy" in self.want:
                 named["entropy"] = above + _mean(g, top - z)
         numbers = [named[name] for name in self.want]
-        if self.costs is not None and self.which is not None:
-            numbers.append(_mean(g, self.costs[self.which[rows]].to(z.dtype)))
+        if self.costs is not None:
+            numbers.append(torch.linalg.vecdot(g, self.own_costs(rows, z)).unsqueeze(1))
         if self.columns is not None:
             numbers.append(z.index_select(1, self.columns))
         return torch.cat(numbers, 1)
+
+    def own_costs(self, rows: slice, like: Tensor) -> Tensor:
+        """The costs of some rows ``[r, V]``, in memory that the next ones take again."""
+        assert self.costs is not None
+        assert self.which is not None
+        which = self.which[rows]
+        if self.costs.dtype != like.dtype:
+            return self.costs[which].to(like.dtype)
+        if not self.scratch or len(self.scratch[0]) < len(which):
+            self.scratch[:] = [like.new_empty(len(which), like.shape[1])]
+        return torch.index_select(self.costs, 0, which, out=self.scratch[0][: len(which)])
 
     def slope(self, z: Tensor, g: Tensor, rows: slice, upstream: Tensor) -> None:
         """Write to ``g`` the gradient in ``z`` of the numbers' sum, each times its upstream ``[r, width]``."""
@@ -202,9 +215,10 @@ class _Rule:
             if "entropy" in by:  # dH/dz = -p (log p + H)
                 log_p = (z - top - above).masked_fill(g == 0, 0.0)
                 factor = factor - by["entropy"] * (log_p - _mean(g, log_p))
-            if self.costs is not None and self.which is not None:
-                cost = self.costs[self.which[rows]].to(z.dtype)
-                factor = factor + upstream[:, place : place + 1] * (cost - _mean(g, cost))
+            if self.costs is not None:
+                cost = self.own_costs(rows, z)
+                mean = torch.linalg.vecdot(g, cost).unsqueeze(1)
+                factor = cost.sub_(mean).mul_(upstream[:, place : place + 1]).add_(factor)
                 place += 1
             g.mul_(factor)
         else:

@@ -199,15 +199,15 @@ def check_head(cls: type[TokenLoss]) -> None:
 
 
 def check_hyper_parameters(cls: type[TokenLoss]) -> None:
-    """Every number, flag and word that ``__init__`` takes has another value in ``acts``, which changes the loss."""
+    """Every number, flag and word that ``__init__`` takes has another value in ``alternatives``, which changes the loss."""
     shared = set(inspect.signature(TokenLoss.__init__).parameters)
     own = inspect.signature(cls.__init__).parameters
     plain = {name for name, p in own.items() if isinstance(p.default, (bool, int, float, str))} - shared
-    missing = plain - set(cls.acts)
-    assert not missing, f"acts: no other value of {sorted(missing)}"
+    missing = plain - set(cls.alternatives)
+    assert not missing, f"alternatives: no other value of {sorted(missing)}"
     samples = list(token_cases(cls))
     before = [value_and_slopes(loss, sample) for loss, sample in samples]
-    for name, another in cls.acts.items():
+    for name, another in cls.alternatives.items():
         moved = False
         for (_, sample), again, (value, slopes) in zip(samples, rebuilds(cls, lambda: loss_cases(cls)), before):
             try:

@@ -85,7 +85,7 @@ class NumberTokenLoss(TokenLoss):
     """
 
     name = "number_token_loss"
-    acts = {"kind": "mse", "weight": 1.0, "renormalize": False, "squash": 3.0}
+    alternatives = {"kind": "mse", "weight": 1.0, "renormalize": False, "squash": 3.0}
     search = {"kind": Choice(("was", "mse")), "weight": Float(0.03, 3.0, log=True)}
 
     columns: Tensor

@@ -32,7 +32,7 @@ class TokenCrossEntropyLoss(TokenLoss):
     """
 
     name = "token_cross_entropy"
-    acts = {"entropy_bonus": 0.2}
+    alternatives = {"entropy_bonus": 0.2}
 
     def __init__(
         self,
