@@ -22,6 +22,8 @@ TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask")
 DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
 TARGETS = ("index", "soft", "multi_hot", "real")
 NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "mask")
+CONSTANT_NEEDS = ("attributes", "teacher", "mask")
+"""Those that come with the data: no gradient flows into them."""
 
 
 @dataclass(frozen=True)

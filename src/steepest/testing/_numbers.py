@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.objective import Objective
+from ..core.objective import CONSTANT_NEEDS, Objective
 from ._common import (
     HALF_ROUNDING,
     cases,
@@ -78,21 +78,15 @@ def check_weights(cls: type[Objective]) -> None:
 
 
 def check_gradient(cls: type[Objective]) -> None:
-    """float64 gradcheck in every floating input; a surrogate agrees with its hand-written reference.
-
-    A teacher gets no gradient.
-    """
+    """float64 gradcheck in every floating input that is no constant; a surrogate agrees with its reference."""
     for objective, (args, kwargs) in cases(cls):
+        _check_constants(objective, args, kwargs)
         if cls.gradient == "surrogate":
             wanted = copy.deepcopy(objective).reference_gradient(*args, **kwargs)  # type: ignore[operator]
             close(gradient(objective, args, kwargs), wanted, 1e-12, "surrogate gradient")
             continue
-        names = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point() and n != "teacher"]
-        if "teacher" in kwargs:
-            leaf = kwargs["teacher"].detach().clone().requires_grad_()
-            loss = value(objective, (args[0].detach().clone().requires_grad_(), *args[1:]), {**kwargs, "teacher": leaf})
-            loss.backward()
-            assert leaf.grad is None, "a gradient flows to the teacher"
+        floating = [n for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()]
+        names = [n for n in floating if n not in CONSTANT_NEEDS]
         floats = [args[0], *(kwargs[n] for n in names)]
 
         def run(
@@ -102,6 +96,17 @@ def check_gradient(cls: type[Objective]) -> None:
 
         inputs = tuple(t.detach().clone().requires_grad_() for t in floats)
         gradients_hold(run, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def _check_constants(objective: Objective, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+    """No gradient flows into what comes with the data."""
+    constants = {n: kwargs[n] for n in CONSTANT_NEEDS if isinstance(kwargs.get(n), Tensor)}
+    leaves = {n: t.detach().clone().requires_grad_() for n, t in constants.items() if t.is_floating_point()}
+    outputs = args[0].detach().clone().requires_grad_()
+    loss = value(objective, (outputs, *args[1:]), {**kwargs, **leaves})
+    for name, leaf in leaves.items():
+        (slope,) = torch.autograd.grad(loss, leaf, retain_graph=True, materialize_grads=True, allow_unused=True)
+        assert not slope.any(), f"a gradient flows into {name}"
 
 
 def check_precision(cls: type[Objective]) -> None:
@@ -209,7 +214,8 @@ def check_probabilities(cls: type[Objective]) -> None:
             assert p.shape == outputs.shape and bool(((p >= 0) & (p <= 1)).all()), "probabilities of labels in [0, 1]"
             assert torch.equal((p > 0.5).long(), predicted.long()), "predict is where a probability is above 1/2"
             continue
-        assert p.shape == (outputs.shape[0], outputs.shape[1] if outputs.ndim == 2 else 2)
+        classes = getattr(objective, "num_classes", outputs.shape[1]) if outputs.ndim == 2 else 2
+        assert p.shape == (outputs.shape[0], classes), "probabilities: a column for each class"
         close(p.sum(-1), torch.ones(p.shape[0]), 1e-6, "probabilities sum to one")
         assert bool((p >= 0).all()) and torch.equal(p.argmax(-1), predicted), "predict is the argmax of probabilities"
 
