@@ -16,6 +16,7 @@ from steepest.core.calibrator import Calibrator
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
+from steepest.core.policy_loss import PolicyLoss
 from steepest.core.probe import Probe
 from steepest.core.schedule import Schedule
 from steepest.core.token_loss import TokenLoss
@@ -29,6 +30,7 @@ from steepest.testing import (
     objective,
     objective_checks,
     optimizer_checks,
+    policy_loss_checks,
     probe,
     probe_checks,
     schedule_checks,
@@ -42,6 +44,7 @@ SIX = ["cross_entropy", "squentropy", "comp_sum", "focal", "squared_error", "hub
 SUITES = {  # of two that a class belongs to, the later
     Loss: loss_checks,
     TokenLoss: token_loss_checks,
+    PolicyLoss: policy_loss_checks,
     Calibrator: calibrator_checks,
     Method: method_checks,
     Aggregator: aggregator_checks,

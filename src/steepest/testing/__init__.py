@@ -8,6 +8,7 @@ from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
 from .optimizer import check_optimizer, optimizer_checks
+from .policy_loss import check_policy_loss, policy_loss_checks
 from .probe import check_probe, probe_checks
 from .schedule import check_schedule, schedule_checks
 from .token_loss import check_token_loss, token_loss_checks
@@ -25,6 +26,7 @@ __all__ = [
     "check_method",
     "check_objective",
     "check_optimizer",
+    "check_policy_loss",
     "check_probe",
     "check_reduced",
     "check_schedule",
@@ -36,6 +38,7 @@ __all__ = [
     "method_checks",
     "objective_checks",
     "optimizer_checks",
+    "policy_loss_checks",
     "probe_checks",
     "schedule_checks",
     "token_loss_checks",
