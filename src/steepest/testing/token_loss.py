@@ -199,7 +199,7 @@ def check_head(cls: type[TokenLoss]) -> None:
 
 
 def check_hyper_parameters(cls: type[TokenLoss]) -> None:
-    """Every number, flag and word that ``__init__`` takes has another value in ``alternatives``, which changes the loss."""
+    """Every number, flag and word of ``__init__`` has another value in ``alternatives``, which changes the loss."""
     shared = set(inspect.signature(TokenLoss.__init__).parameters)
     own = inspect.signature(cls.__init__).parameters
     plain = {name for name, p in own.items() if isinstance(p.default, (bool, int, float, str))} - shared

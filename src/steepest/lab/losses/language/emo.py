@@ -4,10 +4,12 @@ Set-up of the claim: a transformer of two blocks learns the first half of tiny S
 embedding is frozen as the costs; from there it goes on on 20 kB of the second half, with cross-entropy or with EMO,
 equal steps, and each at its own best rate. Measured on windows of the last tenth, which nobody trains on:
 cross-entropy, the distance, and the mean cost of tokens that are drawn against the true ones. Expected: the distance
-falls clearly (by 1% is claimed; the publication gives none of this size), and cross-entropy is higher by no more than 2%.
+falls clearly (by 1% is claimed, where the publication has no number of this kind), and cross-entropy is higher by no
+more than 2%.
 
 Five seeds in place of three. Rates are chosen by cross-entropy on other windows of the last tenth, for two seeds that
-are not reported (:func:`choose_rates`). The baseline must have learned the text: at most 2.4 nats a character on it.
+are not reported (:func:`choose_rates`): the lowest of the grid for both, because larger ones forget. The baseline must have
+learned the text: at most 2.4 nats a character on it.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ ENTROPY, EMO = "cross-entropy", "EMO"
 CONTEXT, BATCH, MORE = 64, 32, 20_000
 STEPS = {"smoke": (4, 4), "full": (800, 200)}
 """Steps before the loss changes, and after."""
-GRID = (3e-4, 1e-3, 3e-3)
-RATES = {ENTROPY: 1e-3, EMO: 1e-3}
+GRID = (1e-4, 3e-4, 1e-3)
+RATES = {ENTROPY: 1e-4, EMO: 1e-4}
 """Of each loss what :func:`choose_rates` gives."""
 SANITY = 2.4
 """Nats a character that cross-entropy may leave on the held-out text."""
