@@ -8,8 +8,8 @@ falls clearly (by 1% is claimed, where the publication has no number of this kin
 more than 2%.
 
 Five seeds in place of three. Rates are chosen by cross-entropy on other windows of the last tenth, for two seeds that
-are not reported (:func:`choose_rates`): the lowest of the grid for both, because larger ones forget. The baseline must have
-learned the text: at most 2.4 nats a character on it.
+are not reported (:func:`choose_rates`): the lowest of the grid for both, because larger ones forget. The baseline must
+have learned the text: at most 2.4 nats a character on it.
 """
 
 from __future__ import annotations
