@@ -17,6 +17,7 @@ from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
 from steepest.core.policy_loss import PolicyLoss
+from steepest.core.preference import LogProbabilityLoss
 from steepest.core.probe import Probe
 from steepest.core.schedule import Schedule
 from steepest.core.token_loss import TokenLoss
@@ -31,6 +32,7 @@ from steepest.testing import (
     objective_checks,
     optimizer_checks,
     policy_loss_checks,
+    preference_checks,
     probe,
     probe_checks,
     schedule_checks,
@@ -88,6 +90,8 @@ def steppers():
 
 OTHERS = {name: suite(cls) for contract, suite in SUITES.items() for name, cls in members(contract).items()}
 OTHERS |= {cls.name: probe_checks(cls) for cls in DEFAULT}
+for name, cls in members(LogProbabilityLoss).items():
+    OTHERS[name] += preference_checks(cls)
 STEPPERS = steppers()
 CLASSES |= {  # objectives of other rooms than losses
     cls.name: cls

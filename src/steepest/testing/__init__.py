@@ -9,6 +9,7 @@ from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
 from .optimizer import check_optimizer, optimizer_checks
 from .policy_loss import check_policy_loss, policy_loss_checks
+from .preference import check_preference, preference_checks
 from .probe import check_probe, probe_checks
 from .schedule import check_schedule, schedule_checks
 from .token_loss import check_token_loss, token_loss_checks
@@ -27,6 +28,7 @@ __all__ = [
     "check_objective",
     "check_optimizer",
     "check_policy_loss",
+    "check_preference",
     "check_probe",
     "check_reduced",
     "check_schedule",
@@ -39,6 +41,7 @@ __all__ = [
     "objective_checks",
     "optimizer_checks",
     "policy_loss_checks",
+    "preference_checks",
     "probe_checks",
     "schedule_checks",
     "token_loss_checks",

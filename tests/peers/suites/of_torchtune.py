@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steepest import kernels
+from steepest.core.preference import preference_loss
 
 FOLDER = "torchtune"
 FILES = tuple(
-    f"tests/torchtune/modules/loss/test_{name}.py"
-    for name in ("cross_entropy_loss", "ce_chunked_output_loss", "kd_losses")
+    f"tests/torchtune/{name}.py"
+    for name in (
+        "modules/loss/test_cross_entropy_loss",
+        "modules/loss/test_ce_chunked_output_loss",
+        "modules/loss/test_kd_losses",
+        "rlhf/loss/test_dpo_loss",
+    )
 )
 SUPPORT: tuple[str, ...] = ()
 ON_CPU: tuple[tuple[str, str], ...] = ()
@@ -29,6 +35,15 @@ def _identity(logits: Tensor) -> Tensor:
 
 def _whole(logits: Tensor | Sequence[Tensor]) -> Tensor:
     return logits if isinstance(logits, Tensor) else torch.cat(list(logits), dim=1)
+
+
+class ChosenRejectedOutputs(NamedTuple):
+    """What their models give of both answers."""
+
+    chosen_logps: Tensor
+    rejected_logps: Tensor
+    chosen_logits: Tensor
+    rejected_logits: Tensor
 
 
 class LinearCrossEntropyLoss(nn.Module):
@@ -98,6 +113,28 @@ class SymmetricKLLoss(_OfLogits):
         return ratio * forward(student, teacher, labels) + (1 - ratio) * reverse(student, teacher, labels)
 
 
+class DPOLoss(nn.Module):
+    """The logistic loss of preferences."""
+
+    def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.options = {"beta": beta, "label_smoothing": label_smoothing}
+        self.loss_type = "sigmoid"
+
+    def forward(self, policy: ChosenRejectedOutputs, reference: ChosenRejectedOutputs) -> Any:
+        """Losses and rewards."""
+        logps = (policy.chosen_logps, policy.rejected_logps, reference.chosen_logps, reference.rejected_logps)
+        return preference_loss(*logps, self.loss_type, **self.options)
+
+
+class RSOLoss(DPOLoss):
+    """The hinge loss of preferences."""
+
+    def __init__(self, gamma: float = 0.1) -> None:
+        super().__init__(gamma)
+        self.loss_type = "hinge"
+
+
 def assert_expected(actual: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-8, **more: Any) -> None:
     """Their helper of this name."""
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_device=True, **more)
@@ -113,6 +150,8 @@ def modules(root: Path) -> dict[str, dict[str, Any]]:
             **{f"{name}Loss": kind for name, kind in kinds.items()},
             **{f"{name}WithChunkedOutputLoss": kind for name, kind in kinds.items()},
         },
+        "torchtune.rlhf._types": {"ChosenRejectedOutputs": ChosenRejectedOutputs},
+        "torchtune.rlhf.loss": {"DPOLoss": DPOLoss, "RSOLoss": RSOLoss},
         "torchtune.training.seed": {"set_seed": torch.manual_seed},
         "tests.test_utils": {"assert_expected": assert_expected},
     }
