@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_flag, check_number, refuse
 from .kl_estimators import KINDS, kl_of_samples
-from .policy_loss import Mask, PolicyLoss, policy_inputs
+from .policy_loss import Mask, PolicyLoss, policy_inputs, spread
 from .ratios import saturating_exp
 from .token_reductions import aggregate_tokens, sequence_sums
 
@@ -61,12 +61,7 @@ def log_ratios(
     if level == "token":
         return difference
     sums, counts = sequence_sums(difference, mask, segments)
-    means = sums / counts.clamp_min(1.0)
-    if segments is None:
-        return means[:, None].expand_as(difference)
-    rows, steps = mask.shape
-    places = torch.where(mask, segments, 0).long() + steps * torch.arange(rows, device=mask.device)[:, None]
-    return means[places]
+    return spread(sums / counts.clamp_min(1.0), mask, segments)
 
 
 def clipped_surrogate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -75,6 +76,20 @@ def policy_inputs(
     )
 
 
+def spread(values: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+    """What :func:`~steepest.core.token_reductions.sequence_sums` gave, for each token that of its sequence ``[B, T]``.
+
+    >>> spread(torch.tensor([1.0, 2.0]), torch.ones(2, 2, dtype=torch.bool))
+    tensor([[1., 1.],
+            [2., 2.]])
+    """
+    if segments is None:
+        return values[:, None].expand(mask.shape)
+    rows, steps = mask.shape
+    first = steps * torch.arange(rows, device=mask.device)[:, None]
+    return values[torch.where(mask.bool(), segments, 0).long() + first]
+
+
 def count_items(mask: Tensor, mode: str, segments: Tensor | None = None) -> Tensor:
     """The divisor of :func:`~steepest.core.token_reductions.aggregate_tokens` of one batch: tokens or sequences.
 
@@ -89,9 +104,10 @@ class PolicyLoss(Loss):
     """A loss of log-probabilities of sampled tokens, of the policy and of the one that drew them.
 
     ``loss(logp, old_logp, advantages, mask, *, ref_logp=None, num_items=None, segments=None)``: tensors ``[B, T]``,
-    advantages ``[B]`` or ``[B, T]``. Old and reference log-probabilities and advantages get no gradient. What the mask
-    excludes may be anything. Nothing valid: 0 that carries a graph. The parts of a step, each with ``num_items`` the
-    sum of :meth:`items` over all of them, add up to the loss of the whole.
+    advantages ``[B]`` or ``[B, T]``; a loss without a reference takes no ``ref_logp``, one of groups no ``segments``.
+    Old and reference log-probabilities and advantages get no gradient. What the mask excludes may be anything. Nothing
+    valid: 0 that carries a graph. The parts of a step, each with ``num_items`` the sum of :meth:`items` over all of
+    them, add up to the loss of the whole.
 
     Class attributes:
         alternatives: for each argument of the constructor another value; each must change the value or the gradient of
@@ -117,8 +133,10 @@ class PolicyLoss(Loss):
     def samples(
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
-        batch = policy_batch(generator, dtype, device)
-        return [(loss, batch) for loss in cls.instances()]
+        args, kwargs = policy_batch(generator, dtype, device)
+        taken = inspect.signature(cls.forward).parameters
+        named = {name: value for name, value in kwargs.items() if name in taken}
+        return [(loss, (args, named)) for loss in cls.instances()]
 
 
 def policy_batch(generator: torch.Generator, dtype: torch.dtype, device: str | torch.device) -> Sample:
@@ -129,10 +147,12 @@ def policy_batch(generator: torch.Generator, dtype: torch.dtype, device: str | t
 
     logp = -0.2 - drawn(5, 6).abs()
     old, ref = (logp + 0.4 * drawn(5, 6) for _ in range(2))
+    old[:2, :2] = logp[:2, :2] + torch.tensor([-0.35, 0.35])
+    advantages = torch.cat([torch.tensor([0.8, -0.9], dtype=torch.float64), drawn(3)])
     lengths = torch.tensor([6, 3, 1, 0, 4])
     mask = torch.arange(6) < lengths[:, None]
     mask[0, 2] = False
-    tensors: tuple[F[Tensor, "b t"], F[Tensor, "b t"], Tensor, F[Tensor, "b t"]] = (logp, old, drawn(5), ref)
+    tensors: tuple[F[Tensor, "b t"], F[Tensor, "b t"], Tensor, F[Tensor, "b t"]] = (logp, old, advantages, ref)
     logp, old, advantages, ref = (t.to(device, dtype) for t in tensors)
     return (logp, old, advantages, mask.to(device)), {"ref_logp": ref}
 
