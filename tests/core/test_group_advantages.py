@@ -78,6 +78,16 @@ def test_a_group_of_one_is_zero_with_one_warning(scale, leave_one_out):
         assert group_advantages(rewards[:1], torch.tensor([0]), scale).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_answers_that_do_not_count_are_as_if_they_were_not_there(scale):
+    valid = torch.tensor([True, True, False, True, True, False, True])
+    spoilt = torch.where(valid, REWARDS, torch.nan)
+    own = group_advantages(spoilt, IDS, scale, valid=valid)
+    alone = group_advantages(REWARDS[valid], torch.tensor([1, 0, 0, 1, 0]), scale)
+    torch.testing.assert_close(own[valid], alone, rtol=1e-13, atol=0)
+    assert not own[~valid].any()
+
+
 def test_no_warning_without_a_group_of_one_and_no_gradient():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from jaxtyping import Bool
 from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
@@ -24,22 +25,16 @@ def check_groups(rewards: object, group_ids: object) -> None:
     check_range("group_ids", group_ids, 0, len(rewards) - 1)
 
 
-def group_sizes(group_ids: Tensor) -> Tensor:
-    """How many rows the group of each row has ``[B]``."""
+def group_totals(values: Tensor, group_ids: Tensor) -> Tensor:
+    """For each row the sum over its group ``[B]``."""
     ids = group_ids.long()
-    return torch.zeros_like(ids).index_add(0, ids, torch.ones_like(ids))[ids]
+    return torch.zeros_like(values).index_add(0, ids, values)[ids]
 
 
-def group_means(values: Tensor, group_ids: Tensor) -> Tensor:
-    """For each row the mean over its group ``[B]``."""
-    ids = group_ids.long()
-    return values.new_zeros(values.shape).index_add(0, ids, values)[ids] / group_sizes(ids).to(values.dtype)
-
-
-def warn_of_singles(group_ids: Tensor) -> None:
-    """One warning if some groups have one member, where that may be looked at."""
-    if group_ids.numel() and values_visible(group_ids):
-        alone = int((group_sizes(group_ids) == 1).sum())
+def warn_of_singles(group_ids: Tensor, valid: Tensor) -> None:
+    """One warning if some groups have one answer, where that may be looked at."""
+    if group_ids.numel() and values_visible(group_ids, valid):
+        alone = int(((group_totals(valid.long(), group_ids) == 1) & valid).sum())
         if alone:
             warnings.warn(
                 f"{alone} groups have a single answer: their advantage is 0 and they teach nothing", stacklevel=3
@@ -53,6 +48,7 @@ def group_advantages(
     *,
     leave_one_out: bool = False,
     eps: float = 1e-4,
+    valid: Bool[Tensor, " batch"] | None = None,
 ) -> F[Tensor, " batch"]:
     r"""Rewards less the mean of their group, as they are or in standard deviations.
 
@@ -68,6 +64,7 @@ def group_advantages(
         leave_one_out: the mean is that of the other answers, A_i = K / (K - 1) (r_i - mean) in a group of K; with
             "group" it is refused: the deviation of the others may be 0 where the answer differs from them.
         eps: added to a deviation, > 0.
+        valid: answers that count, boolean ``[B]``, or None for all; others have 0, whatever their reward is.
 
     Returns:
         ``[B]`` in float32 or wider, without a gradient. A group of one has 0; one warning says so.
@@ -84,18 +81,29 @@ def group_advantages(
     check_number("eps", eps, low=0.0, open_low=True)
     if leave_one_out and scale_rewards == "group":
         refuse("scale_rewards", '"none" or "batch" with leave_one_out', scale_rewards)
-    warn_of_singles(group_ids)
+    if valid is None:
+        valid = torch.ones_like(group_ids, dtype=torch.bool)
+    check_tensor("valid", valid, shape=tuple(rewards.shape), floating=False)
+    warn_of_singles(group_ids, valid)
     ids, values = group_ids.long(), widen(rewards.detach())
-    least = torch.zeros_like(values).scatter_reduce(0, ids, values, "amin", include_self=False)
-    above = values - least[ids]
-    centred = above - group_means(above, ids)
-    sizes = group_sizes(ids).to(values.dtype)
+    sizes = group_totals(valid.to(values.dtype), ids)
+    least = torch.full_like(values, torch.inf).scatter_reduce(0, ids, torch.where(valid, values, torch.inf), "amin")
+    above = torch.where(valid, values - least[ids], 0.0)
+    centred = torch.where(valid, above - group_totals(above, ids) / sizes.clamp_min(1.0), 0.0)
     if leave_one_out:
         centred = centred * (sizes / (sizes - 1).clamp_min(1.0))
     if scale_rewards == "none":
         return centred
     if scale_rewards == "batch":
-        deviation = (values - values.min()).std() if len(values) > 1 else values.new_zeros(())
+        deviation = _deviation(values, valid)
     else:
-        deviation = (group_means(centred.square(), ids) * sizes / (sizes - 1).clamp_min(1.0)).sqrt()
+        deviation = (group_totals(centred.square(), ids) / (sizes - 1).clamp_min(1.0)).sqrt()
     return centred / (deviation + eps)
+
+
+def _deviation(values: Tensor, valid: Tensor) -> Tensor:
+    """Of all that count, unbiased; 0 for one value."""
+    above = torch.where(valid, values - torch.where(valid, values, torch.inf).amin(), 0.0)
+    count = valid.to(values.dtype).sum()
+    centred = torch.where(valid, above - above.sum() / count, 0.0)
+    return (centred.square().sum() / (count - 1).clamp_min(1.0)).sqrt()
