@@ -1,4 +1,3 @@
-"""Losses of policies: of log-probabilities of whole answers and their tokens, from preferences, rewards and values."""
 """Losses of policies: gradients of rewards of sampled answers, and preferences between answers.
 
 They take log-probabilities of tokens or of whole answers, under the policy and under what it is compared with.
