@@ -52,6 +52,48 @@ def sequence_sums(values: Tensor, mask: Tensor, segments: Tensor | None = None) 
     return zeros.index_add(0, places, values.flatten()), zeros.index_add(0, places, counts.flatten())
 
 
+def runs_of_tokens(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs of equal keys among the valid tokens of each row: sequences of packed rows, steps of an answer.
+
+    Args:
+        keys: ``[B, T]``, anything where a token is not valid.
+        valid: ``[B, T]``.
+
+    Returns:
+        The number of each valid token's run from 0 on ``[B, T]``, and where a run begins ``[B, T]``.
+
+    >>> runs_of_tokens(torch.tensor([[7, 7, 0, 7, 2]]), torch.tensor([[True, True, False, True, True]]))
+    (tensor([[0, 0, 0, 0, 1]]), tensor([[ True, False, False, False,  True]]))
+    """
+    place = torch.arange(keys.shape[1], device=keys.device)
+    last = torch.where(valid, place, -1).cummax(1).values
+    before = torch.cat([torch.full_like(last[:, :1], -1), last[:, :-1]], 1)
+    first = valid & ((before < 0) | (keys != keys.gather(1, before.clamp_min(0))))
+    return (first.cumsum(1) - 1).clamp_min(0), first
+
+
+def suffix_sums(values: Tensor, runs: Tensor | None = None) -> Tensor:
+    """Of each token the sum of the values from it to the end of its run, or of its row.
+
+    What stands in one run doesn't touch another, so that nothing cancels: a scan in log2(T) passes.
+
+    Args:
+        values: ``[B, T]``, 0 where a token doesn't count.
+        runs: numbers of runs ``[B, T]``, not falling along a row.
+
+    >>> suffix_sums(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[0, 0, 1, 1]]))
+    tensor([[ 3.,  2., 12.,  8.]])
+    """
+    if runs is None:
+        return values.flip(1).cumsum(1).flip(1)
+    shift = 1
+    while shift < values.shape[1]:
+        later = torch.where(runs[:, shift:] == runs[:, :-shift], values[:, shift:], 0.0)
+        values = values + torch.nn.functional.pad(later, (0, shift))
+        shift *= 2
+    return values
+
+
 def mean_of_sequences(losses: Tensor, counts: Tensor, *, num_items: float | Tensor | None = None) -> Tensor:
     """The mean over sequences that have a token.
 

@@ -16,7 +16,7 @@ from ...core.loss import Sample
 from ...core.reductions import reduce, widen
 from ...core.search import Float
 from ...core.token_loss import TokenLoss
-from ...core.token_reductions import masked, sequence_sums
+from ...core.token_reductions import masked, runs_of_tokens, sequence_sums
 from ...kernels.token_statistics import token_statistics
 
 ANSWERS = ("sequence", "token")
@@ -143,7 +143,7 @@ class DirectCoverageLoss(TokenLoss):
             sums, counts = sequence_sums(log_p, valid, segments)
             return -masked(log_coverage(masked(sums, counts > 0, _SMALL), self.n), counts > 0), counts
         check_tensor("steps", steps, shape=tuple(labels.shape), floating=False)
-        number, first = _runs(steps if segments is None else segments * labels.shape[1] + steps, valid)
+        number, first = runs_of_tokens(steps if segments is None else segments * labels.shape[1] + steps, valid)
         sums, counts = sequence_sums(log_p, valid, number)
         of_steps = -log_coverage(masked(sums, counts > 0, _SMALL), self.n).reshape(labels.shape)
         return sequence_sums(torch.where(first, of_steps.gather(1, number), 0.0), valid, segments)
@@ -156,15 +156,6 @@ class DirectCoverageLoss(TokenLoss):
         sample = cls.sample_tokens(generator, dtype, device)
         steps = torch.tensor([0, 0, 1, 1, 1]).expand(3, 5).clone().to(device)
         return [(cls(4.0), (sample, {})), (cls(1.5), (sample, {"steps": steps})), (cls(16.0, "token"), (sample, {}))]
-
-
-def _runs(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows ``[B, T]`` the number of each token's run of equal keys, and whether a run begins; invalid ones aside."""
-    place = torch.arange(keys.shape[1], device=keys.device)
-    last = torch.where(valid, place, -1).cummax(1).values
-    before = torch.cat([torch.full_like(last[:, :1], -1), last[:, :-1]], 1)
-    first = valid & ((before < 0) | (keys != keys.gather(1, before.clamp_min(0))))
-    return (first.cumsum(1) - 1).clamp_min(0), first
 
 
 def pass_at_n(
