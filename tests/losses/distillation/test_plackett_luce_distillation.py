@@ -203,6 +203,24 @@ def test_equal_logits_stand_by_their_numbers():
         assert teacher_choices(teacher.to(dtype), torch.tensor([3, 2, 4]))[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("classes", [2, 10, 49, 50, 51, 700])
+def test_order_against_torch(classes, generator):
+    """In C++ as in float64: few classes and many, with equal logits, both zeros, infinities and NaN."""
+    teacher = (2 * torch.randn(9, classes, generator=generator)).round(decimals=1)
+    teacher[0] = 0.0
+    teacher[1, ::2] = -0.0
+    if classes > 4:
+        teacher[2, 1], teacher[3, 2], teacher[3, 4] = math.nan, math.inf, -math.inf
+    target = torch.randint(classes, (9,), generator=generator)
+    order, weights = teacher_choices(teacher, target, tau=2.0)
+    wanted, shares = teacher_choices(teacher.double(), target, tau=2.0)
+    assert torch.equal(order, wanted)
+    torch.testing.assert_close(weights.double(), shares, rtol=1e-6, atol=0, equal_nan=True)
+    assert torch.equal(order.sort(1).values, torch.arange(classes, dtype=torch.int32).expand(9, classes))
+    rest = teacher.nan_to_num().gather(1, order.long())[:, 1:]
+    assert bool((rest[:, 1:] <= rest[:, :-1])[[0, 1, 4, 5, 6, 7, 8]].all())
+
+
 def test_kept_choices_are_the_teacher(generator):
     for dtype in (torch.float64, torch.float32):
         student, teacher, target = batch(generator, classes=30, dtype=dtype)

@@ -16,6 +16,7 @@ from ...core.checks import check_domain, check_index, check_number, check_tensor
 from ...core.logpartition import target_log_probability
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
+from ...core.rowwise import log_probability_rule, rowwise
 from ...core.search import Float
 from ...core.terms import kept_terms
 
@@ -114,7 +115,7 @@ def _losses(logits: Tensor, target: Tensor, attributes: Tensor, mask: Tensor | N
         refuse("logits", f"at least {2 + questions} columns, of two classes and {questions} questions", logits)
     z, t = widen(logits), attributes.detach()
     check_index(target, z[:, :classes])
-    entropy = -target_log_probability(z[:, :classes], target)
+    entropy = _cross_entropy(z[:, :classes].contiguous(), target.long())
     own, valid = z[:, classes:], None
     if mask is not None:
         check_tensor("mask", mask, floating=False, shape=tuple(t.shape))
@@ -126,6 +127,13 @@ def _losses(logits: Tensor, target: Tensor, attributes: Tensor, mask: Tensor | N
         return entropy, losses.sum(1) / max(questions, 1)
     answers = valid.sum().clamp_min(1).to(z.dtype)
     return entropy, torch.where(valid, losses, 0.0).sum(1) * (len(t) / answers)
+
+
+def _cross_entropy(z: Tensor, target: Tensor) -> Tensor:
+    def phi(log_p: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        return -log_p, torch.full_like(log_p, -1.0)
+
+    return rowwise(z, lambda z: -target_log_probability(z, target), log_probability_rule(target, phi))
 
 
 class MultiAspectKDLoss(Objective):

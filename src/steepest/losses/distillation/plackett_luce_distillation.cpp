@@ -38,14 +38,20 @@ INLINE vf log1p_above_zero(vf x) {
 // meet once.
 struct Row {
   const int64_t columns, length;
-  std::vector<float> e, w, x;          // e^(s - top), weights; then what they become
+  std::vector<float> held;
+  float *e, *w, *x;                    // e^(s - top), weights, sums; on bounds of vectors
   explicit Row(int64_t columns)
-      : columns(columns), length((columns + W - 1) / W), e(length * W), w(length * W), x(length * W) {}
+      : columns(columns), length((columns + W - 1) / W), held((3 * length + 1) * W) {
+    constexpr uintptr_t bytes = sizeof(vf);
+    e = (float*)(((uintptr_t)held.data() + bytes - 1) / bytes * bytes);
+    w = e + length * W;
+    x = w + length * W;
+  }
 
   void gather(const float* __restrict s, const float* __restrict weights, const int32_t* __restrict order) {
     for (int64_t i = 0; i < W; ++i) {
       const int64_t first = std::min(i * length, columns), last = std::min(first + length, columns);
-      float *own = e.data() + i, *other = w.data() + i;
+      float *own = e + i, *other = w + i;
       int64_t j = 0;
 #pragma GCC unroll 8
       for (int64_t k = first; k < last; ++k, ++j) {
@@ -103,7 +109,7 @@ INLINE Status one_row(Row& row, const float* s, const float* weights, float* g, 
   if (most >= (uint64_t)row.columns || order[0] != target) return NO_ORDER;
   if (any_negative(weights, row.columns)) return NEGATIVE;
   row.gather(s, weights, order);
-  float *e = row.e.data(), *w = row.w.data(), *x = row.x.data();
+  float *e = row.e, *w = row.w, *x = row.x;
   const int64_t end = row.length * W;
   float top = 0.0f;
   const bool tame = spread(s, row.columns, top) < WILDEST;
@@ -156,9 +162,70 @@ INLINE Status one_row(Row& row, const float* s, const float* weights, float* g, 
   return missing ? NO_ORDER : tame ? FINE : WILD;
 }
 
+constexpr int64_t FEW = 48;            // up to so many classes are sorted by insertion
+
+// Places in a falling order of scores: equal scores, and those that are not finite, keep the order of their numbers.
+struct Sorter {
+  std::vector<uint64_t> now, next;     // a key that rises as the score falls, and the class
+  explicit Sorter(int64_t columns) : now(columns), next(columns) {}
+
+  static uint32_t key(float score) {
+    if (!(score <= 3.4028235e38f)) score = score != score ? 0.0f : 3.4028235e38f;
+    score += 0.0f;                     // no negative zero
+    uint32_t bits;
+    std::memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? bits : ~bits ^ 0x80000000u;
+  }
+
+  void insertion(int64_t count) {
+    for (int64_t i = 1; i < count; ++i) {
+      const uint64_t own = now[i];
+      int64_t j = i;
+      for (; j > 0 && now[j - 1] > own; --j) now[j] = now[j - 1];
+      now[j] = own;
+    }
+  }
+
+  void radix(int64_t count) {
+    int32_t counts[4][256] = {};
+    for (int64_t i = 0; i < count; ++i)
+      for (int byte = 0; byte < 4; ++byte) ++counts[byte][now[i] >> (32 + 8 * byte) & 255];
+    for (int byte = 0; byte < 4; ++byte) {
+      int32_t place = 0;
+      for (int32_t& own : counts[byte]) place += own, own = place - own;
+      for (int64_t i = 0; i < count; ++i) next[counts[byte][now[i] >> (32 + 8 * byte) & 255]++] = now[i];
+      now.swap(next);
+    }
+  }
+
+  void row(const float* scores, int64_t columns, int64_t target, int32_t* order) {
+    int64_t count = 0;
+    for (int64_t k = 0; k < columns; ++k)
+      if (k != target) now[count++] = (uint64_t)key(scores[k]) << 32 | (uint64_t)k;
+    count <= FEW ? insertion(count) : radix(count);
+    order[0] = (int32_t)target;
+    for (int64_t k = 0; k < count; ++k) order[k + 1] = (int32_t)now[k];
+  }
+};
+
 }  // namespace steepest
 
 using namespace steepest;
+
+// The target, then the other columns by falling scores; and the shares p in that order.
+extern "C" void order_rows(const float* scores, const float* p, float* w, const int64_t* target, int32_t* order,
+                           int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1 && rows * columns > GRAIN)
+  {
+    Sorter sorter(columns);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at = i * columns;
+      sorter.row(scores + at, columns, target[i], order + at);
+      for (int64_t k = 0; k < columns; ++k) w[at + k] = p[at + order[at + k]];
+    }
+  }
+}
 
 // Of each row of scores: the sum over its choices of w_k (log sum_{l >= k} e^s - s), and the gradient; and whether the
 // row is too wild for float32, has a negative weight, or an order that is none or doesn't begin with the target.

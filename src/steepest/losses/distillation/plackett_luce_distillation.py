@@ -19,7 +19,7 @@ from ...core.rows import RowFunctions
 from ...core.rowwise import Rule, rowwise
 from ...core.search import Float
 
-_native = RowFunctions(Path(__file__).with_name("plackett_luce_distillation.cpp"), {"choice_rows": 7})
+_native = RowFunctions(Path(__file__).with_name("plackett_luce_distillation.cpp"), {"order_rows": 5, "choice_rows": 7})
 WILD, NEGATIVE, NO_ORDER = 1, 2, 3
 STEEP = 50.0
 """From this argument on softplus is the identity, in float64 too."""
@@ -54,12 +54,17 @@ def teacher_choices(
     check_number("tau", tau, low=0.0, open_low=True)
     check_logits(teacher, argument="teacher")
     check_index(target, teacher)
-    t = widen(teacher.detach())
+    t, target = widen(teacher.detach()), target.long()
+    shares = (t / tau).softmax(1)
+    if _native.runs(t, shares, gain=64) and target.is_contiguous():
+        weights, order = torch.empty_like(t), torch.empty_like(t, dtype=torch.int32)
+        _native.call("order_rows", (t, shares, weights, target, order))
+        return order, weights
     first = class_mask(target, t.shape[1])
     # NaN and inf, whose weights are NaN, stay behind the target
     others = t.nan_to_num(nan=0.0, posinf=torch.finfo(t.dtype).max, neginf=-torch.inf)
     order = torch.where(first, torch.inf, others).sort(dim=1, descending=True, stable=True).indices
-    return order.int(), (t / tau).softmax(1).gather(1, order)
+    return order.int(), shares.gather(1, order)
 
 
 def pld_loss(
