@@ -444,7 +444,7 @@ def preference_loss(
     }
     options = check_preference_options(loss_type, beta, given)
     form = _FORMS[loss_type]
-    check_log_probabilities(form.paired, policy_chosen=policy_chosen, policy_rejected=policy_rejected)
+    check_log_probabilities({"policy_chosen": policy_chosen, "policy_rejected": policy_rejected}, form.paired)
     references = {"ref_chosen": (ref_chosen, policy_chosen), "ref_rejected": (ref_rejected, policy_rejected)}
     for name, (value, policy) in references.items():
         if form.reference:
@@ -485,14 +485,14 @@ def margin_losses() -> dict[str, MarginLoss]:
     }
 
 
-def check_log_probabilities(paired: bool = True, **values: object) -> None:
+def check_log_probabilities(values: Mapping[str, object], paired: bool = True) -> None:
     """Check log-probabilities ``[B]`` by their names; of pairs all of one length.
 
     Raises:
         ValueError: another number of dimensions, another length.
         TypeError: no floating tensor.
 
-    >>> check_log_probabilities(a=torch.zeros(2), b=torch.zeros(3))
+    >>> check_log_probabilities({"a": torch.zeros(2), "b": torch.zeros(3)})
     Traceback (most recent call last):
     ValueError: b: expected shape (2), got a float32 tensor of shape (3,)
     """
