@@ -54,8 +54,7 @@ def group_advantages(
 
     .. math:: A_i = r_i - \bar r_{g(i)}, \qquad A_i = \frac{r_i - \bar r_{g(i)}}{s + \epsilon}
 
-    Rewards are centred before anything is squared or summed, from the least of each group on: equal rewards give
-    exactly 0 in any precision.
+    Rewards are centred before anything is squared, and the mean is corrected once: equal rewards give exactly 0.
 
     Args:
         rewards: ``[B]``, one an answer.
@@ -87,9 +86,7 @@ def group_advantages(
     warn_of_singles(group_ids, valid)
     ids, values = group_ids.long(), widen(rewards.detach())
     sizes = group_totals(valid.to(values.dtype), ids)
-    least = torch.full_like(values, torch.inf).scatter_reduce(0, ids, torch.where(valid, values, torch.inf), "amin")
-    above = torch.where(valid, values - least[ids], 0.0)
-    centred = torch.where(valid, above - group_totals(above, ids) / sizes.clamp_min(1.0), 0.0)
+    centred = _centred(values, ids, valid, sizes)
     if leave_one_out:
         centred = centred * (sizes / (sizes - 1).clamp_min(1.0))
     if scale_rewards == "none":
@@ -101,9 +98,20 @@ def group_advantages(
     return centred / (deviation + eps)
 
 
+def _centred(values: Tensor, ids: Tensor, valid: Tensor, sizes: Tensor) -> Tensor:
+    """Values less the mean of their group, that mean corrected once; exactly 0 where all of a group are equal."""
+    centred = torch.where(valid, values, 0.0)
+    for _ in range(2):
+        centred = torch.where(valid, centred - group_totals(centred, ids) / sizes.clamp_min(1.0), 0.0)
+    infinite = torch.full_like(values, torch.inf)
+    least = infinite.scatter_reduce(0, ids, torch.where(valid, values, torch.inf), "amin")
+    greatest = (-infinite).scatter_reduce(0, ids, torch.where(valid, values, -torch.inf), "amax")
+    return torch.where((least == greatest)[ids], 0.0, centred)
+
+
 def _deviation(values: Tensor, valid: Tensor) -> Tensor:
     """Of all that count, unbiased; 0 for one value."""
-    above = torch.where(valid, values - torch.where(valid, values, torch.inf).amin(), 0.0)
+    one = torch.zeros_like(values, dtype=torch.int64)
     count = valid.to(values.dtype).sum()
-    centred = torch.where(valid, above - above.sum() / count, 0.0)
+    centred = _centred(values, one, valid, count.expand(values.shape))
     return (centred.square().sum() / (count - 1).clamp_min(1.0)).sqrt()

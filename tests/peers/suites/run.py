@@ -35,9 +35,9 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peer-suites.json"
-LIBRARIES = ("torchtune", "cce", "liger", "quack", "torch")
-NAMES = {"cce": "cut-cross-entropy", "liger": "Liger-Kernel", "quack": "QuACK"}
-ABOUT = "Tests of other libraries, run against the fused linear cross-entropy through tests/peers/suites."
+LIBRARIES = ("torchtune", "cce", "liger", "quack", "torch", "verl", "openrlhf")
+NAMES = {"cce": "cut-cross-entropy", "liger": "Liger-Kernel", "quack": "QuACK", "openrlhf": "OpenRLHF"}
+ABOUT = "Tests of other libraries, run against steepest through tests/peers/suites."
 UNEXPLAINED = "unexplained"
 
 
