@@ -21,6 +21,7 @@ from steepest.core.preference import LogProbabilityLoss
 from steepest.core.probe import Probe
 from steepest.core.schedule import Schedule
 from steepest.core.token_loss import TokenLoss
+from steepest.core.value_loss import ValueLoss
 from steepest.core.wrapper import Wrapper
 from steepest.testing import (
     aggregator_checks,
@@ -37,6 +38,7 @@ from steepest.testing import (
     probe_checks,
     schedule_checks,
     token_loss_checks,
+    value_loss_checks,
     wrapper_checks,
 )
 from steepest.watch.vital_signs import DEFAULT
@@ -47,6 +49,7 @@ SUITES = {  # of two that a class belongs to, the later
     Loss: loss_checks,
     TokenLoss: token_loss_checks,
     PolicyLoss: policy_loss_checks,
+    ValueLoss: value_loss_checks,
     Calibrator: calibrator_checks,
     Method: method_checks,
     Aggregator: aggregator_checks,

@@ -49,6 +49,9 @@ CALLS = {
     "msle": ((ONE, ONE), {}),
     "trajectory_kl": ((ROWS, ROWS.flip(0)), {"tau": 1.0}),
     "rmsle": ((ONE, ONE), {}),
+    "itakura_saito_loss": ((ONE, ONE.flip(0), 0.5), {}),
+    "robust_bellman_step": ((ONE, ONE.flip(0), ONE, ONE.sigmoid(), ONE), {}),
+    "emse_loss": ((ONE, ONE.flip(0), 0.5), {}),
 }
 # functions whose `weight` or `reduction` is another thing
 OTHER_MEANING = {

@@ -13,6 +13,7 @@ from .preference import check_preference, preference_checks
 from .probe import check_probe, probe_checks
 from .schedule import check_schedule, schedule_checks
 from .token_loss import check_token_loss, token_loss_checks
+from .value_loss import check_value_loss, value_loss_checks
 from .wrapper import check_wrapper, wrapper_checks
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "check_reduced",
     "check_schedule",
     "check_token_loss",
+    "check_value_loss",
     "check_wrapper",
     "function_checks",
     "is_loss_function",
@@ -45,5 +47,6 @@ __all__ = [
     "probe_checks",
     "schedule_checks",
     "token_loss_checks",
+    "value_loss_checks",
     "wrapper_checks",
 ]
