@@ -3,7 +3,6 @@
 Labels are aligned with the outputs. Each takes logits, or hidden states and a head whose logits are never formed as a
 whole.
 """
-"""Losses of sequences of tokens: what a language model learns beside, or in place of, its cross-entropy."""
 
 from __future__ import annotations
 
