@@ -5,7 +5,7 @@ questions, so that no fact can be learnt by heart; questions after an attribute 
 along r, and after the one two steps from X along r, s, a third each; the answer is one word and an end. 8,000 questions
 to train, 1,000 of other graphs to test. Text encoder and decoder are transformers of one layer, width 64, four heads,
 output tied to the embedding; a triple is one state. Three arms: attributes of X alone; with the triples of a walk of
-two hops from X; with the regulariser besides (weight 0.1, four queries, cosine: the defaults here; those of the publication
+two hops from X; with the regulariser besides (weight 0.1, four queries, cosine: the defaults here; the published ones
 could not be checked). 500 steps of Adam, batches of 64, one cycle of the rate, chosen for each arm alike
 (:func:`choose_rates`) on two seeds that are not reported. Seven seeds take the place of three.
 
