@@ -38,7 +38,7 @@ LIMIT = {"smoke": 20, "full": 4000}
 RECURRENT_STEPS = {"smoke": 3, "full": 100}
 ONE, SEVERAL, SEQUENCE = "one step", "several steps", "whole sequence"
 REWARDS = ("dense", "final")
-GRIDS = {"descent": (3.0, 10.0, 30.0), "Adam": (0.03, 0.1, 0.3, 1.0), "recurrent": (1e-3, 3e-3, 1e-2)}
+GRIDS = {"descent": (1.0, 3.0, 10.0), "Adam": (0.03, 0.1, 0.3, 1.0), "recurrent": (1e-3, 3e-3, 1e-2)}
 RATES = {
     "descent": {(kind, arm): 3.0 for kind in REWARDS for arm in (ONE, SEVERAL, SEQUENCE)},
     "Adam": {(kind, arm): 0.1 for kind in REWARDS for arm in (ONE, SEVERAL, SEQUENCE)},
@@ -95,8 +95,9 @@ class Tree:
         return float(later)
 
     def made_up(self, logits: Sequence[Tensor]) -> float:
-        """The share of what separates the reference from the optimum."""
-        return (self.value(logits) - self.start) / (self.best - self.start)
+        """The share of what separates the reference from the optimum, -10 at least."""
+        share = (self.value(logits) - self.start) / (self.best - self.start)
+        return share if share > -10 else -10.0
 
     def loss(self, logits: Tensor, arm: str) -> Tensor:
         """Of logits ``[sequences, depth, tokens]``."""
@@ -138,7 +139,7 @@ def measure(model: str, kind: str, arm: str, rate: float, scale: str, seed: int)
     while step < LIMIT[scale] and 0.98 > share > -10:
         _take(optimizer, lambda: tree.loss(tree.of_paths(tables), arm))
         step, share = step + 1, tree.made_up(tables)
-    return {"steps": step if share >= 0.98 else LIMIT[scale], "share": min(max(share, -10.0), 1.0)}
+    return {"steps": step if share >= 0.98 else LIMIT[scale], "share": share}
 
 
 def recurrent(tree: Tree, arm: str, rate: float, steps: int, seed: int) -> dict[str, float]:
@@ -159,7 +160,7 @@ def recurrent(tree: Tree, arm: str, rate: float, steps: int, seed: int) -> dict[
     with torch.no_grad():
         of_paths = logits()
     tables = [of_paths[:: TOKENS ** (tree.depth - level), level] for level in range(tree.depth)]
-    return {"steps": steps, "share": min(max(tree.made_up(tables), -10.0), 1.0)}
+    return {"steps": steps, "share": tree.made_up(tables)}
 
 
 def _take(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> None:
