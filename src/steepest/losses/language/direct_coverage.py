@@ -66,10 +66,10 @@ def dco_loss(
     wide = widen(logp)
     if wide.ndim == 2:
         wide = (wide.logsumexp(1) - math.log(wide.shape[1])).clamp(max=0.0)
-    return reduce(-log_coverage(wide, n), reduction, weight)
+    return reduce(-_log_coverage(wide, n), reduction, weight)
 
 
-def log_coverage(logp: Tensor, n: float) -> Tensor:
+def _log_coverage(logp: Tensor, n: float) -> Tensor:
     """log C_N of log-probabilities of any shape; minus infinity stays."""
     if n == 1:
         return logp
@@ -138,14 +138,14 @@ class DirectCoverageLoss(TokenLoss):
         log_p, valid = of_tokens.log_p, of_tokens.valid
         assert log_p is not None
         if self.answer == "token":
-            return -log_coverage(log_p.flatten(), self.n), valid.flatten().to(log_p.dtype)
+            return -_log_coverage(log_p.flatten(), self.n), valid.flatten().to(log_p.dtype)
         if steps is None:
             sums, counts = sequence_sums(log_p, valid, segments)
-            return -masked(log_coverage(masked(sums, counts > 0, _SMALL), self.n), counts > 0), counts
+            return -masked(_log_coverage(masked(sums, counts > 0, _SMALL), self.n), counts > 0), counts
         check_tensor("steps", steps, shape=tuple(labels.shape), floating=False)
         number, first = runs_of_tokens(steps if segments is None else segments * labels.shape[1] + steps, valid)
         sums, counts = sequence_sums(log_p, valid, number)
-        of_steps = -log_coverage(masked(sums, counts > 0, _SMALL), self.n).reshape(labels.shape)
+        of_steps = -_log_coverage(masked(sums, counts > 0, _SMALL), self.n).reshape(labels.shape)
         return sequence_sums(torch.where(first, of_steps.gather(1, number), 0.0), valid, segments)
 
     @classmethod
