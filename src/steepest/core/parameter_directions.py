@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checks import check_number, refuse, refuse_type
 from .displaced import random_numbers, same_random_numbers
 from .moved_linear import MovedLayers, SharedProducts
+from .moved_stack import MovedStack, layers_of
 from .reductions import widen
 from .torch_private import AnyConvolution, foreach_add_, foreach_copy_
 from .undisturbed import same_random_states
@@ -129,9 +130,8 @@ def values_at(
     tensors = movable_by(model, directions)
     if coefficients.ndim != 2 or coefficients.shape[1] != len(directions):
         refuse("coefficients", f"shape (*, {len(directions)})", coefficients)
-    if chunk is None:
-        chunk = _points_at_once(model, tensors, getattr(measure, "rows", 1))
-    check_number("chunk", chunk, low=1, integer=True)
+    if chunk is not None:
+        check_number("chunk", chunk, low=1, integer=True)
     whole = {
         name: torch.stack(
             [widen(v.detach()).to(t.device, widen(t).dtype) for v in (t, *(d[place] for d in directions))]
@@ -141,12 +141,54 @@ def values_at(
     buffers = {name: b for name, b in model.named_buffers() if name not in tensors}
     with evaluated(model, training), torch.no_grad():
         numbers = random_numbers()
+
+        def one_by_one(rows: Tensor) -> Tensor:
+            return _one_by_one(model, measure, tensors, buffers, whole, rows, numbers)
+
+        if chunk != 1 and len(coefficients) > 1 and not training and isinstance(measure, MeanLoss):
+            layers = layers_of(model, tensors) if _plain_batches(measure, tensors) else None
+            if layers is not None:
+                values = _of_stack(MovedStack(layers, whole, measure.loss_fn, measure.batches), coefficients, chunk)
+                if values is not None and _alike(values[:1], one_by_one(coefficients[:1])):
+                    return values
+        chunk = _points_at_once(model, tensors, getattr(measure, "rows", 1)) if chunk is None else chunk
         if chunk > 1:
             try:
                 return _together(Measured(model, measure), tensors, buffers, whole, coefficients, chunk)
             except _OneByOne:
                 pass
-        return _one_by_one(model, measure, tensors, buffers, whole, coefficients, numbers)
+        return one_by_one(coefficients)
+
+
+def _plain_batches(measure: MeanLoss, tensors: dict[str, Tensor]) -> bool:
+    """Whether inputs are single tensors on the CPU, of the type of all weights."""
+    own = [batch[0] for batch in measure.batches] + list(tensors.values())
+    if torch.is_autocast_enabled("cpu") or not tensors:
+        return False
+    if not all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in own):
+        return False
+    if not all(isinstance(batch[1], Tensor) and batch[1].device.type == "cpu" for batch in measure.batches):
+        return False
+    return {t.dtype for t in own} in ({torch.float32}, {torch.float64})
+
+
+def _of_stack(stack: MovedStack, coefficients: Tensor, chunk: int | None) -> Tensor | None:
+    """Losses of a stack; None where they draw random numbers, which each point would draw anew, or cannot be had."""
+    before = random_numbers()["cpu"]
+    try:
+        values = [stack.losses(coefficients[:1])]
+    except Exception:  # what is wrong is raised by the other way
+        return None
+    if not torch.equal(before, random_numbers()["cpu"]):
+        return None
+    values += [stack.losses(rows) for rows in coefficients[1:].split(chunk or stack.points())]
+    return torch.cat(values)
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two values are equal up to the order of sums."""
+    near = 1e-5 if first.dtype == torch.float32 else 1e-10
+    return first.dtype == second.dtype and torch.allclose(first, second, rtol=10 * near, atol=near, equal_nan=True)
 
 
 class _OneByOne(Exception):
