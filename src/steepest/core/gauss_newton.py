@@ -215,7 +215,7 @@ class GaussNewton(SymmetricOperator):
             total = rows if not total else [a + b for a, b in zip(total, rows)]
         return total
 
-    def quadratics(self, vectors: Tensor) -> Tensor:
+    def quadratics(self, vectors: Tensor, among: int | None = None) -> Tensor:
         """Of each row v of ``[k, n]``, the product v'Gv, float64: of the change of outputs alone, nothing goes back."""
         samples = torch.zeros(len(vectors), dtype=torch.float64)
         for begin, end in self._chunks(len(vectors)):

@@ -21,14 +21,21 @@ from .curvature_batches import (
 from .displaced import length, put_back
 from .frozen_pass import FrozenPass
 from .probe import inner_module
-from .symmetric import Pieces, SymmetricOperator
+from .second_order import SecondOrder
+from .symmetric import Pieces, SymmetricOperator, inner
 
 LossFunction = Callable[[], Tensor]
 STEPS = {torch.float64: 6e-6, torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 """Cube roots of the unit of rounding, where the errors of central differences are least."""
 SMALL_WORK = 2**19
 """Up to so many multiplications an operation, many vectors at once are faster on a CPU than one by one."""
+TINY_WORK = 2**17
+"""Up to so many, products of many vectors at once are faster than forms one by one."""
 MANY = 16
+MANY_FORMS = 8
+"""From so many quadratic forms on a record of the operations, which takes three products to make, pays."""
+NEAR = {torch.float32: 1e-5, torch.float64: 1e-12}
+"""What a form may differ from that of a product, as a share of the lengths of both vectors."""
 
 
 class Hessian(SymmetricOperator):
@@ -114,6 +121,10 @@ class Hessian(SymmetricOperator):
         self._graphs: dict[int, list[Tensor | None]] = {}
         self._batched = True
         self._many: int | None = None
+        self._work: tuple[int, int] | None = None
+        self._form: SecondOrder | None = None
+        self._tried_form = False
+        self._versions: list[int] = []
 
     @classmethod
     def of_model(
@@ -169,6 +180,38 @@ class Hessian(SymmetricOperator):
         with torch.no_grad():
             values = [weight * run().double() for weight, run in zip(self.weights, self._passes)]
         return torch.stack(values).sum()
+
+    def quadratics(self, vectors: Tensor, among: int | None = None) -> Tensor:
+        """Of each row v of ``[k, n]``, the product v'Hv, float64.
+
+        Of many, and one loss on the CPU, by a forward sweep over its operations, where all of them are known: see
+        :class:`~.second_order.SecondOrder`. The first is compared with that of a product.
+        """
+        many = (len(vectors) if among is None else among) >= MANY_FORMS
+        if many and len(vectors) and not self._tried_form:
+            self._tried_form = True
+            self._form = self._quick_form(vectors[0])
+        if not many or self._form is None or [p._version for p in self.params] != self._versions:
+            return super().quadratics(vectors)
+        rows = [self._form([v.view(s) for v, s in zip(row.split(self.sizes), self.shapes)]) for row in vectors]
+        return self.weights[0] * torch.stack(rows)
+
+    def _quick_form(self, vector: Tensor) -> SecondOrder | None:
+        """The form without products, if it is that of the product with one vector."""
+        kinds = {p.dtype for p in self.params}
+        if len(self._passes) > 1 or not self.keep or self.device.type != "cpu" or kinds != {self.dtype}:
+            return None
+        expected = self._of_flat(vector)
+        if self.method != "exact" or (self._batched and self._work_is_at_most(TINY_WORK)):
+            return None
+        try:
+            form = SecondOrder(self._passes[0], self.params)
+            own = form([v.view(s) for v, s in zip(vector.split(self.sizes), self.shapes)])
+        except Exception:  # an operation that is not known; what is wrong with a loss was raised by the product
+            return None
+        allowed = NEAR[self.dtype] * float(length([vector])) * float(length([expected]))
+        self._versions = [p._version for p in self.params]
+        return form if abs(self.weights[0] * float(own) - inner(expected, vector)) <= allowed else None
 
     def _apply(self, pieces: Pieces, count: int | None) -> Pieces:
         if self.method != "differences":
@@ -281,16 +324,18 @@ class Hessian(SymmetricOperator):
         if self.chunk is not None:
             return self.chunk
         if self._many is None:
-            self._many = MANY if self.device.type != "cpu" or self._light() else 1
+            self._many = MANY if self.device.type != "cpu" or self._work_is_at_most(SMALL_WORK) else 1
         return self._many
 
-    def _light(self) -> bool:
-        """Whether the time of operations is mostly that of calling them."""
-        run = self._passes[0]
-        with torch.no_grad(), WorkCount() as work:
-            run.run(run.forward)
-        light: bool = work.multiplications <= SMALL_WORK * max(work.operations, 1)
-        return light
+    def _work_is_at_most(self, multiplications: int) -> bool:
+        """Whether operations have so few: where they do, their time is mostly that of calling them."""
+        if self._work is None:
+            run = self._passes[0]
+            with torch.no_grad(), WorkCount() as work:
+                run.run(run.forward)
+            self._work = work.multiplications, max(work.operations, 1)
+        total, count = self._work
+        return total <= multiplications * count
 
 
 def _check_derivable(value: Tensor) -> None:

@@ -106,8 +106,13 @@ class SymmetricOperator:
         parts = [self._apply([v[begin:end] for v in pieces], end - begin) for begin, end in self._chunks(count)]
         return [torch.cat(rows) for rows in zip(*parts)] if parts else pieces
 
-    def quadratics(self, vectors: Tensor) -> Tensor:
-        """Of each row v of ``[k, n]``, the product v'Av, float64."""
+    def quadratics(self, vectors: Tensor, among: int | None = None) -> Tensor:
+        """Of each row v of ``[k, n]``, the product v'Av, float64.
+
+        Args:
+            vectors: rows.
+            among: how many are asked for in all, where these are some of them.
+        """
         images = self.rows(vectors)
         return torch.tensor([inner(image, v) for image, v in zip(images, vectors)], dtype=torch.float64)
 

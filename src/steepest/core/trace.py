@@ -96,7 +96,7 @@ def sign_samples(operator: SymmetricOperator, count: int, generator: torch.Gener
     r"""Samples ``[count]`` of the trace, :math:`z^\top A z` over random signs z, float64."""
     size = operator.together()
     counts = [min(size, count - done) for done in range(0, count, size)]
-    return torch.cat([operator.quadratics(random_signs(operator, generator, own)) for own in counts])
+    return torch.cat([operator.quadratics(random_signs(operator, generator, own), count) for own in counts])
 
 
 def _hutchinson(operator: SymmetricOperator, products: int, generator: torch.Generator) -> TraceEstimate:
