@@ -470,3 +470,31 @@ def test_quadratic_forms_and_rows_of_each_operator():
             torch.testing.assert_close(operator.rows(vectors), vectors @ matrix, rtol=1e-10, atol=1e-12)
             expected = ((vectors @ matrix) * vectors).sum(1)
             torch.testing.assert_close(operator.quadratics(vectors), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_products_of_a_vector_are_those_of_its_pieces(weight):
+    """The first is computed from a list of tensors, later ones from one gradient of all parameters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    pair = torch.randn(5, 3).double(), torch.arange(5) % 2
+    hessian = Hessian.of_model(model, nn.CrossEntropyLoss(), pair, weights=[weight])
+    matrix = hessian.matrix()
+    for _ in range(3):
+        vector = torch.randn(hessian.size).double()
+        pieces = [v.view(s) for v, s in zip(vector.split(hessian.sizes), hessian.shapes)]
+        expected = torch.cat([image.flatten() for image in hessian @ pieces])
+        torch.testing.assert_close(hessian @ vector, expected, rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(hessian @ vector, matrix @ vector, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close((hessian @ vector.float()).double(), matrix @ vector, rtol=1e-4, atol=1e-5)
+    assert hessian._slope is not None
+
+
+def test_products_of_a_vector_where_some_parameters_do_not_bend():
+    a, b, c = (torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(3))
+    hessian = Hessian(lambda: (a**2 * b).sum() + 3 * c.sum(), [a, b, c])
+    for _ in range(2):
+        assert (hessian @ torch.arange(6.0)).tolist() == [4.0, 16.0, 0.0, 4.0, 0.0, 0.0]
+    hessian = Hessian(lambda: (a**2 * b).sum() + (c**2).sum() / 2, [a, b, c])
+    for _ in range(2):
+        assert (hessian @ torch.arange(6.0)).tolist() == [4.0, 16.0, 0.0, 4.0, 4.0, 5.0]

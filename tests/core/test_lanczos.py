@@ -10,6 +10,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import nn
 
+from steepest.core import lanczos, native
 from steepest.core.curvature import Hessian, MatrixOperator, eigenpairs, extreme_eigenpairs, spectral_density
 from steepest.core.lanczos import Krylov
 from steepest.core.symmetric import inner
@@ -246,6 +247,143 @@ def test_bases_stay_orthogonal(dtype):
     gram = krylov.basis.double() @ krylov.basis.double().T
     assert (gram - torch.eye(60)).abs().max() < 20 * torch.finfo(dtype).eps
     assert (krylov.ritz()[0] > 2).sum() == 1
+
+
+class Outliers:
+    """A product with values in float32 along random reflections, whose matrix is never there."""
+
+    def __init__(self, values, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.values = values.double()
+        self.mirror = torch.randn(len(values), generator=generator, dtype=torch.float64)
+        self.mirror /= torch.linalg.vector_norm(self.mirror)
+        self.calls = 0
+
+    def turned(self, v):
+        return v - 2 * self.mirror * (self.mirror @ v)
+
+    def __call__(self, v):
+        self.calls += 1
+        return self.turned(self.values * self.turned(v.double())).to(v.dtype)
+
+
+def spectrum(n):
+    """Ten outliers over a bulk near 0, some of it negative, as Hessians of classifiers have."""
+    bulk = torch.linspace(-0.02, 0.1, n - 10).double() ** 3
+    return torch.cat([bulk, 2.0 ** -torch.arange(10).double()])
+
+
+NATIVE = lanczos._library(native.level()) is not None
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiler")
+@pytest.mark.parametrize("n", [257, 5003, 40_001])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_half_an_orthogonality_gives_the_same_quadrature(n, scale, monkeypatch):
+    values = scale * spectrum(n)
+    start = torch.randn(n, generator=torch.Generator().manual_seed(2))
+    half = Krylov(Outliers(values), start, 60, half=True)
+    full = Krylov(Outliers(values), start.double(), 60)
+    for _ in range(60):
+        half.step()
+        full.step()
+    gram = half.basis.double() @ half.basis.double().T
+    away = (gram - torch.eye(60)).abs()
+    assert away.diagonal().max() < 1e-6
+    assert away.max() < 2**-12
+    (nodes, vectors), (exact, exact_vectors) = half.ritz(), full.ritz()
+    assert (nodes > 0.9 * scale).sum() == 1
+    np.testing.assert_allclose(nodes[-8:], exact[-8:], rtol=3e-6)
+    for power in range(1, 9):
+        moment, expected = (w[0] ** 2 @ (x / scale) ** power for x, w in ((nodes, vectors), (exact, exact_vectors)))
+        assert moment == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiler")
+def test_most_steps_of_half_an_orthogonality_leave_old_vectors_alone(monkeypatch):
+    """Vectors are touched again after a pair has converged, twice in a row; without that copies of it come up."""
+    values = torch.cat([torch.linspace(0, 1, 999), torch.tensor([1e3])]).double()
+    start = torch.ones(1000)
+
+    def nodes(half):
+        krylov = Krylov(Outliers(values), start, 40, half=half)
+        changed, product = [], krylov._product
+        for _ in range(40):
+            krylov.step()
+            last = krylov.basis[-1].double()
+            image = product(krylov.basis[-1]).double() - krylov.alphas[-1] * last
+            if len(krylov.alphas) > 1:
+                image -= krylov.betas[-2] * krylov.basis[-2].double()
+            following = krylov._basis[len(krylov.alphas)].double() * krylov.betas[-1]
+            changed.append(float(torch.linalg.vector_norm(image - following)))
+        return krylov.ritz()[0], changed
+
+    own, changed = nodes(True)
+    assert (own > 2).sum() == 1
+    assert sum(change > 1e-3 for change in changed) <= 20
+    np.testing.assert_allclose(own, nodes(False)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiler")
+@pytest.mark.parametrize("half", [False, True])
+def test_steps_in_one_call_are_those_of_operations(half, monkeypatch):
+    start = torch.randn(2100, generator=torch.Generator().manual_seed(4))
+    one = Krylov(Outliers(spectrum(2100)), start, 12, half=half)
+    monkeypatch.setattr(lanczos, "_library", lambda level: None)
+    many = Krylov(Outliers(spectrum(2100)), start, 12, half=half)
+    for _ in range(12):
+        one.step()
+        many.step()
+    assert one._written == 12
+    assert many._written == 0
+    np.testing.assert_allclose(one.alphas, many.alphas, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(one.betas, many.betas, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.basis, many.basis, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_product_that_is_the_vector_itself_closes_the_space_and_leaves_it(half):
+    start = torch.arange(1.0, 101.0)
+    krylov = Krylov(lambda v: v, start, 50, half=half)
+    krylov.step()
+    assert krylov.closed
+    torch.testing.assert_close(krylov.basis[0], start / torch.linalg.vector_norm(start))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_products_of_other_forms_take_the_way_of_operations(half):
+    """Of every second entry of a longer vector, and from then on."""
+    values = torch.linspace(0, 1, 100)
+
+    def product(v):
+        image = values * v
+        return torch.stack([image, image], 1)[:, 0] if krylov.alphas and len(krylov.alphas) % 2 else image
+
+    krylov = Krylov(product, torch.ones(100), 30, half=half)
+    for _ in range(30):
+        krylov.step()
+    gram = krylov.basis.double() @ krylov.basis.double().T
+    assert (gram - torch.eye(30)).abs().max() < 1e-5
+
+
+def test_longer_spaces_than_there_is_room_for_at_first():
+    krylov = Krylov(Outliers(spectrum(600)), torch.ones(600), 150)
+    for _ in range(150):
+        krylov.step()
+    gram = krylov.basis.double() @ krylov.basis.double().T
+    assert (gram - torch.eye(150)).abs().max() < 20 * torch.finfo(torch.float32).eps
+
+
+def test_the_last_step_of_a_quadrature_needs_no_more_than_its_alpha():
+    product = Outliers(spectrum(300))
+    density = spectral_density(MatrixOperator(product, 300), 1, 25, starts=torch.ones(1, 300))
+    assert product.calls == 25
+    krylov = Krylov(Outliers(spectrum(300)), torch.ones(300), 25)
+    for _ in range(25):
+        krylov.step()
+    np.testing.assert_allclose(density.nodes[0].numpy(), krylov.ritz()[0], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="operator: expected finite products"):
+        spectral_density(MatrixOperator(lambda v: v * math.nan if product.calls else v, 3), 1, 1)
 
 
 def test_inner_products_of_long_vectors_in_float32():

@@ -75,7 +75,7 @@ OPERATIONS = {
     "max-pooling": lambda a, b, w, p: F.max_pool2d((a * b).view(1, 1, 4, 6), 2) ** 2,
     "average": lambda a, b, w, p: F.avg_pool2d((a * b).view(1, 1, 4, 6), 2) ** 2,
     "rows of a table": lambda a, b, w, p: F.embedding(torch.tensor([1, 1, 3]), a).tanh(),
-    "rows, columns": lambda a, b, w, p: a.gather(1, torch.ones(4, 1).long()) * b.index_select(0, torch.ones(4).long()),
+    "rows": lambda a, b, w, p: a.gather(1, torch.ones(4, 1).long()) * b.index_select(0, torch.ones(4).long()),
     "masks": lambda a, b, w, p: a.masked_fill(b > 0, 3.0).tanh() * F.pad(a, (0, 1), value=2.0)[:, 1:],
     "types": lambda a, b, w, p: (a.float().double() * b).tanh(),
     "attention": lambda a, b, w, p: F.scaled_dot_product_attention(

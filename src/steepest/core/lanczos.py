@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import native
 from .checks import check_choice, check_number, refuse
 from .displaced import SINGLE, SMALLEST
+from .lists import plain_lists
 from .symmetric import SymmetricOperator, inner
 
 ENDS = ("LA", "SA", "LM")
+SOURCE = Path(__file__).with_name("lanczos.cpp")
+SHORT, HALF_SHORT = 2**16, 2**20
+"""Up to so many entries a step in one call of C++ is faster than operations of torch; and one that is less work."""
+
+
+@cache
+def _library(level: str) -> ctypes.CDLL | None:
+    library = native.library(SOURCE)
+    if library is not None:
+        number, count, pointer = ctypes.c_double, ctypes.c_int64, ctypes.c_void_p
+        library.lanczos_step.restype = None
+        library.lanczos_step.argtypes = [pointer, pointer, count, count, number, number, count, count, pointer]
+    return library
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,9 @@ class Krylov:
         product: of a vector ``[n]``.
         start: any vector that is not 0.
         most: the most vectors that may come.
+        half: whether T alone is asked for. Then float32 vectors on the CPU are made orthogonal to all others only
+            where a recurrence says that their products would come to the root of rounding; up to there T is what it
+            is for an orthogonal basis, up to rounding.
 
     Attributes:
         alphas: diagonal of T.
@@ -54,7 +75,7 @@ class Krylov:
         finite: whether all products were.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor, most: int) -> None:
+    def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor, most: int, *, half: bool = False) -> None:
         self._product = product
         self.most = min(most, start.numel())
         length = _length(start)
@@ -65,6 +86,13 @@ class Krylov:
         self.betas: list[float] = []
         self.block = 0  # where the vectors of the last start begin
         self.finite = math.isfinite(length)
+        self._size = 0.0  # the largest entry of T
+        self._written = 0  # up to where C++ has written the basis
+        self.half = half
+        self._library: ctypes.CDLL | None = None
+        if start.numel() <= (HALF_SHORT if half else SHORT) and plain_lists([self._basis]):
+            self._library = _library(native.level())
+            self._numbers = (ctypes.c_double * (3 + 5 * (self.most + 2)))()
         torch.div(start, length, out=self._basis[0])
 
     @property
@@ -76,29 +104,52 @@ class Krylov:
         """``[m, n]``."""
         return self._basis[: len(self.alphas)]
 
-    def step(self) -> None:
-        """One product more."""
-        last = len(self.alphas)
-        own = self._basis[last]
+    def step(self, last: bool = False) -> None:
+        """One product more; the last one for quadrature alone leaves out what is left of it."""
+        place = len(self.alphas)
+        own = self._basis[place]
         image = self._product(own)
-        alpha = inner(image, own)
-        image, length = _orthogonal(image, self._basis[: last + 1])
-        if not math.isfinite(alpha + length):
+        rounding = 10 * torch.finfo(image.dtype).eps
+        if last:
+            alpha, length = inner(image, own), math.nan
+        elif self._library is not None and _fits(image, own):
+            alpha, length = self._native_step(place, image, rounding)
+        else:
+            self._library = None  # what it knows of the basis ends here
+            alpha = inner(image, own)
+            along = math.hypot(alpha, self.betas[-1]) if place else abs(alpha)
+            image, length = _orthogonal(image, self._basis[: place + 1], along)
+        if not (math.isfinite(alpha) and (last or math.isfinite(length))):
             self.finite = False
         self.alphas.append(alpha)
-        size = max(map(abs, (*self.alphas, *self.betas)))
-        if length <= 10 * torch.finfo(image.dtype).eps * size or last + 1 == self.most == image.numel():
+        self._size = max(self._size, abs(alpha))
+        if length <= rounding * self._size or place + 1 == self.most == image.numel():
             length = 0.0
+        self._size = max(self._size, length)
         self.betas.append(length)
-        if length and last + 1 < self.most:
-            self._put(last + 1, image, length)
+        if length and not last and self._written <= place and place + 1 < self.most:
+            self._put(place + 1, image, length)
+
+    def _native_step(self, place: int, image: Tensor, rounding: float) -> tuple[float, float]:
+        """Alpha and the length of what is left, which is the next vector of the basis."""
+        assert self._library is not None
+        self._make_room(place + 1)
+        rows, n = self._basis.data_ptr(), self._basis.shape[1]
+        self._library.lanczos_step(
+            image.data_ptr(), rows, place + 1, n, self._size, rounding, self.half, self.most + 2, self._numbers
+        )
+        self._written = place + 1
+        return self._numbers[0], self._numbers[1]
+
+    def _make_room(self, place: int) -> None:
+        if place >= len(self._basis):
+            larger = self._basis.new_empty(min(2 * place, self.most + 1), self._basis.shape[1])
+            larger[: len(self._basis)] = self._basis
+            self._basis = larger
 
     def _put(self, place: int, image: Tensor, length: float) -> None:
         """A new vector of the basis, with length 1."""
-        if place == len(self._basis):
-            larger = self._basis.new_empty(min(2 * place, self.most), self._basis.shape[1])
-            larger[:place] = self._basis
-            self._basis = larger
+        self._make_room(place)
         torch.div(image, length, out=self._basis[place])
 
     def restart(self, start: Tensor) -> bool:
@@ -119,14 +170,24 @@ class Krylov:
         return values, vectors
 
 
-def _orthogonal(image: Tensor, rows: Tensor) -> tuple[Tensor, float]:
-    """What of a vector is orthogonal to rows, and its length: again while most of the vector vanishes."""
+def _fits(image: Tensor, row: Tensor) -> bool:
+    """Whether C++ can take a product as it is."""
+    plain = type(image) is Tensor and image.dtype is row.dtype and image.device == row.device
+    return plain and image.shape == row.shape and image.is_contiguous()
+
+
+def _orthogonal(image: Tensor, rows: Tensor, along: float | None = None) -> tuple[Tensor, float]:
+    """What of a vector is orthogonal to rows, and its length: again while most of the vector vanishes.
+
+    ``along`` is the length of what lies along them, where it is known.
+    """
     for _ in range(3):
-        along = rows @ image
-        image = torch.addmv(image, rows.T, along, alpha=-1)
+        shares = rows @ image
+        image = torch.addmv(image, rows.T, shares, alpha=-1)
         length = _length(image)
-        if not length < 0.5 * _length(along):
+        if not length < 0.5 * (_length(shares) if along is None else along):
             break
+        along = None
     return image, length
 
 
@@ -399,9 +460,9 @@ def spectral_density(
     nodes, weights = [], []
     for number in range(count):
         start = random_signs(operator, generator, 1)[0] if starts is None else starts[number]
-        krylov = Krylov(operator, start.to(operator.device, operator.dtype), steps)
+        krylov = Krylov(operator, start.to(operator.device, operator.dtype), steps, half=True)
         while not krylov.closed and len(krylov.alphas) < krylov.most:
-            krylov.step()
+            krylov.step(last=len(krylov.alphas) + 1 == krylov.most)
             if not krylov.finite:
                 refuse("operator", "finite products", "one that is not")
         values, vectors = krylov.ritz()
@@ -420,5 +481,11 @@ def random_signs(operator: SymmetricOperator, generator: torch.Generator, count:
     for row in words:
         row.random_(2**56, generator=generator)
     octets = words.view(torch.uint8).view(count, -1, 8)[:, :, :7].to(operator.device, torch.int32)
-    signs = (2 * (torch.arange(256)[:, None] >> torch.arange(8) & 1) - 1).to(operator.device, operator.dtype)
+    signs = _signs_of_octets(operator.device, operator.dtype)
     return torch.nn.functional.embedding(octets, signs).view(count, -1)[:, :n]
+
+
+@cache
+def _signs_of_octets(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``[256, 8]``."""
+    return (2 * (torch.arange(256)[:, None] >> torch.arange(8) & 1) - 1).to(device, dtype)
