@@ -325,6 +325,36 @@ def test_most_steps_of_half_an_orthogonality_leave_old_vectors_alone(monkeypatch
 
 
 @pytest.mark.skipif(not NATIVE, reason="no compiler")
+def test_the_recurrence_bounds_the_products_and_two_steps_in_a_row_restore_them():
+    """Simon's recurrence for the products w of a new vector, written out; a step that restores them has one value."""
+    values = torch.cat([torch.linspace(-1, 1, 2997), torch.tensor([-2.0, 1.5, 3.0])])
+    krylov = Krylov(Outliers(values), torch.ones(3000), 60, half=True)
+    place, restored = 3 + 3 * (krylov.most + 2), []
+    before, now = {}, {0: 1.0}
+    for step in range(1, 60):
+        krylov.step()
+        estimates = krylov._numbers[place : place + step]
+        products = (krylov.basis.double() @ krylov._basis[step].double()).abs()
+        assert products.max() <= 1.5 * max(map(abs, estimates))
+        a, b = krylov.alphas, krylov.betas
+        noise = 8 * 2**-24 * max(map(abs, (*a, *b)))
+        expected = []
+        for k in range(step - 1):
+            terms = b[k] * now[k + 1] + (a[k] - a[-1]) * now[k] - b[-2] * before.get(k, 0.0)
+            terms += b[k - 1] * now[k - 1] if k else 0.0
+            expected.append((terms + math.copysign(noise, terms)) / b[-1])
+        restored.append(len(set(estimates)) == 1 and step > 1)
+        if not restored[-1]:
+            assert estimates == pytest.approx([*expected, noise / b[-1]], rel=1e-6, abs=1e-12)
+            assert max(map(abs, estimates)) < 2**-13
+        before, now = now, {**dict(enumerate(estimates)), step: 1.0}
+    first = [i for i in range(1, 58) if restored[i] and not restored[i - 1]]
+    assert 1 <= len(first) <= 15
+    assert all(restored[i + 1] for i in first)
+    assert sum(restored) < 40
+
+
+@pytest.mark.skipif(not NATIVE, reason="no compiler")
 @pytest.mark.parametrize("half", [False, True])
 def test_steps_in_one_call_are_those_of_operations(half, monkeypatch):
     start = torch.randn(2100, generator=torch.Generator().manual_seed(4))
