@@ -2,11 +2,11 @@
 
 A product is one on a batch after the first, of a list of tensors in the shapes of the parameters. steepest and
 PyHessian keep the graph of the gradient; curvlinops computes anew at each call. 40 steps of Lanczos's method are held
-against 40 products, and 16 samples of a trace, each v'Hv by a forward sweep or through vmap, against 16. Milliseconds, median and
-least of rounds that take turns; ratios are of medians, in brackets of the least. The peers are measured where they are
-installed (curvlinops-for-pytorch==3.0.1, pyhessian==0.1), with attention in plain form around them, as its fused form
-has no second derivative. Products of PyHessian are held against ours; those of curvlinops miss terms of layer norm, by
-torch 2.13's forward mode of its gradient.
+against 40 products, and 16 samples of a trace, each v'Hv by a forward sweep or through vmap, against 16. Milliseconds,
+median and least of rounds that take turns; ratios are of medians, in brackets of the least. The peers are measured
+where they are installed (curvlinops-for-pytorch==3.0.1, pyhessian==0.1), with attention in plain form around them, as
+its fused form has no second derivative. Products of PyHessian are held against ours; those of curvlinops miss terms of
+layer norm, by torch 2.13's forward mode of its gradient.
 
     python benchmarks/curvature.py [--rounds 15]
 """

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-IN_CACHE = 2**19
-"""Entries of the widest layer's outputs, of so many points at once as make no more of them."""
+IN_CACHE, IN_CACHE_OF_IMAGES = 2**19, 2**18
+"""Entries of the widest layer's outputs, of so many points at once as make no more of them; with convolutions, whose
+memory is not used again, fewer."""
 MOST = 64
 IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_,
@@ -64,7 +65,8 @@ class MovedStack:
 
     def points(self) -> int:
         """How many should go through at once, once one has."""
-        return max(1, min(MOST, IN_CACHE // self._widest))
+        images = any(isinstance(layer, nn.Conv2d) for layer, *_ in self.layers)
+        return max(1, min(MOST, (IN_CACHE_OF_IMAGES if images else IN_CACHE) // self._widest))
 
     def losses(self, coefficients: Tensor) -> Tensor:
         """``[P]``, of coefficients ``[P, K]``."""
@@ -156,7 +158,8 @@ class MovedStack:
         layer: Any = self.layers[place][0]
         weight, bias = self._weights(place, factors)
         joined = None if bias is None else bias.flatten()
-        channels = x.transpose(0, 1).flatten(1, 2)
+        channels = self._buffer(place, "channels", (x.shape[1], len(factors) * x.shape[2], *x.shape[3:]), x)
+        channels.view(x.shape[1], *x.shape[:1], *x.shape[2:]).copy_(x.transpose(0, 1))
         strides = layer.stride, layer.padding, layer.dilation
         y: Tensor = functional.conv2d(channels, weight.flatten(0, 1), joined, *strides, len(factors))
         images: Tensor = y.unflatten(1, (len(factors), -1)).transpose(0, 1)
