@@ -2,6 +2,10 @@
 
 #include "vectors.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace steepest {
 
 constexpr int64_t BLOCK = 2048;  // of a vector, that stays in the nearest cache while rows pass
@@ -119,7 +123,7 @@ static double orthogonal(float* x, const float* rows, int64_t count, int64_t n, 
 }
 
 constexpr double UNIT = 0x1p-24;             // of rounding in float32
-constexpr double NOISE = 8.0 * UNIT;         // of a product, as a share of the largest entry
+constexpr double NOISE = 2.0 * UNIT;         // of a product, as a share of the largest entry; of networks it is about one unit
 constexpr double HALF = 0x1p-13;             // half the root of the unit
 
 // Simon's recurrence: the products of the next vector, of what `length` is left, with those of the basis, from those
@@ -139,6 +143,15 @@ static double estimate(const double* alphas, const double* betas, const double* 
 }  // namespace steepest
 
 extern "C" {
+
+// Ask for large pages of memory that nothing was written to: a basis is long, and each vector of it new.
+void lanczos_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t page = 4096, begin = ((uintptr_t)memory + page - 1) / page * page;
+  const uintptr_t end = ((uintptr_t)memory + bytes) / page * page;
+  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 // A step from an image, the product with the last of `count` rows. What of it is orthogonal to the rows goes behind them,
 // divided by its length, unless that is no more than `rounding` of the largest of `size` and alpha.

@@ -24,13 +24,17 @@ SOURCE = Path(__file__).with_name("lanczos.cpp")
 SHORT, HALF_SHORT = 2**16, 2**20
 """Up to so many entries a step in one call of C++ is faster than operations of torch; and one that is less work."""
 
+LARGE = 2**23
+"""Bytes of a basis from which on large pages of memory are asked for."""
+
 
 @cache
 def _library(level: str) -> ctypes.CDLL | None:
     library = native.library(SOURCE)
     if library is not None:
         number, count, pointer = ctypes.c_double, ctypes.c_int64, ctypes.c_void_p
-        library.lanczos_step.restype = None
+        library.lanczos_step.restype = library.lanczos_pages.restype = None
+        library.lanczos_pages.argtypes = [pointer, count]
         library.lanczos_step.argtypes = [pointer, pointer, count, count, number, number, count, count, pointer]
     return library
 
@@ -92,6 +96,8 @@ class Krylov:
         self._library: ctypes.CDLL | None = None
         if start.numel() <= (HALF_SHORT if half else SHORT) and plain_lists([self._basis]):
             self._library = _library(native.level())
+            if self._library is not None and self._basis.nbytes >= LARGE:
+                self._library.lanczos_pages(self._basis.data_ptr(), self._basis.nbytes)
             self._numbers = (ctypes.c_double * (3 + 5 * (self.most + 2)))()
         torch.div(start, length, out=self._basis[0])
 
