@@ -61,7 +61,8 @@ class Hessian(SymmetricOperator):
         method: "exact", "differences", or "auto": exact where torch can.
         eps: :math:`\epsilon`; default 6e-6 in float64, 5e-3 in float32, 0.2 in bfloat16, by the coarsest type.
         keep: whether graphs of gradients stay for later calls; default: where there is one loss. With many batches
-            that saves a pass a call and costs memory.
+            that saves a pass a call and costs memory; samples of a trace on the CPU, from 8 on, then keep what the
+            operations of the pass have seen as well.
         chunk: how many vectors of a matrix go through at once, by ``vmap``; default on a GPU and for small operations
             16, else 1.
         train_mode: "refuse" or "freeze" batch norm and dropout in training mode, "evaluate" modules in evaluation mode,
