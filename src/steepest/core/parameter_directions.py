@@ -103,7 +103,8 @@ def values_at(
 
     Many points are evaluated at once: the mean loss of plain stacks of layers on the CPU in buffers that are used again
     (:class:`~.moved_stack.MovedStack`, whose first point is compared with the model's), others where the model and the
-    measure can be vectorised (``torch.func.vmap``), else one after the other; a measure that draws random numbers draws the same ones at every point.
+    measure can be vectorised (``torch.func.vmap``), else one after the other. A measure that draws random numbers draws
+    the same ones at every point.
 
     Args:
         model: whose weights w are.
@@ -111,9 +112,8 @@ def values_at(
         directions: K lists of tensors with the shapes of the model's parameters, in their order; or of its parameters
             and floating buffers, as :func:`movable` gives them.
         coefficients: ``[P, K]``.
-        chunk: points at once; 1: never vectorised. By default at most 64, fewer where weights or
-            batches are large, and 1 for recurrent networks and convolutions outside of stacks on the CPU, which that makes
-            slower.
+        chunk: points at once; 1: never vectorised. By default at most 64, fewer where weights or batches are large, and
+            1 for recurrent networks and convolutions outside of stacks on the CPU, which that makes slower.
         training: whether the model is in training mode; buffers stay what they are also then.
 
     Returns:
