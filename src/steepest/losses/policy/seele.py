@@ -115,6 +115,12 @@ def fit_3pl(p: Numbers, acc: Numbers, init: Curve | None = None) -> Curve:
     def residuals(curve: np.ndarray) -> np.ndarray:
         return np.asarray(_curve(places, *curve) - means)
 
+    def slopes(curve: np.ndarray) -> np.ndarray:
+        k, mu, b = curve
+        s = _curve(places, k, mu, 0.0)
+        rise = (1.0 - b) * s * (1.0 - s)
+        return np.stack([rise * (places + mu), rise * k, 1.0 - s], 1)
+
     grid = np.stack(np.meshgrid(_STEEPNESS, _MIDDLES, _FLOORS, indexing="ij"), -1).reshape(-1, 3)
     errors = np.square(_curve(places, *(grid[:, n, None] for n in range(3))) - means).sum(1)
     start = grid[int(errors.argmin())]
@@ -122,7 +128,8 @@ def fit_3pl(p: Numbers, acc: Numbers, init: Curve | None = None) -> Curve:
         given = np.array(_checked_curve(init))
         start = given if np.square(residuals(given)).sum() <= errors.min() else start
     start = np.clip(start, low + 1e-6, high - 1e-6)
-    end = optimize.least_squares(residuals, start, bounds=(low, high), xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=100)
+    tolerances = dict.fromkeys(("xtol", "ftol", "gtol"), 1e-10)
+    end = optimize.least_squares(residuals, start, slopes, bounds=(low, high), max_nfev=60, **tolerances)
     k, mu, b = (float(v) for v in end.x)
     return k, mu, b
 

@@ -39,7 +39,7 @@ CLAIMS = (
     Claim("third round", "the mean accuracy of round 3 is within .15 of one half", size=0.15, threshold=0.15,
           greater=False),
 )  # fmt: skip
-GRID = (3.0, 10.0, 30.0)
+GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
 RATES = dict.fromkeys(ARMS, 10.0)
 """What :func:`choose_rates` gives."""
 
