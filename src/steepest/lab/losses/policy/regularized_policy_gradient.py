@@ -18,7 +18,7 @@ gradient over 200 batches, at six moments of the reverse form's training, where 
 claim compares the clipped arm with the smallest of the other five.
 
 That claim is contradicted, and why was looked into: the clipped arm has the variance of the same form without clipping
-(logarithms .0002 apart), because ratios of policies 8 updates apart seldom leave the bounds at these rates. What differs
+(logarithms .0003 apart) as ratios of policies 8 updates apart seldom leave the bounds at these rates. What differs
 is the divergence: the forward forms, clipped or not, and the k3 penalty weigh tokens with reference / old, which varies
 much where the policy has left the reference; "urkl" has the smallest variance. Other ways to clip were not tried.
 """
