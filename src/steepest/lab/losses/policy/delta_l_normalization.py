@@ -103,7 +103,7 @@ class Task:
 
 
 def scale_of(arm: str) -> float:
-    """What puts the rates of all arms on one grid: the longest length where weights hold one over it, a usual one else."""
+    """What puts the rates of all arms on one grid: the longest length where the weights hold it, a usual one else."""
     return 17.9 if arm == "token mean" else 10.0 if arm == "mean of means" else float(LONGEST)
 
 
