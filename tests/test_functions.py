@@ -47,6 +47,8 @@ CALLS = {
     "mixup_ranking_term": ((ROWS, ROWS, SHARES), {}),
     "mndcg_term": ((ROWS, ROWS[None], SHARES[None]), {}),
     "msle": ((ONE, ONE), {}),
+    "discopop_loss": ((ONE, ONE, ONE, ONE), {}),
+    "inpo_loss": ((ONE,) * 6, {"eta": 0.5, "tau": 0.2}),
     "trajectory_kl": ((ROWS, ROWS.flip(0)), {"tau": 1.0}),
     "rmsle": ((ONE, ONE), {}),
     "itakura_saito_loss": ((ONE, ONE.flip(0), 0.5), {}),

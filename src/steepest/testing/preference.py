@@ -86,12 +86,12 @@ def check_far(cls: type[Loss]) -> None:
 
 def check_hyperparameters(cls: type[Loss]) -> None:
     """Every argument of the constructor changes the value, or is refused by name; each is taken by some sample."""
-    made = loss_cases(cls)
+    members = loss_cases(cls)
     given = given_arguments(cls, lambda: loss_cases(cls))
     names = {name for arguments in given for name in arguments} | _numbers(cls)
     for name in sorted(names):
         acts = False
-        for (loss, (args, kwargs)), arguments in zip(made, given):
+        for (loss, (args, kwargs)), arguments in zip(members, given):
             before = arguments.get(name, getattr(loss, name, None))
             try:
                 changed = cls(**{**arguments, name: _another(before)})
