@@ -16,6 +16,11 @@ than 90% of its steps (an expectation of ours: the statement is of the first ord
 Each kind, and the remedy on each kind, has the largest rate of a grid with which the loss of three pairs of a seed that
 is not reported falls in every step (:func:`choose_rates`). The model must reach a held-out loss of 2.8 nats a
 character.
+
+That one-character edits move together is contradicted, and the condition itself says why: both log-probabilities move
+together only where the cosine is above the ratio of the smaller to the larger norm. The cosines are near 0.95, but so
+close are the lengths of both gradients (mean ratio 0.98 for the last character, 0.97 in the middle) that at the start
+18 and 20 of 20 pairs are predicted to be healthy, with small changes. The signs are as predicted in 98% of the steps.
 """
 
 from __future__ import annotations
