@@ -22,7 +22,6 @@ and EMSE gives the right answer where exponentials are moderate, which is a clai
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +125,7 @@ def run(scale: str, seed: int) -> Evidence:
     """The error of one value in four cases, and paths and errors of tables along the cliff."""
     full = scale == "full"
     steps, walk_steps, tables = (3000, 1000, 10) if full else (60, 40, 2)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str | float]] = []
     errors = {}
     for arm in (IS, CAPPED, EMSE):
         single = regress(arm, [RATE], seed, steps)[0]
@@ -146,7 +145,7 @@ def run(scale: str, seed: int) -> Evidence:
         wrong = table_error(arm, table)[0]
         walks[arm] = {path: float(np.mean([p == path for p in map(path_of, table[0])])) for path in ("safe", "short")}
         walks[arm]["error"] = wrong
-        rows.append({"arm": arm, "case": "cliff", "rate": rate, "error": wrong} | {"safe": walks[arm]["safe"]})
+        rows.append({"arm": arm, "case": "cliff", "rate": rate, "error": wrong} | {"safe": walks[arm]["safe"]})  # type: ignore[arg-type]
     if full:
         check_sane("minus the error of the squared error on the cliff", -walks[NEUTRAL]["error"], -0.2)
     effects = {
@@ -189,8 +188,8 @@ def bounded(difference: float) -> float:
 def regress(arm: str, rates: Sequence[float], seed: int, steps: int) -> Tensor:
     """The value at the end in each case ``[rates, cases]``; all rates see the same targets."""
     draws = np.random.default_rng([seed, 1])
-    means = torch.tensor([mean for mean, _ in CASES], dtype=torch.float64)
-    value = torch.tensor([[start for _, start in CASES]] * len(rates), dtype=torch.float64, requires_grad=True)
+    means, starts = torch.tensor(CASES, dtype=torch.float64).T
+    value = starts.repeat(len(rates), 1).requires_grad_()
     step = torch.tensor(rates, dtype=torch.float64)[:, None]
     loss = LOSSES[arm]()
     for _ in range(steps):
@@ -199,7 +198,7 @@ def regress(arm: str, rates: Sequence[float], seed: int, steps: int) -> Tensor:
         (slope,) = torch.autograd.grad(loss(value.unsqueeze(-1).expand_as(target), target) / 256, value)
         with torch.no_grad():
             value -= step * slope
-    return value.detach()
+    return value.detach()  # type: ignore[no-any-return]
 
 
 def error_at_10(arm: str, rates: Sequence[float], seed: int, steps: int) -> list[float]:
@@ -254,8 +253,7 @@ def exact(alpha: float) -> Tensor:
             q = chance * fall + (1 - chance) * after
         else:
             q = -torch.log(chance * torch.exp(-alpha * fall) + (1 - chance) * torch.exp(-alpha * after)) / alpha
-    result: Tensor = q
-    return result
+    return q
 
 
 def table_error(arm: str, tables: Tensor) -> list[float]:
@@ -268,8 +266,7 @@ def table_error(arm: str, tables: Tensor) -> list[float]:
 def path_of(q: Tensor) -> str:
     """Where the greedy way from the start leads: ``"short"`` along the cliff, ``"safe"`` around, or ``"other"``."""
     to, _ = moves()
-    cells: list[int] = []
-    cell = 0
+    cell, cells = 0, []  # type: ignore[var-annotated]
     while cell != GOAL and len(cells) < 2 * COLUMNS:
         cell = int(to[cell, q[cell].argmax()])
         cells.append(cell)
