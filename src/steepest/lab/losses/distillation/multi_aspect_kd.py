@@ -36,7 +36,7 @@ from ....losses.distillation.multi_aspect_kd import MultiAspectKDLoss
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import UNREPORTED, best_setting, check_sane
-from ._students import accuracy, taught
+from ._students import Student, accuracies, taught
 
 SEEDS, CLASSES, QUESTIONS, FEW, MANY = 24, 10, 20, 150, 1200
 ENTROPY, ANSWERS, LOUD = "cross-entropy", "answers", "answers, alpha 4"
@@ -63,26 +63,21 @@ CLAIMS = (
 def run(scale: str, seed: int) -> Evidence:
     """Test accuracy of each arm at each size."""
     full = scale == "full"
-    _, _, x_test, y_test, _ = data_of(seed, full)
-    rows: list[dict[str, Any]] = [
-        {
-            "arm": f"{arm}, {images} images",
-            "rate": rate,
-            "accuracy": accuracy(student(arm, images, rate, seed, full), x_test, y_test, CLASSES),
-        }
-        for images, rates in RATES.items()
-        for arm, rate in rates.items()
-    ]
-    right = {str(row["arm"]): float(row["accuracy"]) for row in rows}
-    gains = {images: right[f"{ANSWERS}, {images} images"] - right[f"{ENTROPY}, {images} images"] for images in RATES}
+    rows: list[dict[str, Any]] = []
+    right: dict[tuple[str, int], float] = {}
+    for images, rates in RATES.items():
+        for (arm, rate), accuracy in zip(rates.items(), accuracies_of(list(rates.items()), images, seed, full)):
+            rows.append({"arm": f"{arm}, {images} images", "rate": rate, "accuracy": accuracy})
+            right[arm, images] = accuracy
+    gains = {images: right[ANSWERS, images] - right[ENTROPY, images] for images in RATES}
     if full:
         for images, least in SANITY.items():
-            check_sane(f"accuracy of cross-entropy, {images} images", right[f"{ENTROPY}, {images} images"], least)
+            check_sane(f"accuracy of cross-entropy, {images} images", right[ENTROPY, images], least)
     return Evidence(
         rows,
         {
             "gain": gains[FEW],
-            "over labels": right[f"{ANSWERS}, {FEW} images"] - right[f"{REPEATED}, {FEW} images"],
+            "over labels": right[ANSWERS, FEW] - right[REPEATED, FEW],
             "shrinks": gains[FEW] - gains[MANY],
         },
     )
@@ -159,48 +154,45 @@ def answered(x: Tensor, asked: Tensor, steps: int) -> Tensor:
     return (inputs @ weight).detach().sigmoid()
 
 
-def student(arm: str, images: int, rate: float, seed: int, full: bool) -> torch.nn.Module:
-    """A student of 64 hidden units after its epochs."""
-    x, y, _, _, answers = data_of(seed, full)
+def accuracies_of(settings: Sequence[tuple[str, float]], images: int, seed: int, full: bool) -> list[float]:
+    """Test accuracy of students of 64 hidden units, each with its arm and rate."""
+    x, y, x_test, y_test, answers = data_of(seed, full)
     few = images == FEW
     rows = images if full else (50 if few else 100)
     x, y, answers = x[:rows], y[:rows], answers[:rows]
-    if arm == REPEATED:
-        answers = functional.one_hot(y, CLASSES).to(x.dtype).repeat(1, QUESTIONS // CLASSES)
-    elif arm == SHUFFLED:
-        answers = answers[torch.randperm(rows, generator=torch.Generator().manual_seed(seed))]
-    elif arm == ENTROPY:
-        answers = answers[:, :0]
-    objective = MultiAspectKDLoss(CLASSES, answers.shape[1], 4.0 if arm == LOUD else 1.0)
-    return taught(
-        objective,
+    turned = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    labels = functional.one_hot(y, CLASSES).to(x.dtype).repeat(1, QUESTIONS // CLASSES)
+    of_arm = {ENTROPY: answers[:, :0], REPEATED: labels, SHUFFLED: answers[turned]}
+
+    def student(arm: str, rate: float) -> Student:
+        own = of_arm.get(arm, answers)
+        objective = MultiAspectKDLoss(CLASSES, own.shape[1], 4.0 if arm == LOUD else 1.0)
+        return Student(objective, rate, CLASSES + own.shape[1], {"attributes": own})
+
+    stack = taught(
+        [student(arm, rate) for arm, rate in settings],
         x,
         y,
         width=64,
-        outputs=CLASSES + answers.shape[1],
-        rate=rate,
         epochs=(100 if few else 40) if full else 2,
         seed=seed,
-        extra={"attributes": answers, "mask": torch.ones_like(answers, dtype=torch.bool)},
         batch_size=32 if few else 64,
     )
+    return accuracies(stack, x_test, y_test, CLASSES)
 
 
 def choose_rates() -> dict[int, dict[str, float]]:
     """The rate of each arm with the best mean accuracy over three seeds that are not reported, at each size."""
     pilots = range(UNREPORTED, UNREPORTED + 3)
-
-    def score(arm: str, images: int, rate: float, seed: int) -> float:
-        x_test, y_test = data_of(seed, True)[2:4]
-        return accuracy(student(arm, images, rate, seed, True), x_test, y_test, CLASSES)
-
-    return {
-        images: {
-            arm: best_setting(GRID, lambda rate, seed, arm=arm, images=images: score(arm, images, rate, seed), pilots)
+    chosen: dict[int, dict[str, float]] = {}
+    for images, rates in RATES.items():
+        settings = [(arm, rate) for arm in rates for rate in GRID]
+        right = {seed: dict(zip(settings, accuracies_of(settings, images, seed, True))) for seed in pilots}
+        chosen[images] = {
+            arm: best_setting(GRID, lambda rate, seed, arm=arm, right=right: right[seed][arm, rate], pilots)
             for arm in rates
         }
-        for images, rates in RATES.items()
-    }
+    return chosen
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
