@@ -304,7 +304,7 @@ def refuses_wrong_choices(student, target, order, weights):
 def wrong_orders(order):
     twice, beyond, below, turned = (order.clone() for _ in range(4))
     twice[1, 4] = twice[1, 9]
-    beyond[2, 5] = 60
+    beyond[2, 5] = 2**30
     below[2, 5] = -1
     turned[0] = turned[0].flip(0)
     return {"a class that comes twice": twice, "a class beyond": beyond, "below": below, "another target": turned}
