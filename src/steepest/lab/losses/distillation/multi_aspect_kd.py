@@ -43,8 +43,8 @@ ENTROPY, ANSWERS, LOUD = "cross-entropy", "answers", "answers, alpha 4"
 REPEATED, SHUFFLED = "repeated labels", "shuffled answers"
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RATES = {
-    FEW: {ENTROPY: 1e-2, ANSWERS: 1e-2, LOUD: 1e-2, REPEATED: 3e-3, SHUFFLED: 1e-3},
-    MANY: {ENTROPY: 1e-2, ANSWERS: 3e-3},
+    FEW: {ENTROPY: 3e-3, ANSWERS: 1e-2, LOUD: 1e-2, REPEATED: 3e-3, SHUFFLED: 3e-3},
+    MANY: {ENTROPY: 1e-2, ANSWERS: 1e-3},
 }
 """By images, the rate of each arm: what :func:`choose_rates` gives."""
 SANITY = {FEW: 85.0, MANY: 95.0}
