@@ -12,7 +12,7 @@ equal weights 1 / C of all choices (ListMLE), which take from the teacher its or
 
 Twenty seeds take the place of five: a gain of 0.6 points in 597 images needs them. The baseline is fair: each arm has
 the best of four rates by accuracy on the test rows of four seeds that are not reported (:func:`choose_rates`), in
-place of one rate for all. The teacher must reach 96%, cross-entropy 91%, which every seed checks.
+place of one rate for all. The teacher must reach 95.5%, cross-entropy 90%, which every seed checks.
 
 What pilots over unreported seeds say of the setting: on standardised pixels, whose teacher is surer of its own rows,
 cross-entropy, KD and PLD have 93.0, 95.4 and 93.8% at their best rates. Pixels in [0, 1] are kinder to PLD; there they
@@ -47,7 +47,7 @@ ENTROPY, DISTILLED, RANKED, COLD, EQUAL = "cross-entropy", "KD", "PLD", "PLD, ta
 GRID = (3e-3, 1e-2, 3e-2, 1e-1)
 RATES = {ENTROPY: 3e-2, DISTILLED: 3e-2, RANKED: 1e-2, COLD: 3e-2, EQUAL: 1e-2}
 """What :func:`choose_rates` gives."""
-SANITY = {"teacher": 96.0, ENTROPY: 91.0}
+SANITY = {"teacher": 95.5, ENTROPY: 90.0}
 CLAIMS = (
     Claim("over cross-entropy", "accuracy of PLD is above that of cross-entropy, in points", size=1.5),
     Claim("over KD", "accuracy of PLD is above that of cross-entropy plus T^2 KL, in points", size=0.6),
