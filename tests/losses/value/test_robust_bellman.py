@@ -1,4 +1,4 @@
-"""Robust Bellman errors: the Huber function as a maximum, minimisers, the saddle-point step against exact errors."""
+"""Robust Bellman errors: the Huber function as a maximum, minimisers, the saddle-point step against the model's error."""
 
 from __future__ import annotations
 
