@@ -1,4 +1,4 @@
-"""Robust Bellman errors: the Huber function as a maximum, minimisers, the saddle-point step against the model's error."""
+"""Robust Bellman errors: the Huber function as a maximum, minimisers, the step against the error of the model."""
 
 from __future__ import annotations
 
