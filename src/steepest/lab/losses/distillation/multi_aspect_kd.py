@@ -36,7 +36,7 @@ from ....losses.distillation.multi_aspect_kd import MultiAspectKDLoss
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import UNREPORTED, best_setting, check_sane
-from ._students import Student, accuracies, taught
+from ._taught import Student, accuracies, taught
 
 SEEDS, CLASSES, QUESTIONS, FEW, MANY = 24, 10, 20, 150, 1200
 ENTROPY, ANSWERS, LOUD = "cross-entropy", "answers", "answers, alpha 4"

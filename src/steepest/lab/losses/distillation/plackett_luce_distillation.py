@@ -40,7 +40,7 @@ from ....losses.distillation.plackett_luce_distillation import PLDLoss, pld_loss
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import UNREPORTED, best_setting, check_sane
-from ._students import Student, accuracies, outputs_of, taught
+from ._taught import Student, accuracies, outputs_of, taught
 
 SEEDS, CLASSES, TEACHER_ROWS, ROWS, EPOCHS = 20, 10, 1200, 400, 80
 ENTROPY, DISTILLED, RANKED, COLD, EQUAL = "cross-entropy", "KD", "PLD", "PLD, tau 1", "equal weights"
