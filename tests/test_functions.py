@@ -38,6 +38,7 @@ CALLS = {
     "log_partition_penalty": ((ONE,), {}),
     "spectral_decoupling": ((ROWS,), {}),
     "distillation_divergence": ((ROWS, ROWS.flip(0)), {}),
+    "nd_loss": ((ROWS, ROWS.flip(0), SHARES[:3], PLACES), {}),
     "ps_kd_loss": ((ROWS, PLACES), {"past_probs": SHARES, "alpha": 0.5}),
     "score_distribution_loss": ((ROWS, SHARES), {}),
     "thurstone_fidelity": ((ONE, ONE + 1, ONE, ONE, ONE.exp(), ONE.exp()), {}),

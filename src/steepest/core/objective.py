@@ -21,8 +21,8 @@ from .transforms import transformed
 TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask")
 DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
 TARGETS = ("index", "soft", "multi_hot", "real")
-NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "mask")
-CONSTANT_NEEDS = ("attributes", "teacher", "mask")
+NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "teacher_features", "mask")
+CONSTANT_NEEDS = ("attributes", "teacher", "teacher_features", "mask")
 """Those that come with the data: no gradient flows into them."""
 
 
@@ -225,7 +225,7 @@ class Batch:
         target: ``[B, ...]``.
         index: positions in the training split, ``[B]``.
         weight: sample weights ``[B]`` or None.
-        extra: further tensors by the names of ``needs`` (attributes, teacher, mask).
+        extra: further tensors by the names of ``needs`` (attributes, teacher, teacher_features, mask).
     """
 
     inputs: Any
