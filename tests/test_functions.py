@@ -37,6 +37,7 @@ CALLS = {
     "linear_distillation": ((ROWS, HEAD, ROWS, HEAD), {}),
     "log_partition_penalty": ((ONE,), {}),
     "spectral_decoupling": ((ROWS,), {}),
+    "binary_kl_norm": ((ROWS, ROWS.flip(0)), {}),
     "distillation_divergence": ((ROWS, ROWS.flip(0)), {}),
     "nd_loss": ((ROWS, ROWS.flip(0), SHARES[:3], PLACES), {}),
     "ps_kd_loss": ((ROWS, PLACES), {"past_probs": SHARES, "alpha": 0.5}),

@@ -11,7 +11,8 @@ from jaxtyping import Int as I
 from torch import Tensor, nn
 
 from ...core.checks import check_choice, check_number, check_range, check_tensor, refuse, values_visible
-from ...core.objective import Penalty, Sample
+from ...core.loss import Sample
+from ...core.objective import Penalty
 from ...core.reductions import reduce, widen
 from ...core.teacher_cache import mean_features
 
@@ -53,7 +54,8 @@ def class_means(
 def _unit(rows: Tensor) -> Tensor:
     """Rows of length 1; those of length 0 become NaN."""
     rows = rows / rows.abs().amax(-1, keepdim=True)  # so that no square is 0 or infinite
-    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return unit
 
 
 def _refuse_absent(means: Tensor) -> None:
@@ -132,7 +134,8 @@ def _losses(student_feat: Tensor, teacher_feat: Tensor, directions: Tensor | Non
         return torch.relu(t_norm - s_norm) / torch.where(t_norm == 0, 1.0, t_norm)
     length = s_norm if form == "direction" else torch.maximum(s_norm, t_norm)
     # nothing points anywhere: no loss of direction, and no slope
-    return 1 - torch.linalg.vecdot(s, directions.to(s)) / torch.where(length == 0, torch.inf, length)
+    losses: Tensor = 1 - torch.linalg.vecdot(s, directions.to(s)) / torch.where(length == 0, torch.inf, length)
+    return losses
 
 
 class NDLoss(Penalty):

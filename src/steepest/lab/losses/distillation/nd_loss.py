@@ -3,9 +3,9 @@
 Set-up of the claim, smaller: MNIST digits at 14 x 14 pixels in place of Fashion-MNIST; a convolutional teacher (16 and
 32 channels, 64 features) trained on 5,000 images (card: 20,000), a student of a quarter of its channels and as many
 features on 750 of them (3,000), 4,000 others test. Class means and features are the teacher's, taken before the
-classifier, in evaluation mode. The loss is CE + w KD + b ND with T = 4 and w = min(1, epoch / 20). Arms: CE, KD, KD + ND
-with b = 1, and with b = 2, which the published code takes where teacher and student have one architecture; and KD with
-each half of ND alone (b = 1), without a claim.
+classifier, in evaluation mode. The loss is CE + w KD + b ND with T = 4 and w = min(1, epoch / 20). Arms: CE, KD, KD +
+ND with b = 1, and with b = 2, which the published code takes where teacher and student have one architecture; and KD
+with each half of ND alone (b = 1), without a claim.
 
 Claims, from the card's "KD + ND at least KD by 0 to 1 point" and "mean feature norm higher, mean cosine to e_y higher",
 all for b = 1 over the test rows: accuracy is higher (size: half a point, the middle); the mean norm of features is
