@@ -1,38 +1,17 @@
-"""What the experiments on distillation share: sets of images, small convolutional networks, and a loop of epochs."""
+"""What the experiments on distillation share: small convolutional networks, and a loop of epochs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from ....nn.networks import Network
-from ...data import halved, mnist_10k
 
-Images = tuple[Tensor, Tensor, Tensor, Tensor]
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
 """Inputs and classes to train, inputs and classes to test."""
-
-
-def images(seed: int, full: bool, train: int, test: int) -> Images:
-    """MNIST digits at 14 x 14 pixels; scikit-learn's at 8 x 8 in float64 at smoke scale, a twentieth of the rows."""
-    if full:
-        x, y = mnist_10k()
-        x = halved(x)
-    else:
-        x, y = load_digits(return_X_y=True)
-        x, train, test = x / 16, train // 20, test // 20
-    a, b, ya, yb = train_test_split(x, y, train_size=train, test_size=test, stratify=y, random_state=seed)
-    dtype = torch.float32 if full else torch.float64
-    return (*_tensors(a, ya, dtype), *_tensors(b, yb, dtype))
-
-
-def _tensors(x: np.ndarray, y: np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.as_tensor(x, dtype=dtype), torch.as_tensor(y).long()
 
 
 def convolutional(pixels: int, channels: int, features: int, classes: int = 10) -> Network:

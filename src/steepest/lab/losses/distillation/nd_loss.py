@@ -13,7 +13,7 @@ higher, in percent (size: 5, the card has no number); their mean cosine to the t
 .02). The same for accuracy at the published b = 2. Ours: KD is above CE (.3 points in the card's trial).
 
 The baseline is fair: each arm has the best of the rates :data:`GRID` by accuracy over two seeds that are not reported
-(:func:`choose_rates`); the teacher must reach 96%, CE 88%. Ten seeds take the place of three.
+(:func:`choose_rates`); the teacher must reach 93%, CE 85%. Ten seeds take the place of three.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as nnf
 
@@ -31,10 +34,11 @@ from ....core.teacher_cache import teacher_cache
 from ....losses.distillation.knowledge_distillation import distillation_divergence
 from ....losses.distillation.nd_loss import NDLoss
 from ....nn.networks import Network
+from ...data import halved, mnist_10k
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import PILOTS, best_setting, check_sane
-from ._students import Images, accuracy, convolutional, fit, images
+from ._students import Data, accuracy, convolutional, fit
 
 SEEDS = 10
 TEACHER_ROWS, ROWS, TEST_ROWS = 5000, 750, 4000
@@ -50,10 +54,10 @@ ARMS: dict[str, tuple[float, float, str]] = {
     "KD + norm": (1.0, 1.0, "norm"),
 }
 """Factors of KD and of ND, and which form of ND."""
-GRID = (1e-3, 2e-3, 4e-3, 8e-3)
-RATES = dict.fromkeys(ARMS, 2e-3)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {CE: 0.01, KD: 0.01, ND: 0.03, PUBLISHED: 0.01, "KD + direction": 0.01, "KD + norm": 0.03}
 """What :func:`choose_rates` gives."""
-SANITY = {"teacher": 96.0, CE: 88.0}
+SANITY = {"teacher": 93.0, CE: 85.0}
 CLAIMS = (
     Claim("accuracy", "KD + ND is more accurate than KD (0 to 1 points)", size=0.5),
     Claim("norm", "KD + ND has longer features than KD, in percent", size=5.0),
@@ -66,7 +70,7 @@ CLAIMS = (
 class Lesson(NamedTuple):
     """Data of a student, and what its teacher says of the rows to train."""
 
-    data: Images
+    data: Data
     logits: Tensor
     features: Tensor
     class_means: Tensor
@@ -96,6 +100,23 @@ def run(scale: str, seed: int) -> Evidence:
     }
     rows.append({"arm": "teacher", "accuracy": lesson.accuracy, "norm": lesson.norm})
     return Evidence(rows, effects)
+
+
+def images(seed: int, full: bool, train: int, test: int) -> Data:
+    """MNIST digits at 14 x 14 pixels; scikit-learn's at 8 x 8 in float64 at smoke scale, a twentieth of the rows."""
+    if full:
+        x, y = mnist_10k()
+        x = halved(x)
+    else:
+        x, y = load_digits(return_X_y=True)
+        x, train, test = x / 16, train // 20, test // 20
+    a, b, ya, yb = train_test_split(x, y, train_size=train, test_size=test, stratify=y, random_state=seed)
+    dtype = torch.float32 if full else torch.float64
+    return (*_tensors(a, ya, dtype), *_tensors(b, yb, dtype))
+
+
+def _tensors(x: np.ndarray, y: np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(x, dtype=dtype), torch.as_tensor(y).long()
 
 
 @cache
