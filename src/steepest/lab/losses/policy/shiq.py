@@ -34,7 +34,7 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import best_setting
 
-SEEDS = 5
+SEEDS = 8
 TOKENS, BETA = 4, 0.5
 DEPTH = {"smoke": 3, "full": 5}
 LIMIT = {"smoke": 20, "full": 4000}

@@ -5,7 +5,7 @@ tiny Shakespeare; 15 of them are to be forgotten, with the template answer "unkn
 likelihood of the template, NPO (beta .1), and FLAT with total variation and Kullback and Leibler; all see the forget
 facts alone. Each goes on until at most 10% of the forget answers are still written, 120 steps of Adam at most.
 Expected: at that point FLAT leaves the least loss on the other facts and on other text (lower than all three others:
-.05 and .02 nats a character are claimed), and after all steps it answers more than 80% of the forgotten questions by
+.5 and .02 nats a character are claimed), and after all steps it answers more than 80% of the forgotten questions by
 the template.
 
 Rates are chosen alike, of three, by the loss on the other facts and on text at that point (the last step, where it is
@@ -35,8 +35,8 @@ from ...language import LanguageModel
 from ...settings import best_setting, check_sane
 from ...unlearning import TEMPLATE, Facts, answers, facts, measures, memorised
 
-SEEDS = 5
-STEPS, EVERY = {"smoke": 4, "full": 120}, {"smoke": 2, "full": 2}
+SEEDS = 8
+STEPS, EVERY = {"smoke": 4, "full": 120}, {"smoke": 2, "full": 3}
 FIRST = 10
 """Steps of likelihood of the template before FLAT."""
 ENOUGH = 10.0
@@ -44,7 +44,7 @@ ENOUGH = 10.0
 ALONE = ("ascent", "ascent, template", "NPO", "FLAT, tv", "FLAT, kl")
 WAYS = (*ALONE, "gradient difference", "NPO, likelihood", "NPO, divergence", "FLAT, likelihood")
 GRID = (3e-5, 1e-4, 3e-4)
-RATES = dict.fromkeys(WAYS, 1e-4)
+RATES = dict(zip(WAYS, (3e-5, 3e-5, 3e-5, 3e-4, 3e-4, 3e-5, 3e-5, 3e-4, 1e-4)))
 """Of each way what :func:`choose_rates` gives."""
 SANITY = 90.0
 CLAIMS = (
