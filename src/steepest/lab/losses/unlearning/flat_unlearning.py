@@ -48,9 +48,7 @@ RATES = dict(zip(WAYS, (3e-5, 3e-5, 3e-5, 3e-4, 3e-4, 3e-5, 3e-5, 3e-4, 1e-4)))
 """Of each way what :func:`choose_rates` gives."""
 SANITY = 90.0
 CLAIMS = (
-    Claim(
-        "others", "as much forgotten, FLAT leaves less loss on the other facts than the other three (.05)", size=0.05
-    ),
+    Claim("others", "as much forgotten, FLAT leaves less loss on the other facts than the other three (.5)", size=0.5),
     Claim("text", "as much forgotten, FLAT leaves less loss on other text than the other three (.02)", size=0.02),
     Claim("template", "FLAT answers more than 80% by the template", size=10.0, threshold=80.0),
 )
