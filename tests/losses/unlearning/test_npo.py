@@ -116,7 +116,7 @@ def test_ways_to_forget():
     assert simnpo.item() == pytest.approx(wanted, rel=1e-13)
     margin = 0.1 * ((naive_logp(other, yo) - ref / 2) - (logp - ref))
     dpo = UnlearningObjective("dpo")(
-        forget, y, forget_ref_logp=ref, other=other, other_labels=yo, other_ref_logp=ref / 2
+        forget, y, forget_ref_logp=ref, alternative=other, alternative_labels=yo, alternative_ref_logp=ref / 2
     )
     assert dpo.item() == pytest.approx(torch.log1p(torch.exp(-margin)).mean().item(), rel=1e-13)
 
@@ -183,7 +183,9 @@ def test_refusals():
         UnlearningObjective("ga", "kl")(forget, y, retain, yr)
     with pytest.raises(ValueError, match='gamma: expected 0 but with forget="simnpo"'):
         UnlearningObjective("npo", gamma=1.0)
-    with pytest.raises(ValueError, match="other, other_labels and other_ref_logp: expected an answer to prefer"):
+    with pytest.raises(
+        ValueError, match="alternative, alternative_labels and alternative_ref_logp: expected an answer to prefer"
+    ):
         UnlearningObjective("dpo")(forget, y, forget_ref_logp=torch.zeros(3).double())
     with pytest.raises(ValueError, match="name: expected one of"):
         unlearning_objective("npo+x")

@@ -171,9 +171,9 @@ class FLATLoss(ForgetRetainLoss):
             refuse("template and template_labels", "answers to give in place of those to be forgotten", template)
         negative, conjugate = _PAIRS[self.divergence]
         forget, of_forget = _probabilities(source, labels, head, self.ignore_index)
-        kept, of_template = _probabilities(template, template_labels, head, self.ignore_index)
+        given, of_template = _probabilities(template, template_labels, head, self.ignore_index)
         there = of_forget.sum() * of_template.sum() > 0
-        value = negative(mean_of_sequences(kept, of_template)) + conjugate(mean_of_sequences(forget, of_forget))
+        value = negative(mean_of_sequences(given, of_template)) + conjugate(mean_of_sequences(forget, of_forget))
         return torch.where(there, value, 0 * value)
 
     @classmethod

@@ -137,7 +137,8 @@ class UnlearningObjective(ForgetRetainLoss):
     - "ga": :func:`gradient_ascent_loss`, without a bound; with ``retain="ce"`` it is called gradient difference;
     - "simnpo": :math:`\frac2\beta \log(1 + e^{\beta \log\pi(y) / |y| + \gamma})`, without a reference;
     - "dpo": the preference of another answer ("I don't know") over the one to be forgotten: its logits and labels are
-      ``other`` ``[B, T', V]`` and ``other_labels``, its log-probability under the reference ``other_ref_logp``.
+      ``alternative`` ``[B, T', V]`` and ``alternative_labels``, its log-probability under the reference
+      ``alternative_ref_logp``.
 
     A constant added to all logits of a token changes nothing.
 
@@ -160,7 +161,7 @@ class UnlearningObjective(ForgetRetainLoss):
     """
 
     name = "unlearning"
-    forget_arguments = ("forget_ref_logp", "other", "other_labels", "other_ref_logp")
+    forget_arguments = ("forget_ref_logp", "alternative", "alternative_labels", "alternative_ref_logp")
 
     def __init__(
         self,
@@ -188,9 +189,9 @@ class UnlearningObjective(ForgetRetainLoss):
         num_items: float | Tensor | None,
         *,
         forget_ref_logp: Tensor | None = None,
-        other: Tensor | None = None,
-        other_labels: Tensor | None = None,
-        other_ref_logp: Tensor | None = None,
+        alternative: Tensor | None = None,
+        alternative_labels: Tensor | None = None,
+        alternative_ref_logp: Tensor | None = None,
         **further: Any,
     ) -> Tensor:
         logp, counts = sequence_log_probabilities(source, labels, head, ignore_index=self.ignore_index)
@@ -208,11 +209,17 @@ class UnlearningObjective(ForgetRetainLoss):
             assert forget_ref_logp is not None
             losses = npo_loss(logp, forget_ref_logp, beta=self.beta, reduction="none")
         else:
-            if other is None or other_labels is None or other_ref_logp is None:
-                refuse("other, other_labels and other_ref_logp", 'an answer to prefer, for forget="dpo"', other)
-            preferred, _ = sequence_log_probabilities(other, other_labels, head, ignore_index=self.ignore_index)
+            if alternative is None or alternative_labels is None or alternative_ref_logp is None:
+                refuse(
+                    "alternative, alternative_labels and alternative_ref_logp",
+                    'an answer to prefer, for forget="dpo"',
+                    alternative,
+                )
+            preferred, _ = sequence_log_probabilities(
+                alternative, alternative_labels, head, ignore_index=self.ignore_index
+            )
             assert forget_ref_logp is not None
-            losses = preference_loss(preferred, logp, other_ref_logp, forget_ref_logp, beta=self.beta).losses
+            losses = preference_loss(preferred, logp, alternative_ref_logp, forget_ref_logp, beta=self.beta).losses
         return mean_of_sequences(losses, counts, num_items=num_items)
 
     @classmethod
@@ -220,14 +227,20 @@ class UnlearningObjective(ForgetRetainLoss):
         cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> list[tuple[Self, Sample]]:
         """Each way to forget, with nothing kept and with both ways to keep."""
-        forget, retain, other = (cls.sample_rows(generator, dtype, device, *size) for size in ((3, 4), (2, 5), (3, 2)))
+        forget, retain, instead = (
+            cls.sample_rows(generator, dtype, device, *size) for size in ((3, 4), (2, 5), (3, 2))
+        )
         reference = torch.randn(retain[0].shape, generator=generator, dtype=torch.float64).to(device, dtype)
         ref = {"forget_ref_logp": torch.tensor([-4.0, -6.0, -5.0], device=device, dtype=dtype)}
-        preferred = {"other": other[0], "other_labels": other[1], "other_ref_logp": ref["forget_ref_logp"] / 2}
-        kept = {"retain_reference": reference}
+        preferred = {
+            "alternative": instead[0],
+            "alternative_labels": instead[1],
+            "alternative_ref_logp": ref["forget_ref_logp"] / 2,
+        }
+        of_reference = {"retain_reference": reference}
         return [
             (cls("npo"), (forget, ref)),
-            (cls("npo", "kl", 0.5), ((*forget, *retain), ref | kept)),
+            (cls("npo", "kl", 0.5), ((*forget, *retain), ref | of_reference)),
             (cls("ga", "ce"), ((*forget, *retain), {})),
             (cls("simnpo", gamma=0.3), (forget, {})),
             (cls("dpo", "ce"), ((*forget, *retain), ref | preferred)),
