@@ -26,6 +26,13 @@ X, Y = torch.tensor([[1.0], [2.0], [3.0]]).double(), torch.tensor([1.0, 2.0, 4.0
 LAST = torch.tensor([2])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _first_step():
+    """What torch and scikit-learn load for the first step and the first fit is paid once."""
+    torch.optim.Adam([torch.ones(2, requires_grad=True)], lr=0.1).step()
+    fit_datamodel(torch.eye(3), torch.ones(3, 1, 1))
+
+
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
