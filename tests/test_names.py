@@ -27,6 +27,8 @@ PRESENT = [row for row in systems() if there(row)]
 INTERNAL = {
     "region": "a step of AdaMixUp, of a name too general for a room",
     "coefficients": "a step of AdaMixUp, of a name too general for a room",
+    "failed_test": "what discover_objective asks of a candidate, of a name too general for a room",
+    "check_rates": "the check of INPO's eta and tau, of a name too general for a room",
 }
 
 
