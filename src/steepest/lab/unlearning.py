@@ -107,7 +107,7 @@ def truth_ratios(model: LanguageModel, words: Vocabulary, pairs: Sequence[tuple[
     ratios = []
     for prompt, answer in pairs:
         first = 5 * (ANSWERS.index(answer) // 5)
-        choices = [answer, *(other for other in ANSWERS[first : first + 5] if other != answer)]
+        choices = [answer, *(wrong for wrong in ANSWERS[first : first + 5] if wrong != answer)]
         sums, counts, _ = log_probabilities(model, words, [(prompt, choice) for choice in choices])
         p = (sums / counts).exp()
         ratios.append(float(p[1:].mean() / p[0]))

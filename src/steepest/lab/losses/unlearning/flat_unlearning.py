@@ -118,7 +118,7 @@ def _loss(way: str, data: Facts, reference: LanguageModel) -> Callable[[Language
         states, head = reference.hidden(xr), reference.head.weight
     likelihood = TokenCrossEntropyLoss()
     ascent, npo = UnlearningObjective("ga"), UnlearningObjective("npo")
-    kept = {
+    keeping = {
         "gradient difference": UnlearningObjective("ga", "ce"),
         "NPO, likelihood": UnlearningObjective("npo", "ce"),
         "NPO, divergence": UnlearningObjective("npo", "kl"),
@@ -137,11 +137,11 @@ def _loss(way: str, data: Facts, reference: LanguageModel) -> Callable[[Language
             rows = (model.hidden(xr), yr) if kind == "likelihood" else ()
             value: Tensor = flat(model.hidden(x), y, *rows, head=weight, template=model.hidden(xt), template_labels=yt)
             return value
-        if way in kept:
+        if way in keeping:
             further = {} if way.startswith("gradient") else {"forget_ref_logp": ref}
             if way == "NPO, divergence":
                 further |= {"retain_reference": states, "reference_head": head}
-            both: Tensor = kept[way](model.hidden(x), y, model.hidden(xr), yr, head=weight, **further)
+            both: Tensor = keeping[way](model.hidden(x), y, model.hidden(xr), yr, head=weight, **further)
             return both
         alone: Tensor = (
             npo(model.hidden(x), y, head=weight, forget_ref_logp=ref)
