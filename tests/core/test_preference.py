@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest.core.log_complement import log1mexp
 from steepest.core.preference import (
     PREFERENCE_FORMS,
     LogProbabilityLoss,
     PreferenceLoss,
-    log_one_minus_exp,
     margin_losses,
     preference_loss,
 )
@@ -157,10 +157,10 @@ def test_ipo_of_sums_and_of_means():
 def test_log_odds_of_what_is_nearly_certain():
     """log(1 - p) by subtraction is -inf from 1 - 6e-8 on."""
     near = torch.tensor([-1e-9])
-    assert log_one_minus_exp(near).item() == pytest.approx(-20.723266, abs=2e-6)
+    assert log1mexp(near).item() == pytest.approx(-20.723266, abs=2e-6)
     x = torch.tensor([-1e-9, -0.3, -0.7, -5.0, -50.0], dtype=torch.float64)
     wanted = [math.log(-math.expm1(v)) for v in x.tolist()]
-    assert log_one_minus_exp(x).tolist() == pytest.approx(wanted, rel=1e-14)
+    assert log1mexp(x).tolist() == pytest.approx(wanted, rel=1e-14)
     # odds of 1e9 against 1: -log sigmoid(20.7)
     one = torch.tensor([1])
     chosen = near.clone().requires_grad_()

@@ -106,8 +106,8 @@ class PolicyLoss(Loss):
     ``loss(logp, old_logp, advantages, mask, *, ref_logp=None, num_items=None, segments=None)``: tensors ``[B, T]``,
     advantages ``[B]`` or ``[B, T]``; a loss without a reference takes no ``ref_logp``, one of groups no ``segments``.
     Old and reference log-probabilities and advantages get no gradient. What the mask excludes may be anything. Nothing
-    valid: 0 that carries a graph. The parts of a step, each with ``num_items`` the sum of :meth:`items` over all of
-    them, add up to the loss of the whole.
+    valid: 0 that carries a graph. The parts of a step, each with ``num_items`` the sum of :meth:`count_items` over
+    all of them, add up to the loss of the whole.
 
     Class attributes:
         alternatives: for each argument of the constructor another value; each must change the value or the gradient of
@@ -120,7 +120,7 @@ class PolicyLoss(Loss):
     grouped: ClassVar[bool] = False
     mode = "token_mean"
 
-    def items(self, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+    def count_items(self, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """What this batch counts for: the sum over all batches of a step is its ``num_items``."""
         return count_items(mask, self.mode, segments)
 

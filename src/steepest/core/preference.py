@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from .checks import check_choice, check_interval, check_number, check_tensor, refuse, values_visible
+from .log_complement import log1mexp
 from .loss import Loss, Sample
 from .reductions import REDUCTIONS, reduce, widen
 from .terms import kept_terms
@@ -297,28 +298,14 @@ def _apo_zero_unpaired(scores: Scores, beta: float, desirable_weight: float, und
     return torch.cat([desirable, undesirable_weight * torch.sigmoid(beta * scores.rejected)])
 
 
-def log_one_minus_exp(log_p: Tensor) -> Tensor:
-    """``log(1 - exp(x))`` of log-probabilities x < 0, exact also where a probability rounds to 1.
-
-    >>> log_one_minus_exp(torch.tensor([-1e-9, -0.5, -20.0]))
-    tensor([-2.0723e+01, -9.3275e-01, -2.0612e-09])
-    """
-    near = log_p > -math.log(2)
-    return torch.where(
-        near,
-        torch.log(-torch.expm1(torch.where(near, log_p, -1.0))),
-        torch.log1p(-torch.exp(torch.where(near, -1.0, log_p))),
-    )
-
-
 def _log_one_plus_odds_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """``log(1 + odds(p) / odds(q))``, with a slope also where q is 1 and its odds are infinite."""
-    odds = log_p - log_one_minus_exp(log_p)
+    odds = log_p - log1mexp(log_p)
     certain = (log_q > -1.0) & (odds < 60.0)
     inverse = torch.expm1(-torch.where(certain, log_q, -1.0))  # (1 - q) / q
     near = torch.log1p(torch.where(certain, odds, 0.0).exp() * inverse)
     far = torch.where(certain, -1.0, log_q)
-    return torch.where(certain, near, softplus(odds - far + log_one_minus_exp(far)))
+    return torch.where(certain, near, softplus(odds - far + log1mexp(far)))
 
 
 # ------------------------------------------------------------------------------------------------------------- calls

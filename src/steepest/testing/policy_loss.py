@@ -113,9 +113,9 @@ def check_micro_batches(cls: type[PolicyLoss]) -> None:
     for loss, args, kwargs in policy_cases(cls):
         value, slope = quietly(loss, args, kwargs)
         segments = {"segments": kwargs["segments"]} if kwargs.get("segments") is not None else {}
-        whole = loss.items(args[3], **segments)
+        whole = loss.count_items(args[3], **segments)
         split = parts(loss, args, kwargs)
-        counts = sum(loss.items(a[3], **({"segments": k["segments"]} if segments else {})) for a, k in split)
+        counts = sum(loss.count_items(a[3], **({"segments": k["segments"]} if segments else {})) for a, k in split)
         close(torch.as_tensor(counts), whole, 1e-6, "items of the parts")
         try:
             sums = [quietly(loss, a, {**k, "num_items": whole}) for a, k in split]
@@ -143,7 +143,7 @@ def check_packing(cls: type[PolicyLoss]) -> None:
         packed, named = changed(args, kwargs, lambda _, v, rows=rows: v.reshape(rows, -1))
         steps = logp.shape[1]
         segments = torch.arange(2, device=slope.device).repeat_interleave(steps).expand(rows, -1)
-        close(loss.items(packed[3], segments), loss.items(args[3]), EXACT, "items of packed rows")
+        close(loss.count_items(packed[3], segments), loss.count_items(args[3]), EXACT, "count of packed rows")
         new, new_slope = quietly(loss, packed, {**named, "segments": segments})
         close(new, value, EXACT, "packed rows")
         close(new_slope.reshape(slope.shape), slope, EXACT, "packed rows, gradient")

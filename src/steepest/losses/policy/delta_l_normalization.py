@@ -122,7 +122,7 @@ class DeltaLNormalization(PolicyLoss):
     """The clipped surrogate of a policy gradient, averaged by lengths; see :func:`aggregate_policy_loss`.
 
     Advantages are rewards less the mean of their group, without a deviation. The parts of a step are given, as
-    ``num_items``, the sum of :meth:`items` over all of it.
+    ``num_items``, the sum of :meth:`count_items` over all of it.
 
     Args:
         max_length: M > 0 of "delta_l" and "dr_grpo", such as the longest answer that is allowed.
@@ -135,7 +135,7 @@ class DeltaLNormalization(PolicyLoss):
         >>> logp, mask = torch.zeros(2, 3), torch.tensor([[True, True, True], [True, False, False]])
         >>> loss(logp, logp, torch.tensor([1.0, -1.0]), mask)
         tensor(0.)
-        >>> loss.items(mask)
+        >>> loss.count_items(mask)
         tensor(1.3333)
     """
 
@@ -158,7 +158,7 @@ class DeltaLNormalization(PolicyLoss):
         self.max_length, self.mode, self.alpha = max_length, mode, alpha
         self.epsilon, self.epsilon_high = epsilon, epsilon_high
 
-    def items(self, mask: Mask, segments: I[Tensor, "batch time"] | None = None) -> Tensor:
+    def count_items(self, mask: Mask, segments: I[Tensor, "batch time"] | None = None) -> Tensor:
         """What a batch counts for: the sum of L^-alpha over its answers, or their number, or that of tokens."""
         if self.mode == "delta_l":
             like = torch.zeros((), device=mask.device)
