@@ -336,3 +336,14 @@ def test_piggyback_refuses_rows():
         piggyback_accuracy(nn.Identity(), lambda: nn.Linear(4, 3).double(), (x, y), (x, y[:3]))
     with pytest.raises(TypeError, match="train: expected an integer tensor"):
         piggyback_accuracy(nn.Identity(), lambda: nn.Linear(4, 3).double(), (x, y.double()), (x, y))
+
+
+def test_piggyback_is_judged_in_evaluation_mode():
+    def make_head():
+        head = nn.Linear(2, 2)
+        nn.init.eye_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    assert piggyback_accuracy(nn.Dropout(1.0), make_head, (x, y), (x, y), steps=1) == 1.0
