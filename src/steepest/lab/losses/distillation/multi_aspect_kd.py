@@ -38,7 +38,7 @@ from ...figures import bars_figure
 from ...settings import UNREPORTED, best_setting, check_sane
 from ._taught import Student, accuracies, taught
 
-SEEDS, CLASSES, QUESTIONS, FEW, MANY = 24, 10, 20, 150, 1200
+SEEDS, CLASSES, QUESTIONS, FEW, MANY = 30, 10, 20, 150, 1200
 ENTROPY, ANSWERS, LOUD = "cross-entropy", "answers", "answers, alpha 4"
 REPEATED, SHUFFLED = "repeated labels", "shuffled answers"
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -4,9 +4,9 @@ Set-up of the claim: a transformer of two blocks has memorised 60 facts such as 
 tiny Shakespeare; 15 of them are to be forgotten, with the template answer "unknown". Compared are ascent, ascent and
 likelihood of the template, NPO (beta .1), and FLAT with total variation and Kullback and Leibler; all see the forget
 facts alone. Each goes on until at most 10% of the forget answers are still written, 120 steps of Adam at most.
-Expected: at that point FLAT leaves the least loss on the other facts and on other text (lower than all three others:
-.5 and .02 nats a character are claimed), and after all steps it answers more than 80% of the forgotten questions by
-the template.
+Expected: at that point FLAT leaves the least loss on the other facts and on other text (lower than all three others; 1
+and .02 nats a character are the claimed sizes, .5 and .02 before a first record, whose eight seeds could not have found
+.5), and after all steps it answers more than 80% of the forgotten questions by the template.
 
 Rates are chosen alike, of three, by the loss on the other facts and on text at that point (the last step, where it is
 never reached, counts 10 nats more), on two seeds that are not reported (:func:`choose_rates`). FLAT begins with ten
@@ -48,7 +48,7 @@ RATES = dict(zip(WAYS, (3e-5, 3e-5, 3e-5, 3e-4, 3e-4, 3e-5, 3e-5, 3e-4, 1e-4)))
 """Of each way what :func:`choose_rates` gives."""
 SANITY = 90.0
 CLAIMS = (
-    Claim("others", "as much forgotten, FLAT leaves less loss on the other facts than the other three (.5)", size=0.5),
+    Claim("others", "as much forgotten, FLAT leaves less loss on the other facts than the other three (1)", size=1.0),
     Claim("text", "as much forgotten, FLAT leaves less loss on other text than the other three (.02)", size=0.02),
     Claim("template", "FLAT answers more than 80% by the template", size=10.0, threshold=80.0),
 )
