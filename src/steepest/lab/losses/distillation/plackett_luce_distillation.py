@@ -10,8 +10,8 @@ against 93.9%: 1.5 points) and above KD (94.8%: 0.6 points). KD above cross-entr
 the teacher must know more than the labels. Two further arms tell what of PLD it is: the plain temperature tau = 1, and
 equal weights 1 / C of all choices (ListMLE), which take from the teacher its order alone.
 
-Forty-four seeds take the place of five: a gain of 0.6 points in 597 images needs them. The baseline is fair: each arm has
-the best of four rates by accuracy on the test rows of four seeds that are not reported (:func:`choose_rates`), in
+Forty-four seeds take the place of five: a gain of 0.6 points in 597 images needs them. The baseline is fair: each arm
+has the best of four rates by accuracy on the test rows of four seeds that are not reported (:func:`choose_rates`), in
 place of one rate for all. The teacher must reach 94%, cross-entropy 75%, which every seed checks (95.5 and 90% before
 two reported seeds had 88.8 and 82.6% with cross-entropy: at its best rate a few of twelve rectified units may die).
 
