@@ -21,6 +21,8 @@ READERS = {
     "cifar10_subset": "cifar10-subset.npz",
     "shakespeare": "tiny-shakespeare.txt",
     "compas": "compas-two-years.csv",
+    "characters": "tiny-shakespeare.txt",  # of the module of language models
+    "facts": "tiny-shakespeare.txt",  # of that of forgetting
 }
 
 
