@@ -112,3 +112,18 @@ def test_what_it_refuses():
             aggregate_tokens(*arguments, **named)
     with pytest.raises(ValueError, match="segments"):
         sequence_sums(values, mask, torch.zeros(5, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_count_of_nothing_is_no_divisor(mode):
+    """A micro-batch of a step in which nothing counts: 0, and no NaN."""
+    values = torch.ones(2, 3, requires_grad=True)
+    loss = aggregate_tokens(
+        values, torch.zeros(2, 3, dtype=torch.bool), mode, num_items=torch.tensor(0), **options(mode)
+    )
+    loss.backward()
+    assert loss == 0
+    assert not values.grad.any()
+    for wrong in (torch.tensor(-1), torch.tensor([2, 2])):
+        with pytest.raises(ValueError, match="num_items: expected"):
+            aggregate_tokens(values, torch.ones(2, 3, dtype=torch.bool), mode, num_items=wrong, **options(mode))

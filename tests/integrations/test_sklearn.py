@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.design.objectives import SUPPORTED_NEEDS, known_objectives
 from steepest.core.objective import TaskInfo
 from steepest.descent import ArrayBatches, Descent
 from steepest.integrations.sklearn import ObjectiveClassifier, ObjectiveRegressor
@@ -53,7 +53,10 @@ def numbers(rows=60):
 
 
 def names(task):
-    return [name for name, (cls, _) in known_objectives().items() if task in cls.tasks]
+    """Of the objectives that a table can give what they need; the others are refused with a word of what is missing."""
+    return [
+        name for name, (cls, _) in known_objectives().items() if task in cls.tasks and set(cls.needs) <= SUPPORTED_NEEDS
+    ]
 
 
 def conforms(model, declared):
@@ -375,3 +378,9 @@ def test_classifier_and_regressor_differ_in_their_usual_objective_alone():
     models = ObjectiveClassifier(), ObjectiveRegressor()
     assert models[0].get_params() == models[1].get_params()
     assert [model._objective_class().name for model in models] == ["cross_entropy", "squared_error"]
+
+
+def test_an_objective_with_a_teacher_is_refused():
+    x, y = classes(2)
+    with pytest.raises(ValueError, match="it needs teacher, which a table does not have"):
+        ObjectiveClassifier("distillation", **QUICK).fit(x, y)

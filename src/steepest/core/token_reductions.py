@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_number, check_range, check_tensor, refuse
+from .checks import check_choice, check_number, check_range, check_tensor, refuse, values_visible
 
 MODES = ("token_mean", "sequence_mean_token_mean", "sequence_sum", "constant")
 
@@ -121,7 +121,12 @@ def _divisor(num_items: float | Tensor | None, count: Tensor, total: Tensor) -> 
         return torch.where(count > 0, count, 1).to(total)
     if not isinstance(num_items, Tensor):
         check_number("num_items", num_items, low=0.0, open_low=True)
-    return torch.as_tensor(num_items).to(total)
+        return torch.as_tensor(num_items).to(total)
+    check_tensor("num_items", num_items, shape=())
+    if values_visible(num_items) and float(num_items) < 0:
+        refuse("num_items", "a count >= 0", float(num_items))
+    divisor = num_items.to(total)
+    return torch.where(divisor == 0, torch.ones_like(divisor), divisor)  # of nothing the sum is 0
 
 
 def aggregate_tokens(

@@ -66,10 +66,12 @@ def facts(seed: int, *, smoke: bool = False, count: int = 60, forget: int = 15) 
     return Facts(words, pairs[:forget], pairs[forget:], tokens[:cut], tokens[cut:])
 
 
-def memorised(data: Facts, pairs: Sequence[tuple[str, str]], seed: int, *, smoke: bool = False) -> LanguageModel:
-    """A model that has learned the answers of these pairs, and the text."""
+def memorised(
+    data: Facts, pairs: Sequence[tuple[str, str]], seed: int, *, smoke: bool = False, depth: int = 2
+) -> LanguageModel:
+    """A model of so many blocks that has learned the answers of these pairs, and the text."""
     context = max(32, data.longest)
-    model = fresh(seed, len(data.words), context, smoke=smoke, width=16 if smoke else 64)
+    model = fresh(seed, len(data.words), context, smoke=smoke, width=16 if smoke else 64, depth=depth)
     tokens, labels = data.words.rows(pairs)
     order = torch.Generator().manual_seed(seed)
 

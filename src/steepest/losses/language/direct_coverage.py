@@ -177,8 +177,8 @@ def pass_at_n(
         ValueError: fewer samples than N, more right ones than samples.
 
     Example:
-        >>> pass_at_n(torch.tensor([0, 1, 3]), 4, 2)
-        tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
+        >>> pass_at_n(torch.tensor([1, 3]), 4, 2)
+        tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     check_number("n", n, low=1, integer=True)
     c, m = torch.broadcast_tensors(torch.as_tensor(num_correct), torch.as_tensor(num_samples))
