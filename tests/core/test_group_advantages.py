@@ -120,3 +120,9 @@ def test_means_of_many_rewards_are_as_exact_as_the_rewards():
     ids = torch.arange(512) % 10
     error = group_advantages(rewards, ids).double() - group_advantages(rewards.double(), ids)
     assert error.abs().max() <= 8e-6  # two roundings at 64
+
+
+def test_a_mask_of_integers():
+    rewards, ids = torch.tensor([1.0, 0.0, 5.0]), torch.zeros(3).long()
+    own = group_advantages(rewards, ids, valid=torch.tensor([1, 1, 0]))
+    assert own.tolist() == group_advantages(rewards, ids, valid=torch.tensor([True, True, False])).tolist()

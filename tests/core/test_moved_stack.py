@@ -168,7 +168,10 @@ def test_models_that_are_no_plain_stacks_take_the_other_ways(stacks):
     plain = MeanLoss(functional.cross_entropy, (x, y))
     hooked = perceptron().double()
     hooked[0].register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
-    same(hooked, plain, tried=len(POINTS))  # the first point tells
+    same(hooked, plain)
+    hooked = perceptron().double()
+    hooked[1].forward = torch.sigmoid
+    same(hooked, plain)
 
     class Own(nn.Sequential):
         pass
@@ -223,3 +226,14 @@ def test_what_a_model_refuses_is_told_by_the_model():
     measure = MeanLoss(functional.cross_entropy, (torch.ones(2, 7), torch.ones(2).long()))
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         values_at(perceptron(), measure, directions(perceptron()), POINTS)
+
+
+def test_hooks_and_replaced_passes_are_no_layers():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    assert layers_of(model, dict(model.named_parameters())) is not None
+    for module, register in ((model[0], "register_forward_hook"), (model, "register_forward_pre_hook")):
+        hook = getattr(module, register)(lambda *_: None)
+        assert layers_of(model, dict(model.named_parameters())) is None
+        hook.remove()
+    model[1].forward = torch.sigmoid
+    assert layers_of(model, dict(model.named_parameters())) is None

@@ -366,3 +366,11 @@ def test_the_suite_passes_what_keeps_its_promises():
 def test_the_suite_finds_faults(fault, check, message):
     with pytest.raises((AssertionError, RuntimeError), match=message):
         dict(preference_checks(type("Broken", (Careless,), {"fault": fault, "__doc__": "x"})))[check]()
+
+
+def test_no_pair_is_no_loss():
+    none = torch.zeros(0, requires_grad=True)
+    loss = PreferenceLoss()(none, none, none, none)
+    loss.backward()
+    assert loss == 0
+    assert none.grad.shape == (0,)

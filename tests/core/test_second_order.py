@@ -281,3 +281,35 @@ def test_wide_values_in_float32():
     hessian = Hessian.of_model(model, nn.CrossEntropyLoss(), (x, y))
     vectors = torch.randn(8, hessian.size)
     torch.testing.assert_close(hessian.quadratics(vectors), products(hessian, vectors), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_without_dimensions_and_without_entries():
+    w = torch.tensor(2.0, requires_grad=True)
+    cubic = Hessian(lambda: w**3, [w])
+    assert (cubic @ torch.ones(1)).item() == 12
+    assert cubic.quadratics(torch.ones(9, 1)).tolist() == [12] * 9
+    empty, v = torch.zeros(0, 3, requires_grad=True), torch.ones(2, requires_grad=True)
+    hessian = Hessian(lambda: (v**3).sum() + empty.sum(), [empty, v])
+    torch.testing.assert_close(hessian.matrix(), 6 * torch.eye(2), check_dtype=False)
+
+
+def test_vectors_of_another_type_and_none_after_a_form():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 3)
+    hessian = Hessian(lambda: model(x).square().mean(), list(model.parameters()))
+    vectors = torch.randn(9, sum(p.numel() for p in model.parameters()))
+    forms = hessian.quadratics(vectors)
+    torch.testing.assert_close(hessian.quadratics(vectors.double()).double(), forms.double(), rtol=1e-4, atol=1e-5)
+    assert hessian.quadratics(vectors[:0], 9).shape == (0,)
+
+
+def test_a_gradient_that_is_not_the_function_s_own():
+    """A padding row gets no gradient; a form that bends it is found by random signs, whatever comes first."""
+    torch.manual_seed(0)
+    table = nn.Embedding(4, 3, padding_idx=0)
+    nn.init.normal_(table.weight)
+    tokens = torch.tensor([[0, 1, 2], [3, 0, 1]])
+    hessian = Hessian(lambda: table(tokens).pow(4).sum(), [table.weight])
+    vectors = torch.zeros(9, 12)
+    vectors[0, 11], vectors[1, 0] = 1.0, 1.0
+    assert hessian.quadratics(vectors)[1] == 0

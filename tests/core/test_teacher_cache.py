@@ -282,3 +282,16 @@ def test_features_of_a_teacher_that_gives_them_itself(teacher, inputs, labels):
     torch.testing.assert_close(mean_features(teacher, [(inputs, labels)], 4), means)
     maps = nn.Unflatten(1, (3, 1))
     assert mean_features(maps, [(inputs, labels)], 4, head=None).shape == (4, 3)
+
+
+def test_features_of_other_rows_are_refused():
+    class Crops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(x.view(-1, 2, 3).sum(1)).repeat_interleave(2, 0)
+
+    with pytest.raises(ValueError, match="head: expected features"):
+        teacher_cache(Crops(), torch.arange(24.0).view(8, 3), keep=("features",), batch_size=4)

@@ -127,3 +127,12 @@ def test_a_count_of_nothing_is_no_divisor(mode):
     for wrong in (torch.tensor(-1), torch.tensor([2, 2])):
         with pytest.raises(ValueError, match="num_items: expected"):
             aggregate_tokens(values, torch.ones(2, 3, dtype=torch.bool), mode, num_items=wrong, **options(mode))
+
+
+def test_half_values_are_summed_in_float32():
+    values = torch.ones(1, 70_000, dtype=torch.float16)
+    assert aggregate_tokens(values, torch.ones(1, 70_000, dtype=torch.bool)) == 1
+    sums, counts = sequence_sums(
+        torch.ones(1, 1000).bfloat16(), torch.ones(1, 1000, dtype=torch.bool), torch.zeros(1, 1000).long()
+    )
+    assert (sums[0].item(), counts[0].item()) == (1000, 1000)

@@ -248,3 +248,25 @@ def test_what_it_refuses():
     ):
         with pytest.raises((ValueError, TypeError), match=word):
             token_statistics(*arguments, **options)
+
+
+def test_autocast_does_not_reach_logits_that_are_there():
+    hidden, _, _, labels, costs = drawn(torch.float32, classes=4, scale=30.0)
+    logits, labels = hidden, labels.clamp(max=3)
+    table = 1e5 * costs[0][:, :4].float()
+    wanted = token_statistics(logits, labels, want=("log_p", "entropy"), costs=(table, costs[1]))
+    leaf = logits.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        own = token_statistics(leaf, labels, want=("log_p", "entropy"), costs=(table, costs[1]))
+        (slope,) = torch.autograd.grad((own.entropy + own.cost).sum(), leaf)
+    plain = logits.clone().requires_grad_()
+    again = token_statistics(plain, labels, want=("log_p", "entropy"), costs=(table, costs[1]))
+    assert torch.equal(own.entropy, wanted.entropy)
+    assert torch.equal(own.cost, wanted.cost)
+    assert torch.equal(slope, torch.autograd.grad((again.entropy + again.cost).sum(), plain)[0])
+
+
+def test_log_p_keeps_its_digits_under_transforms():
+    z = torch.tensor([[[1e4, 1e4 - 8.0]]])
+    own = torch.func.vmap(lambda one: token_statistics(one, torch.tensor([0]), want=("log_p",)).log_p)(z)
+    assert own.item() == pytest.approx(-math.log1p(math.exp(-8.0)), rel=1e-4)

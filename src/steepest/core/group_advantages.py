@@ -83,6 +83,7 @@ def group_advantages(
     if valid is None:
         valid = torch.ones_like(group_ids, dtype=torch.bool)
     check_tensor("valid", valid, shape=tuple(rewards.shape), floating=False)
+    valid = valid.bool()
     warn_of_singles(group_ids, valid)
     ids, values = group_ids.long(), widen(rewards.detach())
     sizes = group_totals(valid.to(values.dtype), ids)

@@ -188,13 +188,14 @@ class Hessian(SymmetricOperator):
         """Of each row v of ``[k, n]``, the product v'Hv, float64.
 
         Of many, and one loss on the CPU, by a forward sweep over its operations, where all of them are known: see
-        :class:`~.second_order.SecondOrder`. The first is compared with that of a product.
+        :class:`~.second_order.SecondOrder`. It is compared with a product first, along random signs.
         """
         many = (len(vectors) if among is None else among) >= MANY_FORMS
         if many and len(vectors) and not self._tried_form:
             self._tried_form = True
-            self._form = self._quick_form(vectors[0])
-        if not many or self._form is None or [p._version for p in self.params] != self._versions:
+            self._form = self._quick_form(_signs(vectors[0].to(self.dtype)))
+        moved = [p._version for p in self.params] != self._versions
+        if not many or self._form is None or moved or not len(vectors) or vectors.dtype != self.dtype:
             return super().quadratics(vectors)
         rows = [self._form([v.view(s) for v, s in zip(row.split(self.sizes), self.shapes)]) for row in vectors]
         return self.weights[0] * torch.stack(rows)
@@ -285,7 +286,7 @@ class Hessian(SymmetricOperator):
                 continue
             curved, upstream = [slope for slope, _ in pairs], [v for _, v in pairs]
             images.append(self._rows(curved, upstream, count))
-        like = [p.expand(*stack, *p.shape) for p in self.params]
+        like = [p.expand((*stack, *p.shape)) for p in self.params]
         return self._sum(images, like)
 
     def _rows(self, curved: Pieces, upstream: Pieces, count: int | None) -> list[Tensor | None]:
@@ -386,3 +387,9 @@ def _underivable(error: BaseException) -> bool:
     words = ("not implemented", "once_differentiable", "double backward", "does not currently support double")
     text = str(error)
     return any(word in text for word in words)
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Ones with random signs, the same each time."""
+    draws = torch.randint(2, like.shape, generator=torch.Generator().manual_seed(0))
+    return (2 * draws - 1).to(like)

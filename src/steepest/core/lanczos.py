@@ -114,7 +114,7 @@ class Krylov:
         """One product more; the last one for quadrature alone leaves out what is left of it."""
         place = len(self.alphas)
         own = self._basis[place]
-        image = self._product(own)
+        image = self._product(own).detach()
         rounding = 10 * torch.finfo(image.dtype).eps
         if last:
             alpha, length = inner(image, own), math.nan

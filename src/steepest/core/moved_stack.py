@@ -190,6 +190,8 @@ def layers_of(model: nn.Module, tensors: dict[str, Tensor]) -> list[Layer] | Non
     waiting = [model]
     while waiting:
         layer = waiting.pop()
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            return None
         if type(layer) is nn.Sequential:
             waiting.extend(reversed(list(layer)))
             continue

@@ -601,7 +601,7 @@ class PreferenceLoss(LogProbabilityLoss):
             **self._options(),
         )
         self.terms = preference_terms(chosen, rejected, PREFERENCE_FORMS[self.loss_type].paired)
-        return reduce(losses, self.reduction)
+        return reduce_pairs(losses, self.reduction)
 
     @classmethod
     def samples(
@@ -622,6 +622,15 @@ class PreferenceLoss(LogProbabilityLoss):
                 named["kl"] = 0.3
             cases.append((cls(form.name, 0.4, **options), (args, named)))
         return cases
+
+
+def reduce_pairs(losses: Tensor, reduction: str) -> Tensor:
+    """Losses ``[B]`` by "none", "mean" or "sum"; of no pair the mean is 0, with a graph.
+
+    >>> reduce_pairs(torch.zeros(0), "mean")
+    tensor(0.)
+    """
+    return reduce(losses, "sum" if reduction == "mean" and not len(losses) else reduction)
 
 
 def preference_terms(chosen_rewards: Tensor, rejected_rewards: Tensor, paired: bool = True) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ class SymmetricOperator:
                 rows = self._apply([v.reshape(s) for v, s in zip(pieces, self.shapes)], None)
                 torch.cat([row.reshape(-1).to(images.dtype) for row in rows], out=images[begin])
             else:
-                rows = self._apply([v.reshape(-1, *s) for v, s in zip(pieces, self.shapes)], end - begin)
+                rows = self._apply([v.reshape(end - begin, *s) for v, s in zip(pieces, self.shapes)], end - begin)
                 torch.cat([row.reshape(end - begin, -1).to(images.dtype) for row in rows], 1, out=images[begin:end])
         return images
 

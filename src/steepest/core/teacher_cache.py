@@ -287,7 +287,10 @@ def _compute(
                 refuse("teacher", f"outputs of {len(inputs)} rows, as inputs", outputs)
             features = None
             if plan.keep != {"logits"}:
-                features = widen(outputs if plan.head is None else heard()).flatten(1)
+                features = widen(outputs if plan.head is None else heard())
+                if features.ndim < 2 or len(features) != len(inputs):
+                    refuse("head", f"features [{len(inputs)}, ...], a row an input", features)
+                features = features.flatten(1)
             sink.take(start, outputs, features, labels)
             start += len(inputs)
     return sink.arrays(), sink.classes

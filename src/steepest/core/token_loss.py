@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .checks import check_number, check_tensor, refuse_type
+from .checks import check_choice, check_number, check_tensor, refuse, refuse_type
 from .loss import Loss
 from .search import Space
-from .token_reductions import aggregate_tokens, mean_of_sequences, sequence_sums
+from .token_reductions import MODES, aggregate_tokens, mean_of_sequences, sequence_sums
 
 
 class TokenLoss(Loss):
@@ -52,7 +52,10 @@ class TokenLoss(Loss):
         check_number("ignore_index", ignore_index, integer=True)
         if self.unit == "sequence" and (aggregation is not None or length is not None):
             refuse_type("aggregation and length", "None with a loss of sequences", aggregation or length)
-        self.aggregation = aggregation or self.mean_over
+        self.aggregation = self.mean_over if aggregation is None else aggregation
+        check_choice("aggregation", self.aggregation, MODES)
+        if self.unit == "token" and (length is None) == (self.aggregation == "constant"):
+            refuse("length", 'a number with aggregation="constant" and with no other', length)
         self.length, self.ignore_index = length, ignore_index
 
     def token_losses(

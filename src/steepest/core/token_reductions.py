@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_number, check_range, check_tensor, refuse, values_visible
+from .reductions import widen
 
 MODES = ("token_mean", "sequence_mean_token_mean", "sequence_sum", "constant")
 
@@ -40,7 +41,8 @@ def sequence_sums(values: Tensor, mask: Tensor, segments: Tensor | None = None) 
     check_tensor("values", values, ndim=2, floating=True)
     check_tensor("mask", mask, shape=tuple(values.shape), floating=False)
     valid = mask.bool()
-    values, counts = masked(values, valid), valid.to(values.dtype)
+    values = masked(widen(values), valid)
+    counts = valid.to(values.dtype)
     if segments is None:
         return values.sum(1), counts.sum(1)
     check_tensor("segments", segments, shape=tuple(values.shape), floating=False)

@@ -231,8 +231,8 @@ class _Rule:
         """The same ``[n, width]`` as torch differentiates it."""
         log_z = z.logsumexp(1, keepdim=True)
         label = z.gather(1, self.target.unsqueeze(1))
-        named = {"label": label, "log_z": log_z, "log_p": label - log_z}
         log_p = z.log_softmax(1)
+        named = {"label": label, "log_z": log_z, "log_p": log_p.gather(1, self.target.unsqueeze(1))}
         p = log_p.exp()
         if "entropy" in self.want:
             named["entropy"] = -(p * log_p.masked_fill(p == 0, 0.0)).sum(1, keepdim=True)
@@ -257,9 +257,10 @@ def _of_logits(rows: Rows, rule: _Rule, temperature: float) -> Tensor:
         z = widen(logits)
         return rule.plain(z if temperature == 1.0 else z / temperature)
 
-    if not by_hand(rows.hidden):
-        return plain(rows.hidden)
-    values: Tensor = _OfLogits.apply(rows.hidden, rule, plain, temperature)
+    with without_autocast(rows.hidden):
+        if not by_hand(rows.hidden):
+            return plain(rows.hidden)
+        values: Tensor = _OfLogits.apply(rows.hidden, rule, plain, temperature)
     return values
 
 
@@ -281,14 +282,15 @@ class _OfLogits(torch.autograd.Function):
         if torch.is_grad_enabled() or not by_hand(upstream):
             return plain_gradients(ctx.plain, (logits,), (True,), upstream)[0], None, None, None
         gradient = torch.empty_like(logits)
-        for rows, z in _pieces(logits, ctx.temperature):
-            wide = z.dtype == gradient.dtype
-            g = gradient[rows] if wide else torch.empty_like(z)
-            ctx.rule.slope(z, g, rows, upstream[rows])
-            if ctx.temperature != 1.0:
-                g.div_(ctx.temperature)
-            if not wide:
-                gradient[rows] = g
+        with without_autocast(logits):
+            for rows, z in _pieces(logits, ctx.temperature):
+                wide = z.dtype == gradient.dtype
+                g = gradient[rows] if wide else torch.empty_like(z)
+                ctx.rule.slope(z, g, rows, upstream[rows])
+                if ctx.temperature != 1.0:
+                    g.div_(ctx.temperature)
+                if not wide:
+                    gradient[rows] = g
         return gradient, None, None, None
 
 

@@ -115,10 +115,11 @@ def check_nothing(cls: type[TokenLoss]) -> None:
             return torch.full_like(value, loss.ignore_index) if kind == "labels" else value
 
         for few in (changed(loss, sample, ignore), changed(loss, sample, lambda v, _: v[:0])):
-            value, slopes = value_and_slopes(loss, few)
-            assert value.requires_grad, "no graph"
-            assert value == 0, f"{value} where nothing counts"
-            assert not any(slope.any() for slope in slopes), "a gradient where nothing counts"
+            for further in ({}, {"num_items": loss.count_items(few[0][1])}):
+                value, slopes = value_and_slopes(loss, few, **further)
+                assert value.requires_grad, "no graph"
+                assert value == 0, f"{value} where nothing counts"
+                assert not any(slope.any() for slope in slopes), "a gradient where nothing counts"
 
 
 def check_micro_batches(cls: type[TokenLoss]) -> None:

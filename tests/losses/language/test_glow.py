@@ -133,6 +133,20 @@ def test_an_example_not_seen_is_compared_with_its_batch():
     assert normal.weights(losses, torch.tensor([0, 1, 2])).mean().item() == pytest.approx(1.0)
 
 
+def test_a_row_without_a_token_is_no_visit():
+    logits, labels = drawn()
+    empty = labels.clone()
+    empty[1] = -100
+    rest = torch.tensor([0, 2, 3])
+    for normalize in (False, True):
+        loss, alone = GLOWLoss(9, beta=0.5, normalize=normalize), GLOWLoss(9, beta=0.5, normalize=normalize)
+        for one in (loss, alone):
+            one.start_epoch(2, 3)
+        value = loss(logits, empty, index=torch.arange(4))
+        assert value.item() == pytest.approx(alone(logits[rest], labels[rest], index=rest).item(), rel=1e-12)
+        assert loss.weighting.memory.seen.tolist() == alone.weighting.memory.seen.tolist()
+
+
 def test_refusals():
     logits, labels = drawn()
     with pytest.raises(ValueError, match="index: expected positions"):

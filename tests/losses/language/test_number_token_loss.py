@@ -178,6 +178,17 @@ def test_numbers_of_other_micro_batches_count():
         loss(logits, labels, num_items=22)
 
 
+def test_labels_that_do_not_exist_are_not_counted():
+    loss = NumberTokenLoss(DIGITS)
+    for wrong in (-1, 10):
+        with pytest.raises(ValueError, match="labels: expected values in"):
+            loss.count_items(torch.tensor([[wrong]]))
+    logits, labels, values = drawn()
+    small = torch.where(labels == -100, 0, labels)
+    own = NumberTokenLoss(values)
+    assert own(logits, small.to(torch.uint8)).item() == own(logits, small).item()
+
+
 def test_the_values_of_tokens():
     tokens = [
         "7",

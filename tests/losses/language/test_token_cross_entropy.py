@@ -41,6 +41,10 @@ def test_other_ignored_labels_and_refusals():
     zeros = torch.where(labels == -100, 0, labels)
     wanted = cross_entropy(logits.flatten(0, 1), zeros.flatten(), ignore_index=0)
     assert TokenCrossEntropyLoss(ignore_index=0)(logits, zeros).item() == pytest.approx(wanted.item(), rel=1e-14)
+    with pytest.raises(ValueError, match="aggregation: expected one of"):
+        TokenCrossEntropyLoss(aggregation="mean")
+    with pytest.raises(ValueError, match="length: expected a number"):
+        TokenCrossEntropyLoss(length=3.0)
     with pytest.raises(ValueError, match="entropy_bonus: expected a number >= 0"):
         TokenCrossEntropyLoss(-0.1)
     with pytest.raises(TypeError, match="forward: expected nothing beside labels and head"):

@@ -15,7 +15,7 @@ from ...core.loss import Sample
 from ...core.memory import SampleMemory
 from ...core.search import Float
 from ...core.token_loss import TokenLoss
-from ...core.token_reductions import masked, sequence_sums
+from ...core.token_reductions import sequence_sums
 from ...kernels.token_statistics import token_statistics
 
 
@@ -125,7 +125,7 @@ class GainBasedLossWeighting(nn.Module):
     def weights(self, losses: F[Tensor, " batch"], index: I[Tensor, " batch"]) -> F[Tensor, " batch"]:
         """The weights of a batch, 1 in the first epoch."""
         before = self.memory.read(index).to(losses)
-        before = torch.where(self.memory.seen[index], before, losses.detach().mean())
+        before = torch.where(self.memory.seen[index], before, losses.detach().mean() if losses.numel() else 0.0)
         own = glow_weights(before, losses, alpha=self.alpha, beta=self.beta, min_w=self.min_w, max_w=self.max_w)
         own = torch.where(self.first, torch.ones_like(own), own)
         return own / own.mean() if self.normalize and own.numel() else own
@@ -148,7 +148,8 @@ class GLOWLoss(TokenLoss):
     .. math:: L = \frac1B \sum_i w_i \ell_i, \qquad \ell_i = \frac{1}{|y_i|} \sum_t -\log p(y_{it})
 
     with the weights of :func:`glow_weights`, through which no gradient flows. ``forward`` takes ``index=`` ``[B]``, the
-    position of each row in the training split; packed rows have no such position and are refused.
+    position of each row in the training split; packed rows have no such position and are refused. Until
+    :meth:`start_epoch` is called with a later epoch than the first, all weights are 1.
 
     Args:
         num_samples: rows of the training split.
@@ -208,11 +209,12 @@ class GLOWLoss(TokenLoss):
         of_tokens = token_statistics(source, labels, head, want=("log_p",), ignore_index=self.ignore_index, **options)
         assert of_tokens.log_p is not None
         sums, counts = sequence_sums(-of_tokens.log_p, of_tokens.valid)
-        there = counts > 0
-        losses = masked(sums / counts.clamp_min(1.0), there)
+        losses = sums / counts.clamp_min(1.0)
         index = index.reshape(1) if isinstance(index, Tensor) and not index.ndim else index
         self.weighting.memory.check(index, len(losses))
-        return self.weighting(losses, index), counts
+        there = (counts > 0).nonzero().squeeze(1)  # what has no token is no visit
+        weighted = self.weighting(losses[there], index[there])
+        return losses.new_zeros(losses.shape).index_copy(0, there, weighted), counts
 
     @classmethod
     def samples(

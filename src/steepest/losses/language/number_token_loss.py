@@ -12,7 +12,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_choice, check_flag, check_number, check_tensor, refuse, refuse_type
+from ...core.checks import check_choice, check_flag, check_number, check_range, check_tensor, refuse, refuse_type
 from ...core.loss import Sample
 from ...core.search import Choice, Float
 from ...core.terms import kept_terms
@@ -123,8 +123,8 @@ class NumberTokenLoss(TokenLoss):
                 refuse("squash", 'None but with kind="was"', squash)
             check_number("squash", squash, low=1.0, open_low=True)
             distances = _squashed(distances, squash)
-        column_of = torch.full((len(values),), -1)
-        column_of[columns] = torch.arange(len(columns))
+        column_of = torch.full((len(values),), -1, device=values.device)
+        column_of[columns] = torch.arange(len(columns), device=values.device)
         buffers = {"columns": columns, "column_of": column_of, "numbers": numbers, "distances": distances}
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
@@ -136,7 +136,9 @@ class NumberTokenLoss(TokenLoss):
 
     def is_number(self, labels: I[Tensor, "*batch"]) -> Tensor:
         """Whether a label is a number token."""
-        classes = torch.where(labels == self.ignore_index, 0, labels)
+        check_tensor("labels", labels, floating=False)
+        check_range("labels", labels, 0, len(self.column_of) - 1, ignore_index=self.ignore_index)
+        classes = torch.where(labels == self.ignore_index, 0, labels).long()
         return (self.column_of[classes] >= 0) & (labels != self.ignore_index)
 
     def batch_loss(
@@ -172,7 +174,7 @@ class NumberTokenLoss(TokenLoss):
         assert z is not None
         is_number = self.is_number(labels)
         log_shares = z.log_softmax(-1) if of_tokens.log_z is None else z - of_tokens.log_z.unsqueeze(-1)
-        own = self.column_of[torch.where(is_number, labels, self.columns[0])]
+        own = self.column_of[torch.where(is_number, labels.long(), self.columns[0])]
         return -log_p, of_tokens.valid, self._distance(log_shares.exp(), own), is_number
 
     def _distance(self, p: Tensor, own: Tensor) -> Tensor:
@@ -214,7 +216,8 @@ def _squashed(distances: Tensor, largest: float) -> Tensor:
 
 
 def _term(kind: str, logits: Tensor, labels: Tensor, values: Tensor, renormalize: bool, ignore_index: int) -> Tensor:
-    loss = NumberTokenLoss(values, kind, renormalize=renormalize, ignore_index=ignore_index)
+    check_tensor("logits", logits, floating=True)
+    loss = NumberTokenLoss(values, kind, renormalize=renormalize, ignore_index=ignore_index).to(logits.device)
     _, _, distances, numbers = loss.parts(logits, labels, None)
     return aggregate_tokens(distances, numbers)
 
