@@ -189,3 +189,22 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_small_and_large_gradients_are_projected():
+    for size in (1e-23, 1e-21, 1e20):
+        p = torch.zeros(2, requires_grad=True)
+        gradient_align(size * p[0], (p * torch.tensor([-1.0, 1.0])).sum(), [p])
+        torch.testing.assert_close(p.grad, torch.tensor([size, 1.0]))
+
+
+def test_gradients_of_one_loss_alone_are_their_own_memory():
+    w, p, q = (torch.zeros(2, requires_grad=True) for _ in range(3))
+    gradient_align((w - 1).square().sum(), (w + p + q + 1).square().sum(), [w, p, q])
+    assert p.grad.data_ptr() != q.grad.data_ptr()
+    torch.nn.utils.clip_grad_norm_([p, q], 1.0)
+    torch.testing.assert_close(p.grad, torch.full((2,), 0.5))
+    a, b = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    gradient_align(a.sum(), (a + b).sum(), [a, b])
+    b.grad.mul_(2.0)
+    assert b.grad.tolist() == [2, 2, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
@@ -265,3 +266,21 @@ def test_answers_in_a_mapping():
     nash = IterativeNash(policy, lambda p, y: p.log_prob(y["ids"]), 0.5, 0.2)
     loss = nash.round({"ids": torch.tensor([0, 1])}, {"ids": torch.tensor([1, 2])})
     assert loss(torch.tensor([1])).item() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_modes_of_parts_and_mappings_of_any_kind():
+    policy = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    policy.train()
+    policy[1].eval()
+    nash = IterativeNash(policy, lambda model, answers: model(answers["ids"]).sum(-1), 1.0, 0.3)
+    chosen, rejected = (collections.UserDict(ids=torch.randn(3, 2)) for _ in range(2))
+    loss = nash.round(chosen, rejected)
+    assert policy.training
+    assert not policy[1].training
+    assert loss(torch.tensor([0])).requires_grad
+
+
+def test_no_pair_is_no_loss():
+    none = torch.zeros(0, requires_grad=True)
+    assert inpo_loss(*[none] * 6, eta=0.5, tau=0.2) == 0
+    assert INPOLoss(eta=0.5, tau=0.2)(*[none] * 6) == 0

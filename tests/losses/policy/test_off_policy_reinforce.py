@@ -308,3 +308,10 @@ def test_refused_calls():
         rec_loss(LOGP, OLD, REWARDS, MASK, clip="both")
     with pytest.raises(TypeError, match="importance: expected True or False"):
         rec_loss(LOGP, OLD, REWARDS, MASK, importance=1)
+
+
+def test_a_count_that_does_not_know_what_is_dropped_is_refused():
+    loss, row = GroupREINFORCE(reweight="drop"), torch.tensor([[-2.0], [-1.0], [-3.0]])
+    mask, rewards = torch.ones(3, 1, dtype=torch.bool), torch.tensor([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match='num_items: expected None with reweight="drop"'):
+        loss(row, row, rewards, mask, num_items=loss.count_items(mask))

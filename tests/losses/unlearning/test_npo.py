@@ -173,7 +173,7 @@ def test_masks_padding_micro_batches_and_constants(name):
 
 def test_refusals():
     (forget, y), (retain, yr) = drawn(), drawn(2, 4, 1)
-    with pytest.raises(ValueError, match="forget_ref_logp: expected log-probabilities"):
+    with pytest.raises(ValueError, match="forget_ref_logp: expected a tensor"):
         UnlearningObjective()(forget, y)
     with pytest.raises(ValueError, match="retain: expected None with a loss that keeps nothing"):
         UnlearningObjective("ga")(forget, y, retain, yr)
@@ -183,9 +183,62 @@ def test_refusals():
         UnlearningObjective("ga", "kl")(forget, y, retain, yr)
     with pytest.raises(ValueError, match='gamma: expected 0 but with forget="simnpo"'):
         UnlearningObjective("npo", gamma=1.0)
-    with pytest.raises(
-        ValueError, match="alternative, alternative_labels and alternative_ref_logp: expected an answer to prefer"
-    ):
+    with pytest.raises(ValueError, match="alternative: expected a tensor"):
         UnlearningObjective("dpo")(forget, y, forget_ref_logp=torch.zeros(3).double())
     with pytest.raises(ValueError, match="name: expected one of"):
         unlearning_objective("npo+x")
+
+
+def test_options_that_would_do_nothing_are_refused():
+    (forget, y), (retain, yr) = drawn(), drawn(2, 4, 1)
+    ref = torch.zeros(3).double()
+    for options, words in (
+        ({"forget": "ga", "beta": 0.2}, 'beta: expected None with forget="ga"'),
+        ({"forget": "npo", "weight": 2.0}, "weight: expected 1 with a loss that keeps nothing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            UnlearningObjective(**options)
+    for loss, rows, further, words in (
+        (UnlearningObjective("ga"), (), {"forget_ref_logp": ref}, "forget_ref_logp: expected None"),
+        (UnlearningObjective("npo"), (), {"forget_ref_logp": ref, "alternative": forget}, "alternative: expected None"),
+        (UnlearningObjective("ga"), (), {"num_retain": 3}, "num_retain: expected None"),
+        (
+            UnlearningObjective("ga", "ce"),
+            (retain, yr),
+            {"retain_reference": retain},
+            "retain_reference: expected None",
+        ),
+        (
+            UnlearningObjective("ga", "kl"),
+            (retain, yr),
+            {"retain_reference": retain, "reference_head": torch.zeros(7, 7).double()},
+            "reference_head: expected None without a head",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            loss(forget, y, *rows, **further)
+    with pytest.raises(ValueError, match="name: expected one of"):
+        unlearning_objective("ga+")
+
+
+def test_a_reference_of_another_shape_is_refused():
+    """It would broadcast over rows and tokens."""
+    (forget, y), (retain, yr) = drawn(), drawn(2, 4, 1)
+    loss = UnlearningObjective("ga", "kl")
+    for wrong in (retain[:1], retain[:, :1], retain[..., :5]):
+        with pytest.raises(ValueError, match="retain_reference: expected shape"):
+            loss(forget, y, retain, yr, retain_reference=wrong)
+
+
+def test_a_pair_has_tokens_in_both_answers():
+    (forget, y), (instead, yi) = drawn(), drawn(3, 3, 2)
+    ref, own = torch.tensor([-5.0, -7.0, -6.0]).double(), torch.tensor([-2.0, math.nan, -3.0]).double()
+    loss = UnlearningObjective("dpo")
+    yi[1] = -100
+    both = torch.tensor([0, 2])
+    value = loss(forget, y, forget_ref_logp=ref, alternative=instead, alternative_labels=yi, alternative_ref_logp=own)
+    wanted = loss(
+        forget[both], y[both], forget_ref_logp=ref[both], alternative=instead[both], alternative_labels=yi[both],
+        alternative_ref_logp=own[both],
+    )  # fmt: skip
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-13)

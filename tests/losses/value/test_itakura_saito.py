@@ -241,3 +241,12 @@ def test_stated_bounds():
     assert ItakuraSaitoLoss(-1.0).largest == pytest.approx(44.36, abs=0.01)
     assert ItakuraSaitoLoss(0.1).largest == pytest.approx((88.72 - 2 * math.log(10)) / 0.2, abs=0.1)
     assert EMSELoss(2.0).largest == pytest.approx(22.18, abs=0.01)
+
+
+def test_samples_far_apart_lose_nothing():
+    for far in (1e5, 1e7, 1e8, math.inf):
+        assert certainty_equivalent(torch.tensor([0.0, far]), 1.0).item() == pytest.approx(math.log(2), rel=1e-6)
+    samples = torch.tensor([0.0, 3.0, 1e5], requires_grad=True)
+    certainty_equivalent(samples, 1.0).backward()
+    weights = [1.0, math.exp(-3.0), 0.0]
+    assert samples.grad.tolist() == pytest.approx([w / sum(weights) for w in weights], rel=1e-5)

@@ -141,11 +141,14 @@ def gradient_align(loss_main: Tensor, loss_aux: Tensor, params: nn.Module | Iter
     shared = [(a, b) for a, b in zip(first, second) if a is not None and b is not None]
     share: Tensor | float = 0.0
     if shared:
-        dot = torch.stack([torch.linalg.vecdot(widen(a).flatten(), widen(b).flatten()) for a, b in shared]).sum()
-        length = torch.stack([widen(a).square().sum() for a, _ in shared]).sum()
+        wide = [(a.double().flatten(), b.double().flatten()) for a, b in shared]  # squares of small ones are there
+        dot = torch.stack([torch.linalg.vecdot(a, b) for a, b in wide]).sum()
+        length = torch.stack([a.square().sum() for a, _ in wide]).sum()
         share = torch.where(dot < 0, dot / length, 0.0)  # no host reads it
     for p, a, b in zip(owned, first, second):
         if a is not None and b is not None:
             p.grad = a + b - (share * a).to(a.dtype)
         else:
-            p.grad = b if a is None else a
+            alone = b if a is None else a
+            # what autograd gives may be one number for all entries, or that of another parameter too
+            p.grad = None if alone is None else alone.clone(memory_format=torch.contiguous_format)

@@ -22,8 +22,9 @@ from ...core.preference import (
     margin_losses,
     preference_loss,
     preference_terms,
+    reduce_pairs,
 )
-from ...core.reductions import REDUCTIONS, reduce
+from ...core.reductions import REDUCTIONS
 
 __all__ = [
     "DiscoPOPLoss",
@@ -88,7 +89,7 @@ def discopop_loss(
     losses, _, _ = preference_loss(
         policy_chosen, policy_rejected, ref_chosen, ref_rejected, "discopop", beta=beta, tau=tau
     )
-    return reduce(losses, reduction)
+    return reduce_pairs(losses, reduction)
 
 
 class DiscoPOPLoss(LogProbabilityLoss):
@@ -128,7 +129,7 @@ class DiscoPOPLoss(LogProbabilityLoss):
             policy_chosen, policy_rejected, ref_chosen, ref_rejected, "discopop", beta=self.beta, tau=self.tau
         )
         self.terms = preference_terms(chosen, rejected)
-        return reduce(losses, self.reduction)
+        return reduce_pairs(losses, self.reduction)
 
     @classmethod
     def samples(

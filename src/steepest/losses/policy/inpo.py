@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from ...core.preference import (
     log_probability_samples,
     preference_loss,
     preference_terms,
+    reduce_pairs,
 )
-from ...core.reductions import REDUCTIONS, reduce, widen
+from ...core.reductions import REDUCTIONS, widen
 
 LogProbabilities = Callable[[Any, Any], Tensor]
 """Log-probabilities ``[B]`` of answers under a policy, from the policy and whatever holds the answers."""
@@ -72,7 +73,7 @@ def inpo_loss(
     arXiv:2407.00617.
     """
     pairs = (policy_chosen, policy_rejected, ref_chosen, ref_rejected, prev_chosen, prev_rejected)
-    return reduce(_losses(pairs, eta, tau).losses, reduction)
+    return reduce_pairs(_losses(pairs, eta, tau).losses, reduction)
 
 
 class INPOLoss(LogProbabilityLoss):
@@ -113,7 +114,7 @@ class INPOLoss(LogProbabilityLoss):
         pairs = (policy_chosen, policy_rejected, ref_chosen, ref_rejected, prev_chosen, prev_rejected)
         losses, chosen, rejected = _losses(pairs, self.eta, self.tau)
         self.terms = preference_terms(chosen, rejected)
-        return reduce(losses, self.reduction)
+        return reduce_pairs(losses, self.reduction)
 
     @classmethod
     def samples(
@@ -221,7 +222,7 @@ class IterativeNash:
             chosen, rejected: the preferred and the other answer of each pair, as ``log_prob`` takes them; rows are
                 taken by indexing, of each entry where they are a mapping.
         """
-        training = self.policy.training
+        modes = [(module, module.training) for module in self.policy.modules()]
         self.policy.eval()
         try:
             with torch.no_grad():
@@ -229,7 +230,8 @@ class IterativeNash:
                     self.log_prob(m, answers) for m in (self.reference, self.policy) for answers in (chosen, rejected)
                 ]
         finally:
-            self.policy.train(training)
+            for module, training in modes:
+                module.training = training
         self.rounds += 1
 
         def loss(rows: Tensor | None = None) -> Tensor:
@@ -294,6 +296,6 @@ def _log_policy(argument: str, policy: object, game: Tensor) -> Tensor:
 def _rows(answers: Any, rows: Tensor | None) -> Any:
     if rows is None:
         return answers
-    if isinstance(answers, dict):
+    if isinstance(answers, Mapping):
         return {name: value[rows] for name, value in answers.items()}
     return answers[rows]

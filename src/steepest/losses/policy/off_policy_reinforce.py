@@ -338,6 +338,8 @@ class GroupREINFORCE(PolicyLoss):
         num_items: Items = None,
     ) -> Tensor:
         """The loss of log-probabilities, rewards, a mask and the prompts of answers."""
+        if self.reweight == "drop" and num_items is not None:
+            refuse("num_items", 'None with reweight="drop", whose count is that of the answers that stay', num_items)
         group = _group(logp, old_logp, rewards, mask, group_ids, self.std_normalize)
         group = _shaped(group, self.reweight)
         bounds = (self.epsilon, self.epsilon_high, self.outer, self.outer_high)

@@ -45,7 +45,8 @@ def retain_loss(
         return aggregate_tokens(-of_tokens.log_p, of_tokens.valid, num_items=num_items)
     if reference is None:
         refuse("retain_reference", "logits of the reference, for a divergence from it", None)
-    check_tensor("retain_reference", reference, ndim=3, floating=True)
+    width = source.shape[2] if head is None else None
+    check_tensor("retain_reference", reference, floating=True, shape=(*source.shape[:2], width))
     valid = labels != ignore_index
     clean = masked(source, valid.unsqueeze(-1))
     clean_reference = masked(reference.detach(), valid.unsqueeze(-1))
@@ -87,6 +88,8 @@ class ForgetRetainLoss(Loss):
         check_choice("retain", retain, RETAIN)
         check_number("weight", weight, low=0.0)
         check_number("ignore_index", ignore_index, integer=True)
+        if retain is None and weight != 1:
+            refuse("weight", "1 with a loss that keeps nothing", weight)
         self.retain, self.weight, self.ignore_index = retain, weight, ignore_index
 
     def forget_loss(
@@ -116,9 +119,17 @@ class ForgetRetainLoss(Loss):
             if name not in self.forget_arguments:
                 refuse("forward", f"of {', '.join(self.forget_arguments) or 'nothing further'}", name)
         forgotten = self.forget_loss(forget, forget_labels, head, num_forget, **further)
+        of_divergence = {"retain_reference": retain_reference, "reference_head": reference_head}
+        if self.retain != "kl":
+            for name, value in of_divergence.items():
+                if value is not None:
+                    refuse(name, 'None but with retain="kl"', value)
+        if reference_head is not None and head is None:
+            refuse("reference_head", "None without a head", reference_head)
         if self.retain is None:
-            if retain is not None:
-                refuse("retain", "None with a loss that keeps nothing", retain)
+            for name, value in (("retain", retain), ("retain_labels", retain_labels), ("num_retain", num_retain)):
+                if value is not None:
+                    refuse(name, "None with a loss that keeps nothing", value)
             self.terms = kept_terms({"forget": forgotten})
             return forgotten
         if retain is None or retain_labels is None:

@@ -146,7 +146,7 @@ class UnlearningObjective(ForgetRetainLoss):
         forget: one of these names.
         retain: None, "ce" (cross-entropy) or "kl" (KL(reference || model) of each token).
         weight: of the rows that are kept, >= 0.
-        beta: of "npo", "simnpo" and "dpo", > 0.
+        beta: of "npo", "simnpo" and "dpo", > 0; None is .1.
         gamma: of "simnpo".
         ignore_index: label of tokens that don't count.
 
@@ -169,12 +169,15 @@ class UnlearningObjective(ForgetRetainLoss):
         retain: str | None = None,
         weight: float = 1.0,
         *,
-        beta: float = 0.1,
+        beta: float | None = None,
         gamma: float = 0.0,
         ignore_index: int = -100,
     ) -> None:
         super().__init__(retain, weight, ignore_index=ignore_index)
         check_choice("forget", forget, FORGET)
+        if forget == "ga" and beta is not None:
+            refuse("beta", 'None with forget="ga"', beta)
+        beta = 0.1 if beta is None else beta
         check_number("beta", beta, low=0.0, open_low=True, open_high=True)
         check_number("gamma", gamma, low=-math.inf, open_low=True, open_high=True)
         if gamma != 0 and forget != "simnpo":
@@ -195,32 +198,39 @@ class UnlearningObjective(ForgetRetainLoss):
         **further: Any,
     ) -> Tensor:
         logp, counts = sequence_log_probabilities(source, labels, head, ignore_index=self.ignore_index)
-        there = counts > 0
-        if self.forget in ("npo", "dpo") and forget_ref_logp is None:
-            refuse("forget_ref_logp", f'log-probabilities [B] under the reference, for forget="{self.forget}"', None)
-        if forget_ref_logp is not None:
-            check_tensor("forget_ref_logp", forget_ref_logp, shape=tuple(logp.shape), floating=True)
-            forget_ref_logp = masked(forget_ref_logp, there)
+        needs_reference, needs_answer = self.forget in ("npo", "dpo"), self.forget == "dpo"
+        given = {
+            "forget_ref_logp": (forget_ref_logp, needs_reference), "alternative": (alternative, needs_answer),
+            "alternative_labels": (alternative_labels, needs_answer),
+            "alternative_ref_logp": (alternative_ref_logp, needs_answer),
+        }  # fmt: skip
+        for name, (value, needed) in given.items():
+            if needed and value is None:
+                refuse(name, f'a tensor, for forget="{self.forget}"', None)
+            if value is not None and not needed:
+                refuse(name, f'None with forget="{self.forget}"', value)
         if self.forget == "ga":
-            losses = logp
-        elif self.forget == "simnpo":
+            return mean_of_sequences(logp, counts, num_items=num_items)
+        if self.forget == "simnpo":
             losses = 2 / self.beta * softplus(self.beta * logp / counts.clamp_min(1.0) + self.gamma)
-        elif self.forget == "npo":
-            assert forget_ref_logp is not None
-            losses = npo_loss(logp, forget_ref_logp, beta=self.beta, reduction="none")
-        else:
-            if alternative is None or alternative_labels is None or alternative_ref_logp is None:
-                refuse(
-                    "alternative, alternative_labels and alternative_ref_logp",
-                    'an answer to prefer, for forget="dpo"',
-                    alternative,
-                )
-            preferred, _ = sequence_log_probabilities(
-                alternative, alternative_labels, head, ignore_index=self.ignore_index
-            )
-            assert forget_ref_logp is not None
-            losses = preference_loss(preferred, logp, alternative_ref_logp, forget_ref_logp, beta=self.beta).losses
-        return mean_of_sequences(losses, counts, num_items=num_items)
+            return mean_of_sequences(losses, counts, num_items=num_items)
+        assert forget_ref_logp is not None
+        check_tensor("forget_ref_logp", forget_ref_logp, shape=tuple(logp.shape), floating=True)
+        reference = masked(forget_ref_logp, counts > 0)
+        if self.forget == "npo":
+            losses = npo_loss(logp, reference, beta=self.beta, reduction="none")
+            return mean_of_sequences(losses, counts, num_items=num_items)
+        assert alternative is not None
+        assert alternative_labels is not None
+        assert alternative_ref_logp is not None
+        check_tensor("alternative_ref_logp", alternative_ref_logp, shape=tuple(logp.shape), floating=True)
+        preferred, instead = sequence_log_probabilities(
+            alternative, alternative_labels, head, ignore_index=self.ignore_index
+        )
+        pairs = torch.minimum(counts, instead)  # a pair has tokens in both
+        of_preferred = masked(alternative_ref_logp, pairs > 0)
+        losses = preference_loss(preferred, logp, of_preferred, reference, beta=self.beta).losses
+        return mean_of_sequences(losses, pairs, num_items=num_items)
 
     @classmethod
     def samples(
@@ -258,8 +268,8 @@ def unlearning_objective(name: str, **options: Any) -> UnlearningObjective:
         >>> unlearning_objective("NPO+KL", beta=0.2)
         UnlearningObjective(forget='npo', retain='kl', beta=0.2)
     """
+    names = [way + also for way in FORGET for also in ("", "+rt", "+kl")] + ["graddiff"]
+    check_choice("name", name.lower() if isinstance(name, str) else name, names)
     forget, _, way = {"graddiff": "ga+rt"}.get(name.lower(), name.lower()).partition("+")
-    check_choice("name", forget, FORGET)
-    check_choice("name", way, ("", "rt", "kl"))
     retain = {"": None, "rt": "ce", "kl": "kl"}[way]
     return UnlearningObjective(forget, retain, **options)

@@ -107,8 +107,8 @@ def certainty_equivalent(samples: F[Tensor, "*shape"], alpha: float, dim: int = 
     # near the mean log(1 + a^2 E[(e^-z - 1 + z) / a^2]) loses nothing as alpha becomes 0; far from it that overflows
     moderate = torch.where(near.unsqueeze(dim), spread, 0.0)
     risk = torch.log1p(alpha**2 * _divergence(moderate, -alpha, None).mean(dim)) / alpha
-    far = (torch.logsumexp(-alpha * spread, dim) - math.log(samples.shape[dim])) / alpha
-    return mean - torch.where(near, risk, far)
+    far = (math.log(samples.shape[dim]) - torch.logsumexp(-alpha * samples, dim)) / alpha
+    return torch.where(near, mean - risk, far)
 
 
 def emse_loss(
