@@ -18,11 +18,11 @@ from .search import Space
 from .terms import kept_terms
 from .transforms import transformed
 
-TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask")
-DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real")
+TASKS = ("binary", "multiclass", "multilabel", "regression", "multitask", "retrieval", "ranking", "text")
+DOMAINS = ("logits", "score", "cosine", "probabilities", "log_probabilities", "real", "embedding")
 TARGETS = ("index", "soft", "multi_hot", "real")
-NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "teacher_features", "mask")
-CONSTANT_NEEDS = ("attributes", "teacher", "teacher_features", "mask")
+NEEDS = ("index", "features", "inputs", "head", "attributes", "teacher", "teacher_features", "mask", "ids", "query")
+CONSTANT_NEEDS = ("attributes", "teacher", "teacher_features", "mask", "ids", "query")
 """Those that come with the data: no gradient flows into them."""
 
 
@@ -31,7 +31,8 @@ class TaskInfo:
     """What an objective may know of its task: facts of the *training split*, nothing of validation or test.
 
     Args:
-        task: ``"binary"``, ``"multiclass"``, ``"multilabel"`` or ``"regression"``.
+        task: ``"binary"``, ``"multiclass"``, ``"multilabel"``, ``"regression"``, ``"retrieval"``
+            (``num_classes`` counts the labels of the training split), ``"ranking"`` or ``"text"``.
         num_samples: rows of the training split; ``index`` runs over ``0..num_samples - 1``.
         num_classes: number of classes C (1 for regression).
         class_counts: C training counts (empty for regression); a class without rows counts 1, so that margins and
@@ -66,7 +67,8 @@ class Objective(Loss):
         tasks, domain, targets: what it can be used for, what its outputs are, which targets it takes.
         unit: ``"sample"`` (reductions none / mean / sum, ``weight=`` [N]) or ``"batch"`` (mean only).
         gradient: ``"exact"``, or ``"surrogate"`` with ``reference_gradient`` for the conformance suite.
-        needs: keyword arguments of ``forward`` beyond outputs and target, from a closed list.
+        needs: keyword arguments of ``forward`` beyond outputs and target, from a closed list; ``ids`` are equal for
+            items that occur twice in a batch, ``query`` for flat scores of one list.
         views: how many views of each input one step takes.
         stateful: whether ``forward`` or the epoch calls write state (per-sample memory, random streams).
         search: hyper-parameters a comparison tunes; defaults are those of ``__init__``.
@@ -225,7 +227,8 @@ class Batch:
         target: ``[B, ...]``.
         index: positions in the training split, ``[B]``.
         weight: sample weights ``[B]`` or None.
-        extra: further tensors by the names of ``needs`` (attributes, teacher, teacher_features, mask).
+        extra: further tensors by the names of ``needs`` (attributes, teacher, teacher_features, mask, ids,
+            query).
     """
 
     inputs: Any
