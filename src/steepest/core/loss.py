@@ -23,6 +23,8 @@ class Loss(Arguments, nn.Module):
         gradient: ``"exact"`` (the conformance suite compares it with differences of the value) or ``"surrogate"``.
         differentiable: positions and names of the arguments of ``forward`` that the gradient is exact in.
         stateful: whether ``forward`` or the epoch calls write state.
+        autocast: whether matrix products inside follow autocast (a head's); else all is computed in the types of the
+            tensors, or wider.
         exempt: names of conformance checks that don't apply, each with its reason.
     """
 
@@ -30,11 +32,20 @@ class Loss(Arguments, nn.Module):
     gradient: ClassVar[str] = "exact"
     differentiable: ClassVar[tuple[int | str, ...]] = (0,)
     stateful: ClassVar[bool] = False
+    autocast: ClassVar[bool] = False
     exempt: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.terms: dict[str, Tensor] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``forward``, without autocast: what a model computes in half precision is no reason for its loss to."""
+        kind = next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
+        if self.autocast or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+            return super().__call__(*args, **kwargs)
+        with torch.autocast(kind, enabled=False):
+            return super().__call__(*args, **kwargs)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, 1-based: the only channel through which a loss learns of time."""

@@ -40,6 +40,7 @@ class TokenLoss(Loss):
 
     unit: ClassVar[str] = "token"
     mean_over: ClassVar[str] = "token_mean"
+    autocast = True
     shift_invariant: ClassVar[bool] = True
     further: ClassVar[tuple[str, ...]] = ()
     alternatives: ClassVar[dict[str, Any]] = {}

@@ -128,6 +128,15 @@ def check_precision(cls: type[Objective]) -> None:
             close(slope, gradient(objective, args, kwargs), HALF_ROUNDING + 4 * epsilon, f"gradient in {dtype}")
 
 
+def check_autocast(cls: type[Objective]) -> None:
+    """Autocast changes no bit of the loss: it is for models."""
+    for first, second in zip(cases(cls, torch.float32), cases(cls, torch.float32)):
+        wanted = value(first[0], *first[1])
+        with torch.autocast("cpu", torch.bfloat16):
+            result = value(second[0], *second[1])
+        assert torch.equal(result, wanted), f"{result.item():g} under autocast, {wanted.item():g} without"
+
+
 def check_extremes(cls: type[Objective]) -> None:
     """Loss, gradient and probabilities stay finite for outputs up to 1e4 in either direction."""
     if cls.domain not in ("logits", "score", "real"):

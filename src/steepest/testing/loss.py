@@ -143,6 +143,15 @@ def check_precision(cls: type[Loss]) -> None:
             close(result, of_copy(loss, *wide), 10 * HALF_ROUNDING, "half inputs")
 
 
+def check_autocast(cls: type[Loss]) -> None:
+    """Autocast changes no bit of the loss: it is for models."""
+    for loss, (args, kwargs) in loss_cases(cls, torch.float32):
+        wanted = of_copy(loss, args, kwargs)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = of_copy(loss, args, kwargs)
+        assert torch.equal(result, wanted), f"{result.item():g} under autocast, {wanted.item():g} without"
+
+
 def check_seed(cls: type[Loss]) -> None:
     """The same seed gives the same bits."""
     for (first, (args, kwargs)), (second, _) in zip(loss_cases(cls), loss_cases(cls)):
@@ -186,8 +195,8 @@ def check_bad_input(cls: type[Loss]) -> None:
 
 
 CHECKS: tuple[Callable[[type[Loss]], None], ...] = (
-    check_declaration, check_output, check_gradient, check_precision, check_seed, check_nan, check_state,
-    check_bad_input, check_transforms, check_shapes, *constructor_checks(loss_cases),
+    check_declaration, check_output, check_gradient, check_precision, check_autocast, check_seed, check_nan,
+    check_state, check_bad_input, check_transforms, check_shapes, *constructor_checks(loss_cases),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from ..core.objective import DOMAINS, NEEDS, TARGETS, TASKS, Objective, TaskInfo
 from ._common import cases, rebuilds, refused, value, wrong_arguments, wrong_weights
 from ._constructor import constructor_checks, seed_torch
 from ._numbers import (
+    check_autocast,
     check_cuda,
     check_empty,
     check_extremes,
@@ -124,7 +125,8 @@ def check_head(cls: type[Objective]) -> None:
 
 CHECKS: tuple[Callable[[type[Objective]], None], ...] = (
     check_declaration, check_search, check_parameters, check_output, check_reductions, check_weights, check_gradient,
-    check_precision, check_extremes, check_order, check_ignore_index, check_bad_input, check_empty, check_nan,
+    check_precision, check_autocast, check_extremes, check_order, check_ignore_index, check_bad_input, check_empty,
+    check_nan,
     check_state_dict, check_eval, check_repeated_index, check_stateless, check_compile, check_vmap, check_transforms,
     check_shapes, check_seed, check_probabilities, check_head, check_cuda, *constructor_checks(cases),
 )  # fmt: skip

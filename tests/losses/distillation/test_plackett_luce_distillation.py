@@ -337,3 +337,15 @@ def test_refusals(generator):
         for call in (PLDLoss, lambda tau: pld_loss(S, FIRST, teacher=T, tau=tau)):
             with pytest.raises(ValueError, match=r"^tau: expected a number > 0"):
                 call(tau=tau)
+
+
+def test_classes_beyond_32_bits_do_not_come_round(generator):
+    student, teacher, target = batch(generator)
+    order, weights = teacher_choices(teacher, target)
+    wide = order.long()
+    assert torch.equal(
+        pld_loss(student, target, order=wide, choice_weights=weights),
+        pld_loss(student, target, order=order, choice_weights=weights),
+    )
+    with pytest.raises(ValueError, match=r"^order: expected values in 0\.\.4"):
+        pld_loss(student, target, order=wide + 2**32, choice_weights=weights)

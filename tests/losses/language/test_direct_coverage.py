@@ -153,3 +153,14 @@ def test_refusals():
         DirectCoverageLoss(4, "word")
     with pytest.raises(ValueError, match="steps: expected shape"):
         DirectCoverageLoss(4)(torch.zeros(2, 3, 4), torch.zeros(2, 3).long(), steps=torch.zeros(3, 2).long())
+
+
+def test_steps_that_would_run_into_another_sequence_are_refused():
+    logits, labels = torch.zeros(1, 4, 3), torch.zeros(1, 4).long()
+    segments = torch.tensor([[0, 0, 1, 1]])
+    with pytest.raises(ValueError, match=r"steps: expected values in 0\.\.3"):
+        DirectCoverageLoss(4)(logits, labels, steps=torch.tensor([[0, 4, 0, 1]]), segments=segments)
+    labels[0, 1] = -100  # what stands beside no token is nothing
+    DirectCoverageLoss(4)(logits, labels, steps=torch.tensor([[0, 4, 0, 1]]), segments=segments)
+    with pytest.raises(ValueError, match='steps: expected None with answer="token"'):
+        DirectCoverageLoss(4, "token")(logits, labels, steps=segments)

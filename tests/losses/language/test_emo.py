@@ -165,3 +165,14 @@ def test_state_and_refusals():
         emo_loss(logits, labels, embedding, reduction="median")
     with pytest.raises(ValueError, match="target: expected shape"):
         demd(logits, logits[..., :2], embedding)
+
+
+def test_costs_are_of_the_embedding_as_it_is():
+    logits, labels, embedding = drawn(dtype=torch.float32)
+    embedding = embedding.float()
+    wanted = EMOLoss(embedding)(logits, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(EMOLoss(embedding)(logits, labels), wanted)
+        assert torch.equal(demd(logits, logits.softmax(-1), embedding), demd(logits, logits.softmax(-1), embedding))
+    for scale in (2.0**66, 2.0**-66):  # squares of which are no float32
+        torch.testing.assert_close(EMOLoss(embedding * scale).directions, EMOLoss(embedding).directions)

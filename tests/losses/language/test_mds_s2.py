@@ -11,6 +11,7 @@ from torch import nn
 from steepest.losses.language.mds_s2 import (
     KnowledgeComposer,
     LatentQueryRegularizer,
+    _attend,
     latent_query_loss,
     n_hop_walk,
 )
@@ -361,3 +362,14 @@ def test_readings_and_knowledge_that_are_refused(states):
     ):
         with pytest.raises((ValueError, TypeError), match=f"^{name}: expected"):
             composer()(*wrong)
+
+
+def test_autocast_rounds_nothing_of_knowledge():
+    torch.manual_seed(0)
+    composer = KnowledgeComposer(8, 2)
+    context, relations = torch.randn(2, 8), torch.randn(2, 3, 8)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    attention = composer.attention
+    wanted = _attend(attention, context[:, None], relations, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(_attend(attention, context[:, None], relations, mask), wanted)

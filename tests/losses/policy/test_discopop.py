@@ -275,3 +275,10 @@ def test_proposals_change_the_best(seed):
                 assert torch.allclose(candidate.losses(x), value(x, *parts.groups()), rtol=1e-12)
     assert all(kinds.values())
     assert 15 <= sum(kinds.values()) <= 45
+
+
+def test_a_search_inside_no_grad_tests_gradients_all_the_same():
+    with torch.no_grad():
+        search = discover_objective(lambda losses: 1.0, generations=2, start={"good": lambda x: softplus(-x)})
+    assert search.archive[0].failure == ""
+    assert search.best.score == 1.0

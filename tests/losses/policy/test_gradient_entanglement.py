@@ -286,3 +286,13 @@ def test_refused():
         margin_loss_coefficients("sigmoid", torch.tensor(1), one, one, one)
     with pytest.raises(ValueError, match="logp_w: expected 0 or 1 dimensions"):
         pairwise_normalized_step(one[:, None], one, [one])
+
+
+def test_running_statistics_stay():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).train()
+    x, y = torch.randn(2, 5, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = entanglement_report(model, lambda m: m(x).mean(), lambda m: m(y).mean())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert entanglement_report(model, lambda m: m(x).mean(), lambda m: m(y).mean()) == first

@@ -315,3 +315,17 @@ def test_a_count_that_does_not_know_what_is_dropped_is_refused():
     mask, rewards = torch.ones(3, 1, dtype=torch.bool), torch.tensor([1.0, 0.0, 0.0])
     with pytest.raises(ValueError, match='num_items: expected None with reweight="drop"'):
         loss(row, row, rewards, mask, num_items=loss.count_items(mask))
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.1, 0.7, 1e5])
+def test_equal_rewards_lie_at_their_mean_whatever_it_rounds_to(size):
+    rows = torch.linspace(-3, -1, 7)[:, None]
+    mask, ids = torch.ones(7, 1, dtype=torch.bool), torch.tensor([0, 0, 0, 0, 0, 0, 1])
+    rewards = torch.tensor([size] * 6 + [1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        result = red_loss(rows, rows, rewards, mask, "drop", group_ids=ids)
+        whole = rec_loss(rows, rows, rewards, mask, clip="none", group_ids=ids)
+    assert result.item() == pytest.approx(whole.item(), abs=1e-6 * size)
+    exact = red_loss(rows[:3], rows[:3], torch.tensor([size * 1.001, size, size]), mask[:3], "drop")
+    assert exact.item() == pytest.approx(-0.00025 * size * (rows[0] - rows[1]).item(), rel=1e-2)

@@ -189,3 +189,41 @@ def test_refusals():
         ShiQLoss()(logits, actions, reference=reference)
     with pytest.raises(ValueError, match="reduction: expected one of"):
         shiq_loss(logits, reference, actions, rewards, mask, reduction="median")
+
+
+def test_a_reference_with_head_bias_and_softcap():
+    _, _, actions, rewards, mask = drawn()
+    labels = torch.where(mask, actions, -100)
+    generator = torch.Generator().manual_seed(1)
+    states, states0 = torch.randn(2, 4, 6, 3, generator=generator, dtype=torch.float64)
+    (head, head0), (bias, bias0) = (torch.randn(2, 5, *n, generator=generator, dtype=torch.float64) for n in ((3,), ()))
+    result = ShiQLoss(0.3)(
+        states, labels, head, bias=bias, softcap=2.0, rewards=rewards,
+        reference=states0, reference_head=head0, reference_bias=bias0,
+    )  # fmt: skip
+    logits, reference = (
+        2 * torch.tanh((h @ w.T + b) / 2) for h, w, b in ((states, head, bias), (states0, head0, bias0))
+    )
+    wanted = by_definition(logits, reference, actions, rewards, mask, 0.3, 1.0, True)
+    assert result.item() == pytest.approx(float(torch.as_tensor(wanted).mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": torch.zeros(4, 6, 4, dtype=torch.float64)}, "reference: expected shape"),
+        ({"reference_head": torch.zeros(4, 5, dtype=torch.float64)}, "reference_head: expected shape"),
+        ({"reference_bias": torch.zeros(5)}, "reference_bias: expected None without reference_head"),
+        ({"reference_label": torch.zeros(4, 6)}, "reference: expected logits of the reference, or"),
+        ({"reference": None, "reference_head": torch.zeros(5, 3)}, "reference: expected logits of the reference, or"),
+        (
+            {"reference": None, "reference_label": torch.zeros(4, 6), "reference_log_z": torch.zeros(4, 6),
+             "reference_head": torch.zeros(5, 3)},
+            "reference: expected hidden states, beside reference_head",
+        ),
+    ],
+)  # fmt: skip
+def test_references_that_do_not_belong_together(change, message):
+    logits, reference, actions, rewards, _ = drawn()
+    with pytest.raises(ValueError, match=message):
+        ShiQLoss()(logits, actions, **{"rewards": rewards, "reference": reference, **change})

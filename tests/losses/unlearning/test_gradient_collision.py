@@ -347,3 +347,17 @@ def test_piggyback_is_judged_in_evaluation_mode():
 
     x, y = torch.eye(2), torch.tensor([0, 1])
     assert piggyback_accuracy(nn.Dropout(1.0), make_head, (x, y), (x, y), steps=1) == 1.0
+
+
+def test_autocast_rounds_nothing_of_the_agreement():
+    model = tanh_net(dtype=torch.float32)
+    x, y = data()
+    losses = [cross_entropy(model(a), b) for a, b in zip(x.float().chunk(3), y.chunk(3))]
+    parameters = list(model.parameters())
+
+    wanted = gradient_collision_loss(losses, parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = gradient_collision_loss(losses, parameters)
+    assert torch.equal(result, wanted)
+    slopes = [torch.autograd.grad(value, parameters, retain_graph=True) for value in (result, wanted)]
+    assert all(map(torch.equal, *slopes))

@@ -11,7 +11,16 @@ from jaxtyping import Int as I
 from torch import Tensor
 from torch.nn import functional
 
-from ...core.checks import check_index, check_interval, check_logits, check_number, check_tensor, refuse, values_visible
+from ...core.checks import (
+    check_index,
+    check_interval,
+    check_logits,
+    check_number,
+    check_range,
+    check_tensor,
+    refuse,
+    values_visible,
+)
 from ...core.logpartition import class_mask
 from ...core.objective import Objective, Sample
 from ...core.reductions import reduce, widen
@@ -150,6 +159,8 @@ def _choices_of(
         refuse("teacher", "logits, because order and choice_weights are not both given", None)
     if order is not None:
         check_tensor("order", order, floating=False, shape=shape)
+        if order.dtype == torch.int64:  # narrower below, where what is out of range would come round again
+            check_range("order", order, 0, shape[1] - 1)
         order = order.int()
     if choice_weights is not None:
         check_tensor("choice_weights", choice_weights, floating=True, ndim=(1, 2))
@@ -233,7 +244,8 @@ class PLDLoss(Objective):
     (:func:`teacher_choices`), they are given in place of the logits, and nothing is sorted.
 
     Args:
-        tau: temperature of the weights, > 0; the publication takes 4 for CIFAR-100.
+        tau: temperature of the weights, > 0, where they are made of the teacher's logits; the publication takes 4 for
+            CIFAR-100.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Example:

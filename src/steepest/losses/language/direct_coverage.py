@@ -10,7 +10,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_choice, check_number, check_tensor, refuse, values_visible
+from ...core.checks import check_choice, check_number, check_range, check_tensor, refuse, values_visible
 from ...core.log_complement import log1mexp
 from ...core.loss import Sample
 from ...core.reductions import reduce, widen
@@ -138,11 +138,14 @@ class DirectCoverageLoss(TokenLoss):
         log_p, valid = of_tokens.log_p, of_tokens.valid
         assert log_p is not None
         if self.answer == "token":
+            if steps is not None:
+                refuse("steps", 'None with answer="token", where each token is an answer', steps)
             return -_log_coverage(log_p.flatten(), self.n), valid.flatten().to(log_p.dtype)
         if steps is None:
             sums, counts = sequence_sums(log_p, valid, segments)
             return -masked(_log_coverage(masked(sums, counts > 0, _SMALL), self.n), counts > 0), counts
         check_tensor("steps", steps, shape=tuple(labels.shape), floating=False)
+        check_range("steps", torch.where(valid, steps, 0), 0, labels.shape[1] - 1)
         number, first = runs_of_tokens(steps if segments is None else segments * labels.shape[1] + steps, valid)
         sums, counts = sequence_sums(log_p, valid, number)
         of_steps = -_log_coverage(masked(sums, counts > 0, _SMALL), self.n).reshape(labels.shape)

@@ -15,7 +15,7 @@ from ...core.loss import Sample
 from ...core.reductions import widen
 from ...core.token_loss import TokenLoss
 from ...core.token_reductions import aggregate_tokens
-from ...core.transforms import concrete
+from ...core.transforms import concrete, without_autocast
 from ...kernels.token_statistics import token_statistics
 
 TINY = 1e-10
@@ -67,7 +67,8 @@ def demd(
     p = widen(target.detach()).flatten(0, -2)
     labels = p.argmax(-1)
     which = torch.arange(len(labels), device=labels.device)
-    costs = (1 - (p @ unit.to(p)) @ unit.to(p).T).clamp_min(0)
+    with without_autocast(unit):
+        costs = (1 - (p @ unit.to(p)) @ unit.to(p).T).clamp_min(0)
     of_tokens = token_statistics(logits.flatten(0, -2), labels, want=(), costs=(costs, which))
     assert of_tokens.cost is not None
     return of_tokens.cost.reshape(logits.shape[:-1])
@@ -160,6 +161,8 @@ def _unit(cost_embedding: Tensor) -> Tensor:
     """Rows of length 1, a copy."""
     check_tensor("cost_embedding", cost_embedding, ndim=2, floating=True)
     rows = widen(cost_embedding.detach())
+    largest = rows.abs().amax(1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
     if values_visible(rows) and not rows.square().sum(1).gt(0).all():
         refuse("cost_embedding", "rows that are not zero", f"zeros in row {int((rows == 0).all(1).int().argmax())}")
     return normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny).clone()
@@ -219,5 +222,6 @@ def _statistics(
 
 def _costs(labels: Tensor, unit: Tensor) -> Tensor:
     """One minus the cosines of labels ``[U]`` with all tokens, 0 with itself: ``[U, V]``."""
-    costs = torch.addmm(unit.new_ones(()), unit[labels], unit.T, alpha=-1.0).clamp_min_(0.0)
+    with without_autocast(unit):
+        costs = torch.addmm(unit.new_ones(()), unit[labels], unit.T, alpha=-1.0).clamp_min_(0.0)
     return costs.scatter_(1, labels.unsqueeze(1), 0.0)

@@ -23,6 +23,7 @@ from ...core.checks import (
 from ...core.cosine import unit_rows
 from ...core.loss import Loss, Sample
 from ...core.reductions import widen
+from ...core.transforms import without_autocast
 
 Triple = tuple[Hashable, Hashable, Hashable]
 DISTANCES = ("cosine", "mse", "kl")
@@ -279,24 +280,25 @@ def _attend(attention: nn.MultiheadAttention, queries: Tensor, states: Tensor, m
     dtype = torch.promote_types(states.dtype, widen(weights[0]).dtype)
     in_weight, in_bias, out_weight, out_bias = (w.to(dtype) for w in weights)
     states = states.to(dtype).transpose(0, 1)
-    attended, _ = multi_head_attention_forward(
-        queries.to(dtype).transpose(0, 1),
-        states,
-        states,
-        attention.embed_dim,
-        attention.num_heads,
-        in_weight,
-        in_bias,
-        None,
-        None,
-        False,
-        0.0,
-        out_weight,
-        out_bias,
-        training=attention.training,
-        key_padding_mask=~mask,
-        need_weights=True,  # without them torch takes a fused form that has no second derivative
-    )
+    with without_autocast(states):
+        attended, _ = multi_head_attention_forward(
+            queries.to(dtype).transpose(0, 1),
+            states,
+            states,
+            attention.embed_dim,
+            attention.num_heads,
+            in_weight,
+            in_bias,
+            None,
+            None,
+            False,
+            0.0,
+            out_weight,
+            out_bias,
+            training=attention.training,
+            key_padding_mask=~mask,
+            need_weights=True,  # without them torch takes a fused form that has no second derivative
+        )
     return attended.transpose(0, 1)
 
 

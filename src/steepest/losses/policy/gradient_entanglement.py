@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checks import check_number, check_tensor, refuse, refuse_type
+from ...core.frozen_pass import copied_buffers
 from ...core.preference import preference_loss
 
 LogProbability = Callable[[Any], Tensor]
@@ -62,8 +63,10 @@ def entanglement_report(
     for name, value in zip(("coefficients[0]", "coefficients[1]"), coefficients):
         check_number(name, value, low=0.0, high=math.inf, open_high=True)
     leaves = _leaves("params", [p for p in model.parameters() if p.requires_grad] if params is None else params)
-    chosen = _gradient("chosen_logp_fn", chosen_logp_fn(model), leaves)
-    rejected = _gradient("rejected_logp_fn", rejected_logp_fn(model), leaves)
+    with copied_buffers(list(model.modules())):
+        chosen = _gradient("chosen_logp_fn", chosen_logp_fn(model), leaves)
+    with copied_buffers(list(model.modules())):
+        rejected = _gradient("rejected_logp_fn", rejected_logp_fn(model), leaves)
     gw2, gl2, inner = (
         float(v) for v in torch.stack([_dot(chosen, chosen), _dot(rejected, rejected), _dot(chosen, rejected)])
     )

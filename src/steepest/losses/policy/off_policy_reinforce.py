@@ -417,7 +417,10 @@ def _shaped(group: _Group, reweight: str | None) -> _Group:
     """With "drop" without the surplus of answers below their group's mean."""
     if reweight != "drop":
         return group
-    above, below = group.advantages > 0, group.advantages < 0
+    rewards = torch.where(group.counts, group.rewards.abs(), 0.0)
+    largest = rewards.new_zeros(len(rewards)).scatter_reduce(0, group.ids, rewards, "amax")[group.ids]
+    rounding = 8 * torch.finfo(rewards.dtype).eps * largest  # of a mean: equal rewards lie at it
+    above, below = group.advantages > rounding, group.advantages < -rounding
     order = torch.argsort(group.ids, stable=True)
     running = below[order].long().cumsum(0)
     rank = torch.empty_like(running).scatter(0, order, running)

@@ -79,8 +79,8 @@ class ShiQLoss(TokenLoss):
         ignore_index: label of tokens that don't count.
 
     ``forward`` takes ``rewards=`` ``[B, T]`` and the reference: ``reference=`` its logits ``[B, T, V]`` (or hidden
-    states, with ``reference_head=`` ``[V, D]``), or ``reference_label=`` and ``reference_log_z=`` ``[B, T]`` that were
-    computed once.
+    states, with ``reference_head=`` ``[V, D]``, ``reference_bias=`` ``[V]`` and the softcap of the policy's head), or
+    ``reference_label=`` and ``reference_log_z=`` ``[B, T]`` that were computed once.
 
     Raises:
         ValueError: beta not above 0, a discount with ``multi_step``, no reference or two.
@@ -96,7 +96,7 @@ class ShiQLoss(TokenLoss):
     name = "shiq"
     unit = "sequence"
     shift_invariant = False
-    further = ("rewards", "reference", "reference_head", "reference_label", "reference_log_z")
+    further = ("rewards", "reference", "reference_head", "reference_bias", "reference_label", "reference_log_z")
     alternatives = {"beta": 0.3, "gamma": 0.5, "multi_step": False, "over_beta": True, "per_token": True}
     search = {"beta": Float(0.01, 1.0, log=True)}
 
@@ -130,6 +130,7 @@ class ShiQLoss(TokenLoss):
         rewards: Tensor | None = None,
         reference: Tensor | None = None,
         reference_head: Tensor | None = None,
+        reference_bias: Tensor | None = None,
         reference_label: Tensor | None = None,
         reference_log_z: Tensor | None = None,
         **options: Any,
@@ -141,7 +142,13 @@ class ShiQLoss(TokenLoss):
         label, log_z, valid = own.label, own.log_z, own.valid
         assert label is not None
         assert log_z is not None
-        label0, log_z0 = self._reference(labels, reference, reference_head, reference_label, reference_log_z)
+        label0, log_z0 = self._reference(
+            labels,
+            source.shape[-1] if head is None else head.shape[0],
+            (reference, reference_head, reference_bias),
+            (reference_label, reference_log_z),
+            options,
+        )
         advantage = label - masked(label0.to(label), valid)
         value = log_z - masked(log_z0.to(log_z), valid)
         runs = None if segments is None else runs_of_tokens(segments, valid)[0]
@@ -161,25 +168,42 @@ class ShiQLoss(TokenLoss):
     def _reference(
         self,
         labels: Tensor,
-        reference: Tensor | None,
-        reference_head: Tensor | None,
-        reference_label: Tensor | None,
-        reference_log_z: Tensor | None,
+        classes: int,
+        model: tuple[Tensor | None, Tensor | None, Tensor | None],
+        computed: tuple[Tensor | None, Tensor | None],
+        options: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the labels and log-partitions of the reference, without a gradient."""
-        if (reference is None) == (reference_label is None or reference_log_z is None):
+        """Logits of the labels and log-partitions of the reference, without a gradient.
+
+        By its logits, or hidden states, head and bias, with the softcap of the policy's head; or computed before.
+        """
+        reference, head, bias = model
+        if (reference is None) == (computed[0] is None and computed[1] is None):
             refuse("reference", "logits of the reference, or reference_label and reference_log_z", reference)
         if reference is None:
-            for name, value in (("reference_label", reference_label), ("reference_log_z", reference_log_z)):
+            if head is not None or bias is not None:
+                refuse("reference", "hidden states, beside reference_head and reference_bias", None)
+            for name, value in zip(("reference_label", "reference_log_z"), computed):
                 check_tensor(name, value, shape=tuple(labels.shape), floating=True)
-            assert reference_label is not None
-            assert reference_log_z is not None
-            return reference_label.detach(), reference_log_z.detach()
-        check_tensor("reference", reference, shape=(*labels.shape, None), floating=True)
-        head = None if reference_head is None else reference_head.detach()
+            assert computed[0] is not None
+            assert computed[1] is not None
+            return computed[0].detach(), computed[1].detach()
+        check_tensor("reference", reference, shape=(*labels.shape, classes if head is None else None), floating=True)
+        if head is None:
+            if bias is not None:
+                refuse("reference_bias", "None without reference_head", bias)
+            options = {}
+        else:
+            check_tensor("reference_head", head, floating=True, shape=(classes, None))
+            options = {**options, "bias": None if bias is None else bias.detach()}
         with torch.no_grad():
             of_tokens = token_statistics(
-                reference.detach(), labels, head, want=("label", "log_z"), ignore_index=self.ignore_index
+                reference.detach(),
+                labels,
+                None if head is None else head.detach(),
+                want=("label", "log_z"),
+                ignore_index=self.ignore_index,
+                **options,
             )
         assert of_tokens.label is not None
         assert of_tokens.log_z is not None

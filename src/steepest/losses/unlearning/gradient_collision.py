@@ -20,6 +20,7 @@ from ...core.objective import Batch, Objective
 from ...core.reductions import widen
 from ...core.sample_gradients import count_samples, rows_of
 from ...core.torch_private import AnyBatchNorm
+from ...core.transforms import without_autocast
 
 Split = tuple[Tensor, Tensor]
 
@@ -80,10 +81,11 @@ def gradient_collision_loss(
     if not params or not all(p.requires_grad for p in params):
         refuse("params", "tensors that need gradients", [p.requires_grad for p in params])
     pieces = []
-    for loss in losses:
-        slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
-        pieces += [widen(slope).flatten() for slope in slopes]
-    return _agreement(torch.cat(pieces).view(len(losses), -1), bool(normalize), float(eps))
+    with without_autocast(losses[0]):  # it is for passes forward
+        for loss in losses:
+            slopes = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True, materialize_grads=True)
+            pieces += [widen(slope).flatten() for slope in slopes]
+        return _agreement(torch.cat(pieces).view(len(losses), -1), bool(normalize), float(eps))
 
 
 def _agreement(gradients: F[Tensor, "losses numbers"], normalize: bool, eps: float) -> Tensor:
