@@ -212,10 +212,9 @@ def check_hyper_parameters(cls: type[TokenLoss]) -> None:
         moved = False
         for (_, sample), again, (value, slopes) in zip(samples, rebuilds(cls, lambda: loss_cases(cls)), before):
             try:
-                changed_loss = again(**{name: another})
+                result, own_slopes = value_and_slopes(again(**{name: another}), sample)
             except ValueError:  # an option of another case
                 continue
-            result, own_slopes = value_and_slopes(changed_loss, sample)
             moved |= not torch.equal(result, value) or not all(map(torch.equal, own_slopes, slopes))
         assert moved, f"{name}={another!r} changes neither the loss nor its gradient"
 
