@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import ranks_placed
 import ranks_plain
+import ranks_statistics
 import torch
 import torch._dynamo  # DTensor imports it: once, not once a rank
 import torch.distributed as dist
@@ -72,8 +73,8 @@ def run(rank, ranks, folder, cases):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=datetime.timedelta(seconds=120))
     for name in cases:
         try:
-            case = one_rank_dies if name == "one_rank_dies" else getattr(ranks_plain, name, None)
-            (case or getattr(ranks_placed, name))()
+            cases_of = [vars(module).get(name) for module in (ranks_plain, ranks_placed, ranks_statistics)]
+            (one_rank_dies if name == "one_rank_dies" else next(filter(None, cases_of)))()
             wrong = ""
         except Exception:
             wrong = traceback.format_exc()

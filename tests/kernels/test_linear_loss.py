@@ -166,6 +166,79 @@ def test_divergences_between_heads(divergence, reduction, scale):
         )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_gradients_of_both_sides(divergence, reduction):
+    """Against torch's own of whole matrices, and against differences of values."""
+    h, w, b, _ = problem()
+    teacher = [torch.randn(3, 7, 9).double(), torch.randn(CLASSES, 9).double(), torch.randn(CLASSES).double()]
+    token = torch.rand(3, 7, dtype=torch.float64)
+    token[1, 2] = 0
+    upstream = torch.rand(3, 7, dtype=torch.float64) if reduction == "none" else torch.tensor(1.0)
+
+    def theirs(h, w, b, th, tw, tb):
+        log_s = (2 * torch.tanh((h @ w.T + b) / 2) / 1.5).log_softmax(-1)
+        log_t = (3 * torch.tanh((th @ tw.T + tb) / 3) / 1.5).log_softmax(-1)
+        s, t = log_s.exp(), log_t.exp()
+        log_m = torch.log(0.3 * t + 0.7 * s)
+        rows = {
+            "forward_kl": t * (log_t - log_s),
+            "reverse_kl": s * (log_s - log_t),
+            "jensen_shannon": 0.3 * t * (log_t - log_m) + 0.7 * s * (log_s - log_m),
+        }[divergence].sum(-1) * token
+        return rows if reduction == "none" else rows.sum() / token.sum()
+
+    def ours(h, w, b, th, tw, tb, memory="auto", **further):
+        options = {"softcap": 2.0, "teacher_softcap": 3.0, "temperature": 1.5, "beta": 0.3, "token_weight": token}
+        options |= {"divergence": divergence, "reduction": reduction, "memory": memory, "stop_teacher": False}
+        return linear_distillation(h, w, th, tw, bias=b, teacher_bias=tb, **options, **further)
+
+    tensors = [h, w, b, *teacher]
+    for memory in MEMORY.values():
+        alike(lambda *own: ours(*own, memory=memory), theirs, tensors, upstream)  # noqa: B023
+    alike(lambda *own: ours(h, w, b, *own), lambda *own: theirs(h, w, b, *own), teacher, upstream)
+    few = [t[:1, :2] if t.ndim == 3 else t[:4] for t in tensors]
+    leaves = [t.clone().requires_grad_() for t in few]
+    told = {"divergence": divergence, "beta": 0.3, "reduction": reduction, "stop_teacher": False}
+    assert torch.autograd.gradcheck(
+        lambda h, w, b, th, tw, tb: linear_distillation(h, w, th, tw, bias=b, teacher_bias=tb, **told), leaves
+    )
+
+
+def test_one_head_of_both_sides():
+    """A shared weight gets the gradient of its two uses, or of the student's alone; values are the same."""
+    h, w, _, _ = problem()
+    th = torch.randn(3, 7, 5, dtype=torch.float64)
+    head, alone = w.clone().requires_grad_(), w.clone().requires_grad_()
+    loss = linear_distillation(h, head, th, head, stop_teacher=False)
+    loss.backward()
+    pair = [w.clone().requires_grad_() for _ in range(2)]
+    linear_distillation(h, pair[0], th, pair[1], stop_teacher=False).backward()
+    torch.testing.assert_close(head.grad, pair[0].grad + pair[1].grad, rtol=1e-12, atol=1e-14)
+    stopped = linear_distillation(h, alone, th, alone)
+    stopped.backward()
+    torch.testing.assert_close(alone.grad, pair[0].grad, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(stopped.detach(), loss.detach(), rtol=1e-12, atol=0)
+    with pytest.raises(TypeError, match="stop_teacher"):
+        linear_distillation(h, w, th, w, stop_teacher=1)
+
+
+def test_a_teacher_under_transforms():
+    h, w, _, _ = problem()
+    th = torch.randn(3, 7, 5, dtype=torch.float64)
+
+    def loss(own, stop=False):
+        return linear_distillation(h, w, own, w, divergence="reverse_kl", stop_teacher=stop)
+
+    leaf = th.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(th), wanted, rtol=1e-12, atol=1e-14)
+    assert not torch.func.grad(lambda own: loss(own, True))(th).any()
+    way = torch.randn_like(th)
+    _, slope = torch.func.jvp(loss, (th,), (way,))
+    torch.testing.assert_close(slope, (wanted * way).sum(), rtol=1e-12, atol=1e-14)
+
+
 def test_a_student_like_its_teacher_has_no_loss():
     h, w, _, _ = problem()
     for divergence, memory in itertools.product(("forward_kl", "reverse_kl", "jensen_shannon"), MEMORY.values()):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steepest.kernels import VocabularyShard, linear_cross_entropy
+from steepest.kernels import VocabularyShard, linear_cross_entropy, token_statistics
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FAST = (
@@ -33,6 +33,13 @@ FAST = (
     "fully_sharded_head",
     "sharded_twice",
     "same_bits",
+    "statistics_of_parts",
+    "statistics_of_any_parts",
+    "statistics_of_shares",
+    "confident_rows_on_ranks",
+    "nothing_to_count_on_ranks",
+    "loss_of_statistics_on_ranks",
+    "statistics_refused_on_all_ranks",
 )
 SLOW = ("every_pair_of_options", "half_types", "shares_with_every_option", "placed_tensors", "fully_sharded_heads")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLOO_SOCKET_IFNAME": "lo"}
@@ -105,3 +112,15 @@ def test_groups_are_refused_under_compile():
 
     with pytest.raises(Exception, match="call the loss outside"):
         torch.compile(loss, fullgraph=True, backend="eager")(torch.ones(3, 4), torch.ones(5, 4), torch.arange(3))
+
+
+def test_statistics_of_a_group_are_refused_under_compile_and_transforms():
+    shard, labels = VocabularyShard(None, 0, 5), torch.arange(3)
+
+    def total(hidden):
+        return token_statistics(hidden, labels, torch.ones(5, 4), group=shard).log_z.sum()
+
+    with pytest.raises(ValueError, match="and transforms"):
+        torch.func.grad(total)(torch.ones(3, 4))
+    with pytest.raises(Exception, match="and transforms"):
+        torch.compile(total, fullgraph=True, backend="eager")(torch.ones(3, 4))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float as F
 from torch import Tensor
 
-from ..core.checks import check_choice, check_number, check_tensor, refuse
+from ..core.checks import check_choice, check_flag, check_number, check_tensor, refuse
+from ..core.transforms import forward_mode, transformed
 from ._engine import Head, RowRule
 from ._head import Job, check_cap, check_head
-from ._rows import select
+from ._rows import Rows, select
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
+_MIRRORED = {"forward_kl": "reverse_kl", "reverse_kl": "forward_kl", "jensen_shannon": "jensen_shannon"}
+"""Each divergence with student and teacher exchanged; beta becomes 1 - beta."""
 
 
 def linear_distillation(
@@ -32,14 +37,16 @@ def linear_distillation(
     token_weight: F[Tensor, "*batch"] | None = None,
     reduction: str = "mean",
     memory: str | int | float = "auto",
+    stop_teacher: bool = True,
 ) -> Tensor:
     r"""Mean divergence of a student's head from a teacher's, a chunk of rows at a time.
 
     .. math:: \mathrm{KL}(t \,\|\, s), \quad \mathrm{KL}(s \,\|\, t), \quad\text{or}\quad
         \beta\, \mathrm{KL}(t \,\|\, m) + (1 - \beta)\, \mathrm{KL}(s \,\|\, m), \qquad m = \beta t + (1 - \beta) s
 
-    with both softmaxes at the same temperature. The gradient reaches the student alone. It isn't multiplied by the
-    squared temperature; multiply the loss where that is wanted.
+    with both softmaxes at the same temperature. It isn't multiplied by the squared temperature; multiply the loss where
+    that is wanted. The gradient reaches the student alone, or with ``stop_teacher=False`` both sides: the logits of
+    both heads are then formed a second time, for the gradient in the teacher's.
 
     Args:
         hidden: of the student ``[..., D]``.
@@ -54,6 +61,7 @@ def linear_distillation(
         token_weight: ``[...]`` >= 0; tokens of weight 0 are dropped before the matrix products.
         reduction: ``"none"``, ``"mean"`` (over the weights of tokens) or ``"sum"``.
         memory: for the logits of both heads; as of :func:`~steepest.kernels.linear_cross_entropy`.
+        stop_teacher: whether the teacher gets no gradient.
 
     Returns:
         The loss in float32 or wider; 0 where no token counts.
@@ -78,35 +86,67 @@ def linear_distillation(
     check_tensor("teacher_weight", teacher_weight, shape=(weight.shape[0], None))
     if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
         refuse("teacher_hidden", f"the leading shape {tuple(hidden.shape[:-1])} of hidden", teacher_hidden)
+    check_flag("stop_teacher", stop_teacher)
     everyone = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
     rows = select(hidden, everyone, classes=weight.shape[0], weight=token_weight)
-    flat = teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1])
+    flat = teacher_hidden.reshape(-1, teacher_hidden.shape[-1])
+    student = Head(rows.hidden, weight, bias, softcap, temperature)
     teacher = Head(
         flat if rows.index is None else flat.index_select(0, rows.index),
-        teacher_weight.detach(),
-        None if teacher_bias is None else teacher_bias.detach(),
+        teacher_weight,
+        teacher_bias,
         teacher_softcap,
         temperature,
     )
-    rule = {"forward_kl": _forward, "reverse_kl": _reverse}.get(divergence) or _mixture(beta)
-    dense = {"forward_kl": _dense_forward, "reverse_kl": _dense_reverse}.get(divergence) or _dense_mixture(beta)
-    job = Job(
-        rows,
-        weight,
-        bias,
+    scalar = reduction != "none"
+    losses = _side(rows, student, teacher, *_rules(divergence, beta), scalar, memory)
+    if not stop_teacher and _moves(teacher):
+        # the teacher's gradient is that of the divergence with the sides exchanged
+        mirrored = _side(rows, teacher, student, *_rules(_MIRRORED[divergence], 1 - beta), scalar, memory)
+        losses = losses + (mirrored - mirrored.detach()).to(losses.dtype)
+    if reduction != "mean":
+        return losses if scalar else rows.spread(losses)
+    return losses / rows.total(losses)
+
+
+def _moves(head: Head) -> bool:
+    """Whether a gradient, or a tangent, may come to a head."""
+    asked = any(t is not None and t.requires_grad for t in (head.hidden, head.weight, head.bias))
+    return (asked and torch.is_grad_enabled()) or transformed() or forward_mode()
+
+
+def _side(
+    rows: Rows, own: Head, beside: Head, rule: RowRule, dense: Callable[..., Tensor], scalar: bool, memory: Any
+) -> Tensor:
+    """Weighted losses ``[n]`` or their sum, differentiable in one head; the one beside it is constant."""
+    constant = replace(
+        beside,
+        hidden=beside.hidden.detach(),
+        weight=beside.weight.detach(),
+        bias=None if beside.bias is None else beside.bias.detach(),
+    )
+    return Job(
+        replace(rows, hidden=own.hidden),
+        own.weight,
+        own.bias,
         rule,
         dense,
-        reduction != "none",
-        softcap=softcap,
-        temperature=temperature,
+        scalar,
+        softcap=own.softcap,
+        temperature=own.temperature,
         memory=memory,
-        others=(teacher,),
+        others=(constant,),
         pieces=10,
-    )
-    losses = job.losses()
-    if reduction != "mean":
-        return rows.spread(losses) if reduction == "none" else losses
-    return losses / rows.total(losses)
+    ).losses()
+
+
+def _rules(divergence: str, beta: float) -> tuple[RowRule, Callable[[Tensor, Tensor], Tensor]]:
+    """The divergence of rows with the gradient in the first logits, and the same as torch differentiates it."""
+    if divergence == "forward_kl":
+        return _forward, _dense_forward
+    if divergence == "reverse_kl":
+        return _reverse, _dense_reverse
+    return _mixture(beta), _dense_mixture(beta)
 
 
 def _forward(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ from ..core.transforms import by_hand, concrete, plain_gradients, without_autoca
 from ._engine import narrowed, refuse_second_order, sweep
 from ._head import Job, check_cap, check_head
 from ._memory import Plan, chunks
+from ._ranks import SequenceShard, VocabularyShard, parts
 from ._rows import Rows, select
+from ._statistics_on_ranks import Known, OfParts, OwnNumbers
 
 WANTED = ("label", "log_z", "log_p", "entropy")
 
@@ -62,6 +64,8 @@ def token_statistics(
     costs: tuple[F[Tensor, "rows classes"], I[Tensor, "*batch"]] | None = None,
     ignore_index: int = -100,
     memory: str | int | float = "auto",
+    group: Any = None,
+    token_group: Any = None,
 ) -> TokenStatistics:
     r"""Logit of the label, log-partition, entropy, some columns and a mean cost of each token, differentiable.
 
@@ -69,21 +73,30 @@ def token_statistics(
     which are then formed a chunk of rows at a time, in the backward pass once more where they do not fit. What labels
     ignore is left out before the matrix products: NaN and inf there do no harm.
 
+    With a ``group`` the classes are cut over its ranks: each rank gives its part of head, bias and costs; labels and
+    columns are numbers among the classes of all. All ranks get the same numbers and give them the same upstream
+    gradients; the gradient of the hidden states is the whole one on each rank, that of the head the rank's part.
+
     Args:
         source: logits ``[..., V]``, or hidden states ``[..., D]`` of a head.
         labels: classes ``[...]`` in 0..V-1, aligned with ``source``, or ``ignore_index``.
-        head: W ``[V, D]`` of the type of ``source``, or None.
+        head: W ``[V, D]`` of the type of ``source``, or None; this rank's part with ``group``.
         bias, softcap, memory: of the head; as of :func:`~steepest.kernels.linear_cross_entropy`.
         temperature: > 0.
         want: of "label", "log_z", "log_p", "entropy".
         columns: classes ``[J]`` whose logits are wanted too.
         costs: rows ``[R, V]`` and for each token the number ``[...]`` of its row (anything where it is ignored); the
-            mean cost is :math:`\sum_v p_v c_v`. Costs are finite, and get no gradient.
+            mean cost is :math:`\sum_v p_v c_v`. Costs are finite, and get no gradient. With ``group`` the columns of
+            this rank's classes.
         ignore_index: of labels.
+        group: ranks that each hold a part of the head, in their order, and the same tokens; or a
+            :class:`~steepest.kernels.VocabularyShard`, which saves the ranks the asking for sizes.
+        token_group: the ranks of ``group`` again, where each holds tokens of its own: these go to all ranks, their
+            gradients back, and the numbers are those of the rank's own.
 
     Raises:
         ValueError: shapes that don't belong together, a class or a row out of range, an option that is not known or
-            belongs to a head where there is none.
+            belongs to a head where there is none; a group without a head, or under a transform or ``torch.compile``.
 
     Example:
         >>> z = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -104,13 +117,17 @@ def token_statistics(
     if isinstance(want, str) or not set(want) <= set(WANTED):
         refuse("want", f"some of {WANTED}", want)
     classes = source.shape[-1] if head is None else head.shape[0]
-    rows = select(source, labels, classes=classes, ignore_index=ignore_index)
+    shard = None if group is None and token_group is None else _shard(source, head, bias, group, token_group)
+    rows = select(source, labels, classes=classes if shard is None else shard.total, ignore_index=ignore_index)
     if rows.factor is not None:  # ignored rows are still there: what is not finite in them is no 0 times 0
         rows = replace(rows, hidden=torch.where((rows.factor > 0).unsqueeze(1), rows.hidden, 0.0))
-    rule = _Rule(rows.target, tuple(name for name in WANTED if name in want), *_beside(rows, classes, columns, costs))
-    values = _of_logits(rows, rule, temperature) if head is None else _of_head(
-        rows, head, bias, rule, softcap, temperature, memory
-    )  # fmt: skip
+    total = classes if shard is None else shard.total
+    columns, table, which = _beside(rows, classes, total, columns, costs)
+    rule = _Rule(rows.target, tuple(name for name in WANTED if name in want), columns, table, which)
+    if head is None:
+        values = _of_logits(rows, rule, temperature)
+    else:
+        values = _of_head(rows, head, bias, rule, softcap, temperature, memory, shard)
     counts = None if rows.factor is None else rows.factor > 0
     if counts is not None:
         values = torch.where(counts.unsqueeze(1), values, 0.0)
@@ -127,13 +144,28 @@ def token_statistics(
     return TokenStatistics(**named)  # type: ignore[arg-type]
 
 
+def _shard(source: Tensor, head: Tensor | None, bias: Tensor | None, group: Any, token_group: Any) -> VocabularyShard:
+    """This rank's part of the vocabulary."""
+    if group is None:
+        refuse("group", "the ranks of token_group", None)
+    if head is None:
+        refuse("group", "None without a head", group)
+    if torch.compiler.is_compiling() or not concrete(source, head, bias):
+        refuse("group", "None under torch.compile and transforms", group)
+    shard, further = parts(group, token_group, len(head), source.shape[:-1].numel())
+    if further:
+        refuse("token_group", "the ranks of group, or None", token_group)
+    assert shard is not None
+    return shard
+
+
 def _beside(
-    rows: Rows, classes: int, columns: Tensor | None, costs: tuple[Tensor, Tensor] | None
+    rows: Rows, classes: int, total: int, columns: Tensor | None, costs: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Columns, costs and each counted token's row of them, checked."""
     if columns is not None:
         check_tensor("columns", columns, ndim=1, floating=False)
-        check_range("columns", columns, 0, classes - 1)
+        check_range("columns", columns, 0, total - 1)
         columns = columns.long()
     if costs is None:
         return columns, None, None
@@ -161,6 +193,9 @@ class _Rule:
         costs: ``[R, V]`` or None.
         which: of each row, the row of costs ``[n]``, or None.
         scratch: memory for the costs of some rows.
+        here: whether the target is among these classes ``[n]``; None where all are.
+        places: of the columns that are among these classes, the place among all; None where all are.
+        count: of all columns.
     """
 
     target: Tensor
@@ -169,18 +204,60 @@ class _Rule:
     costs: Tensor | None
     which: Tensor | None
     scratch: list[Tensor] = field(default_factory=list)
+    here: Tensor | None = None
+    places: Tensor | None = None
+    count: int = 0
 
     @property
     def width(self) -> int:
         """Numbers of a row."""
         return len(self.want) + (self.costs is not None) + (0 if self.columns is None else len(self.columns))
 
+    def part(self, target: Tensor, which: Tensor | None, start: int, classes: int) -> _Rule:
+        """Of the classes from ``start`` on, over tokens of these targets and rows of costs."""
+        local, count = target - start, 0 if self.columns is None else len(self.columns)
+        columns = places = None
+        if self.columns is not None:
+            own = self.columns - start
+            places = ((own >= 0) & (own < classes)).nonzero().squeeze(1)
+            columns = own[places]
+        here = (local >= 0) & (local < classes)
+        clamped = local.clamp(0, max(0, classes - 1))
+        return replace(
+            self, target=clamped, columns=columns, which=which, here=here, places=places, count=count, scratch=[]
+        )
+
+    def own_numbers(self, z: Tensor, g: Tensor, rows: slice) -> OwnNumbers:
+        """Of logits of a part of the classes; ``g`` is overwritten."""
+        zero = z.new_zeros(len(z))
+        of_columns = z.new_zeros(len(z), self.count)
+        if not z.shape[1]:
+            return OwnNumbers(torch.full_like(zero, -torch.inf), zero, zero, zero, zero, of_columns)
+        assert self.here is not None
+        top, above = softmax_parts(z, g)
+        label = torch.where(self.here[rows], at(z, self.target[rows]).squeeze(1), 0.0)
+        depth = _mean(g, top - z).squeeze(1) if "entropy" in self.want else zero
+        cost = zero if self.costs is None else torch.linalg.vecdot(g, self.own_costs(rows, z))
+        if self.columns is not None and self.places is not None:
+            of_columns[:, self.places] = z.index_select(1, self.columns)
+        return OwnNumbers(top.squeeze(1), above.squeeze(1).expm1(), depth, cost, label, of_columns)
+
+    def own_slope(self, z: Tensor, g: Tensor, rows: slice, upstream: Tensor, known: Known) -> None:
+        """:meth:`slope` where the whole softmax is known and ``z`` are logits of a part of the classes."""
+        torch.sub(z, known.top, out=g).sub_(known.above)
+        log_p = g.clone() if "entropy" in self.want else None
+        g.exp_()
+        if log_p is not None:
+            log_p.masked_fill_(g == 0, 0.0)
+        own = None if self.costs is None else self.own_costs(rows, z)
+        self.turn(z, g, rows, upstream, log_p, known.entropy, own, known.cost)
+
     def values(self, z: Tensor, g: Tensor, rows: slice) -> Tensor:
         """``[r, width]``; ``g`` is overwritten."""
         y = self.target[rows]
         label = at(z, y)
         named = {"label": label}
-        if self.costs is not None or set(self.want) - {"label"}:
+        if self.of_softmax:
             top, above = softmax_parts(z, g)
             named |= {"log_z": top + above, "log_p": (label - top) - above}
             if "entropy" in self.want:
@@ -205,27 +282,53 @@ class _Rule:
 
     def slope(self, z: Tensor, g: Tensor, rows: slice, upstream: Tensor) -> None:
         """Write to ``g`` the gradient in ``z`` of the numbers' sum, each times its upstream ``[r, width]``."""
-        y = self.target[rows]
+        if not self.of_softmax:
+            self.turn(z, g, rows, upstream, None)
+            return
+        top, above = softmax_parts(z, g)
+        own = self.own_costs(rows, z) if self.costs is not None else None
+        cost = None if own is None else torch.linalg.vecdot(g, own).unsqueeze(1)
+        log_p = (z - top - above).masked_fill(g == 0, 0.0) if "entropy" in self.want else None
+        entropy = None if log_p is None else -_mean(g, log_p)
+        self.turn(z, g, rows, upstream, log_p, entropy, own, cost)
+
+    @property
+    def of_softmax(self) -> bool:
+        """Whether a number is wanted that needs more than single logits."""
+        return self.costs is not None or bool(set(self.want) - {"label"})
+
+    def turn(
+        self,
+        z: Tensor,
+        g: Tensor,
+        rows: slice,
+        upstream: Tensor,
+        log_p: Tensor | None,
+        entropy: Tensor | None = None,
+        own_costs: Tensor | None = None,
+        cost: Tensor | None = None,
+    ) -> None:
+        """The same with the softmax in ``g``, its logarithm (0 where it is 0), entropy, costs and their mean."""
         by = dict(zip(self.want, upstream.split(1, 1)))
         place, zero = len(self.want), upstream.new_zeros(())
-        lifted = by.get("log_z", zero) - by.get("log_p", zero)
-        if self.costs is not None or set(self.want) - {"label"}:
-            top, above = softmax_parts(z, g)
-            factor = lifted
-            if "entropy" in by:  # dH/dz = -p (log p + H)
-                log_p = (z - top - above).masked_fill(g == 0, 0.0)
-                factor = factor - by["entropy"] * (log_p - _mean(g, log_p))
-            if self.costs is not None:
-                cost = self.own_costs(rows, z)
-                mean = torch.linalg.vecdot(g, cost).unsqueeze(1)
-                factor = cost.sub_(mean).mul_(upstream[:, place : place + 1]).add_(factor)
+        if not self.of_softmax:
+            g.zero_()
+        else:
+            factor = by.get("log_z", zero) - by.get("log_p", zero)
+            if log_p is not None and entropy is not None:  # dH/dz = -p (log p + H)
+                factor = factor - by["entropy"] * (log_p + entropy)
+            if own_costs is not None and cost is not None:
+                factor = own_costs.sub_(cost).mul_(upstream[:, place : place + 1]).add_(factor)
                 place += 1
             g.mul_(factor)
-        else:
-            g.zero_()
-        add_at(g, y, (by.get("label", zero) + by.get("log_p", zero)).expand(len(z), 1).to(g.dtype))
+        of_label = (by.get("label", zero) + by.get("log_p", zero)).expand(len(z), 1).to(g.dtype)
+        if self.here is not None:
+            of_label = torch.where(self.here[rows].unsqueeze(1), of_label, 0.0)
+        if z.shape[1]:
+            add_at(g, self.target[rows], of_label)
         if self.columns is not None:
-            g.index_add_(1, self.columns, upstream[:, place:].to(g.dtype))
+            of_columns = upstream[:, place:] if self.places is None else upstream[:, place:][:, self.places]
+            g.index_add_(1, self.columns, of_columns.to(g.dtype))
 
     def plain(self, z: Tensor) -> Tensor:
         """The same ``[n, width]`` as torch differentiates it."""
@@ -310,15 +413,33 @@ def _of_head(
     softcap: float | None,
     temperature: float,
     memory: str | int | float,
+    shard: VocabularyShard | None,
 ) -> Tensor:
-    """From hidden states and a head."""
+    """From hidden states and a head, or this rank's part of one."""
+    target, which = rows.target, rule.which
+    if isinstance(shard, SequenceShard):
+        shard = shard.counted(len(rows))
+        target = shard.everyone(target)
+        which = None if which is None else shard.everyone(which)
     job = Job(
-        rows, weight, bias, _no_losses, rule.plain, False, softcap=softcap, temperature=temperature, memory=memory,
+        replace(rows, target=target),
+        weight,
+        bias,
+        _no_losses,
+        rule.plain,
+        False,
+        softcap=softcap,
+        temperature=temperature,
+        memory=memory,
         pieces=5,
-    )  # fmt: skip
+    )
     if not concrete(rows.hidden, weight, bias):
         return job.plain(rows.hidden, weight, bias)
     with without_autocast(rows.hidden):
+        if shard is not None:
+            rule = rule.part(target, which, shard.start, len(weight))
+            of_part: Tensor = OfParts.apply(rows.hidden, weight, bias, job.make, rule, job.plan(), shard)
+            return of_part
         values: Tensor = _OfHead.apply(rows.hidden, weight, bias, job, rule, job.plan())
     return values
 
