@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steepest.catalogue import VERDICTS, System, open_claims
+from steepest.catalogue import VERDICTS, System, find, open_claims
 from steepest.lab import evidence, figures, gallery
 from steepest.lab.evidence import StoredRun
 
@@ -43,6 +43,21 @@ def section(system: System) -> list[str]:
         lines.append("| " + " | ".join(row) + " |")
     ran = f"{len(record.seeds)} seeds, {record.date}, {record.machine}, {record.seconds:g} s"
     return [*lines, "", f"{ran}; module `steepest.{system.experiment}`.", *figure(record, "../")]
+
+
+def table(slug: str, label: str, columns: Sequence[str]) -> str:
+    """Rows of a system's evidence, numbers as means over seeds; that there is none yet, where it is so."""
+    system = find(slug)
+    record = evidence.read(system)
+    if record is None:
+        return f"No evidence of {slug} yet."
+    rows = [row for of_seed in record.evidence for row in of_seed.rows]
+    lines = ["| " + " | ".join(map(cell, (label, *columns))) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name in dict.fromkeys(row[label] for row in rows):
+        own = [row for row in rows if row[label] == name]
+        means = (number(sum(row[column] for row in own) / len(own)) for column in columns)
+        lines.append("| " + " | ".join((cell(name), *means)) + " |")
+    return "\n".join([*lines, "", f"Means over {len(record.seeds)} seeds{staleness(system, record)}."])
 
 
 def staleness(system: System, record: StoredRun) -> str:

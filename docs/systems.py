@@ -19,6 +19,7 @@ from steepest.catalogue import System, checked, claims, shown_of, systems, there
 HERE = Path(__file__).parent
 TARGET = HERE.parent / "build" / "docs"
 INCLUDE = re.compile(r'^<!-- include: (?P<file>\S+) "(?P<title>[^"]+)" -->$', re.MULTILINE)
+ROWS = re.compile(r'^<!-- evidence: (?P<slug>\S+) "(?P<label>[^"]+)" "(?P<columns>[^"]+)" -->$', re.MULTILINE)
 PICTURE = re.compile(r"^!\[[^\]]*\]\((?P<target>[^)]+)\)\n\n?", re.MULTILINE)
 SECTION = re.compile(r"(Args|Returns|Raises|Yields|Attributes|Class attributes|Shapes?|References|Examples?):$")
 
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def written(file: Path) -> str:
-    """A hand-written page: sections of other files put in, pictures that are not there left out."""
+    """A hand-written page: sections of other files and rows of evidence put in, absent pictures left out."""
 
     def included(link: re.Match[str]) -> str:
         text = (HERE.parent / link["file"]).read_text(encoding="utf-8")
@@ -58,6 +59,7 @@ def written(file: Path) -> str:
 
     text = file.read_text(encoding="utf-8")
     text = INCLUDE.sub(included, text)
+    text = ROWS.sub(lambda asked: findings.table(asked["slug"], asked["label"], asked["columns"].split(", ")), text)
     return PICTURE.sub(pictured, text)
 
 

@@ -130,8 +130,22 @@ def test_hand_written_pages(docs, tmp_path, monkeypatch):
 def test_what_the_pages_include_is_there(docs):
     systems = docs("systems")
     for file in DOCS.rglob("*.md"):
-        assert "<!-- include" not in systems.written(file)
+        assert re.search("<!-- (include|evidence)", systems.written(file)) is None
     assert "src/steepest/catalogue/" in systems.written(DOCS / "guides" / "add-a-system.md")
+
+
+def test_rows_of_evidence_in_a_page(docs, tmp_path, keep):
+    systems = docs("systems")
+    file = tmp_path / "b.md"
+    file.write_text('a\n\n<!-- evidence: comp-sum "arm" "tau, accuracy" -->\n', encoding="utf-8")
+    keep(None)
+    assert systems.written(file) == "a\n\nNo evidence of comp-sum yet.\n"
+    rows = [Evidence([{"arm": "a|b", "tau": 1, "accuracy": value}, {"arm": "c", "tau": 2, "accuracy": 3.0}], {})
+            for value in (90.0, 91.0)]  # fmt: skip
+    keep(replace(kept_evidence(fresh=False), evidence=rows, seeds=[0, 1]))
+    text = systems.written(file)
+    assert "| arm | tau | accuracy |\n|---|---|---|\n| a\\|b | 1 | 90.5 |\n| c | 2 | 3 |\n" in text
+    assert "Means over 2 seeds (stale: " in text
 
 
 def test_arxiv_numbers_are_links_on_every_page(docs, monkeypatch, tmp_path):

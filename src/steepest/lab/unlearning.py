@@ -67,9 +67,9 @@ def facts(seed: int, *, smoke: bool = False, count: int = 60, forget: int = 15) 
 
 
 def memorised(
-    data: Facts, pairs: Sequence[tuple[str, str]], seed: int, *, smoke: bool = False, depth: int = 2
+    data: Facts, pairs: Sequence[tuple[str, str]], seed: int, *, smoke: bool = False, depth: int = 2, steps: int = 400
 ) -> LanguageModel:
-    """A model of so many blocks that has learned the answers of these pairs, and the text."""
+    """A model of so many blocks that has learned the answers of these pairs, and the text; a smoke run has 5 steps."""
     context = max(32, data.longest)
     model = fresh(seed, len(data.words), context, smoke=smoke, width=16 if smoke else 64, depth=depth)
     tokens, labels = data.words.rows(pairs)
@@ -81,7 +81,7 @@ def memorised(
             text, following = windows(data.text, 8, tokens.shape[1], order)
             yield torch.cat([tokens[number], text]), torch.cat([labels[number], following])
 
-    train(model, rows(), by_loss(TokenCrossEntropyLoss()), rate=4e-3, steps=5 if smoke else 400)
+    train(model, rows(), by_loss(TokenCrossEntropyLoss()), rate=4e-3, steps=5 if smoke else steps)
     return model.eval()
 
 
