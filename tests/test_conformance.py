@@ -19,6 +19,7 @@ from steepest.core.objective import Objective
 from steepest.core.policy_loss import PolicyLoss
 from steepest.core.preference import LogProbabilityLoss
 from steepest.core.probe import Probe
+from steepest.core.sampler import EpochSampler
 from steepest.core.schedule import Schedule
 from steepest.core.token_loss import TokenLoss
 from steepest.core.value_loss import ValueLoss
@@ -36,6 +37,7 @@ from steepest.testing import (
     preference_checks,
     probe,
     probe_checks,
+    sampler_checks,
     schedule_checks,
     token_loss_checks,
     value_loss_checks,
@@ -55,6 +57,7 @@ SUITES = {  # of two that a class belongs to, the later
     Aggregator: aggregator_checks,
     Balancer: balancer_checks,
     Schedule: schedule_checks,
+    EpochSampler: sampler_checks,
     Probe: probe_checks,
 }
 TORCH = {

@@ -11,6 +11,7 @@ from .optimizer import check_optimizer, optimizer_checks
 from .policy_loss import check_policy_loss, policy_loss_checks
 from .preference import check_preference, preference_checks
 from .probe import check_probe, probe_checks
+from .sampler import check_sampler, sampler_checks
 from .schedule import check_schedule, schedule_checks
 from .token_loss import check_token_loss, token_loss_checks
 from .value_loss import check_value_loss, value_loss_checks
@@ -32,6 +33,7 @@ __all__ = [
     "check_preference",
     "check_probe",
     "check_reduced",
+    "check_sampler",
     "check_schedule",
     "check_token_loss",
     "check_value_loss",
@@ -45,6 +47,7 @@ __all__ = [
     "policy_loss_checks",
     "preference_checks",
     "probe_checks",
+    "sampler_checks",
     "schedule_checks",
     "token_loss_checks",
     "value_loss_checks",
