@@ -26,6 +26,7 @@ from . import count_facts
 
 BUILT_IN = {
     "absolute-error",
+    "approx-ndcg",
     "binary-cross-entropy",
     "cross-entropy",
     "cross-entropy-smoothed",
@@ -34,9 +35,12 @@ BUILT_IN = {
     "focal",
     "huber",
     "joint-gradients",
+    "lambda-loss",
     "linear-cross-entropy-stand-ins",
     "linear-distillation",
     "linear-loss",
+    "listmle",
+    "listnet",
     "log-cosh",
     "mean-gradient",
     "mgda",
@@ -44,6 +48,7 @@ BUILT_IN = {
     "pcgrad",
     "perp-grad",
     "quantile",
+    "ranknet",
     "sample-gramian",
     "squared-error",
     "token-cross-entropy",

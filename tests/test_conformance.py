@@ -13,6 +13,7 @@ from steepest.comparison.design.objectives import known_objectives
 from steepest.core.aggregator import Aggregator
 from steepest.core.balancer import Balancer
 from steepest.core.calibrator import Calibrator
+from steepest.core.list_loss import ListLoss
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
@@ -28,6 +29,7 @@ from steepest.testing import (
     aggregator_checks,
     balancer_checks,
     calibrator_checks,
+    list_loss_checks,
     loss_checks,
     method_checks,
     objective,
@@ -148,6 +150,12 @@ def test_the_catalogue_has_wrappers():
     assert "saf" in CLASSES, "an objective of another room than losses"
 
 
+def checks_of(name):
+    """The suite of an objective by its word: lists have their own."""
+    cls = CLASSES[name]
+    return (list_loss_checks if issubclass(cls, ListLoss) else objective_checks)(cls)
+
+
 def dear(checks):
     return [(title, check) for title, check in checks if title in DEAR]
 
@@ -158,7 +166,7 @@ def cheap(checks):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_contract(name):
-    run(cheap(objective_checks(CLASSES[name])))
+    run(cheap(checks_of(name)))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -192,7 +200,7 @@ def test_probes_on_two_ranks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*CLASSES, *LOSSES])
 def test_every_instance_is_traced(name):
-    run(dear(objective_checks(CLASSES[name]) if name in CLASSES else OTHERS[name]))
+    run(dear(checks_of(name) if name in CLASSES else OTHERS[name]))
 
 
 @pytest.mark.parametrize("name", SIX)

@@ -60,6 +60,9 @@ CALLS = {
     "shiq_loss": ((ROWS[None], ROWS[None].flip(1), PLACES[None], ONE[None], PLACES[None] >= 0), {}),
     "itakura_saito_loss": ((ONE, ONE.flip(0), 0.5), {}),
     "robust_bellman_step": ((ONE, ONE.flip(0), ONE, ONE.sigmoid(), ONE), {}),
+    **dict.fromkeys(
+        ("listnet_loss", "listmle_loss", "ranknet_loss", "lambda_loss", "approx_ndcg_loss"), ((ROWS, ROWS.abs()), {})
+    ),
     "emse_loss": ((ONE, ONE.flip(0), 0.5), {}),
 }
 # functions whose `weight` or `reduction` is another thing

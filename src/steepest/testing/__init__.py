@@ -4,6 +4,7 @@ from .aggregator import aggregator_checks, check_aggregator
 from .balancer import balancer_checks, check_balancer
 from .calibrator import calibrator_checks, check_calibrator
 from .function import check_function, check_reduced, function_checks, is_loss_function
+from .list_loss import check_list_loss, list_loss_checks
 from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
@@ -25,6 +26,7 @@ __all__ = [
     "check_balancer",
     "check_calibrator",
     "check_function",
+    "check_list_loss",
     "check_loss",
     "check_method",
     "check_objective",
@@ -40,6 +42,7 @@ __all__ = [
     "check_wrapper",
     "function_checks",
     "is_loss_function",
+    "list_loss_checks",
     "loss_checks",
     "method_checks",
     "objective_checks",

@@ -188,10 +188,17 @@ def check_ignore_index(cls: type[Objective]) -> None:
 
 
 def check_empty(cls: type[Objective]) -> None:
-    """No rows: NaN as in torch, and no crash."""
+    """No rows: NaN as in torch, and no crash; of lists and pairs 0 with a graph."""
+    pairs = set(cls.tasks) <= {"retrieval", "ranking"}
     for objective, (args, kwargs) in cases(cls):
         rows = args[0].shape[0]
         none = {k: t[:0] if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
+        if pairs:
+            outputs = args[0][:0].clone().requires_grad_()
+            nothing = value(objective, (outputs, *(t[:0] for t in args[1:])), none)
+            assert nothing.requires_grad, "no rows: no graph"
+            assert nothing == 0, f"no rows: {nothing}"
+            continue
         assert value(objective, tuple(t[:0] for t in args), none).isnan()
 
 
