@@ -133,6 +133,25 @@ def test_an_example_not_seen_is_compared_with_its_batch():
     assert normal.weights(losses, torch.tensor([0, 1, 2])).mean().item() == pytest.approx(1.0)
 
 
+def test_a_loss_that_was_not_finite_is_compared_with_its_batch():
+    losses, index = torch.tensor([1.2, 0.9, 2.1]), torch.arange(3)
+    weighting = GainBasedLossWeighting(3)
+    for bad in (math.nan, math.inf):
+        weighting.start_epoch(1)
+        weighting(torch.tensor([1.0, bad, 2.0]), index)
+        weighting.start_epoch(2)
+        wanted = glow_weights(torch.tensor([1.0, 1.4, 2.0]), losses)
+        torch.testing.assert_close(weighting.weights(losses, index), wanted)
+
+
+def test_weights_that_are_all_0_are_equal_once_normalised():
+    weighting = GainBasedLossWeighting(2, beta=1e6, min_w=0.0, normalize=True)
+    weighting.start_epoch(1)
+    weighting(torch.tensor([2.0, 3.0]), torch.arange(2))
+    weighting.start_epoch(2)
+    assert weighting.weights(torch.tensor([1.0, 1.0]), torch.arange(2)).tolist() == [1.0, 1.0]
+
+
 def test_a_row_without_a_token_is_no_visit():
     logits, labels = drawn()
     empty = labels.clone()

@@ -210,8 +210,11 @@ def test_the_values_of_tokens():
     values = number_token_values(tokens)
     assert values[:7].tolist() == [7, 12, 3, 4, -5, 6, 3.5]
     assert values[7:].isnan().all()
-    with pytest.raises(TypeError, match="vocab: expected a sequence of tokens"):
-        number_token_values("123")
+    for wrong in ("123", {"7": 0}, iter(["7"])):
+        with pytest.raises(TypeError, match="vocab: expected a sequence of tokens"):
+            number_token_values(wrong)
+    with pytest.raises(TypeError, match="vocab: expected texts, got None"):
+        number_token_values(["7", None])
 
 
 def test_refusals():

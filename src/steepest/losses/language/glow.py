@@ -69,9 +69,10 @@ def _check_range(alpha: float, beta: float, min_w: float, max_w: float) -> None:
 class GainBasedLossWeighting(nn.Module):
     """Losses of examples to weighted ones, with a memory of what each loss was at its last visit.
 
-    In the first epoch all weights are 1. An example that no earlier step has visited is compared with the mean of its
-    batch. In evaluation mode losses stay as they are, and nothing is written. On several ranks each remembers what it
-    saw; :meth:`start_epoch` joins the memories, so that the next epoch may give a rank other examples.
+    In the first epoch all weights are 1. An example that no earlier step has visited, or whose loss was not finite
+    then, is compared with the mean of its batch. In evaluation mode losses stay as they are, and nothing is written. On
+    several ranks each remembers what it saw; :meth:`start_epoch` joins the memories, so that the next epoch may give a
+    rank other examples.
 
     Args:
         num_samples: rows of the training split.
@@ -125,10 +126,14 @@ class GainBasedLossWeighting(nn.Module):
     def weights(self, losses: F[Tensor, " batch"], index: I[Tensor, " batch"]) -> F[Tensor, " batch"]:
         """The weights of a batch, 1 in the first epoch."""
         before = self.memory.read(index).to(losses)
-        before = torch.where(self.memory.seen[index], before, losses.detach().mean() if losses.numel() else 0.0)
+        known = self.memory.seen[index] & before.isfinite()
+        before = torch.where(known, before, losses.detach().mean() if losses.numel() else 0.0)
         own = glow_weights(before, losses, alpha=self.alpha, beta=self.beta, min_w=self.min_w, max_w=self.max_w)
         own = torch.where(self.first, torch.ones_like(own), own)
-        return own / own.mean() if self.normalize and own.numel() else own
+        if not self.normalize or not own.numel():
+            return own
+        mean = own.mean()
+        return torch.where(mean == 0, torch.ones_like(own), own / mean)
 
     def forward(self, losses: F[Tensor, " batch"], index: I[Tensor, " batch"]) -> F[Tensor, " batch"]:
         """Losses ``[B]`` of the examples at these positions, weighted."""

@@ -32,14 +32,20 @@ def number_token_values(vocab: Sequence[str]) -> F[Tensor, " classes"]:
     Tokens such as ``"7"``, ``" 12"`` and ``"3.5"`` count, with the signs of a leading space of the common tokenizers.
 
     Args:
-        vocab: V tokens, in the order of their ids.
+        vocab: V tokens, in the order of their ids; a dictionary of a tokenizer has no such order and is refused.
+
+    Raises:
+        TypeError: ``vocab`` is no sequence of texts.
 
     Example:
         >>> number_token_values(["a", "7", " 12", "3.5", "x2"])
         tensor([    nan,  7.0000, 12.0000,  3.5000,     nan])
     """
-    if isinstance(vocab, str):
-        refuse_type("vocab", "a sequence of tokens", vocab)
+    if isinstance(vocab, str) or not isinstance(vocab, Sequence):
+        refuse_type("vocab", "a sequence of tokens, in the order of their ids", vocab)
+    for token in vocab:
+        if not isinstance(token, str):
+            refuse_type("vocab", "texts", token)
     tokens = [token.lstrip(_SPACES).strip() for token in vocab]
     return torch.tensor([float(token) if _NUMBER.fullmatch(token) else math.nan for token in tokens])
 
