@@ -96,6 +96,8 @@ class System:
         holds: number of facts that tests must prove.
         default: rank in the shortlist that a comparison tries when no objective is named, 1 first; where time is short
             the last go. By what ``benchmarks/shortlist.py`` measured; None outside the shortlist.
+        text: of a loss of tokens, its place among those that a comparison of texts tries, 1 the baseline; None where it
+            needs more than tokens.
         experiment: the module that runs its central claim, or ``""``.
     """
 
@@ -110,6 +112,7 @@ class System:
     holds: int
     default: int | None
     experiment: str
+    text: int | None = None
 
     @property
     def import_line(self) -> str:

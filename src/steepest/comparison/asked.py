@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError
-from .names import check_names, check_varied
+from .names import check_names, check_text_names, check_varied
 from .read.builtin import BUILTIN
 from .read.images.source import check_image_options, idx_pair, is_image_folder, is_image_source, open_bytes
 from .read.options import check_options, read_options
 from .read.source import open_file
+from .read.texts import TEXTS_BUILT_IN
+from .read.texts.source import open_text
 from .request import READING, Request
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -28,13 +30,18 @@ def check_asked(request: Request) -> None:
         InputError: the first that is wrong, in one line.
     """
     folds = 5 if request.folds is None else request.folds
-    check_options(request.task, request.rare, folds)
+    check_options("auto" if request.of_text else request.task, request.rare, folds)
     read_options(**{name: getattr(request, name) for name in READING})
-    check_names(request.objectives, request.metric, request.model)
+    (check_text_names if request.of_text else check_names)(request.objectives, request.metric, request.model)
     check_varied(request.vary, request.arms, request.objectives)
     if request.device != "cpu" and not request.device.startswith("cuda"):
         raise InputError(f"--device: {request.device!r} is not here; use cpu or cuda")
     source = str(request.data)
+    if request.of_text:
+        request.refuse_for_texts()
+        if source not in TEXTS_BUILT_IN:
+            open_text(Path(source))
+        return
     if is_image_source(source):
         request.refuse_for_images()
         check_image_options(request.split, request.size, folds)
@@ -83,7 +90,7 @@ def what_is_read(sources: Sequence[str]) -> str:
     if len(sources) > 1:
         return f"reading {len(sources)} data sets: {', '.join(sources)}"
     (source,) = sources
-    if source in BUILTIN:
+    if source in (*BUILTIN, *TEXTS_BUILT_IN):
         return f"reading {source}, which is built in"
     files = [Path(path) for path in idx_pair(source) or (source,)]
     if all(file.is_file() for file in files):

@@ -31,8 +31,8 @@ def compare_command(
         list[str],
         typer.Argument(
             help="A CSV, TSV, Excel or Parquet file; digits, wine, iris, breast_cancer, diabetes; images "
-            "as .npz, as IDX images.gz:labels.gz or as a folder of class folders; several of them, or a folder of CSV "
-            "files, compare across data sets.",
+            "as .npz, as IDX images.gz:labels.gz or as a folder of class folders; with --task text a text, JSON lines "
+            "with prompt and answer, or sums; several of them, or a folder of CSV files, compare across data sets.",
             autocompletion=complete_data,
         ),
     ],
@@ -42,7 +42,7 @@ def compare_command(
     task: Annotated[
         str,
         typer.Option(
-            help="auto, classification, binary, multiclass or regression.",
+            help="auto, classification, binary, multiclass, regression, or text: losses of language models.",
             rich_help_panel="Data",
             autocompletion=complete_task,
         ),
@@ -94,6 +94,18 @@ def compare_command(
         int | None, typer.Option(help="Resize images to this many pixels a side.", rich_help_panel="Data")
     ] = None,
     augment: Annotated[bool, typer.Option(help="Shift (and flip) images in training.", rich_help_panel="Data")] = True,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="With --task text the key of prompts in JSON lines. Default: prompt.", rich_help_panel="Data"
+        ),
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help="The key of answers, which alone are learnt and scored. Default: answer.", rich_help_panel="Data"
+        ),
+    ] = None,
     noise: Annotated[
         float, typer.Option(help="Share of training labels replaced by another class.", rich_help_panel="Data")
     ] = 0.0,
@@ -127,7 +139,8 @@ def compare_command(
         typer.Option(
             help="Metric that selects and compares: accuracy, balanced_accuracy, f1, macro_f1, mcc, auroc, nll, rmse, "
             "mae, r2 ..., or module:function. Default: AUROC for two classes, accuracy for more (balanced where one is "
-            "rare), RMSE for numbers.",
+            "rare), RMSE for numbers; cross_entropy (nats a token) of a text, exact_match of answers; of texts also "
+            "perplexity, token_accuracy.",
             rich_help_panel="What is compared",
             autocompletion=complete_metric,
         ),
@@ -145,7 +158,8 @@ def compare_command(
         typer.Option(
             help="auto, plain (two layers), tabm (16 networks that share layers: stronger, and slower), tabm-4, "
             "tabm-1 (of fewer), residual, resnet (images), or module:function from width to backbone. auto is the first"
-            " tabm of which a round of folds takes half of the budget at most, else plain; resnet for images.",
+            " tabm of which a round of folds takes half of the budget at most, else plain; resnet for images. For texts "
+            "gpt (a small one of characters, the default), or a folder with a Transformers model and its tokenizer.",
             rich_help_panel="What is compared",
             autocompletion=complete_model,
         ),
@@ -170,13 +184,15 @@ def compare_command(
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="Settings an objective may try. Default: 8, or 1 for images.", rich_help_panel="Design"),
+        typer.Option(
+            help="Settings an objective may try. Default: 8, or 1 for images, 3 for texts.", rich_help_panel="Design"
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
             help="Most epochs of a training. Default: 60; above 5,000 rows 150 (of tabm 60), above 10,000 rows 30; for "
-            "images 20, all of them.",
+            "images 20, for texts 10, all of them.",
             rich_help_panel="Design",
         ),
     ] = None,
@@ -191,7 +207,9 @@ def compare_command(
     batch: Annotated[
         int | None,
         typer.Option(
-            help="Rows a step. Default: 64, or 256 above 10,000 rows; of tabm 32 to 1,024.", rich_help_panel="Design"
+            help="Rows a step. Default: 64, or 256 above 10,000 rows; of tabm 32 to 1,024; of texts 32, or 8 with a "
+            "model of a folder.",
+            rich_help_panel="Design",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.", rich_help_panel="Design")] = 0,
@@ -305,6 +323,10 @@ def compare_command(
 
     steepest compare images.gz:labels.gz --folds 5 --objectives squentropy,ldr
 
+    steepest compare shakespeare.txt --task text
+
+    steepest compare sums.jsonl --task text --model ./my-local-model
+
     steepest compare data.csv --objectives ldr,my_losses:MyLoss --model my_nets:backbone --dry-run
     """
     import sqlite3
@@ -340,6 +362,8 @@ def compare_command(
             split="pool" if pool else split,
             size=size,
             augment=augment,
+            prompt=prompt,
+            answer=answer,
             noise=noise,
             objectives=objectives,
             vary=vary,

@@ -121,6 +121,8 @@ def lr_find_command(
         batch_size=batch,
         seed=seed,
     )
+    if request.of_text:
+        raise InputError("lr-find: for tables and images; a comparison of texts tries several learning rates itself")
     check_asked(request)
     if figure is not None:
         check_figure(figure)

@@ -265,7 +265,12 @@ def predict_command(
         ),
     ],
     rows: Annotated[
-        Path, typer.Argument(help="A file with the columns of the training data.", autocompletion=complete_file)
+        Path,
+        typer.Argument(
+            help="A file with the columns of the training data; for a language model JSON lines with "
+            "prompts, or a text with one a line.",
+            autocompletion=complete_file,
+        ),
     ],
     to: Annotated[
         Path | None, typer.Option(help="Write the predictions to this CSV file instead of standard output.")
@@ -287,6 +292,8 @@ def predict_command(
 ) -> None:
     """Predict new rows with a run's winner, network or classical learner: tuned threshold, calibrated probabilities.
 
+    The winner of a comparison of texts goes on from prompts.
+
     Example: `steepest predict last new-rows.csv --to predictions.csv`.
     """
     from .asked import open_source
@@ -296,20 +303,25 @@ def predict_command(
 
     folder = find_winner(run, out)
     read_options(encoding=encoding, separator=separator, header=header)
-    open_source(str(rows))
+    from .report.winner.loading import is_text_winner
+
+    of_text = is_text_winner(folder)
+    if not of_text:
+        open_source(str(rows))
     if to is not None and not to.parent.is_dir():
         raise InputError(f"--to: cannot write {str(to)!r}: no folder {str(to.parent)!r}")
 
     from .report.files import write_atomically
+    from .report.winner.texts import TextWinner
     from .report.winner.winner import Winner
 
-    winner = Winner.load(folder, trust=trust)
+    winner = (TextWinner if of_text else Winner).load(folder, trust=trust)
     if probabilities and winner.no_probabilities:
         raise InputError(f"--probabilities: {winner.name} gives none: {winner.no_probabilities}")
     frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
     if probabilities is False:
-        frame = frame[winner.predicted_columns]
-    elif winner.no_probabilities:
+        frame = frame[list(winner.predicted_columns)]
+    elif not of_text and winner.no_probabilities:
         typer.echo(f"warning: {winner.name} gives no probabilities: {winner.no_probabilities}", err=True)
     for line in winner.warnings:
         typer.echo(f"warning: {line}", err=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 def complete_data(incomplete: str) -> list[str]:
     """Built-in names, and files and folders."""
     from .read.builtin import BUILTIN
+    from .read.texts import TEXTS_BUILT_IN
 
-    return [*_beginning(BUILTIN, incomplete), *complete_file(incomplete)]
+    return [*_beginning((*BUILTIN, *TEXTS_BUILT_IN), incomplete), *complete_file(incomplete)]
 
 
 def complete_file(incomplete: str) -> list[str]:
@@ -60,9 +61,9 @@ def complete_vary(incomplete: str) -> list[str]:
 
 def complete_task(incomplete: str) -> list[str]:
     """Tasks."""
-    from .read.options import TASKS
+    from .read.options import TASKS, TEXT
 
-    return _beginning(TASKS, incomplete)
+    return _beginning((*TASKS, TEXT), incomplete)
 
 
 def complete_run(incomplete: str) -> list[str]:

@@ -24,6 +24,7 @@ from .read.builtin import BUILTIN
 from .read.given import read_data
 from .read.images.source import idx_pair
 from .read.options import read_options
+from .read.texts import TEXTS_BUILT_IN
 from .request import READING, Request
 from .work.run import Run
 from .work.store import Store
@@ -47,7 +48,21 @@ SETTINGS = (
     "vary",
 )
 """Fields of a request that are told as they were resolved."""
-TOLD = ("target", "task", "group", "time", "weight", "rare", "positive", "split", "size", "name", "augment")
+TOLD = (
+    "target",
+    "task",
+    "group",
+    "time",
+    "weight",
+    "rare",
+    "positive",
+    "split",
+    "size",
+    "name",
+    "augment",
+    "prompt",
+    "answer",
+)
 """Fields that are told as they were asked for."""
 SOURCES = ("data", "y", "groups", "times", "sample_weight", "test")
 """Fields that may hold data."""
@@ -85,7 +100,7 @@ def tell(run: Run, store: Store, request: Request) -> None:
             if held:
                 rows.append((field, *_packed(field, value)))
             continue
-        if str(value) in BUILTIN:
+        if str(value) in (*BUILTIN, *TEXTS_BUILT_IN):
             paths[field] = str(value)
             continue
         files = [Path(path) for path in idx_pair(str(value)) or (str(value),)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ..catalogue.names import ancestry, attribute, facts_of, resolve
 from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
-_WITH_METRICS = ("comparison.metrics.tables", "comparison.metrics.several")
+_WITH_METRICS = ("comparison.metrics.tables", "comparison.metrics.several", "comparison.metrics.texts")
 _METRIC_WORDS = "comparison.metrics.words"
 """Where other libraries' words for metrics are, if there are any."""
 
@@ -68,6 +69,22 @@ def objective_names() -> tuple[str, ...]:
     (True, False)
     """
     return tuple(objective_homes())
+
+
+@cache
+def text_homes() -> MappingProxyType[str, Home]:
+    """Where each loss of tokens that a comparison of texts can use is defined, by its word, the baseline first.
+
+    >>> list(text_homes())[:2]
+    ['token_cross_entropy', 'direct_coverage']
+    """
+    rows = sorted(
+        (row for row in systems("losses") if row.text is not None and there(row)), key=lambda row: row.text or 0
+    )
+    homes = {str(word): Home(row.module, name, row.text) for row in rows for name in row.names[:1]
+             if (word := attribute(row.module, name, "name"))}  # fmt: skip
+    keep()
+    return MappingProxyType(homes)
 
 
 def _is_objective(module: str, name: str) -> bool:
@@ -185,6 +202,45 @@ def unknown_model(name: str, known: Iterable[str]) -> InputError:
     return InputError(
         f"unknown model {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}, or module:function"
     )
+
+
+def check_text_names(objectives: str | Iterable[str], metric: str | None, model: str | None) -> None:
+    """The same for a comparison of texts; a model is a word or a folder.
+
+    Raises:
+        InputError: an unknown word, no such folder.
+    """
+    for word in objective_words(objectives):
+        if ":" not in word and word not in GROUPS and word not in text_homes():
+            raise unknown_objective(word, text_homes())
+    if metric is not None and ":" not in metric:
+        words = facts_of("comparison.metrics.texts")["calls"].get("Metric", [])
+        if re.sub(r"[\s-]+", "_", metric.strip().lower()) not in words:
+            hint = nearest(metric, words) or "."
+            raise InputError(f"unknown metric {metric!r}{hint} For text: {', '.join(words)}, or module:function")
+    if model is not None and model not in TEXT_MODELS:
+        check_model_folder(model)
+
+
+TEXT_MODELS = (AUTO, "gpt")
+"""Words for the model of texts; a folder is another one."""
+
+
+def check_model_folder(model: str) -> None:
+    """Refuse what is no folder of a Transformers model with its weights as safetensors.
+
+    Raises:
+        InputError: there is no such folder, or it lacks a file.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        raise InputError(
+            f"--model: {model!r} is no folder; for texts gpt, or a folder with a Transformers model (nothing is loaded "
+            "from elsewhere)"
+        )
+    for file, what in (("config.json", "its configuration"), ("*.safetensors", "weights as safetensors")):
+        if not any(folder.glob(file)):
+            raise InputError(f"--model: {model!r} has no {file}: expected {what}")
 
 
 def check_names(objectives: str | Iterable[str], metric: str | None, model: str | None) -> None:

@@ -125,6 +125,9 @@ class Request:
     split: str = "auto"
     size: int | None = None
     name: str = "data"
+    prompt: str | None = None
+    """This and ``answer`` are keys of JSON lines, where the task is text."""
+    answer: str | None = None
 
     objectives: Any = "default"
     vary: str = "objective"
@@ -197,18 +200,41 @@ class Request:
         """The file or built-in name that the data are read from."""
         return str(self.data) if self.y is None and isinstance(self.data, (str, Path)) else None
 
+    @property
+    def of_text(self) -> bool:
+        """Whether texts are compared on."""
+        return self.task == "text"
+
     def folds_for(self, images: bool) -> int:
-        """Outer folds: what was asked for, else 5 of a table and 3 of images."""
+        """Outer folds: what was asked for, else 5 of a table or text and 3 of images."""
         return (3 if images else 5) if self.folds is None else self.folds
+
+    def refuse_for_texts(self) -> None:
+        """Refuse what means nothing for texts."""
+        options = [name for name in FOR_TABLES if name != "encoding"]
+        wrong = next((name for name in options if getattr(self, name)), None)
+        if wrong is not None:
+            raise InputError(f"--{wrong} is for tables, and --task text reads a text")
+        if self.split != "auto" or self.size is not None:
+            raise InputError(f"--{'size' if self.split == 'auto' else 'split'} is for images")
+        if self.noise:
+            raise InputError("--noise: label noise is for classes, and this task is text")
+        if self.vary != "objective":
+            raise InputError(f"--vary {self.vary} is for tables and images: texts compare objectives")
+        if self.source is None:
+            raise InputError("--task text: expected a text file, JSON lines or a built-in name (sums)")
 
     def refuse_for_images(self) -> None:
         """Refuse options of tables for a source of images."""
-        wrong = [name for name in FOR_TABLES if getattr(self, name)]
+        wrong = [name for name in (*FOR_TABLES, "prompt", "answer") if getattr(self, name)]
         if wrong:
             raise InputError(f"--{wrong[0]} is for tables, and {self.source!r} holds images")
 
     def refuse_for_tables(self) -> None:
-        """Refuse options of images for a table."""
+        """Refuse options of images and texts for a table."""
+        for name in ("prompt", "answer"):
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name} is for JSON lines, with --task text")
         if self.split != "auto":
             raise InputError("--split and --pool are for images that carry their own test part")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,22 +15,50 @@ from torch import Tensor
 from ...core.objective import TaskInfo
 from ..metrics.tables import metric_of
 from ..parts import Part
+from ..read import Table
 from ..read.images import Images
 from ..read.inputs import Data, fit_inputs, transform
+from ..read.texts import Texts
+from ..read.texts.vocabulary import IGNORED, Vocabulary, encoded, prompts_of
 from .arms import PLAIN, Arm, find_arm
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .levels import Level, prefix
 from .settings import Settings
 from .several import counts_of, objective_for, target_scale
-from .trials import Trial, seed_of, trials
+from .text_models import SMALL, find_text_model
+from .text_objectives import TextInfo, find_text_objective
+from .trials import RATES_OF_TEXT, Trial, seed_of, trials
 
 Pair = tuple[int, int]
 """Repeat and fold."""
 
 
 @dataclass(frozen=True)
+class TextSplit:
+    """Of a split of texts what its tensors do not say.
+
+    Attributes:
+        vocabulary: learnt on its training rows.
+        most, answer: tokens of a row, and of an answer, at most.
+        answers: whether rows have prompts.
+        others, tests: how the other rows, and those of the outer test part, begin and go on.
+    """
+
+    vocabulary: Vocabulary
+    most: int
+    answer: int
+    answers: bool
+    others: Sequence[tuple[str, str]]
+    tests: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
 class Split:
-    """Rows ready for training, and rows to look at: standardised inputs, targets on the training scale."""
+    """Rows ready for training, and rows to look at: standardised inputs, targets on the training scale.
+
+    Of texts inputs are tokens and targets labels ``[N, T]``; other inputs hold both, ``[M, 2, T]``, and other targets
+    count the labels of each row ``[M]``.
+    """
 
     inputs: Tensor
     target: Tensor
@@ -42,6 +71,7 @@ class Split:
     task: str = "multiclass"
     test_inputs: Tensor | None = None
     """Rows of the outer test part, where the tuned network itself is scored there."""
+    texts: TextSplit | None = None
 
 
 class Context:
@@ -116,7 +146,7 @@ class Context:
                 rows = np.arange(len(self.table.target))
                 folds = [Fold(repeat, 0, rows, np.arange(0)) for repeat in range(s.repeats)]
             else:
-                folds = outer_folds(self.table, repeats=s.repeats, folds=s.folds, seed=s.seed)
+                folds = outer_folds(cast(Table, self.table), repeats=s.repeats, folds=s.folds, seed=s.seed)
             self._folds = {(f.repeat, f.fold): f for f in folds}
         return self._folds
 
@@ -124,7 +154,7 @@ class Context:
         """Row positions ``(fit, valid)`` inside one outer training part."""
         once = self.settings.fixed_length
         return inner_splits(
-            self.table,
+            cast(Table, self.table),
             self.folds[pair].train,
             seed=seed_of(self.settings.seed, *pair, "inner"),
             folds=1 if once else None,
@@ -149,6 +179,8 @@ class Context:
 
     def _make_split(self, pair: Pair, inner_fold: int) -> Split:
         table, fold = self.table, self.folds[pair]
+        if isinstance(table, Texts):
+            return self._text_split(table, pair, inner_fold)
         rows, others = (fold.train, fold.test) if inner_fold < 0 else self.inner(pair)[inner_fold]
         target = self.training_target(pair)
         prepared = fit_inputs(table, rows)
@@ -176,8 +208,57 @@ class Context:
             test_inputs,
         )
 
-    def info(self, pair: Pair, inner_fold: int) -> TaskInfo:
-        """What an objective may know of the training split."""
+    def _text_split(self, texts: Texts, pair: Pair, inner_fold: int) -> Split:
+        """Tokens and labels, by a vocabulary of the training rows."""
+        fold, model = self.folds[pair], find_text_model(self.settings.model)
+        rows, others = (fold.train, fold.test) if inner_fold < 0 else self.inner(pair)[inner_fold]
+        vocabulary = model.vocabulary([texts.rows[place] for place in rows])
+        most = model.most(texts)
+
+        def both(positions: np.ndarray) -> np.ndarray:
+            own = [texts.rows[place] for place in positions]
+            return np.stack(encoded(vocabulary, own, answers=texts.answers, most=most), 1)
+
+        trained, looked_at = both(rows), both(others)
+        return Split(
+            torch.as_tensor(trained[:, 0]),
+            torch.as_tensor(trained[:, 1]),
+            None,
+            torch.as_tensor(looked_at),
+            (looked_at[:, 1] != IGNORED).sum(1).astype(np.float64),
+            None,
+            task="text",
+            test_inputs=torch.as_tensor(both(fold.test)) if inner_fold >= 0 else None,
+            texts=TextSplit(
+                vocabulary,
+                most,
+                model.answer(texts),
+                texts.answers,
+                prompts_of(texts, others),
+                prompts_of(texts, fold.test) if inner_fold >= 0 else (),
+            ),
+        )
+
+    def text_info(self, pair: Pair, inner_fold: int) -> TextInfo:
+        """What a loss of tokens may know of the training split."""
+        split = self.split(pair, inner_fold)
+        assert split.texts is not None
+        rows = len(split.inputs)
+        return TextInfo(
+            num_samples=rows,
+            epochs=self.settings.epochs,
+            steps_per_epoch=-(-rows // min(self.settings.batch_size, rows)),
+            seed=seed_of(self.settings.seed, *pair, "objective") % 2**31,
+            vocabulary=split.texts.vocabulary,
+            answers=split.texts.answers,
+            tokens=split.inputs,
+            pretrained=self.settings.model != SMALL,
+        )
+
+    def info(self, pair: Pair, inner_fold: int) -> Any:
+        """What an objective may know of the training split: :class:`TaskInfo`, or of texts :class:`TextInfo`."""
+        if self.table.task == "text":
+            return self.text_info(pair, inner_fold)
         split, task = self.split(pair, inner_fold), self.table.task
         counts = counts_of(split.target, task, self.classes, self.parts)
         outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, self.classes)
@@ -199,6 +280,8 @@ class Context:
         With several targets of a mix, what stands for it.
         """
         s = self.settings
+        if self.table.task == "text":
+            return find_text_objective(name, trust=s.own_parts)
         apart = s.vary == "aggregator"
         return objective_for(s.objective or name, self.table.task, self.parts, trust=s.own_parts, apart=apart)
 
@@ -212,4 +295,5 @@ class Context:
         s = self.settings
         if s.vary != "objective":
             return self.arm(name).trials(s.trials, s.seed)
-        return trials(self.objective(name), s.trials, s.seed, s.model)
+        rates = RATES_OF_TEXT[s.model == SMALL] if self.table.task == "text" else None
+        return trials(self.objective(name), s.trials, s.seed, s.model, rates)

@@ -10,10 +10,12 @@ from torch import nn
 
 from ...nn.tabm import TabM
 from ..read.images import Images
+from ..read.texts import Texts
 from .context import Context
 from .levels import Level
 from .models import find_model, members_of, on_rows
 from .settings import Settings
+from .text_models import find_text_model
 
 SPEED = 2e10
 """Floating-point operations a second that the model assumes."""
@@ -41,6 +43,11 @@ def multiply_adds(body: nn.Module, outputs: int) -> int:
 
 def work_of(context: Context) -> int:
     """Multiply-adds of one row through the network of a comparison."""
+    if isinstance(context.table, Texts):
+        split, model = context.split(next(iter(context.folds)), 0), find_text_model(context.settings.model)
+        assert split.texts is not None
+        body = model.build(split.texts.vocabulary, split.texts.most, 0)
+        return split.inputs.shape[1] * sum(p.numel() for p in body.parameters() if p.ndim > 1)
     if isinstance(context.table, Images):
         return IMAGE + 128 * max(context.classes, 1)
     inputs = context.split(next(iter(context.folds)), 0).inputs
@@ -80,7 +87,7 @@ def cell_seconds(
     fit = rows * (7 / 8 if s.fixed_length else 3 / 4 if inner == 1 else 2 / 3)
     batch = min(s.batch_size, fit)
     step = 6.0 * batch * work / speed
-    alone = isinstance(context.table, Images)
+    alone = isinstance(context.table, Images | Texts)
     together = models * step if alone else STEP * (1 if s.vary == "objective" else models) + models * step
     looked = models * (SCORED + 2.0 * (rows - fit) * work / speed)
     seconds = epochs * (math.ceil(fit / batch) * together + looked)

@@ -18,6 +18,7 @@ from ..names import AUTO, check_varied
 from ..own_parts import imported
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
+from ..read.texts import Texts
 from ..request import Request
 from .arms import choose_arms
 from .context import Context
@@ -25,6 +26,7 @@ from .folds import CLASSES
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
 from .networks import choose_network, training_of, with_network
 from .objectives import choose_objectives
+from .resolve_text import resolve_text
 from .settings import Settings
 
 
@@ -39,15 +41,16 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
+    if isinstance(table, Texts):
+        metric = None if request.metric is None else _spec(request.metric)
+        _check_device(request.device)
+        return resolve_text(request, table, _specs(request.objectives), metric)
     images, rows = isinstance(table, Images), len(table.target)
     counts = class_counts(table)
     if request.noise and table.task not in CLASSES:
         raise InputError(f"--noise: label noise is for classes, and this task is {table.task}")
     device = request.device
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(
-            f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
-        )
+    _check_device(device)
     parts = getattr(table, "parts", ())
     kinds = [target.task for target in parts] if table.task == "multitask" else []
     vary = request.vary
@@ -119,6 +122,14 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
             f"--model: {model_spec!r} takes one target, or labels, and these are several targets; use plain"
         )
     return context, notes
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(
+            f"--device: {device!r} is not here; use cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
 
 
 def _repeats(table: Data, rows: int, fixed: Data | None) -> int:

@@ -19,7 +19,8 @@ class Settings:
         objectives: names, in order; the baseline among them.
         baseline: the objective that the others are compared with.
         metric: name, or ``module:function``.
-        model: ``"plain"``, ``"tabm"``, ``"tabm-4"``, ``"tabm-1"``, ``"residual"``, ``"resnet"`` or ``module:function``.
+        model: ``"plain"``, ``"tabm"``, ``"tabm-4"``, ``"tabm-1"``, ``"residual"``, ``"resnet"`` or ``module:function``;
+            of texts ``"gpt"`` or a folder.
         repeats, folds: of the outer cross-validation.
         trials: settings each objective may try.
         epochs, patience: of a training.

@@ -34,6 +34,8 @@ class Rates:
 RATES = Rates((1e-3, 3e-3, 3e-4), 1e-4, 1e-2)
 RATES_OF = dict.fromkeys(TABMS, Rates((2e-3, 5e-3, 1e-3), 5e-4, 2e-2))
 """Those of networks that want others."""
+RATES_OF_TEXT = (Rates((1e-5, 4e-6, 2.5e-5), 2e-6, 1e-4), Rates((1e-3, 4e-4, 2e-3), 2e-4, 4e-3))
+"""Of language models: one that is trained on, and the small one."""
 WEIGHT_DECAY = 1e-4
 PEAK = 5.0
 """A cycle's highest learning rate over the constant one that takes its place."""
@@ -85,7 +87,9 @@ def seed_of(seed: int, repeat: int, fold: int, role: str) -> int:
     return int(words[0]) << 31 ^ int(words[1])
 
 
-def trials(objective: type[Objective], count: int, seed: int, model: str = "plain") -> list[Trial]:
+def trials(
+    objective: type[Objective], count: int, seed: int, model: str = "plain", rates_of: Rates | None = None
+) -> list[Trial]:
     """The trials of an objective: its defaults at the three learning rates of the network, then a seeded Sobol design.
 
     Where the defaults make the objective the baseline itself (:func:`~steepest.comparison.design.twins.is_twin`), those
@@ -97,12 +101,13 @@ def trials(objective: type[Objective], count: int, seed: int, model: str = "plai
         count: how many, >= 1.
         seed: of the design; the same for every objective and fold.
         model: the network.
+        rates_of: learning rates; None is those of the network.
 
     >>> from steepest.losses import FocalLoss
     >>> [t.lr for t in trials(FocalLoss, 3, 0)], len(trials(FocalLoss, 8, 0))
     ([0.001, 0.003, 0.0003], 8)
     """
-    own_rates = RATES_OF.get(model, RATES)
+    own_rates = RATES_OF.get(model, RATES) if rates_of is None else rates_of
     rates = own_rates.first[:count]
     own: list[dict[str, Any]] = [{} for _ in rates]
     if objective.search and is_twin(objective):

@@ -27,6 +27,8 @@ def is_twin(objective: type[Objective] | SeveralFactory) -> bool:
     >>> is_twin(CompSumLoss), is_twin(FocalLoss)
     (True, False)
     """
+    if not hasattr(objective, "fits") and not isinstance(objective, SeveralFactory):  # a loss of tokens
+        return False
     if isinstance(objective, SeveralFactory):
         return all(is_twin(cls) for cls, own in zip(objective.classes, objective.own) if own)
     tasks = [task for task in ("binary", "multiclass", "multilabel", "regression") if objective.fits(task)]

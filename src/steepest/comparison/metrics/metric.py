@@ -24,7 +24,8 @@ class Metric:
         greater_is_better: the direction.
         label: for people.
         function: ``(y, outcome, weights) -> float | None``.
-        targets: "codes" (of classes) or "numbers", ``[N]``; "" for whatever has the shape of the predictions.
+        targets: "codes" (of classes) or "numbers", ``[N]``; "tokens", counts of them ``[N]``, where predictions are
+            sums over the tokens of a row ``[N, 2]``; "" for whatever has the shape of the predictions.
         bounds: the least and the greatest value there can be.
         of_predictions: whether it reads nothing of an outcome but ``predicted``.
     """
@@ -63,6 +64,8 @@ def agreeing(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Targets and weights that fit an outcome row by row."""
     shape = outcome.predicted.shape
+    if targets == "tokens":
+        return numbers("y", y, shape[:1]), None
     if not targets:
         return array("y", y, shape, kinds="biufUS", what="targets"), row_weights(weights, shape[0])
     if len(shape) != 1:

@@ -16,6 +16,7 @@ from ..scores.operating_point import apply_temperature, negative_log_likelihood
 from ..scores.outcome import Outcome
 from .metric import Metric, agreeing, value_of
 from .several import MULTILABEL, multitask_metrics
+from .texts import OF_ANSWERS, own_text_metric, text_metrics
 from .words import ALIASES, known_as
 
 TASKS = ("binary", "multiclass", "regression")
@@ -119,7 +120,11 @@ def chosen_metric(spec: str, known: Mapping[str, Metric], task: str) -> Metric:
 
 def _tasks_with(spec: str) -> list[str]:
     """The tasks that have a metric of this name."""
-    return [task for task, known in {**METRICS, "multilabel": MULTILABEL}.items() if known_as(spec, known) in known]
+    return [
+        task
+        for task, known in {**METRICS, "multilabel": MULTILABEL, "text": OF_ANSWERS}.items()
+        if known_as(spec, known) in known
+    ]
 
 
 def _own_metric(spec: str, trust: Trust) -> Metric:
@@ -246,6 +251,8 @@ def metrics_of(data: Any) -> dict[str, Metric]:
     """The metrics of the task of some data."""
     if data.task == "multitask":
         return multitask_metrics(data.parts)
+    if data.task == "text":
+        return text_metrics(data.answers)
     return MULTILABEL if data.task == "multilabel" else METRICS[data.task]
 
 
@@ -255,13 +262,18 @@ def metric_of(spec: str, data: Any) -> Metric:
     Raises:
         InputError: unknown, or not for this task.
     """
+    if ":" in spec and data.task == "text":
+        return own_text_metric(spec, imported("metric", spec, trust=True))
     if ":" in spec:
         return find_metric(spec, "multiclass", trust=True)
     return chosen_metric(spec, metrics_of(data), data.task)
 
 
 def default_of(data: Any, counts: Sequence[int] | None) -> Metric:
-    """The metric where the user names none: macro average precision of labels, the mean score of a mix."""
-    if data.task in ("multilabel", "multitask"):
+    """The metric where the user names none: macro average precision of labels, the mean score of a mix.
+
+    Of a text it is the cross-entropy, of answers how many are exact.
+    """
+    if data.task in ("multilabel", "multitask", "text"):
         return next(iter(metrics_of(data).values()))
     return default_metric(data.task, counts)

@@ -12,6 +12,7 @@ from ...core.lazy import late
 from ..errors import InputError, nearest
 from ..metrics.tables import BINARY, MULTICLASS, REGRESSION
 from ..metrics.words import known_as
+from ..names import TEXT_MODELS
 from ..request import READING, Request
 from .frames import check_labels, feature_columns
 from .images import is_image_source, load_images
@@ -20,6 +21,7 @@ from .new_rows import load_like
 from .several import target_names
 from .table import Table, load_table, table_from_arrays, table_from_frame
 from .task import MAX_AUTO_CLASSES
+from .texts import load_texts
 
 pd = late("pandas")
 
@@ -30,6 +32,16 @@ def read_data(request: Request) -> tuple[Data, Data | None]:
     Raises:
         InputError: for whatever cannot be used, in one line.
     """
+    if request.of_text:
+        request.refuse_for_texts()
+        return load_texts(
+            str(request.source),
+            prompt=request.prompt,
+            answer=request.answer,
+            encoding=request.encoding,
+            folds=request.folds_for(images=False),
+            tokens=request.model not in (None, *TEXT_MODELS),
+        ), None
     pictures = request.source is not None and is_image_source(request.source)
     folds = request.folds_for(pictures)
     options: dict[str, Any] = {

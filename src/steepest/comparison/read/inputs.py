@@ -10,8 +10,9 @@ from ...core.stored import refuse_stored
 from .images import Images, ImageScaler
 from .preprocessor import Preprocessor
 from .table import Table
+from .texts import Texts
 
-Data = Table | Images
+Data = Table | Images | Texts
 
 
 def class_counts(data: Data) -> list[int]:
@@ -30,6 +31,8 @@ def shape_text(data: Data) -> str:
     >>> shape_text(load_table("iris"))
     '4 features'
     """
+    if isinstance(data, Texts):
+        return "prompts and answers" if data.answers else f"windows of {data.longest[0]} characters"
     if isinstance(data, Images):
         return " x ".join(map(str, data.pixels.shape[1:])) + " pixels"
     return f"{data.frame.shape[1]} features"
@@ -39,6 +42,7 @@ def fit_inputs(data: Data, rows: np.ndarray) -> Preprocessor | ImageScaler:
     """The preparation of inputs, learnt on ``rows`` alone."""
     if isinstance(data, Images):
         return ImageScaler().fit(data.pixels[rows])
+    assert isinstance(data, Table)
     return Preprocessor(data.types, missing=data.options.missing).fit(data.frame.iloc[rows])
 
 

@@ -17,6 +17,8 @@ KINDS = ("number", "category", "date", "text", "drop")
 """What a column can be declared to be."""
 
 TASKS = ("auto", "classification", "binary", "multiclass", "regression")
+TEXT = "text"
+"""The task of texts; tables and images have the others."""
 RARE = ("drop", "merge")
 SEPARATORS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "blanks": " ", "\\t": "\t"}
 MISSING = ("?", "NA", "NaN", "nan")
@@ -80,7 +82,8 @@ def told_apart(options: Mapping[str, Any]) -> tuple[TableOptions, ReadOptions]:
 def check_options(task: str, rare: str | None, folds: int) -> None:
     """Refuse an unknown task, an unknown way with rare classes, fewer than 2 folds."""
     if task not in TASKS:
-        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {show(task)}{nearest(str(task), TASKS)}")
+        words = (*TASKS, TEXT)
+        raise InputError(f"task: expected one of {', '.join(words)}, got {show(task)}{nearest(str(task), words)}")
     if rare is not None and rare not in RARE:
         raise InputError(f"rare: expected drop or merge, got {show(rare)}{nearest(str(rare), RARE)}")
     if not is_number(folds, integer=True) or folds < 2:

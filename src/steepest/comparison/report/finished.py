@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core.lazy import late
+from ..errors import InputError
 from ..own_parts import Trust
 from .advice import advice
 from .tables import FIELDS, LAST, metric_names
 from .tables import prepare as in_order
+from .winner.texts import TextWinner
 from .winner.winner import Winner
 
 pd = late("pandas")
@@ -75,8 +77,10 @@ class Comparison:
         return pd.DataFrame(self.results["fold_scores"])
 
     @cached_property
-    def winner(self) -> Winner:
-        """What won, fitted on all rows: a classical learner where one wins, else a network."""
+    def winner(self) -> Winner | TextWinner:
+        """What won, fitted on all rows: a classical learner or a network; of texts a language model."""
+        if self.results["data"]["task"] == "text":
+            return TextWinner.load(self.folder / "winner")
         return Winner.load(self.folder / "winner", trust=self.trust)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -85,6 +89,8 @@ class Comparison:
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The winner's calibrated probabilities for new rows, a column a class."""
+        if isinstance(self.winner, TextWinner):
+            raise InputError(f"no probabilities: {self.winner.no_probabilities}")
         return self.winner.predict_proba(frame)
 
     def _repr_html_(self) -> str:

@@ -58,6 +58,7 @@ def report_html(results: dict[str, Any]) -> str:
         paired=_paired(results),
         practical=views.practical(results),
         confusion=views.confusion(results),
+        samples=views.samples(results),
         conflict=views.conflict(results),
         origins=views.origins(results),
         recall=views.recall(results),

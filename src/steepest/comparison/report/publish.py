@@ -9,7 +9,7 @@ from typing import Any
 from ..design.context import Context, Pair
 from ..design.deadline import EVER, OutOfTime
 from ..design.levels import Level
-from ..read.images import Images
+from ..read import Table
 from ..request import SERVED, Request
 from ..work.run import Run
 from ..work.store import Store
@@ -19,6 +19,7 @@ from .numbers import clean
 from .terminal import Terminal, clock, practical_line, summary
 from .winner.facts import KINDS
 from .winner.fit import arm_of, fit_winner, saved_winner
+from .winner.texts import TextWinner
 from .winner.use import python_lines, shell_line
 from .winner.winner import Winner
 from .writing import write_report
@@ -53,7 +54,7 @@ def publish(
     kind = KINDS[1] if classical is not None and classical["wins"] and request.winner == SERVED[0] else KINDS[0]
     winner_folder = folder / "winner"
     cut = (store.fact("winner_rows") or 0) > 0 and min(budget, EVER) > (store.fact("answered") or 0.0)
-    winner = None if computed or cut else saved_winner(winner_folder, context, kind)
+    winner: Winner | TextWinner | None = None if computed or cut else saved_winner(winner_folder, context, kind)
     said = results.get("winner", {})
     named = None if winner is None else (kind, arm_of(winner, context.settings)[0])
     finished = named is not None and (said.get("kind"), said.get("objective")) == named
@@ -71,7 +72,7 @@ def publish(
         facts = winner.facts
         name, settings = arm_of(winner, context.settings)
         own = context.settings.own_parts & {winner.name, facts.get("model", "")}
-        reading = {} if isinstance(context.table, Images) else vars(context.table.options)
+        reading = vars(context.table.options) if isinstance(context.table, Table) else {}
         results["seconds"] = results["seconds"] or round(run.seconds, 2)  # of kept results they stay
         results["winner"] = {
             "kind": kind,
@@ -115,7 +116,7 @@ def publish(
 
 def _fitted(
     context: Context, store: Store, kind: str, pairs: Sequence[Pair], ends_at: float, least: int
-) -> tuple[Winner, int]:
+) -> tuple[Winner | TextWinner, int]:
     """The winner, fitted by ``ends_at``: else on ``least`` rows, which then are said, 0 otherwise."""
     if context.most_rows <= least:
         return fit_winner(context, store, kind, pairs), 0

@@ -10,7 +10,20 @@ from ..statistics.practical import PROBABILITIES
 from .numbers import chance, compact, interval, number, probability
 from .tables import metric_names, spread_places
 
-LOWER_IS_BETTER = ("loss", "error", "rmse", "mae", "mse", "ece", "brier", "pinball", "nll", "deviance")
+LOWER_IS_BETTER = (
+    "loss",
+    "error",
+    "entropy",
+    "perplexity",
+    "rmse",
+    "mae",
+    "mse",
+    "ece",
+    "brier",
+    "pinball",
+    "nll",
+    "deviance",
+)
 TIER_MARKS = {"better": "▲", "not told apart": "○", "worse": "▼", "baseline": "■", "": ""}
 
 
@@ -219,6 +232,15 @@ def origins(results: dict[str, Any]) -> list[dict[str, str]]:
     """Each objective with the publication it comes from."""
     rows = [row for row in results["rows"] if row["kind"] == "objective" and row["title"]]
     return [{"name": row["name"], "title": row["title"], "source": row.get("source") or ""} for row in rows]
+
+
+def samples(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Rows of text, how each goes on, and how the chosen and the baseline's model go on; None where there are none."""
+    rows = results.get("samples")
+    if not rows:
+        return None
+    by_fold = (results.get("expected") or {}).get("by_fold") or [results["headline"]["baseline"]]
+    return {"chosen": by_fold[0], "rows": rows}
 
 
 def class_counts(data: dict[str, Any]) -> list[dict[str, Any]]:

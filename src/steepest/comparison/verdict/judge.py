@@ -100,8 +100,11 @@ class Judge:
         return float((min if self.metric.greater_is_better else max)(known, default=0.0))
 
     def blind(self, pair: Pair) -> float:
-        """The metric of a model that knows the training target and nothing of the rows; NaN for several targets."""
-        if self.context.parts:
+        """The metric of a model that knows the training target and nothing of the rows.
+
+        NaN for several targets and for texts.
+        """
+        if self.context.parts or self.context.table.task == "text":
             return float("nan")
         split = self.context.split(pair, -1)
         rows, classes = len(split.other_target), self.context.classes

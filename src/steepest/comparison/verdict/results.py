@@ -20,9 +20,11 @@ from ..design.context import Context
 from ..design.folds import CLASSES
 from ..design.objectives import find_objective
 from ..design.settings import Settings
+from ..design.text_objectives import find_text_objective
 from ..metrics.metric import Metric
 from ..metrics.tables import confusion, metrics_of
 from ..names import varied
+from ..read import Table
 from ..read.images import Images
 from ..read.inputs import class_counts, shape_text
 from ..scores.operating_point import apply_temperature, reliability_bins
@@ -131,7 +133,7 @@ def assemble(
             "sha256": table.sha256,
             "rows": len(table.target),
             "features": int(np.prod(context.split(judge.pairs[0], -1).inputs.shape[1:])),
-            "columns": [] if isinstance(table, Images) else [str(c) for c in table.frame.columns],
+            "columns": [str(c) for c in table.frame.columns] if isinstance(table, Table) else [],
             "target": table.target_name,
             "task": table.task,
             "classes": list(table.classes),
@@ -167,6 +169,8 @@ def assemble(
         if results["basis"]["cut"]:
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
+    if table.task == "text":
+        results["samples"] = _samples(judge, picked[0])
     if conflict := _conflict(judge, names):
         results["conflict"] = {"targets": [target.name for target in context.parts], "arms": conflict}
     results["sentence"] = sentence(results, tuned=judge.settings.trials > 1)
@@ -314,7 +318,9 @@ def _row(
         tier = "baseline" if result is None else judge.tier(result, float(p_holm if p_holm is not None else 1.0))
     typical = Counter(c["trial_text"] for c in cells).most_common(1)[0]
     speeds = [c["seconds_per_epoch"] for c in cells if c.get("seconds_per_epoch") is not None]
-    title, source = _origin(name, judge.settings) if kind == "objective" else ("classical learner", "")
+    title, source = (
+        _origin(name, judge.settings, judge.context.table.task) if kind == "objective" else ("classical learner", "")
+    )
     return {
         "name": name,
         "title": title,
@@ -334,11 +340,12 @@ def _row(
     }
 
 
-def _origin(name: str, settings: Settings) -> tuple[str, str]:
+def _origin(name: str, settings: Settings, task: str) -> tuple[str, str]:
     """Title and source of an arm: of an objective's publication, or its own first line where it has none."""
     if settings.vary != "objective":
         return find_arm(settings.vary, name).title, ""
-    cls = find_objective(name, trust=settings.own_parts)
+    find: Any = find_text_objective if task == "text" else find_objective
+    cls = find(name, trust=settings.own_parts)
     row = owners().get(cls.__name__)
     if row is not None and cls.__module__ == f"steepest.{row.module}":
         return row.title, row.source
@@ -436,6 +443,13 @@ def _recall(judge: Judge, name: str) -> list[float | None]:
         counts = np.isfinite(values).sum(0)
         sums = np.nansum(values, 0)
     return [float(s / c) if c else None for s, c in zip(sums, counts)]
+
+
+def _samples(judge: Judge, winner: str) -> list[list[str]]:
+    """Rows of the first test part: a prompt, how it goes on, and how the choice there and the baseline go on."""
+    pair = judge.pairs[0]
+    own, plain = (judge.cells[name][pair].get("samples", []) for name in (winner, judge.settings.baseline))
+    return [[*row, beside[2]] for row, beside in zip(own, plain)]
 
 
 def _conflict(judge: Judge, names: Sequence[str]) -> dict[str, Any]:

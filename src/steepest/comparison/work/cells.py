@@ -26,6 +26,7 @@ from ..design.deadline import OutOfTime
 from ..design.folds import CLASSES
 from ..design.jobs import Job
 from ..design.models import find_model
+from ..design.text_models import find_text_model
 from ..design.trials import Trial, seed_of, words_of_trial
 from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
@@ -63,7 +64,7 @@ class CellResult:
 
     def arrays(self) -> bytes:
         """The outcome, compressed; :func:`~steepest.comparison.work.stored.read_outcome` reads it."""
-        parts = {k: v for k, v in vars(self.outcome).items() if v is not None}
+        parts = {k: v for k, v in vars(self.outcome).items() if isinstance(v, np.ndarray)}
         small = {k: v.astype(np.float32) if v.dtype == np.float64 and k != "predicted" else v for k, v in parts.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **small)
@@ -77,9 +78,11 @@ def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None 
     if isinstance(context.table, Images) and s.augment:
         height, width, channels = context.table.pixels.shape[1:]
         augment = default_augment((channels, height, width))
+    of_text = context.table.task == "text"
+    backbone: Any = find_text_model(s.model) if of_text else find_model(s.model, trust=s.own_parts)
     return Recipe(
         objective,
-        find_model(s.model, trust=s.own_parts),
+        backbone,
         s.epochs,
         s.patience,
         s.batch_size,
@@ -167,7 +170,8 @@ def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellRes
         values["recall"] = [None] * context.classes
         outcome = Outcome(np.zeros(rows, dtype=np.int64), np.full((rows, context.classes), np.nan))
     else:
-        outcome = Outcome(np.full(np.shape(split.other_target), np.nan))
+        shape = (rows, 2) if split.task == "text" else np.shape(split.other_target)
+        outcome = Outcome(np.full(shape, np.nan))
     return CellResult(job.kind, job.name, *pair, values, outcome)
 
 
@@ -243,6 +247,8 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
             **records[pair, best]["point"],
         }
         final = finals[pair]
+        if final.samples:
+            values["samples"] = final.samples
         if final.conflict is not None:
             values["conflict"] = final.conflict
         outputs = final.test_outputs if recipe.fixed_length else final.outputs
@@ -354,7 +360,7 @@ def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outc
     split, task = context.split(pair, -1), context.table.task
     y, w = split.other_target, split.other_weight
     values["score"] = _finite(context.metric(y, outcome, w))
-    if task in ("multilabel", "multitask"):
+    if task in ("multilabel", "multitask", "text"):
         own = metrics_of(context.table)
         scores = {name: metric(y, outcome, w) for name, metric in own.items()}
         values["metrics"] = {name: _finite(value) for name, value in scores.items()}

@@ -51,5 +51,7 @@ def read_fact(text: object, key: str, where: str) -> Any:
     return value
 
 
+SAMPLES = Listed(Listed(Text(), least=3, most=3))
+"""Rows of text: a prompt, how it goes on, and how the model goes on."""
 CONFLICT = Record({"cosine": Listed(Listed(Number(-1.0, 1.0)), least=2), "share": Number(0.0, 1.0)})
 """Mean cosines between the gradients of the losses of several targets, and the share of steps with one below 0."""

@@ -20,6 +20,7 @@ from ..design.levels import designs, levels_of
 from ..design.plan import Plan, make_plan
 from ..read.images import Images
 from ..read.inputs import Data
+from ..read.texts import Texts
 from . import timing
 from .cells import CellResult, run_job
 from .engine import Engine
@@ -175,6 +176,13 @@ class Run:
 
 def _table_hash(table: Data) -> str:
     """What was kept of the data: columns (or the shape of images), task, classes."""
+    if isinstance(table, Texts):
+        words = [table.answers, list(table.longest), len(table.rows), table.name]
+        digest = hashlib.sha256(json.dumps(words).encode())
+        for text in (text for row in table.rows for text in row):
+            digest.update(text.encode() + b"\0")
+        digest.update(np.ascontiguousarray(table.groups).tobytes())
+        return digest.hexdigest()
     columns = list(table.pixels.shape) if isinstance(table, Images) else list(map(str, table.frame.columns))
     facts = [columns, table.task, list(table.classes), table.target_name, len(table.target)]
     facts += [] if isinstance(table, Images) else [[list(vars(kind).values()) for kind in table.types.values()]]

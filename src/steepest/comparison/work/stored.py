@@ -16,7 +16,7 @@ from ..design.context import Context, Pair
 from ..design.folds import CLASSES
 from ..errors import InputError
 from ..scores.outcome import Outcome
-from .facts import CONFLICT, KINDS
+from .facts import CONFLICT, KINDS, SAMPLES
 
 _VALUE = Maybe(Number())
 CELL = Record(
@@ -40,6 +40,7 @@ CELL = Record(
         "capability": Text(),
         "failed": Text(),
         "conflict": CONFLICT,
+        "samples": SAMPLES,
     },
 )
 """The values of a cell."""

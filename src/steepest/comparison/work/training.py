@@ -51,22 +51,24 @@ class Member:
     """One training: a split, a trial, seeds; ``length`` None is early stopping, else so many epochs.
 
     ``conflict`` is how far the gradients of several losses disagreed, where they are aggregated.
-    ``outputs`` are those of ``split.other_inputs``, ``test_outputs`` those of ``split.test_inputs``.
+    ``outputs`` are those of ``split.other_inputs``, ``test_outputs`` those of ``split.test_inputs``; of texts what was
+    scored of them, with a few ``samples``: prompt, how it goes on, and how the model goes on.
     """
 
     split: Split
     trial: Trial
-    info: TaskInfo
+    info: Any
     seeds: dict[str, int]
     length: int | None = None
     score: float = float("nan")
     epochs: int = 0
     curve: list[float] = field(default_factory=list)
-    outputs: Tensor | None = None
-    test_outputs: Tensor | None = None
+    outputs: Tensor | Outcome | None = None
+    test_outputs: Tensor | Outcome | None = None
     objective: Objective | None = None
     state: dict[str, Tensor] | None = None
     conflict: dict[str, Any] | None = None
+    samples: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class Recipe:
         return batch, -(-rows // batch)
 
 
-def outcome_of(objective: Objective, outputs: Tensor, split: Split) -> Outcome:
+def outcome_of(objective: Objective, outputs: Tensor | Outcome, split: Split) -> Outcome:
     """What a model with these outputs says, in the units of the data."""
+    if isinstance(outputs, Outcome):  # of texts, where logits are never there as a whole
+        return outputs
     with torch.no_grad():
         predicted = objective.predict(outputs).cpu().numpy()
         if split.task in ("regression", "multitask"):
@@ -179,6 +183,10 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
     Members of equal architecture, batch size and steps train as one stack; images, and models or objectives that
     cannot be stacked, one by one.
     """
+    if members and members[0].split.task == "text":
+        from .text_training import train_texts  # which takes members and recipes from here
+
+        return train_texts(recipe, members)
     spent = {"seconds": 0.0, "epochs": 0.0}
     groups: dict[tuple[Any, ...], list[tuple[Member, Network]]] = {}
     for member, network in zip(members, networks_of(recipe, members)):
@@ -323,7 +331,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         batches,
         method=StackedStep(by_hand=True),
         optimizer=optimizer,
-        hooks=[hook, *_clocks(recipe)],
+        hooks=[hook, *clocks(recipe)],
         device=device,
     ).fit(recipe.epochs)
     if isinstance(hook, EarlyStopping):
@@ -402,7 +410,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             optimizer=optimizer,
             schedule=schedule,
             gradients=None if joint is None else joint.fill,
-            hooks=[*([] if average is None else [average]), hook, *_clocks(recipe)],
+            hooks=[*([] if average is None else [average]), hook, *clocks(recipe)],
             device=recipe.device,
         ).fit(recipe.epochs)
         if joint is not None:
@@ -486,7 +494,8 @@ class _Joint:
         return {"cosine": mean.tolist(), "share": float(self.below) / self.steps}
 
 
-def _clocks(recipe: Recipe) -> list[Hook]:
+def clocks(recipe: Recipe) -> list[Hook]:
+    """What ends trainings whose time is over, where it can be."""
     return [] if recipe.over is None else [_Clock(recipe.over)]
 
 

@@ -33,6 +33,7 @@ from ...work.training import Member, outcome_of, train
 from .facts import FORMAT, KINDS
 from .files import FittedNetwork
 from .learner import FittedLearners
+from .texts import TextWinner, fit_text_winner
 from .winner import Winner
 
 
@@ -58,7 +59,7 @@ def fit_winner(
     *,
     rows: int | None = None,
     ends_at: float = math.inf,
-) -> Winner:
+) -> Winner | TextWinner:
     """Fit what inner validation picks on all rows; its epochs, threshold and calibration come from one more holdout.
 
     Where the training rows of the cells were cut, so are those of the winner.
@@ -74,6 +75,10 @@ def fit_winner(
     Raises:
         OutOfTime: it is not by then; of a learner, which asks no clock while it fits, what its cells took tells so.
     """
+    judge = Judge(context, store, pairs=pairs)
+    name, trial = choose(judge, kind)
+    if context.table.task == "text":
+        return fit_text_winner(context, name, trial, rows=rows, ends_at=ends_at)
     whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
     pair = (context.settings.repeats + 1, 0)
     positions = np.arange(len(context.table.target))
@@ -82,8 +87,6 @@ def fit_winner(
         most = context.most_rows if context.capped else len(positions)
         positions = prefix(positions, context.table.target, most if rows is None else min(most, rows), seed)
     whole._folds = {pair: Fold(*pair, positions, positions[:1])}
-    judge = Judge(context, store, pairs=pairs)
-    name, trial = choose(judge, kind)
     if kind == KINDS[0]:
         return _fit_network(whole, name, trial, ends_at)
     if not math.isinf(ends_at):
@@ -210,7 +213,7 @@ def _held_out(whole: Context, splits: Sequence[Split], outcomes: Sequence[Outcom
     return point
 
 
-def arm_of(winner: Winner, settings: Settings) -> tuple[str, str]:
+def arm_of(winner: Winner | TextWinner, settings: Settings) -> tuple[str, str]:
     """The name under which a winner was compared, and its settings: where the objective does not vary, its arm."""
     text = str(winner.facts["settings"])
     if not settings.objective or winner.facts["kind"] != KINDS[0]:
@@ -219,9 +222,15 @@ def arm_of(winner: Winner, settings: Settings) -> tuple[str, str]:
     return name, rest
 
 
-def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | None:
+def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | TextWinner | None:
     """The winner of this kind that this run has saved; None where it has not, or what lies there cannot be it."""
     settings = context.settings
+    if context.table.task == "text":
+        try:
+            saved = TextWinner.load(folder)
+        except InputError:
+            return None
+        return saved if saved.name in settings.objectives and saved.facts["model"] == settings.model else None
     try:
         winner = Winner.load(folder, trust=settings.own_parts)
     except InputError:

@@ -10,13 +10,19 @@ from typing import Any
 
 from ...design.objectives import find_objective
 from ...read.images import ImageScaler
+from ...read.texts.source import is_json_lines
+from .texts import TextWinner
 from .winner import Winner
 
 READING = ("encoding", "separator", "header")
 
 
 def shell_line(
-    winner: Winner, folder: Path, source: str | None, reading: Mapping[str, Any], own_parts: Collection[str]
+    winner: Winner | TextWinner,
+    folder: Path,
+    source: str | None,
+    reading: Mapping[str, Any],
+    own_parts: Collection[str],
 ) -> str:
     """The command that predicts rows with it.
 
@@ -34,7 +40,11 @@ def shell_line(
 
 
 def python_lines(
-    winner: Winner, folder: Path, source: str | None, reading: Mapping[str, Any], own_parts: Collection[str]
+    winner: Winner | TextWinner,
+    folder: Path,
+    source: str | None,
+    reading: Mapping[str, Any],
+    own_parts: Collection[str],
 ) -> str:
     """The Python lines that predict rows with it and, for a network, make its objective anew; arguments as above."""
     trust = ", trust=True" if own_parts else ""
@@ -46,6 +56,14 @@ def python_lines(
         f"print(winner.predict_file({_rows(winner, source)!r}{options}))",
     ]
     facts = winner.facts
+    if isinstance(winner, TextWinner):
+        lines = [
+            "from steepest.comparison import TextWinner",
+            "",
+            f"winner = TextWinner.load({str(folder / 'winner')!r})",
+            f"print(winner.predict_file({_rows(winner, source)!r}))",
+        ]
+        return "\n".join(lines) + "\n"
     if "objective" in facts and facts["info"]["task"] != "multitask":
         cls = find_objective(facts["objective"], trust=own_parts)
         home = "steepest.losses" if cls.__module__.startswith("steepest.losses") else cls.__module__
@@ -63,8 +81,13 @@ def python_lines(
     return "\n".join(lines) + "\n"
 
 
-def _rows(winner: Winner, source: str | None) -> str:
-    """The example of rows: the source itself, unless its columns have no names and the features are not its first."""
+def _rows(winner: Winner | TextWinner, source: str | None) -> str:
+    """The example of rows: the source itself, unless its columns have no names and the features are not its first.
+
+    Of a text it is a file of prompts that is yet to come.
+    """
+    if isinstance(winner, TextWinner):
+        return source if source is not None and is_json_lines(source) else "prompts.txt"
     names = winner.facts["columns"]
     unnamed = all(re.fullmatch("c[0-9]+", name) for name in (*names, winner.facts["target"]))
     if source is not None and (not unnamed or names == [f"c{i + 1}" for i in range(len(names))]):

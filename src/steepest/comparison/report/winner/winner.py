@@ -25,6 +25,7 @@ from ...scores.outcome import Outcome
 from .facts import CLASSES, FILE, WinnerFacts, checked, read_facts
 from .files import TENSORS, FittedNetwork, check_array, refuse_infinite, said_by, winner_folder, write_whole
 from .learner import LEARNERS, FittedLearners
+from .loading import is_text_winner
 from .trees import TREES
 
 pd = late("pandas")
@@ -65,6 +66,8 @@ class Winner:
             InputError: there is none, it is not whole, contradicts itself, or needs ``trust``.
         """
         folder = winner_folder(folder)
+        if is_text_winner(folder):
+            raise InputError(f"{str(folder)!r} holds a language model: steepest.comparison.TextWinner.load reads it")
         told = read_facts(folder, trust)
         try:
             winner = cls(told, (FittedLearners if told.network is None else FittedNetwork).read(folder, told))

@@ -1,0 +1,21 @@
+"""Which kind of winner a folder holds, told by its facts alone: nothing slow is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ....core.stored import parse_json
+from ...errors import InputError
+
+FILE, KIND = "winner.json", "text"
+
+
+def is_text_winner(folder: str | Path) -> bool:
+    """Whether a folder, or its folder ``winner``, holds a language model."""
+    for place in (Path(folder), Path(folder) / "winner"):
+        try:
+            facts = parse_json((place / FILE).read_bytes(), FILE)
+        except (InputError, OSError, ValueError):
+            continue
+        return isinstance(facts, dict) and facts.get("kind") == KIND
+    return False
