@@ -17,6 +17,7 @@ from steepest.core.list_loss import ListLoss
 from steepest.core.loss import Loss
 from steepest.core.method import Method
 from steepest.core.objective import Objective
+from steepest.core.pair_loss import PairLoss
 from steepest.core.policy_loss import PolicyLoss
 from steepest.core.preference import LogProbabilityLoss
 from steepest.core.probe import Probe
@@ -35,6 +36,7 @@ from steepest.testing import (
     objective,
     objective_checks,
     optimizer_checks,
+    pair_loss_checks,
     policy_loss_checks,
     preference_checks,
     probe,
@@ -150,10 +152,13 @@ def test_the_catalogue_has_wrappers():
     assert "saf" in CLASSES, "an objective of another room than losses"
 
 
+OF_OBJECTIVES = {ListLoss: list_loss_checks, PairLoss: pair_loss_checks}
+
+
 def checks_of(name):
-    """The suite of an objective by its word: lists have their own."""
+    """The suite of an objective by its word: lists and pairs have their own."""
     cls = CLASSES[name]
-    return (list_loss_checks if issubclass(cls, ListLoss) else objective_checks)(cls)
+    return next((suite for kind, suite in OF_OBJECTIVES.items() if issubclass(cls, kind)), objective_checks)(cls)
 
 
 def dear(checks):

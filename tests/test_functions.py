@@ -69,6 +69,7 @@ CALLS = {
 OTHER_MEANING = {
     "torch_linear_cross_entropy": "torch's own signature: weight is one a class, and the tests of stand-ins have it",
     "rankme": "its weight counts samples in a rank, which is no loss, and there is no reduction",
+    "pair_log_partition": "its weight is one of each pair's term, and there is no reduction",
     "reg_cls_loss": "its weight is a number, the factor of the regression term, and there is no reduction",
 }
 

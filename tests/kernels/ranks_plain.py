@@ -31,7 +31,8 @@ from ranks_common import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 
-from steepest.kernels import VocabularyShard, linear_cross_entropy
+from steepest.core.gather import Shares
+from steepest.kernels import VocabularyShard, linear_cross_entropy, pair_log_partition
 
 
 def vocabulary(group, dtype=torch.float32, memory="auto", sizes=None, given=None, **options):
@@ -279,3 +280,28 @@ def same_bits():
         ranks = [torch.empty_like(found[0][1]) for _ in range(dist.get_world_size(group))]
         dist.all_gather(ranks, found[0][1].contiguous(), group=group)
         assert all(torch.equal(each, ranks[0]) for each in ranks)
+
+
+def pairs_of_all_ranks():
+    """Rows and columns of unequal shares, one of them empty, against one rank with everything."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(9, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    ids = torch.tensor([0, 1, 2, 0, 4, 5, 1, 7, 8])
+    for group in groups():
+        own = cut(9, group, {2: [4, 5], 4: [3, 0, 5, 1]}[dist.get_world_size(group)])
+        for include in (True, False):
+            options = {"scale": 2.0, "sides": "both", "include_positive": include}
+
+            def ours(c, d, o=options, group=group, own=own):
+                pairs = pair_log_partition(c, d, ids=ids[own], ranks=group, **o)
+                shares = Shares.of(len(c), group)
+                return shares.mean(-pairs.log_p - pairs.column_log_p, torch.ones(len(c)))
+
+            def whole(c, d, o=options):
+                pairs = pair_log_partition(c, d, ids=ids, **o)
+                return -(pairs.log_p + pairs.column_log_p).mean()
+
+            value, *slopes = gradients(ours, [a[own], b[own]], torch.tensor(1.0))
+            exact = gradients(whole, [a, b], torch.tensor(1.0))
+            averaged = [joined(slope, group) / dist.get_world_size(group) for slope in slopes]
+            agree([value, *averaged], exact, exact, torch.float64)

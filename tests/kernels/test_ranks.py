@@ -40,6 +40,7 @@ FAST = (
     "nothing_to_count_on_ranks",
     "loss_of_statistics_on_ranks",
     "statistics_refused_on_all_ranks",
+    "pairs_of_all_ranks",
 )
 SLOW = ("every_pair_of_options", "half_types", "shares_with_every_option", "placed_tensors", "fully_sharded_heads")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLOO_SOCKET_IFNAME": "lo"}

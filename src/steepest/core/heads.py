@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float as F
 from torch import Tensor, nn
+
+from .checks import check_number
+from .cosine import unit_rows
+from .transforms import without_autocast
 
 
 class ScalarHead(nn.Module):
@@ -98,3 +103,29 @@ def heads_of_members(heads: Sequence[nn.Module]) -> MemberHeads | LinearHeads:
     if len(linear) < len(heads) or len(scalar) > 1:
         return MemberHeads(heads)
     return LinearHeads(linear, scalar=scalar.pop())
+
+
+class NormedLinear(nn.Module):
+    r"""A head of cosines: :math:`z_j = (x / \|x\|)^\top (w_j / \|w_j\|)`, no bias.
+
+    The weight stays in its own type, whatever the features are.
+
+    Args:
+        in_features: width of the features.
+        num_classes: number of classes.
+
+    Example:
+        >>> bool((NormedLinear(4, 3)(torch.randn(5, 4)).abs() <= 1 + 1e-6).all())
+        True
+    """
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        check_number("in_features", in_features, low=1, integer=True)
+        check_number("num_classes", num_classes, low=1, integer=True)
+        self.weight = nn.Parameter(torch.randn(num_classes, in_features))  # directions uniform on the sphere
+
+    def forward(self, features: F[Tensor, "*batch features"]) -> F[Tensor, "*batch classes"]:
+        """Cosines ``[..., K]`` in float32 or wider; those of a zero vector are 0."""
+        with without_autocast(features):  # which would round them
+            return nn.functional.linear(unit_rows(features), unit_rows(self.weight))

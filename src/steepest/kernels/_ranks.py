@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.checks import check_number, refuse
+from ..core.gather import padded
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class SequenceShard(VocabularyShard):
         if not most:
             return own
         full = own.new_empty((len(self.counts) * most, *own.shape[1:]))
-        dist.all_gather_into_tensor(full, _padded(own, most), group=self.group)
+        dist.all_gather_into_tensor(full, padded(own, most), group=self.group)
         if min(self.counts) == most:
             return full
         return torch.cat([of_rank[:count] for of_rank, count in zip(full.split(most), self.counts)])
@@ -119,7 +120,7 @@ class SequenceShard(VocabularyShard):
         if not most:
             return partial
         if min(self.counts) != most:
-            partial = torch.cat([_padded(of_rank, most) for of_rank in partial.split(self.counts)])
+            partial = torch.cat([padded(of_rank, most) for of_rank in partial.split(self.counts)])
         own = partial.new_empty((most, *partial.shape[1:]))
         dist.reduce_scatter_tensor(own, partial, group=self.group)
         return own[: self.counts[dist.get_rank(self.group)]]
@@ -210,10 +211,3 @@ def parts(
     else:
         shard = VocabularyShard.of(group, own, None if both else tokens)
     return SequenceShard.over(shard) if both else shard, () if both or token_group is None else (token_group,)
-
-
-def _padded(rows: Tensor, most: int) -> Tensor:
-    """With rows of zeros up to ``most``."""
-    if len(rows) == most:
-        return rows.contiguous()
-    return torch.cat([rows, rows.new_zeros((most - len(rows), *rows.shape[1:]))])

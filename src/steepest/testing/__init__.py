@@ -9,6 +9,7 @@ from .loss import check_loss, loss_checks
 from .method import check_method, method_checks
 from .objective import check_objective, objective_checks
 from .optimizer import check_optimizer, optimizer_checks
+from .pair_loss import check_pair_loss, pair_loss_checks
 from .policy_loss import check_policy_loss, policy_loss_checks
 from .preference import check_preference, preference_checks
 from .probe import check_probe, probe_checks
@@ -31,6 +32,7 @@ __all__ = [
     "check_method",
     "check_objective",
     "check_optimizer",
+    "check_pair_loss",
     "check_policy_loss",
     "check_preference",
     "check_probe",
@@ -47,6 +49,7 @@ __all__ = [
     "method_checks",
     "objective_checks",
     "optimizer_checks",
+    "pair_loss_checks",
     "policy_loss_checks",
     "preference_checks",
     "probe_checks",

@@ -79,6 +79,15 @@ def keeps_nan(run: Callable[[Tensor], Tensor], values: Tensor, slope: Tensor) ->
     assert result.isnan().any(), f"NaN gives {result.detach()}"
 
 
+def by_rows(cls: type[Objective], args: Args, kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> Any:
+    """The arguments with all that has a row for each sample changed; views of embeddings have them second."""
+    rows = args[1].shape[0]
+    views = cls.domain == "embedding" and args[0].ndim == 3
+    outputs = change(args[0].transpose(0, 1)).transpose(0, 1) if views else change(args[0])
+    named = {k: change(t) if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows else t for k, t in kwargs.items()}
+    return (outputs, *map(change, args[1:])), named
+
+
 def rebuilds(cls: Any, make: Callable[[], object] | None = None) -> list[Callable[..., Any]]:
     """How each instance of ``samples()``, or of ``make()``, was constructed, to be repeated with some changes."""
 
@@ -108,7 +117,8 @@ def wrong_arguments(cls: type[Objective], args: Args) -> list[tuple[str, tuple[A
         ("a target too short", (outputs, target[:-1])),
         ("outputs with one more dimension", (outputs.unsqueeze(0), target)),
     ]
-    if "index" in cls.targets and not target.is_floating_point() and outputs.device.type == "cpu":
+    classes = "index" in cls.targets and cls.domain != "embedding"
+    if classes and not target.is_floating_point() and outputs.device.type == "cpu":
         out_of_range = target.clone()
         out_of_range[0] = 99
         wrong.append(("a label out of range", (outputs, out_of_range)))

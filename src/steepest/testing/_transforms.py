@@ -60,7 +60,7 @@ def derivatives_agree(
     close(primal, loss, ROUNDING, "value under torch.func.jvp")
     # a sum over all entries: so many roundings of their size
     terms = torch.cat([(a * b).reshape(-1) for a, b in zip(wanted, tangents)])
-    gap = abs(float(tangent) - float(terms.sum()))
+    gap = abs(float(tangent.detach()) - float(terms.sum()))
     assert gap <= ROUNDING * max(1.0, float(terms.abs().sum())), f"torch.func.jvp: differs by {gap:.3g}"
 
 

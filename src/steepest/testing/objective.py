@@ -111,6 +111,12 @@ def check_bad_input(cls: type[Objective]) -> None:
 def check_head(cls: type[Objective]) -> None:
     """Its own head maps features to outputs that it takes."""
     for objective, (args, kwargs) in cases(cls, torch.float32):
+        if cls.domain == "embedding":
+            info = TaskInfo("retrieval", 21, 3, (9, 8, 4), feature_dim=6, epochs=10, steps_per_epoch=3, seed=1)
+            outputs = objective.head(6, info)(torch.randn(*args[0].shape[:-1], 6))
+            assert outputs.shape[:-1] == args[0].shape[:-1], f"head gives {tuple(outputs.shape)}"
+            assert torch.isfinite(value(objective, (outputs, *args[1:]), kwargs))
+            continue
         regression = args[1].is_floating_point() and args[1].ndim == 1
         labels = cls.tasks == ("multilabel",)
         classes = 1 if regression else 2 if args[0].ndim == 1 else args[0].shape[1]

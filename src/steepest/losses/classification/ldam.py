@@ -21,7 +21,7 @@ from ...core.checks import (
     refuse_type,
     values_visible,
 )
-from ...core.cosine import unit_rows
+from ...core.heads import NormedLinear
 from ...core.logpartition import class_mask, pick, target_log_probability
 from ...core.objective import Objective, Sample, TaskInfo
 from ...core.reductions import reduce, widen
@@ -157,29 +157,6 @@ def ldam_loss(
         check_weight(weight, len(z))
         weight = class_weight.to(z)[y] * (1.0 if weight is None else weight.to(z))
     return reduce(loss, reduction, weight)
-
-
-class NormedLinear(nn.Module):
-    r"""A head of cosines: :math:`z_j = (x / \|x\|)^\top (w_j / \|w_j\|)`, no bias.
-
-    Args:
-        in_features: width of the features.
-        num_classes: number of classes.
-
-    Example:
-        >>> bool((NormedLinear(4, 3)(torch.randn(5, 4)).abs() <= 1 + 1e-6).all())
-        True
-    """
-
-    def __init__(self, in_features: int, num_classes: int) -> None:
-        super().__init__()
-        check_number("in_features", in_features, low=1, integer=True)
-        check_number("num_classes", num_classes, low=1, integer=True)
-        self.weight = nn.Parameter(torch.randn(num_classes, in_features))  # directions uniform on the sphere
-
-    def forward(self, features: F[Tensor, "*batch features"]) -> F[Tensor, "*batch classes"]:
-        """Cosines ``[..., K]`` in float32 or wider; those of a zero vector are 0."""
-        return nn.functional.linear(unit_rows(features), unit_rows(self.weight))
 
 
 class LDAMLoss(Objective):
