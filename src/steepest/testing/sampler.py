@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from collections.abc import Callable
 
 import torch
@@ -102,9 +101,9 @@ def check_ranks(cls: type[EpochSampler]) -> None:
                     joint = [batch for batch in joint if len(batch) == samplers[0].joint_size]
                 parts = [list(sampler) for sampler in samplers]
                 assert len({len(batches) for batches in parts}) == 1, "ranks take different numbers of steps"
-                together = [[row for part in step for row in part] for step in zip(*parts)]
+                together = [[row for rows in step for row in rows] for step in zip(*parts)]
                 assert together == [batch.tolist() for batch in joint], "ranks don't add up to the joint batches"
-                sizes = [[len(part) for part in step] for step in zip(*parts)]
+                sizes = [list(map(len, step)) for step in zip(*parts)]
                 assert all(max(step) - min(step) <= 1 for step in sizes), "parts of one batch differ by more than a row"
 
 
@@ -164,7 +163,7 @@ def check_loader(cls: type[EpochSampler]) -> None:
         for _ in range(2):
             assert len(loader) == len(twin), "another length"
             assert [rows.tolist() for (rows,) in loader] == list(twin), "other batches under a DataLoader"
-        copied = pickle.loads(pickle.dumps(copy.deepcopy(sampler)))
+        copied = copy.deepcopy(sampler)
         copied.set_epoch(5)
         assert copied.epoch == 5 and sampler.epoch == 2, "a copy moves what it was copied from"
 
