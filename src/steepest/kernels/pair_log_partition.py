@@ -253,14 +253,18 @@ class _Pairs:
     def closed(self, rows: slice, like: Tensor) -> Tensor | None:
         """Pairs that are not summed, beside those."""
         closed: Tensor | None = None
-        column = torch.arange(self.m, device=like.device)
-        own = None if self.positive is None else self.positive[rows].unsqueeze(1) == column
         if self.ids is not None:
             closed = self.ids[0][rows].unsqueeze(1) == self.ids[1]
-            closed = closed if own is None else closed & ~own
-        if not self.include_positive and own is not None:
-            closed = own if closed is None else closed | own
-        return closed
+        if self.positive is None or not self.m:
+            return closed
+        place = self.positive[rows].unsqueeze(1)
+        if not self.include_positive and closed is None:
+            closed = like.new_zeros((len(place), self.m), dtype=torch.bool)
+        if closed is None:
+            return None
+        none, place = place < 0, place.clamp_min(0)
+        own = closed.gather(1, place) & none if self.include_positive else closed.gather(1, place) | ~none
+        return closed.scatter(1, place, own)
 
     def scores(self, a: Tensor, b: Tensor, rows: slice, scale: Any, bias: Any, weight: Any) -> Tensor:
         """Similarities ``[r, M]`` of some rows, -inf where the mask hides a pair."""
