@@ -11,6 +11,8 @@ from .transforms import by_hand, plain_gradients, without_autocast
 
 LEAST_SUM = 1e-10
 """Sums of rows and columns below it count as this."""
+PIECE = 1 << 20
+"""Bytes of matrices that are balanced at a time on a CPU."""
 
 
 def absolute_differences(values: Tensor, mask: Tensor) -> Tensor:
@@ -97,8 +99,17 @@ def balance(matrix: Tensor, rows: Tensor, columns: Tensor, rounds: int, tol: flo
         return _balance(matrix, rows, columns, rounds, tol, None)
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """M x for matrices ``[..., n, m]`` and vectors ``[..., m]``: as x' M', which torch's products of batches favour."""
+    return (vector.unsqueeze(-2) @ matrix.transpose(-1, -2)).squeeze(-2)
+
+
+def _pieces(matrix: Tensor) -> list[slice]:
+    """Runs of matrices that stay in the cache over all rounds; on an accelerator all of them."""
+    count = matrix.shape[0]
+    size = count if matrix.device.type != "cpu" else PIECE // max(1, matrix[0].numel() * matrix.element_size())
+    size = max(1, size)
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _balance(
@@ -109,7 +120,7 @@ def _balance(
     going = torch.ones_like(rows[..., :1])
     across = matrix.transpose(-1, -2)
     for number in range(rounds + 1):
-        sums = v * _times(across, u)
+        sums = v * times(across, u)
         if number:
             # a difference that is not a number goes on
             off = torch.where(columns, (sums - 1).abs(), 0.0).amax(-1, keepdim=True)
@@ -120,7 +131,7 @@ def _balance(
             break
         small_v = (sums < LEAST_SUM) & columns
         new_v = v / torch.where(columns, sums.clamp_min(LEAST_SUM), 1.0)
-        sums = u * _times(matrix, new_v)
+        sums = u * times(matrix, new_v)
         small_u = (sums < LEAST_SUM) & rows
         new_u = u / torch.where(rows, sums.clamp_min(LEAST_SUM), 1.0)
         if trace is not None:
@@ -134,10 +145,13 @@ class _Balance(torch.autograd.Function):
     def forward(
         ctx: Any, matrix: Tensor, rows: Tensor, columns: Tensor, rounds: int, tol: float
     ) -> tuple[Tensor, Tensor]:
-        ctx.trace = []
-        u, v = _balance(matrix.detach(), rows, columns, rounds, tol, ctx.trace)
+        ctx.rounds, ctx.tol, ctx.traces = rounds, tol, []
+        u, v = torch.empty_like(matrix[..., 0]), torch.empty_like(matrix[..., 0, :])
+        for piece in _pieces(matrix) if matrix.shape[0] else []:
+            trace: list[Any] = []
+            u[piece], v[piece] = _balance(matrix[piece].detach(), rows[piece], columns[piece], rounds, tol, trace)
+            ctx.traces.append((piece, trace))
         ctx.save_for_backward(matrix, rows, columns, u, v)
-        ctx.rounds, ctx.tol = rounds, tol
         return u, v
 
     @staticmethod
@@ -150,23 +164,39 @@ class _Balance(torch.autograd.Function):
 
             joined = torch.cat([slope_u, slope_v], -1)
             return plain_gradients(both, (matrix,), (True,), joined)[0], None, None, None, None
-        left, right = [], []
-        across = matrix.transpose(-1, -2)
-        for before_u, before_v, going, small_u, small_v in reversed(ctx.trace):
-            after_u, after_v = torch.where(going, u, before_u), torch.where(going, v, before_v)
-            # u = 1 / (M v), or u before / LEAST_SUM where the sum is below it
-            at_rows = torch.where(going & rows & ~small_u, -slope_u * after_u.square(), 0.0)
-            kept_u = torch.where(going & rows, torch.where(small_u, slope_u / LEAST_SUM, 0.0), slope_u)
-            slope_v = slope_v + _times(across, at_rows)
-            at_columns = torch.where(going & columns & ~small_v, -slope_v * after_v.square(), 0.0)
-            kept_v = torch.where(going & columns, torch.where(small_v, slope_v / LEAST_SUM, 0.0), slope_v)
-            left += [at_rows, before_u]
-            right += [after_v, at_columns]
-            slope_u, slope_v = kept_u + _times(matrix, at_columns), kept_v
-            u, v = before_u, before_v
-        if not left:
-            return torch.zeros_like(matrix), None, None, None, None
-        return torch.stack(left, -1) @ torch.stack(right, -2), None, None, None, None
+        gradient = torch.zeros_like(matrix)
+        for piece, trace in ctx.traces:
+            ends = (t[piece] for t in (u, v, rows, columns, slope_u, slope_v))
+            if trace:
+                torch.bmm(*_slopes(matrix[piece], trace, *ends), out=gradient[piece])
+        return gradient, None, None, None, None
+
+
+def _slopes(
+    matrix: Tensor,
+    trace: list[Any],
+    u: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    slope_u: Tensor,
+    slope_v: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient in the matrix as a product ``[B, n, 2 rounds]`` by ``[B, 2 rounds, m]``, of rounds run backwards."""
+    left, right = [], []
+    across = matrix.transpose(-1, -2)
+    for before_u, before_v, going, small_u, small_v in reversed(trace):
+        # u = 1 / (M v), or u before / LEAST_SUM where the sum is below it
+        at_rows = torch.where(going & rows & ~small_u, -slope_u * u.square(), 0.0)
+        earlier_u = torch.where(going & rows, torch.where(small_u, slope_u / LEAST_SUM, 0.0), slope_u)
+        slope_v = slope_v + times(across, at_rows)
+        at_columns = torch.where(going & columns & ~small_v, -slope_v * v.square(), 0.0)
+        slope_v = torch.where(going & columns, torch.where(small_v, slope_v / LEAST_SUM, 0.0), slope_v)
+        left += [at_rows, before_u]
+        right += [v, at_columns]
+        slope_u = earlier_u + times(matrix, at_columns)
+        u, v = before_u, before_v
+    return torch.stack(left, -1), torch.stack(right, -2)
 
 
 def soft_top_k(values: Tensor, k: Tensor, alpha: float, steps: int = 60) -> Tensor:
