@@ -19,7 +19,7 @@ from ..core.checks import check_range, check_tensor, refuse
 from ..core.reductions import widen
 from ..core.rowwise import BLOCK, add_at, at, softmax_parts
 from ..core.transforms import by_hand, concrete, plain_gradients, without_autocast
-from ._engine import narrowed, refuse_second_order, sweep
+from ._engine import narrowed, pieces, refuse_second_order, sweep
 from ._head import Job, check_cap, check_head
 from ._memory import Plan, chunks
 from ._ranks import SequenceShard, VocabularyShard, parts
@@ -375,8 +375,13 @@ class _OfLogits(torch.autograd.Function):
         ctx.rule, ctx.plain, ctx.temperature = rule, plain, temperature
         ctx.save_for_backward(logits)
         values = logits.new_empty(len(logits), rule.width, dtype=widen(logits[:0]).dtype)
-        for rows, z in _pieces(logits, temperature):
-            values[rows] = rule.values(z, torch.empty_like(z), rows)
+        rest, first = rule, rule.width
+        if rule.columns is not None:  # a few numbers of all rows at once: a call for each piece would cost more
+            rest, first = replace(rule, columns=None), rule.width - len(rule.columns)
+            z = widen(logits.index_select(1, rule.columns))
+            values[:, first:] = z if temperature == 1.0 else z / temperature
+        for rows, z in _pieces(logits, temperature) if first else ():
+            values[rows, :first] = rest.values(z, torch.empty_like(z), rows)
         return values
 
     @staticmethod
@@ -384,16 +389,19 @@ class _OfLogits(torch.autograd.Function):
         (logits,) = ctx.saved_tensors
         if torch.is_grad_enabled() or not by_hand(upstream):
             return plain_gradients(ctx.plain, (logits,), (True,), upstream)[0], None, None, None
-        gradient = torch.empty_like(logits)
+        gradient, rule = torch.empty_like(logits), ctx.rule
+        wide = upstream.dtype == gradient.dtype
+        rest, columns = (replace(rule, columns=None), rule.columns) if wide else (rule, None)
         with without_autocast(logits):
             for rows, z in _pieces(logits, ctx.temperature):
-                wide = z.dtype == gradient.dtype
                 g = gradient[rows] if wide else torch.empty_like(z)
-                ctx.rule.slope(z, g, rows, upstream[rows])
+                rest.slope(z, g, rows, upstream[rows])
                 if ctx.temperature != 1.0:
                     g.div_(ctx.temperature)
                 if not wide:
                     gradient[rows] = g
+            if columns is not None:
+                gradient.index_add_(1, columns, upstream[:, -len(columns) :] / ctx.temperature)
         return gradient, None, None, None
 
 
@@ -460,6 +468,14 @@ class _OfHead(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias)
         head, _, _ = job.make(hidden, weight, bias)
         values = widen(head.hidden[:0]).new_empty(len(hidden), rule.width)
+        ctx.logits = None
+        if layout.mode == "keep" and any(ctx.needs_input_grad[:3]):
+            ctx.logits = z = head.raw(slice(None), values.new_empty(len(hidden), len(weight)))
+            scratch = torch.empty_like(z[:0])
+            for rows, _ in pieces(slice(0, len(z)), z, layout.piece):
+                scratch = scratch if len(scratch) >= len(z[rows]) else torch.empty_like(z[rows])
+                values[rows] = rule.values(head.shape(z[rows]), scratch[: len(z[rows])], rows)
+            return values
 
         def note(z: Tensor, g: Tensor, rows: slice) -> Tensor:
             values[rows] = rule.values(z, g, rows)
@@ -482,5 +498,7 @@ class _OfHead(torch.autograd.Function):
             rule.slope(z, g, rows, upstream[rows].to(z.dtype))
             return z.new_zeros(len(z))
 
-        _, gradients, _ = sweep(head, slope, ctx.layout, needs)
+        # their gradient takes the logits' place; a second backward pass forms them again
+        logits, ctx.logits = ctx.logits, None
+        _, gradients, _ = sweep(head, slope, ctx.layout, needs, shaped=logits)
         return (*narrowed(gradients, hidden, weight, bias), *[None] * 3)
