@@ -158,8 +158,8 @@ def compare_command(
         typer.Option(
             help="auto, plain (two layers), tabm (16 networks that share layers: stronger, and slower), tabm-4, "
             "tabm-1 (of fewer), residual, resnet (images), or module:function from width to backbone. auto is the first"
-            " tabm of which a round of folds takes half of the budget at most, else plain; resnet for images. For texts "
-            "gpt (a small one of characters, the default), or a folder with a Transformers model and its tokenizer.",
+            " tabm of which a round of folds takes half of the budget at most, else plain; resnet for images. "
+            "For texts gpt (small, of characters, the default), or a folder with a Transformers model and tokenizer.",
             rich_help_panel="What is compared",
             autocompletion=complete_model,
         ),

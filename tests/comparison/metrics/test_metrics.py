@@ -203,7 +203,7 @@ def test_find_metric_says_what_fits():
         match=r"'mcc' is for binary, multiclass, not for regression; --task classification makes classes of the ",
     ):
         find_metric("mcc", "regression")
-    with pytest.raises(InputError, match=r"'exact_match' is for multilabel, not for binary\. For binary"):
+    with pytest.raises(InputError, match=r"'exact_match' is for multilabel, text, not for binary\. For binary"):
         find_metric("exact_match", "binary")
     with pytest.raises(InputError, match=r"unknown metric 'zzz'\. For regression: rmse, mae, r2"):
         find_metric("zzz", "regression")

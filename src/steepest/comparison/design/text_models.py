@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ class PretrainedTextModel(TextModel):
     def __init__(self, folder: str) -> None:
         check_model_folder(folder)
         self.name, self._tokens = folder, ModelTokens(folder)
+        self._model: PretrainedModel | None = None
 
     def vocabulary(self, rows: Sequence[tuple[str, str]]) -> Vocabulary:
         return self._tokens
@@ -79,7 +82,9 @@ class PretrainedTextModel(TextModel):
         return min(len(self._tokens.tokens(longest)) + 4, LONGEST // 2)
 
     def build(self, vocabulary: Vocabulary, most: int, seed: int) -> nn.Module:
-        return pretrained(self.name)
+        if self._model is None:
+            self._model = pretrained(self.name)
+        return copy.deepcopy(self._model)
 
 
 class PretrainedModel(nn.Module):
@@ -111,6 +116,20 @@ class PretrainedModel(nn.Module):
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
+
+
 def pretrained(folder: str | Path) -> PretrainedModel:
     """The model of a folder, in float32.
 
@@ -124,9 +143,10 @@ def pretrained(folder: str | Path) -> PretrainedModel:
     except ImportError as error:
         raise InputError(f"--model {name}: needs transformers; pip install 'steepest[transformers]'") from error
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        with no_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            )
     except Exception as error:  # whatever lies there
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--model {name}: no causal language model that can be read: {reason}") from error

@@ -21,7 +21,7 @@ from ....core.stored import Anything, Flag, Maybe, Named, Record, Text, Whole, W
 from ...design.context import Context, TextSplit
 from ...design.folds import Fold
 from ...design.levels import prefix
-from ...design.text_models import PretrainedModel, TextModel, pretrained
+from ...design.text_models import PretrainedModel, TextModel, no_bars, pretrained
 from ...design.trials import seed_of
 from ...errors import InputError
 from ...own_parts import Trust
@@ -92,7 +92,8 @@ class TextWinner:
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.model, PretrainedModel):
             shutil.rmtree(folder / MODEL, ignore_errors=True)
-            self.model.model.save_pretrained(folder / MODEL, safe_serialization=True)
+            with no_bars():
+                self.model.model.save_pretrained(folder / MODEL)
             assert isinstance(self.words.vocabulary, ModelTokens)
             self.words.vocabulary.tokenizer.save_pretrained(folder / MODEL)
             digest = ""
@@ -134,9 +135,11 @@ class TextWinner:
             names = [name for name in (self.facts["prompt"], PROMPT) if name in prompts.columns]
             if not names:
                 raise InputError(f"the rows have no column {self.facts['prompt']!r}")
-            index, prompts = prompts.index, prompts[names[0]].astype(str).tolist()
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise InputError(f"expected a list of prompts, got {type(prompts).__name__}")
+            index, prompts = prompts.index, prompts[names[0]].tolist()
+        if isinstance(prompts, str):
+            raise InputError("expected a list of prompts, got one text")
+        if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+            raise InputError(f"expected a list of texts, got {wrong[0]!r:.80} among them")
         given = completions(self.model, self.words, list(prompts))
         return pd.DataFrame({"prompt": list(prompts), "completion": given}, index=index)
 
