@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.loss import Loss
+from ..core.method import Method
+from ..core.objective import Batch, Objective
 from ..core.random import seed_all
 from ..core.token_loss import TokenLoss
+from ..descent import Batches, Descent, Hook
 from ..nn.language_model import LanguageModel, complete
 from .data import shakespeare
 
@@ -24,6 +30,7 @@ __all__ = [
     "characters",
     "complete",
     "fresh",
+    "language_descent",
     "sums",
     "train",
     "windows",
@@ -148,13 +155,117 @@ def train(
         steps: how many.
         watch: called after each step with its number, 1-based.
     """
+
+    def share(number: int) -> float:
+        return min(1.0, (number + 1) / warmup) * (1 - 0.9 * number / max(steps, 1) if decay else 1.0)
+
+    run = language_descent(model, Loss(), Taken(rows, steps), ByStep(step), rate=rate, share=share)
+    run.hooks += [] if watch is None else [Watched(watch)]
+    run.fit(1)
+
+
+def language_descent(
+    model: LanguageModel,
+    loss: Loss,
+    rows: Batches,
+    method: Method,
+    *,
+    rate: float,
+    share: Callable[[int], float],
+) -> Descent:
+    """A run with AdamW as in language models (betas .9 and .95, no weight decay), gradients clipped at length 1.
+
+    Args:
+        model: trained in place.
+        loss: what ``method`` is given.
+        rows: batches.
+        method: what runs the model.
+        rate: the learning rate.
+        share: of it, by the step, 0-based.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    objective = cast(Objective, loss)  # the loop asks nothing of it that not every loss has
+    return Descent(
+        model, objective, rows, method=method, optimizer=optimizer, schedule=schedule, gradients=clipped_gradients
+    )
+
+
+def clipped_gradients(loss: Tensor, model: nn.Module) -> None:
+    """Of the loss, all together at most of length 1."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+class ByStep(Method):
+    """The loss of a batch of tokens and labels, by a function."""
+
+    name = "by_step"
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def loss(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
+        return self.step(cast(LanguageModel, model), batch.inputs, batch.target)
+
+
+class Taken:
+    """So many batches an epoch from where the rows of ``rows`` go on."""
+
+    def __init__(self, rows: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
+        self.rows, self.steps = rows, steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        return (Batch(tokens, labels) for tokens, labels in islice(self.rows, self.steps))
+
+
+class Watched(Hook):
+    """A function of the step's number, 1-based, called after each."""
+
+    def __init__(self, watch: Callable[[int], None]) -> None:
+        self.watch = watch
+
+    def on_step(self, descent: Descent, batch: Batch, loss: Tensor) -> None:
+        self.watch(descent.step)
+
+
+@torch.no_grad()
+def complete(
+    model: LanguageModel,
+    prompts: Tensor,
+    lengths: Tensor,
+    steps: int,
+    *,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """So many tokens after each prompt ``[B, steps]``; after an end only ends.
+
+    Args:
+        model: of tokens.
+        prompts: ``[B, T]``, filled up at the right.
+        lengths: how many tokens each has ``[B]``.
+        steps: tokens that follow.
+        temperature: of the draws; 0 takes the likeliest.
+        generator: of the draws.
+    """
+    count, longest = prompts.shape
+    rows = torch.cat([prompts, prompts.new_zeros(count, steps)], 1)
+    each_row, open_rows = torch.arange(count), torch.ones(count, dtype=torch.bool)
+    answers = prompts.new_zeros(count, steps)
     for number in range(steps):
-        share = min(1.0, (number + 1) / warmup) * (1 - 0.9 * number / steps if decay else 1.0)
-        optimizer.param_groups[0]["lr"] = rate * share
-        optimizer.zero_grad()
-        step(model, *next(rows)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if watch is not None:
-            watch(number + 1)
+        last = lengths + number - 1
+        hidden = model.hidden(rows[:, : longest + number])[each_row, last]
+        logits = model.head(hidden)
+        if temperature > 0:
+            p = (logits.float() / temperature).softmax(-1)
+            token = torch.multinomial(p, 1, generator=generator).squeeze(1)
+        else:
+            token = logits.argmax(-1)
+        token = torch.where(open_rows, token, 0)
+        rows[each_row, last + 1] = answers[:, number] = token
+        open_rows = open_rows & (token != 0)
+        if not open_rows.any():
+            break
+    return answers
