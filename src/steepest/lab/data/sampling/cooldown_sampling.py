@@ -1,12 +1,12 @@
 """Upsampling, upweighting and cooldown on four domains of 2000, 500, 100 and 30 samples.
 
 Regression: 16 features, a target that all domains share (a drawn network of 8 tanh units) plus one of their own (4
-units, a third as large) and noise of deviation .5; a network of 64 rectified units that also sees which domain a sample
-is of, Adam, batches of 64. A short training has 200 steps, in which the 30 samples come less than a hundred times
-each, a long one 4,000. Four ways: domains drawn in proportion to their size (T = 1), at T = 5, in proportion with losses
-weighted to the mean gradient of T = 5, and at T = 5 for the first half of the steps and 1 from then on. Each way of
-each length has a learning rate of its own, of three, by the mean loss over domains at the end, on seeds that are not
-reported. The loss is the squared error on 500 fresh samples of each domain; effects are logarithms of ratios of losses.
+units, half as large) and noise of deviation .2; a network of 64 rectified units that also sees which domain a sample is
+of, Adam, batches of 64. A short training has 300 steps, in which the 30 samples come about a hundred times each, a long
+one 4,000. Four ways: domains drawn in proportion to their size (T = 1), at T = 5, in proportion with losses weighted to
+the mean gradient of T = 5, and at T = 5 for the first half of the steps and 1 from then on. Each way of each length has
+a learning rate of its own, of three, by the mean loss over domains at the end, on seeds that are not reported. The loss
+is the squared error on 500 fresh samples of each domain; effects are logarithms of ratios of losses.
 
 The baseline is sane when T = 1 explains half of the variance of the largest domain after the long training.
 """
