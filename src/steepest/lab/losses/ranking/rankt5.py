@@ -46,7 +46,7 @@ LOSSES = {
     SOFTMAX: ListwiseSoftmaxLoss,
     POLY: Poly1SoftmaxLoss,
 }
-GRID = (1e-3, 3e-3, 1e-2)
+GRID = (3e-3, 1e-2, 3e-2)
 RATES = {POINTWISE: 3e-3, PAIRWISE: 3e-3, SOFTMAX: 3e-3, POLY: 3e-3}
 """The rate of each loss: what :func:`choose_rates` gives."""
 SANITY = 0.25
