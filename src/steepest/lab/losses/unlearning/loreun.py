@@ -1,10 +1,10 @@
 """LoReUn: forgetting that weighs by the loss ends closer to retraining, and bears larger steps.
 
-Set-up of the claim: scikit-learn's digits, an MLP with 128 rectified units fitted to all of 600 training images (Adam
-at 1e-3, 100 epochs of batches of 64), 60 of them to forget, 150 steps of Adam with all 60 and a batch of 64 others. The
-measure is the mean of four gaps, in points, to the same network retrained without the 60: accuracy on the forget set,
-the retained images and 1,197 test images, and the share of the forget set that an attack holds for members, by the loss
-below which training and test images of each model differ most.
+Set-up of the claim: scikit-learn's digits, pixels in [0, 1], an MLP with 128 rectified units fitted to all of 600
+training images (Adam at 3e-3, 100 epochs of batches of 64), 60 of them to forget, 150 steps of Adam with all 60 and a
+batch of 64 others. The measure is the mean of four gaps, in points, to the same network retrained without the 60:
+accuracy on the forget set, the retained images and 1,197 test images, and the share of the forget set that an attack
+holds for members, by the loss below which training and test images of each model differ most.
 
 Bases: gradient ascent, with a factor of .2, and random labels, drawn anew at each step among the other nine; both plus
 cross-entropy on the retained batch. Weights: none, dynamic and static (the original model's losses), T = .2. Expected
@@ -16,8 +16,10 @@ hurt ascent at its best rate: 1.8 points without, 2.4 to 3.5 with them.
 The baselines are fair: in the claims on best rates each arm has the best of five rates over three seeds that are not
 reported (:func:`choose_rates`). The original model must fit 99.9% of the training images and 88% of the test images,
 which every seed checks with clean labels. A first run, of ten seeds with one forget set each, could not have found what
-was claimed. So a seed has ten forget sets, which share no image, each with its own retraining and all from one
-original; what it reports is the mean over them. All models of a kind are trained as one stack.
+was claimed. So a seed has five forget sets, which share no image, each with its own retraining and all from one
+original; what it reports is the mean over them, and there are 32 seeds. All models of a kind are trained as one stack.
+The size of the claim on wrong labels is the middle of what is expected, in place of its least. Pixels were standardised
+in that first run; trained alike on pixels in [0, 1], at 1e-3, the original did not fit all images.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ....descent import Stack, StackedAdamW
 from ....losses.unlearning.loreun import LoReUn
-from ...data import digits, flip_labels
+from ...data import flip_labels
 from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import PILOTS, best_setting, check_sane
@@ -42,7 +46,7 @@ from ...settings import PILOTS, best_setting, check_sane
 SEEDS = 32
 SETS = 5
 """Forget sets of a seed."""
-FORGOTTEN, BATCH = 60, 64
+FORGOTTEN, BATCH, LEARNING_RATE = 60, 64, 3e-3
 NONE, DYNAMIC, STATIC = "none", "dynamic", "static"
 ASCENT, RANDOM = "ascent", "random labels"
 CLEAN, NOISY = "clean", "10% wrong"
@@ -162,7 +166,8 @@ class Bench:
     """
 
     def __init__(self, seed: int, full: bool) -> None:
-        x, y, x_test, y_test = digits(seed, train=600)
+        pixels, digit = load_digits(return_X_y=True)
+        x, x_test, y, y_test = train_test_split(pixels / 16, digit, train_size=600, stratify=digit, random_state=seed)
         kind = torch.float32 if full else torch.float64
         self.x, self.x_test = torch.as_tensor(x, dtype=kind), torch.as_tensor(x_test, dtype=kind)
         of_kind = {CLEAN: y, NOISY: flip_labels(y, 0.1, seed)[0]}
@@ -198,7 +203,7 @@ class Bench:
         """Networks fitted to these training images ``[M, n]``, the first half with clean labels."""
         labels = torch.stack([*self.y.values()]).repeat_interleave(len(rows) // 2, 0)
         stack = Stack([self.network()] * len(rows))
-        optimizer = StackedAdamW(stack, lr=[1e-3] * len(rows), weight_decay=[0.0] * len(rows), one_pass=True)
+        optimizer = StackedAdamW(stack, lr=[LEARNING_RATE] * len(rows), weight_decay=[0.0] * len(rows), one_pass=True)
         draws = np.random.default_rng([self.seed, 8])
         for _ in range(100 if self.full else 2):
             for places in torch.as_tensor(draws.permutation(rows.shape[1])).split(BATCH):
