@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from steepest.core.kl_estimators import KINDS, kl_of_logits, kl_of_samples
+from steepest.core.kl_estimators import KINDS, at_least_zero, kl_of_logits, kl_of_samples
 from steepest.core.ratios import saturating_exp, saturating_expm1
 
 
@@ -142,3 +142,36 @@ def test_refused(args, words):
         kl_of_logits(torch.zeros(2), torch.zeros(2), "both")
     with pytest.raises(ValueError, match=r"ref_logits: expected shape \(2\)"):
         kl_of_logits(torch.zeros(2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_whole_vocabularies_never_give_less_than_zero(direction):
+    """Distributions that differ by a rounding: their terms cancel, and what is left over has either sign."""
+    z = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
+    leaf = (z * (1 + 1e-7)).requires_grad_()
+    values = kl_of_logits(leaf, z, direction)
+    log_p, log_r = leaf.detach().log_softmax(-1), z.log_softmax(-1)
+    own, against = (log_p, log_r) if direction == "reverse" else (log_r, log_p)
+    assert ((own.exp() * (own - against)).sum(-1) < 0).any()  # as it is written
+    assert (values >= 0).all()
+    (slope,) = torch.autograd.grad(values.sum(), leaf)
+    assert slope.isfinite().all()
+
+
+def test_a_rounding_below_zero_keeps_its_gradient():
+    x = torch.tensor([-1e-9, 0.0, 2.0], requires_grad=True)
+    value = at_least_zero(3 * x)
+    assert value.tolist() == [0.0, 0.0, 6.0]
+    assert torch.autograd.grad(value.sum(), x)[0].tolist() == [3.0, 3.0, 3.0]
+    assert at_least_zero(torch.tensor(torch.nan)).isnan()
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_classes_that_both_rule_out_add_nothing(direction):
+    z, ref = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wide_z, wide_ref = (torch.cat([t, torch.full((4, 1), -torch.inf).double()], 1) for t in (z, ref))
+    value, slope = divergence(z[0], ref[0], direction)
+    wide_value, wide_slope = divergence(wide_z[0], wide_ref[0], direction)
+    torch.testing.assert_close(wide_value, value)
+    torch.testing.assert_close(wide_slope[:-1], slope)
+    assert wide_slope[-1] == 0

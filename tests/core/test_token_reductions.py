@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from steepest.core.token_reductions import MODES, aggregate_tokens, masked, sequence_sums
+from steepest.core.token_reductions import MODES, aggregate_tokens, count_items, masked, sequence_sums
 
 
 def drawn(rows=5, steps=7):
@@ -136,3 +136,17 @@ def test_half_values_are_summed_in_float32():
         torch.ones(1, 1000).bfloat16(), torch.ones(1, 1000, dtype=torch.bool), torch.zeros(1, 1000).long()
     )
     assert (sums[0].item(), counts[0].item()) == (1000, 1000)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_counts_are_what_a_mean_divides_by(mode):
+    values, mask = drawn()
+    own = aggregate_tokens(values, mask, mode, **options(mode))
+    items = count_items(mask, mode)
+    assert not items.is_floating_point()
+    assert int(items) == (sum(map(sum, mask.tolist())) if mode == "token_mean" else sum(map(any, mask.tolist())))
+    assert torch.equal(aggregate_tokens(values, mask, mode, num_items=items, **options(mode)), own)
+    segments = torch.where(torch.arange(7) < 3, 0, 1).expand(5, 7)
+    packed = count_items(mask, mode, segments)
+    by_row = torch.cat([mask[:, :3].any(1), mask[:, 3:].any(1)]).sum()
+    assert int(packed) == int(items if mode == "token_mean" else by_row)

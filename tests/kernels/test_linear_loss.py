@@ -254,6 +254,19 @@ def test_a_student_like_its_teacher_has_no_loss():
     assert linear_distillation(h, w, 2 * h, w, token_weight=torch.zeros(3, 7)) == 0
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_a_divergence_is_never_below_zero(divergence):
+    generator = torch.Generator().manual_seed(0)
+    h, w = torch.randn(400, 8, generator=generator), torch.randn(CLASSES, 8, generator=generator)
+    for memory in MEMORY.values():
+        losses = linear_distillation(h * (1 + 1e-7), w, h, w, divergence=divergence, reduction="none", memory=memory)
+        assert (losses >= 0).all()
+    plain = torch.func.vmap(lambda own: linear_distillation(own, w, own, w, divergence=divergence, reduction="sum"))(
+        h * (1 + 1e-7)
+    )
+    assert (plain >= 0).all()
+
+
 def test_autocast_reaches_both_heads():
     h, w, _, _ = problem()
     th, tw = torch.randn(3, 7, 9), torch.randn(CLASSES, 9)

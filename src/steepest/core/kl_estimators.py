@@ -91,6 +91,15 @@ _ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def at_least_zero(divergence: Tensor) -> Tensor:
+    """What rounding left below 0 as 0, with the gradient that it had.
+
+    >>> at_least_zero(torch.tensor([-1e-9, 0.5]))
+    tensor([0.0000, 0.5000])
+    """
+    return divergence + divergence.detach().clamp(max=0.0).neg()
+
+
 def kl_of_logits(
     logits: F[Tensor, "*batch classes"],
     ref_logits: F[Tensor, "*batch classes"],
@@ -104,13 +113,14 @@ def kl_of_logits(
         \mathrm{forward} = \sum_v \rho_v \log \frac{\rho_v}{\pi_v}
 
     Args:
-        logits: of the policy ``[..., V]``, finite.
-        ref_logits: of the reference ``[..., V]``, finite.
+        logits: of the policy ``[..., V]``.
+        ref_logits: of the reference ``[..., V]``. Classes of probability 0 under the first distribution of the
+            divergence add nothing.
         direction: "reverse" or "forward".
         stop_reference: whether the reference gets no gradient.
 
     Returns:
-        ``[...]`` in float32 or wider, >= 0 up to rounding.
+        ``[...]`` in float32 or wider, >= 0.
 
     Raises:
         ValueError: another direction, shapes that differ.
@@ -126,4 +136,6 @@ def kl_of_logits(
     log_p = widen(logits).log_softmax(-1)
     log_r = (ref_logits.detach() if stop_reference else ref_logits).to(log_p).log_softmax(-1)
     own, against = (log_p, log_r) if direction == "reverse" else (log_r, log_p)
-    return (own.exp() * (own - against)).sum(-1)
+    p = own.exp()
+    # a class that is ruled out must not meet an infinite logarithm
+    return at_least_zero((p * torch.where(p == 0, 0.0, own - against)).sum(-1))

@@ -14,7 +14,8 @@ from torch import Tensor
 from .checks import check_tensor
 from .loss import Loss, Sample
 from .reductions import widen
-from .token_reductions import masked, sequence_sums
+from .token_reductions import count_items as count_items
+from .token_reductions import masked
 
 
 class PolicyInputs(NamedTuple):
@@ -88,16 +89,6 @@ def spread(values: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tens
     rows, steps = mask.shape
     first = steps * torch.arange(rows, device=mask.device)[:, None]
     return values[torch.where(mask.bool(), segments, 0).long() + first]
-
-
-def count_items(mask: Tensor, mode: str, segments: Tensor | None = None) -> Tensor:
-    """The divisor of :func:`~steepest.core.token_reductions.aggregate_tokens` of one batch: tokens or sequences.
-
-    >>> count_items(torch.tensor([[True, True], [False, False]]), "sequence_sum")
-    tensor(1.)
-    """
-    _, counts = sequence_sums(torch.zeros(mask.shape, device=mask.device), mask, segments)
-    return counts.sum() if mode == "token_mean" else (counts > 0).to(counts.dtype).sum()
 
 
 class PolicyLoss(Loss):

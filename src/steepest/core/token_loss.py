@@ -10,10 +10,11 @@ from torch import Tensor
 from .checks import check_choice, check_number, check_tensor, refuse, refuse_type
 from .loss import Loss
 from .search import Space
-from .token_reductions import MODES, aggregate_tokens, mean_of_sequences, sequence_sums
+from .token_reductions import MODES, aggregate_tokens, count_items, mean_of_sequences
+from .torch_private import WideBuffers
 
 
-class TokenLoss(Loss):
+class TokenLoss(WideBuffers, Loss):
     r"""A loss of each token, or of each sequence of tokens, and its mean by counts of all that a step sees.
 
     Labels are aligned with the outputs: label t belongs to row t of the logits, and nothing is shifted here. Logits
@@ -23,6 +24,9 @@ class TokenLoss(Loss):
 
     Members give :meth:`token_losses`, or :meth:`sequence_losses` and ``unit = "sequence"``; a member whose terms are
     means over different tokens gives :meth:`batch_loss` and :meth:`count_items`.
+
+    Tables of a member (costs, values of tokens) are buffers, which keep their precision under ``half()``: losses are in
+    float32 or wider whatever the type of the logits.
 
     Args:
         aggregation: of tokens, see :func:`~steepest.core.token_reductions.aggregate_tokens`; None is the member's own.
@@ -80,10 +84,7 @@ class TokenLoss(Loss):
 
     def count_valid(self, valid: Tensor, segments: Tensor | None = None) -> Tensor:
         """How many items a mean over valid tokens ``[B, T]`` is over."""
-        if self.unit == "token" and self.aggregation == "token_mean":
-            return valid.sum()
-        _, counts = sequence_sums(valid.float(), valid, segments)
-        return (counts > 0).sum()
+        return count_items(valid, "sequence_sum" if self.unit == "sequence" else self.aggregation, segments)
 
     def aggregate(
         self, losses: Tensor, valid: Tensor, *, num_items: float | Tensor | None = None, segments: Tensor | None = None

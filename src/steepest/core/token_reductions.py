@@ -117,6 +117,27 @@ def mean_of_sequences(losses: Tensor, counts: Tensor, *, num_items: float | Tens
     return total / _divisor(num_items, there.sum(), total)
 
 
+def count_items(mask: Tensor, mode: str = "token_mean", segments: Tensor | None = None) -> Tensor:
+    """What :func:`aggregate_tokens` divides by for one batch: its tokens, or its sequences that have one.
+
+    The sum over all micro-batches and ranks of a step is the ``num_items`` of each of them.
+
+    Args:
+        mask: valid tokens ``[B, T]``.
+        mode: one of the four.
+        segments: of packed rows; see :func:`sequence_sums`.
+
+    >>> mask = torch.tensor([[True, True], [False, False]])
+    >>> count_items(mask), count_items(mask, "sequence_sum")
+    (tensor(2), tensor(1))
+    """
+    check_choice("mode", mode, MODES)
+    if mode == "token_mean":
+        return mask.bool().sum()
+    _, counts = sequence_sums(torch.zeros(mask.shape, device=mask.device), mask, segments)
+    return (counts > 0).sum()
+
+
 def _divisor(num_items: float | Tensor | None, count: Tensor, total: Tensor) -> Tensor:
     """The number of all items where it is given, else those counted, at least 1."""
     if num_items is None:

@@ -7,9 +7,12 @@ tries out.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Self
 
 import torch
+from torch import nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +25,7 @@ __all__ = [
     "AnyTransposedConvolution",
     "DisableTorchFunctionSubclass",
     "TorchDispatchMode",
+    "WideBuffers",
     "fake_tensors",
     "flatten_dense_tensors",
     "foreach_add",
@@ -162,3 +166,27 @@ def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a shape without values."""
     module = sys.modules.get(_FAKE)
     return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+class WideBuffers(nn.Module):
+    """A module whose floating buffers keep their precision where it is made half, by itself or with its parent.
+
+    >>> module = WideBuffers()
+    >>> module.register_buffer("table", torch.tensor([0.1]))
+    >>> module.half().table.dtype
+    torch.float32
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        tables = [
+            (module, name, table)
+            for module in self.modules()
+            for name, table in module.named_buffers(recurse=False)
+            if table.is_floating_point()
+        ]
+        super()._apply(fn, recurse)
+        for module, name, table in tables:
+            narrow = getattr(module, name)
+            if narrow.dtype.itemsize < table.dtype.itemsize:
+                setattr(module, name, table.to(narrow.device))
+        return self

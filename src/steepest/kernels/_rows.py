@@ -105,7 +105,7 @@ def select(
     index = None
     if valid is not None:
         free = concrete(valid, hidden)
-        if free and valid.device.type == "cpu":
+        if free and valid.device.type == "cpu" and not torch.compiler.is_compiling():
             index = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         else:
             if free and valid_rows is not None:

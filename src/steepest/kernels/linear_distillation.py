@@ -11,6 +11,7 @@ from jaxtyping import Float as F
 from torch import Tensor
 
 from ..core.checks import check_choice, check_flag, check_number, check_tensor, refuse
+from ..core.kl_estimators import at_least_zero
 from ..core.transforms import forward_mode, transformed
 from ._engine import Head, RowRule
 from ._head import Job, check_cap, check_head
@@ -155,7 +156,7 @@ def _forward(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
     t = log_t.exp()
     loss = torch.linalg.vecdot(t, log_t.sub_(g))
     g.exp_().sub_(t)
-    return loss
+    return at_least_zero(loss)
 
 
 def _reverse(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ def _reverse(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
     g.exp_()
     loss = torch.linalg.vecdot(g, gap)
     g.mul_(gap.sub_(loss.unsqueeze(1)))
-    return loss
+    return at_least_zero(loss)
 
 
 def _mixture(beta: float) -> RowRule:
@@ -175,7 +176,7 @@ def _mixture(beta: float) -> RowRule:
         inner = torch.linalg.vecdot(s, own)
         torch.mul(s, own.sub_(inner.unsqueeze(1)), out=g)
         g.mul_(1 - beta)
-        return above + (1 - beta) * inner
+        return at_least_zero(above + (1 - beta) * inner)
 
     return rule
 
@@ -190,18 +191,18 @@ def _parts_of_mixture(log_s: Tensor, log_t: Tensor, beta: float) -> tuple[Tensor
 
 def _dense_forward(z: Tensor, teacher: Tensor) -> Tensor:
     log_t = teacher.log_softmax(1).to(z.dtype)
-    return torch.linalg.vecdot(log_t.exp(), log_t - z.log_softmax(1))
+    return at_least_zero(torch.linalg.vecdot(log_t.exp(), log_t - z.log_softmax(1)))
 
 
 def _dense_reverse(z: Tensor, teacher: Tensor) -> Tensor:
     log_s = z.log_softmax(1)
-    return torch.linalg.vecdot(log_s.exp(), log_s - teacher.log_softmax(1).to(z.dtype))
+    return at_least_zero(torch.linalg.vecdot(log_s.exp(), log_s - teacher.log_softmax(1).to(z.dtype)))
 
 
 def _dense_mixture(beta: float) -> Callable[[Tensor, Tensor], Tensor]:
     def dense(z: Tensor, teacher: Tensor) -> Tensor:
         log_s = z.log_softmax(1)
         above, own = _parts_of_mixture(log_s, teacher.log_softmax(1).to(z.dtype), beta)
-        return above + (1 - beta) * torch.linalg.vecdot(log_s.exp(), own)
+        return at_least_zero(above + (1 - beta) * torch.linalg.vecdot(log_s.exp(), own))
 
     return dense

@@ -274,7 +274,7 @@ class _Rule:
         assert self.costs is not None
         assert self.which is not None
         which = self.which[rows]
-        if self.costs.dtype != like.dtype:
+        if self.costs.dtype != like.dtype or torch.compiler.is_compiling():
             return self.costs[which].to(like.dtype)
         if not self.scratch or len(self.scratch[0]) < len(which):
             self.scratch[:] = [like.new_empty(len(which), like.shape[1])]

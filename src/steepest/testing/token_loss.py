@@ -227,6 +227,36 @@ def check_large(cls: type[TokenLoss]) -> None:
         assert all(slope.isfinite().all() for slope in slopes), "a gradient for logits of 1000"
 
 
+def check_narrowed(cls: type[TokenLoss]) -> None:
+    """A module that is made half is the module that it was: its tables are not rounded."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for loss, (args, kwargs) in token_cases(cls, torch.float32):
+            narrow = private(loss).to(dtype)
+            result, wanted = narrow(*args, **kwargs), of_copy(loss, args, kwargs)
+            assert torch.equal(result, wanted), f"to({dtype}) rounds the tables of the loss: {result} is not {wanted}"
+
+
+def check_compile(cls: type[TokenLoss]) -> None:
+    """A stateless member compiles into one graph with the same numbers, from logits and from a head."""
+    if cls.stateful:
+        return
+    loss, (args, kwargs) = next(token_cases(cls))
+    generator = torch.Generator().manual_seed(3)
+    hidden, head = (
+        torch.randn(*shape, 3, generator=generator, dtype=args[0].dtype)
+        for shape in (args[1].shape, args[0].shape[-1:])
+    )
+    for leaves in ((args[0],), (hidden, head)):
+        results = []
+        torch.compiler.reset()
+        for run in (private(loss), torch.compile(private(loss), backend="aot_eager", fullgraph=True)):
+            own = [leaf.clone().requires_grad_() for leaf in leaves]
+            value = run(own[0], args[1], *own[1:], *args[2:], **kwargs)
+            results.append([value, *torch.autograd.grad(value, own)])
+        for result, wanted in zip(*results):
+            close(wanted, result, 1e-10, "compiled loss")
+
+
 def check_aggregation(cls: type[TokenLoss]) -> None:
     """Every way to aggregate is taken, or refused by a loss of sequences."""
     again = rebuilds(cls, lambda: loss_cases(cls))[0]
@@ -247,6 +277,7 @@ def check_aggregation(cls: type[TokenLoss]) -> None:
 CHECKS: tuple[Callable[[type[TokenLoss]], None], ...] = (
     *LOSS_CHECKS, check_padding, check_outside, check_nothing, check_micro_batches, check_order, check_packed,
     check_single, check_shift, check_head, check_hyper_parameters, check_large, check_aggregation,
+    check_narrowed, check_compile,
 )  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
 from ...core.checks import check_index, check_logits, check_number, check_tensor
+from ...core.kl_estimators import kl_of_logits
 from ...core.logpartition import target_log_probability
 from ...core.objective import Objective
 from ...core.reductions import reduce, widen
@@ -17,12 +17,7 @@ from ...core.search import Float
 def _divergences(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``T^2 KL(teacher || student)`` of each row, in float32 or wider."""
     z = widen(logits)
-    log_s = (z / temperature).log_softmax(-1)
-    log_t = (teacher.detach().to(z) / temperature).log_softmax(-1)
-    p = log_t.exp()
-    # a class that the teacher rules out must not meet an infinite logarithm
-    terms = torch.where(p == 0, 0.0, p * (log_t - log_s))
-    return temperature**2 * terms.sum(-1)
+    return temperature**2 * kl_of_logits(z / temperature, teacher.detach().to(z) / temperature, "forward")
 
 
 def distillation_divergence(
@@ -49,7 +44,7 @@ def distillation_divergence(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        The divergence in float32 or wider.
+        The divergence in float32 or wider, >= 0.
 
     Raises:
         ValueError: shapes that differ, a temperature that is not above 0.
