@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -106,6 +107,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place = Path("photos") / f"class{label}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
+    Path("shakespeare.txt").write_text(" ".join(rng.choice(["to", "be", "or", "not"], 400)), encoding="utf-8")
+    sums = [json.dumps({"prompt": f"{i}+{i}=", "answer": str(2 * i)}) for i in range(24)]
+    Path("sums.jsonl").write_text("\n".join(sums), encoding="utf-8")
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
     runpy.run_path("train.py")
     return tmp_path

@@ -107,9 +107,11 @@ def publish(
     rows = f"{basis['rows']:,} rows" if basis and any("training rows" in text for text in basis["cut"]) else "all rows"
     short = store.fact("winner_rows") or 0
     rows = f"{short:,} rows, for {WHY}" if short else rows
-    what = "the classical learner" if kind == KINDS[1] else "a network trained with"
+    plain = "a language model" if context.table.task == "text" else "a network"
+    what = "the classical learner" if kind == KINDS[1] else f"{plain} trained with"
     saved = results["winner"]
-    screen.line(f"winner: {what} {saved['objective']}, fitted on {rows}; new rows: {saved['command']}")
+    new = "prompts" if context.table.task == "text" else "new rows"
+    screen.line(f"winner: {what} {saved['objective']}, fitted on {rows}; {new}: {saved['command']}")
     screen.line(f"report: {comparison.report}   ({clock(run.seconds)})")
     return comparison
 

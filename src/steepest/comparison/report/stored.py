@@ -147,7 +147,7 @@ RESULTS = Record(
     {
         "advice": Text(),
         "vary": Word(VARIED),
-        "samples": Listed(Listed(Text(), least=4, most=4)),
+        "samples": Record({"chosen": Text(), "rows": Listed(Listed(Text(), least=4, most=4))}),
         "conflict": Record({"targets": Listed(_DRAWN, least=2), "arms": Named(CONFLICT)}),
         "alpha": Number(0.0, 1.0, positive=True),
         "look": Maybe(LOOK),

@@ -236,11 +236,8 @@ def origins(results: dict[str, Any]) -> list[dict[str, str]]:
 
 def samples(results: dict[str, Any]) -> dict[str, Any] | None:
     """Rows of text, how each goes on, and how the chosen and the baseline's model go on; None where there are none."""
-    rows = results.get("samples")
-    if not rows:
-        return None
-    by_fold = (results.get("expected") or {}).get("by_fold") or [results["headline"]["baseline"]]
-    return {"chosen": by_fold[0], "rows": rows}
+    known: dict[str, Any] | None = results.get("samples")
+    return known if known and known["rows"] else None
 
 
 def class_counts(data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -170,7 +170,7 @@ def assemble(
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
     if table.task == "text":
-        results["samples"] = _samples(judge, picked[0])
+        results["samples"] = _samples(judge, picked)
     if conflict := _conflict(judge, names):
         results["conflict"] = {"targets": [target.name for target in context.parts], "arms": conflict}
     results["sentence"] = sentence(results, tuned=judge.settings.trials > 1)
@@ -445,11 +445,14 @@ def _recall(judge: Judge, name: str) -> list[float | None]:
     return [float(s / c) if c else None for s, c in zip(sums, counts)]
 
 
-def _samples(judge: Judge, winner: str) -> list[list[str]]:
-    """Rows of the first test part: a prompt, how it goes on, and how the choice there and the baseline go on."""
-    pair = judge.pairs[0]
-    own, plain = (judge.cells[name][pair].get("samples", []) for name in (winner, judge.settings.baseline))
-    return [[*row, beside[2]] for row, beside in zip(own, plain)]
+def _samples(judge: Judge, picked: Sequence[str]) -> dict[str, Any]:
+    """Rows of the first test part where the choice is not the baseline, or of the first: a prompt, how it goes on, and
+    how both models go on."""
+    baseline = judge.settings.baseline
+    place = next((i for i, name in enumerate(picked) if name != baseline), 0)
+    cells = [judge.cells[name][judge.pairs[place]] for name in (picked[place], baseline)]
+    own, plain = (cell.get("samples", []) for cell in cells)
+    return {"chosen": picked[place], "rows": [[*row, beside[2]] for row, beside in zip(own, plain)]}
 
 
 def _conflict(judge: Judge, names: Sequence[str]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def scored(model: Any, rows: Tensor) -> TextOutcome:
     """
     softcap = getattr(model, "softcap", None)
     sums = []
-    for tokens, labels in (part.unbind(1) for part in rows.split(ROWS)):
+    for tokens, labels in (chunk.unbind(1) for chunk in rows.split(ROWS)):
         valid = labels != IGNORED
         hidden, own = model.hidden(tokens)[valid], labels[valid]
         at_a_time = max(1, LOGITS // model.head.weight.shape[0])
