@@ -1,6 +1,6 @@
 """What every test starts from: one thread, or as many as ``$STEEPEST_TEST_THREADS`` says, a known random state, this
-tree in every process that a test starts, Triton kernels that are interpreted where there is no GPU; and changes of
-values as a file may hold them."""
+tree in every process that a test starts, Triton kernels that are interpreted where there is no GPU, no telemetry; and
+changes of values as a file may hold them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from steepest.testing._constructor import seed_torch
 # Triton reads it once, when it is first imported, and many modules import triton: no test's order may decide.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Read once too, when a library of theirs is first imported: trainers of TRL would tell a server that they begin.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # Processes inherit it: they import the tree under test from any folder, not what happens to be installed.
 _spec = importlib.util.find_spec("steepest")

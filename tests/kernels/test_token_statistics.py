@@ -46,6 +46,8 @@ def by_definition(z, labels, columns, costs):
             "log_z": log_z,
             "log_p": row[y] - log_z,
             "entropy": -sum(v * torch.log(v) for v in p),
+            "largest": max(row.detach()),
+            "mean": sum(row.detach()) / len(row),
             "cost": sum(v * c for v, c in zip(p, costs[0][int(costs[1][at])])),
         }.items():
             found[name] = found[name].index_put(tuple(map(torch.tensor, at)), value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -346,6 +346,35 @@ def _index(index: Any, shape: torch.Size) -> tuple[Any, ...] | None:
     return tuple(parts)
 
 
+class HeadedRows(NamedTuple):
+    """Rows of logits, as hidden states and an output layer: softcap(h W' + b) over a temperature.
+
+    Attributes:
+        hidden: ``[..., D]``.
+        weight: ``[V, D]``.
+        bias: ``[V]`` or None.
+        softcap: or None.
+        temperature: > 0.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    temperature: float
+
+
+def headed_rows(logits: Any) -> HeadedRows | None:
+    """What logits stand for, or None where they are there, or no output layer gives them."""
+    if not isinstance(logits, LazyLogits) or logits._changed:
+        return None
+    shaped = logits.shape_of_head()
+    if shaped is None:
+        return None
+    softcap, temperature, bias = shaped
+    return HeadedRows(logits._hidden, logits._head.weight, bias, softcap, temperature)
+
+
 def _cross_entropy(
     input: Any,
     target: Any,
@@ -357,10 +386,8 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor | None:
     """``torch.nn.functional.cross_entropy`` without the logits, or None where the kernel has no such form."""
-    if not isinstance(input, LazyLogits) or isinstance(target, LazyLogits) or input._changed:
-        return None
-    shaped = input.shape_of_head()
-    if shaped is None or _plain(input, "ndim") != 2 or size_average is not None or reduce is not None:
+    rows = None if isinstance(target, LazyLogits) else headed_rows(input)
+    if rows is None or _plain(input, "ndim") != 2 or size_average is not None or reduce is not None:
         return None
     input._use.fused += 1
     told = dict(input._use.options)
@@ -372,14 +399,14 @@ def _cross_entropy(
         told["class_weight"] = told["class_weight"].to(input._hidden.device)
     told["label_smoothing"] = told.get("label_smoothing") or label_smoothing
     loss = linear_cross_entropy(
-        input._hidden,
-        input._head.weight,
+        rows.hidden,
+        rows.weight,
         target,
-        bias=shaped[2],
+        bias=rows.bias,
         ignore_index=ignore_index,
         reduction=reduction,
-        softcap=shaped[0],
-        temperature=shaped[1],
+        softcap=rows.softcap,
+        temperature=rows.temperature,
         **told,
     )
     assert isinstance(loss, Tensor)

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_tensor, refuse, refuse_type
-from ..core.transforms import valueless
 from ..kernels import GradientFilter, linear_cross_entropy
 from ._lazy_logits import LazyLogits, Use
+from ._output_layer import inner_model, output_layer, parts_with_layers, standing_in
 
 __all__ = ["RecorderCallback", "SteepestTrainer", "StepsMixin", "patch", "patched", "unpatch"]  # noqa: F822
 
@@ -124,7 +124,7 @@ def patch(
 
     Source: Cut Your Losses in Large-Vocabulary Language Models, arXiv:2411.09009.
     """
-    inner = _inner(model)
+    inner = inner_model(model)
     classes = _classes(inner)
     if logits not in (None, True, False):
         refuse("logits", "None, True or False", logits)
@@ -164,7 +164,7 @@ def unpatch(model: M) -> M:
         >>> type(unpatch(patch(model))) is GPT2LMHeadModel
         True
     """
-    inner = _inner(model)
+    inner = inner_model(model)
     inner.__dict__.pop(_STATE, None)
     if "_steepest_base" in vars(type(inner)):
         inner.__class__ = type(inner)._steepest_base
@@ -187,7 +187,7 @@ def patched(model: M, **options: Any) -> Iterator[M]:
         ...     print(model(input_ids=tokens, labels=tokens).logits)
         None
     """
-    before = _inner(model).__dict__.get(_STATE)
+    before = inner_model(model).__dict__.get(_STATE)
     patch(model, **options)
     try:
         yield model
@@ -195,27 +195,14 @@ def patched(model: M, **options: Any) -> Iterator[M]:
         if before is None:
             unpatch(model)
         else:
-            _inner(model).__dict__[_STATE] = before
-
-
-def _inner(model: Any) -> Any:
-    """The model of Transformers within wrappers."""
-    while True:
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod
-        elif not hasattr(model, "get_output_embeddings") and isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
-        else:
-            return model
+            inner_model(model).__dict__[_STATE] = before
 
 
 def _classes(model: Any) -> int:
     """The size of the vocabulary; refuses what has none or takes no labels, and names parts that would do."""
     if not (hasattr(model, "get_output_embeddings") and hasattr(model, "forward")):
         refuse_type("model", "a language model of Transformers" + _advice(model), type(model).__name__)
-    head = _head(model)
+    head = output_layer(model)
     weight = getattr(head, "weight", None)
     if head is None or "labels" not in inspect.signature(model.forward).parameters:
         expected = "an output layer over a vocabulary, and labels in forward" + _advice(model)
@@ -229,33 +216,11 @@ def _classes(model: Any) -> int:
     return len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else int(model.config.vocab_size)
 
 
-def _head(model: Any) -> Any:
-    """The output layer: the model's own, or that of the one part that has one (BLIP); None where there is none."""
-    own = model.get_output_embeddings()
-    parts = _parts(model) if own is None else {}
-    return next(iter(parts.values())).get_output_embeddings() if len(parts) == 1 else own
-
-
-def _parts(model: Any) -> dict[str, Any]:
-    """The outermost parts with an output layer of their own, by name."""
-    outermost: dict[str, Any] = {}
-    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-        inside = any(name.startswith(f"{outer}.") for outer in outermost)
-        if (
-            name
-            and not inside
-            and hasattr(module, "get_output_embeddings")
-            and module.get_output_embeddings() is not None
-        ):
-            outermost[name] = module
-    return outermost
-
-
 def _advice(model: Any) -> str:
     """The parts that can be patched, for an error."""
     calls = [
         f"patch(model.{name})"
-        for name, module in _parts(model).items()
+        for name, module in parts_with_layers(model).items()
         if "labels" in inspect.signature(module.forward).parameters
     ]
     return f" (a part of it has them: {', '.join(calls)})" if calls else ""
@@ -278,7 +243,7 @@ def _class(base: Any) -> Any:
         if torch.compiler.is_compiling():
             outputs = own(self, *args, **kwargs)
         else:
-            with _standing_in(self, state, use):
+            with standing_in(self, use, state.warn):
                 outputs = own(self, *args, **kwargs)
             _report(self, state, use)
         if self.training and state.objective and not use.fused:
@@ -306,38 +271,6 @@ def _new(base: Any) -> Any:
     """An empty patched model, for copies and pickles."""
     kind = _class(base)
     return kind.__new__(kind)
-
-
-@contextmanager
-def _standing_in(model: Any, state: _State, use: Use) -> Iterator[None]:
-    """Let the output layer give :class:`LazyLogits`, where it is one that they can stand for."""
-    head = _head(model)
-    own = type(head).__module__.partition(".")[0] == "peft"
-    layers = [candidate for candidate in (head.modules() if own else [head]) if _plain(candidate)]
-    widest = max((len(candidate.weight) for candidate in layers), default=0)
-    layers = [candidate for candidate in layers if len(candidate.weight) == widest]
-    if not layers:
-        state.warn(f"the output layer of {type(model).__name__} is no plain linear layer ({type(head).__name__}, or "
-                   "hooks, or a weight that isn't one tensor): logits are formed as before")  # fmt: skip
-    try:
-        for layer in layers:
-            layer.__dict__["forward"] = functools.partial(LazyLogits.of, layer, use=use)
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
-
-
-def _plain(layer: Any) -> bool:
-    """Whether a layer is h W' + b of tensors at hand, and nobody watches it."""
-    if type(layer).forward is not nn.Linear.forward or "forward" in layer.__dict__:
-        return False
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(layer, kind) for kind in kinds):
-        return False
-    weight: Tensor = layer.weight
-    known = type(weight) in (nn.Parameter, Tensor) or valueless(weight)
-    return known and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def _report(model: Any, state: _State, use: Use) -> None:

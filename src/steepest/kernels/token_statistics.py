@@ -26,7 +26,9 @@ from ._ranks import SequenceShard, VocabularyShard, parts
 from ._rows import Rows, select
 from ._statistics_on_ranks import Known, OfParts, OwnNumbers
 
-WANTED = ("label", "log_z", "log_p", "entropy")
+WANTED = ("label", "log_z", "log_p", "entropy", "largest", "mean")
+CONSTANT = ("largest", "mean")
+"""What gets no gradient."""
 
 
 class TokenStatistics(NamedTuple):
@@ -37,6 +39,8 @@ class TokenStatistics(NamedTuple):
         log_z: :math:`\\log \\sum_v e^{z_v}`.
         log_p: label - log_z, of which large logits round nothing away.
         entropy: of the softmax, in nats.
+        largest: the largest logit; no gradient flows from it.
+        mean: of all logits; no gradient flows from it.
         columns: z of the columns ``[..., J]``.
         cost: the mean of a cost under the softmax.
         valid: whether the token counts.
@@ -46,6 +50,8 @@ class TokenStatistics(NamedTuple):
     log_z: Tensor | None
     log_p: Tensor | None
     entropy: Tensor | None
+    largest: Tensor | None
+    mean: Tensor | None
     columns: Tensor | None
     cost: Tensor | None
     valid: Tensor
@@ -83,7 +89,7 @@ def token_statistics(
         head: W ``[V, D]`` of the type of ``source``, or None; this rank's part with ``group``.
         bias, softcap, memory: of the head; as of :func:`~steepest.kernels.linear_cross_entropy`.
         temperature: > 0.
-        want: of "label", "log_z", "log_p", "entropy".
+        want: of "label", "log_z", "log_p", "entropy", "largest", "mean".
         columns: classes ``[J]`` whose logits are wanted too.
         costs: rows ``[R, V]`` and for each token the number ``[...]`` of its row (anything where it is ignored); the
             mean cost is :math:`\sum_v p_v c_v`. Costs are finite, and get no gradient. With ``group`` the columns of
@@ -121,6 +127,8 @@ def token_statistics(
     rows = select(source, labels, classes=classes if shard is None else shard.total, ignore_index=ignore_index)
     if rows.factor is not None:  # ignored rows are still there: what is not finite in them is no 0 times 0
         rows = replace(rows, hidden=torch.where((rows.factor > 0).unsqueeze(1), rows.hidden, 0.0))
+    if shard is not None and set(want) & set(CONSTANT):
+        refuse("want", f"none of {CONSTANT} with a group", want)
     total = classes if shard is None else shard.total
     columns, table, which = _beside(rows, classes, total, columns, costs)
     rule = _Rule(rows.target, tuple(name for name in WANTED if name in want), columns, table, which)
@@ -133,7 +141,7 @@ def token_statistics(
         values = torch.where(counts.unsqueeze(1), values, 0.0)
     named: dict[str, Tensor | None] = dict.fromkeys(TokenStatistics._fields)
     for name, own in zip(rule.want, values.unbind(1)):
-        named[name] = rows.spread(own)
+        named[name] = rows.spread(own.detach() if name in CONSTANT else own)
     place = len(rule.want)
     if rule.costs is not None:
         named["cost"], place = rows.spread(values[:, place]), place + 1
@@ -257,9 +265,11 @@ class _Rule:
         y = self.target[rows]
         label = at(z, y)
         named = {"label": label}
+        if "mean" in self.want:
+            named["mean"] = z.mean(1, keepdim=True)
         if self.of_softmax:
             top, above = softmax_parts(z, g)
-            named |= {"log_z": top + above, "log_p": (label - top) - above}
+            named |= {"log_z": top + above, "log_p": (label - top) - above, "largest": top}
             if "entropy" in self.want:
                 named["entropy"] = above + _mean(g, top - z)
         numbers = [named[name] for name in self.want]
@@ -294,8 +304,8 @@ class _Rule:
 
     @property
     def of_softmax(self) -> bool:
-        """Whether a number is wanted that needs more than single logits."""
-        return self.costs is not None or bool(set(self.want) - {"label"})
+        """Whether more than single logits and their mean is wanted."""
+        return self.costs is not None or bool(set(self.want) - {"label", "mean"})
 
     def turn(
         self,
@@ -336,6 +346,7 @@ class _Rule:
         label = z.gather(1, self.target.unsqueeze(1))
         log_p = z.log_softmax(1)
         named = {"label": label, "log_z": log_z, "log_p": log_p.gather(1, self.target.unsqueeze(1))}
+        named |= {"largest": z.amax(1, keepdim=True).detach(), "mean": z.mean(1, keepdim=True).detach()}
         p = log_p.exp()
         if "entropy" in self.want:
             named["entropy"] = -(p * log_p.masked_fill(p == 0, 0.0)).sum(1, keepdim=True)
