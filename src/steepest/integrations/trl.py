@@ -50,8 +50,8 @@ from ._token_rows import TokenRows, give_rows, logits_stand_in, token_rows
 __all__ = ["DPOTrainer", "DistillationTrainer", "GRPOTrainer", "SFTTrainer"]
 
 IGNORED = -100
-_STATE = "loss.pt"
-"""Where a checkpoint has the state of the loss."""
+_STATE = "loss_{}.pt"
+"""Where a checkpoint has the state of the loss, by the number of the process."""
 _ROWS = 2**24
 """Bytes of logits that an objective gets at once."""
 
@@ -73,14 +73,14 @@ class _OwnLoss:
         """Before the trainer begins."""
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             refuse("loss", "one without parameters, which no optimizer would get", type(loss).__name__)
-        self.loss = loss
+        self.loss, self._epochs = loss, _Epochs(loss)
 
     def _begin(self, *models: Any, temperature: float = 1.0, tells: tuple[str, ...] = ()) -> None:
         """Once the trainer is there; the first model is the one that is trained."""
         if isinstance(self.loss, nn.Module):
             self.loss.to(self.args.device)
         if hasattr(self.loss, "start_epoch"):
-            self.add_callback(_Epochs(self.loss))  # type: ignore[attr-defined]
+            self.add_callback(self._epochs)  # type: ignore[attr-defined]
         for model in models:
             if model is not None:
                 give_rows(model, temperature, tells if model is models[0] else ())
@@ -98,27 +98,33 @@ class _OwnLoss:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save and self._keeps_state():
-            torch.save(self.loss.state_dict(), Path(output_dir) / _STATE)
+        if self._keeps_state():
+            torch.save(self.loss.state_dict(), Path(output_dir) / _STATE.format(self.args.process_index))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        file = None if checkpoint is None else Path(checkpoint) / _STATE
-        if self._keeps_state() and file is not None and file.is_file():
+        if checkpoint is None or not self._keeps_state():
+            return
+        files = [Path(checkpoint) / _STATE.format(number) for number in (self.args.process_index, 0)]
+        for file in [file for file in files if file.is_file()][:1]:
             self.loss.load_state_dict(torch.load(file, map_location=self.args.device, weights_only=True))
+            self._epochs.resumed = True
 
     def _keeps_state(self) -> bool:
         return isinstance(self.loss, nn.Module) and bool(self.loss.state_dict())
 
 
 class _Epochs(TrainerCallback):
-    """Tells a loss which epoch begins."""
+    """Tells a loss which epoch begins; not again where it resumes within one."""
 
     def __init__(self, loss: Any) -> None:
-        self.loss = loss
+        self.loss, self.resumed = loss, False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.loss.start_epoch(int(state.epoch or 0) + 1, int(state.num_train_epochs))
+        epoch = float(state.epoch or 0)
+        if not (self.resumed and epoch % 1):
+            self.loss.start_epoch(int(epoch) + 1, int(state.num_train_epochs))
+        self.resumed = False
 
 
 class _Watched:
@@ -195,7 +201,8 @@ class SFTTrainer(_OwnLoss, trl.SFTTrainer):
         loss = watched.outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        parts = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+        steps = self.aux_loss_enabled and num_items_in_batch is not None
+        parts = self.current_gradient_accumulation_steps if steps else 1
         loss = self._with_experts(loss, watched.outputs.aux_loss, parts)
         return (loss, given[1]) if return_outputs else loss
 
