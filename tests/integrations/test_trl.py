@@ -70,6 +70,12 @@ def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
+def trained(trainer):
+    """Before the next one is made: each begins with a seed."""
+    trainer.train()
+    return trainer
+
+
 def same_weights(first, second, atol=5e-6):
     """To rounding in float32, of a few steps of Adam at a rate of .01."""
     for (name, value), wanted in zip(first.state_dict().items(), second.state_dict().values()):
@@ -78,10 +84,8 @@ def same_weights(first, second, atol=5e-6):
 
 def same_run(parts, folder, kind, loss, options, own_options=None, also=(), **more):
     """Ours and TRL's trainer with one loss, trained: weights, losses and whatever else both log."""
-    first = parts.trainer(kind, folder, copy.deepcopy(loss), options=own_options, **more)
-    first.train()
-    second = parts.trainer(kind, folder, mine=False, options=options, **more)
-    second.train()
+    first = trained(parts.trainer(kind, folder, copy.deepcopy(loss), options=own_options, **more))
+    second = trained(parts.trainer(kind, folder, mine=False, options=options, **more))
     same_weights(first.model, second.model)
     entries = zip(first.state.log_history, second.state.log_history)
     for own, wanted in entries:
@@ -125,7 +129,7 @@ def test_a_step_is_that_of_trl(parts, tmp_path, kind):
 def test_preferences_by_name_are_those_of_trl(parts, tmp_path, name, accumulation):
     """The name takes beta and smoothing from the configuration; the reference has other weights."""
     smoothing = {"label_smoothing": 0.1} if name in ("robust", "exo_pair", "aot", "aot_unpaired") else {}
-    options = {"beta": 0.2, **smoothing}
+    options = {"beta": 0.2, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 1.0, **smoothing}
     first, second = same_run(parts, tmp_path, "DPO", name, {**options, "loss_type": name}, options,
                              accumulation=accumulation, ref_model=parts.model(3))  # fmt: skip
     assert isinstance(first.loss, PreferenceLoss)
@@ -165,10 +169,8 @@ def test_a_divergence_from_the_reference_is_that_of_trl(parts, tmp_path, weighte
         one.config._name_or_path = str(tmp_path / "reference")
     loss = GroupPolicyLoss("grpo", beta=0.3, weighted_kl=weighted)
     options = {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": weighted, "num_iterations": 2}
-    first = parts.trainer("GRPO", tmp_path, loss, own=own[0], options={"num_iterations": 2}, steps=4)
-    second = parts.trainer("GRPO", tmp_path, own=own[1], mine=False, options=options, steps=4)
-    for trainer in (first, second):
-        trainer.train()
+    first = trained(parts.trainer("GRPO", tmp_path, loss, own=own[0], options={"num_iterations": 2}, steps=4))
+    second = trained(parts.trainer("GRPO", tmp_path, own=own[1], mine=False, options=options, steps=4))
     same_weights(first.model, second.model)
     assert logged(first, "kl") == pytest.approx(logged(second, "kl"), rel=1e-3)
     assert min(logged(first, "kl")) > 0.1
@@ -180,10 +182,8 @@ def test_masks_of_trl_reach_the_loss(parts, tmp_path):
     options = {"top_entropy_quantile": 0.5, "off_policy_mask_threshold": 1e-4, "num_iterations": 2}
     of_trl = {**options, "epsilon_high": 0.28}
     same_run(parts, tmp_path, "GRPO", GroupPolicyLoss("dapo"), of_trl, options, steps=4, accumulation=2)
-    plain = parts.trainer("GRPO", tmp_path, GroupPolicyLoss("dapo"), steps=4, options={"num_iterations": 2})
-    masked = parts.trainer("GRPO", tmp_path, GroupPolicyLoss("dapo"), steps=4, options=options)
-    for trainer in (plain, masked):
-        trainer.train()
+    plain = trained(parts.trainer("GRPO", tmp_path, GroupPolicyLoss("dapo"), steps=4, options={"num_iterations": 2}))
+    masked = trained(parts.trainer("GRPO", tmp_path, GroupPolicyLoss("dapo"), steps=4, options=options))
     assert not torch.equal(plain.model.lm_head.weight, masked.model.lm_head.weight)
 
 
@@ -197,7 +197,7 @@ def test_divergences_are_those_of_trl(parts, tmp_path, loss, beta, accumulation)
 
 TRAINS = {
     "SFT": NumberTokenLoss,
-    "DPO": DiscoPOPLoss(),
+    "DPO": PreferenceLoss("hinge", 0.5),
     "GRPO": RPGLoss("urkl"),
     "Distillation": "forward_kl",
 }
@@ -348,7 +348,9 @@ def test_rows_without_padding_have_segments(parts, tmp_path):
     """Answers in one long row, or one a row: the coverage of each."""
     ends = []
     for free in (False, True):
-        trainer = parts.trainer("SFT", tmp_path, DirectCoverageLoss(4.0), options={"padding_free": free}, steps=2)
+        trainer = parts.trainer(
+            "SFT", tmp_path, DirectCoverageLoss(4.0), options={"padding_free": free, "max_length": None}, steps=2
+        )
         trainer.train()
         ends.append(trainer)
     assert logged(ends[0], "loss") == pytest.approx(logged(ends[1], "loss"), rel=1e-4)
@@ -410,8 +412,9 @@ def test_no_reference_is_loaded_where_none_is_needed(parts, tmp_path, name):
 
 @pytest.mark.slow
 def test_a_reference_that_was_asked_before(parts, tmp_path):
-    same_run(parts, tmp_path, "DPO", "hinge", {"loss_type": "hinge", "precompute_ref_log_probs": True},
-             {"precompute_ref_log_probs": True}, ref_model=parts.model(3))  # fmt: skip
+    asked = {"precompute_ref_log_probs": True}
+    of_trl = {"loss_type": "discopop", "beta": 0.3, "discopop_tau": 0.5, **asked}
+    same_run(parts, tmp_path, "DPO", DiscoPOPLoss(0.3, 0.5), of_trl, asked, ref_model=parts.model(3))
 
 
 @pytest.mark.parametrize("loss", [DistillationLoss(3.0, 0.7), PLDLoss(2.0)], ids=["softened", "ranks"])
@@ -456,10 +459,8 @@ def test_adapters_are_those_of_trl(parts, tmp_path, kind):
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}], ids=["half", "checkpoints"])
 def test_half_precision_and_checkpoints(parts, tmp_path, kind, options):
     """Products in bfloat16 round differently in the two: some thousandths of a loss."""
-    first = parts.trainer(kind, tmp_path, SAME[kind][0], options=options, steps=1)
-    second = parts.trainer(kind, tmp_path, mine=False, options={**SAME[kind][1], **options}, steps=1)
-    for trainer in (first, second):
-        trainer.train()
+    first = trained(parts.trainer(kind, tmp_path, SAME[kind][0], options=options, steps=1))
+    second = trained(parts.trainer(kind, tmp_path, mine=False, options={**SAME[kind][1], **options}, steps=1))
     for name in ("loss", "grad_norm"):
         assert logged(first, name) == pytest.approx(logged(second, name), rel=2e-2, abs=1e-3)
 
@@ -475,11 +476,12 @@ def test_what_models_do_to_their_logits(parts, tmp_path, kind, family, more):
     """Softcaps and scales; and tied weights."""
     own = [parts.family(family, **more) for _ in range(2)]
     teacher = {"teacher_model": parts.family(family, 7, **more)} if kind == "Distillation" else {}
-    first = parts.trainer(kind, tmp_path, SAME[kind][0], own=own[0], **teacher)
-    second = parts.trainer(kind, tmp_path, own=own[1], mine=False, options=SAME[kind][1], **teacher)
-    for trainer in (first, second):
-        trainer.train()
+    steps = {"optim": "sgd", "learning_rate": 0.1}  # Adam would make steps of gradients that are rounding alone
+    first = trained(parts.trainer(kind, tmp_path, SAME[kind][0], own=own[0], options=steps, **teacher))
+    options = {**SAME[kind][1], **steps}
+    second = trained(parts.trainer(kind, tmp_path, own=own[1], mine=False, options=options, **teacher))
     same_weights(first.model, second.model)
+    assert logged(first, "loss") == pytest.approx(logged(second, "loss"), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow
