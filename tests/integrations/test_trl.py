@@ -484,9 +484,110 @@ def test_what_models_do_to_their_logits(parts, tmp_path, kind, family, more):
     assert logged(first, "loss") == pytest.approx(logged(second, "loss"), rel=1e-5, abs=1e-6)
 
 
+def test_the_correction_of_a_sampler_reaches_the_loss(parts, tmp_path):
+    """Ratios to what drew the tokens, as TRL hands them on where something else than the model generates."""
+    values = []
+    for mine in (True, False):
+        options = {} if mine else SAME["GRPO"][1]
+        trainer = parts.trainer("GRPO", tmp_path, SAME["GRPO"][0], options=options, mine=mine)
+        trainer.current_gradient_accumulation_steps = 1
+        inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        inputs["advantages"] = torch.tensor([1.0, -1.0, 0.5, 2.0])
+        inputs["importance_sampling_ratio"] = torch.linspace(0.5, 2.0, inputs["completion_ids"].numel()).view(4, -1)
+        trainer.use_vllm = True
+        values.append(float(trainer.compute_loss(trainer.model, inputs).detach()))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_tokens_of_tools_do_not_count(parts, tmp_path):
+    values = []
+    for mine in (True, False):
+        for kind in ("GRPO", "Distillation"):
+            options = {} if mine else SAME[kind][1]
+            trainer = parts.trainer(kind, tmp_path, SAME[kind][0], options=options, mine=mine)
+            trainer.current_gradient_accumulation_steps = 1
+            inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+            inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
+            inputs["tool_mask"][:, 1] = 0
+            inputs["advantages"] = torch.tensor([1.0, -1.0, 0.5, 2.0])
+            values.append(float(trainer.compute_loss(trainer.model, inputs).detach()))
+    assert values[:2] == pytest.approx(values[2:], rel=1e-5)
+
+
+def test_columns_of_tokens_are_aligned_as_labels_are(parts, tmp_path):
+    """Steps of an answer, from a collator of one's own; and packed rows."""
+    loss = DirectCoverageLoss(2.0)
+    trainer = parts.trainer("SFT", tmp_path, loss)
+    batch = next(iter(trainer.get_train_dataloader()))
+    tokens, labels = batch["input_ids"], batch["labels"]
+    steps = torch.arange(tokens.shape[1]).expand_as(tokens) // 2
+    with torch.no_grad():
+        value = trainer.compute_loss(trainer.model, {**batch, "steps": steps})
+        logits = trainer.model(input_ids=tokens, attention_mask=batch["attention_mask"]).logits
+        wanted = loss(logits[:, :-1], labels[:, 1:], steps=steps[:, 1:])
+        plain = loss(logits[:, :-1], labels[:, 1:])
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(value) != pytest.approx(float(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+def test_an_output_layer_that_is_watched_gives_logits(parts, tmp_path, kind):
+    """A hook on it sees them, or TRL's own pass goes around it; the loss is the same."""
+    trainer = parts.trainer(kind, tmp_path, SAME[kind][0])
+    batch, seen = next(iter(trainer.get_train_dataloader())), []
+    with torch.no_grad():
+        value = float(trainer.compute_loss(trainer.model, dict(batch)))
+        trainer.model.lm_head.register_forward_hook(lambda *given: seen.append(given[2].shape))
+        again = float(trainer.compute_loss(trainer.model, dict(batch)))
+    assert again == pytest.approx(value, rel=1e-5)
+    assert len(seen) == (kind == "SFT")
+
+
 @pytest.mark.slow
-def test_two_ranks_are_those_of_trl(tmp_path):
-    """Answers of other lengths on each; counts of a step are those of both."""
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
+def test_experts_are_balanced_as_by_trl(parts, tmp_path, kind):
+    """The share of the auxiliary loss, over two micro-batches."""
+    experts = {"num_local_experts": 3, "output_router_logits": True, "experts_implementation": "eager"}
+    ends = []
+    for mine in (True, False):
+        options = {"router_aux_loss_coef": 0.5, "optim": "sgd", "learning_rate": 0.1}
+        options |= {} if mine else SAME[kind][1]
+        own = parts.family("Mixtral", **experts)
+        trainer = parts.trainer(kind, tmp_path, SAME[kind][0], own=own, options=options, mine=mine, accumulation=2)
+        ends.append(trained(trainer))
+    same_weights(ends[0].model, ends[1].model)
+    assert logged(ends[0], "loss") == pytest.approx(logged(ends[1], "loss"), rel=1e-4, abs=1e-6)
+    assert logged(ends[0], "aux_loss") == pytest.approx(logged(ends[1], "aux_loss"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_an_output_layer_in_float32_is_trls_own(parts, tmp_path):
+    """TRL replaces its forward pass: no plain linear layer any more."""
+    options = {"cast_lm_head_to_fp32": True, "num_iterations": 2}
+    same_run(parts, tmp_path, "GRPO", GroupPolicyLoss("dapo"), {**options, "epsilon_high": 0.28}, options, steps=4)
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+def test_metrics_of_logits_get_them(parts, tmp_path, kind):
+    """An extra pass, as TRL's, without a gradient; the loss stays ours."""
+    shapes = []
+
+    def measure(predictions):
+        shapes.append(predictions.predictions.shape)
+        return {"width": float(predictions.predictions.shape[-1])}
+
+    more = {"eval_dataset": parts.data(kind, 4), "compute_metrics": measure}
+    loss = TokenCrossEntropyLoss(0.1) if kind == "SFT" else "hinge"
+    named = parts.trainer(kind, tmp_path, loss, **more).evaluate()
+    del more["compute_metrics"]
+    plain = parts.trainer(kind, tmp_path, loss, **more).evaluate()
+    assert named["eval_width"] == len(parts.WORDS)
+    assert named["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_those_of_trl(parts, tmp_path):
+    """Answers of other lengths on each; a step counts those of both, as one process does."""
     here = Path(__file__).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     run = subprocess.run(
@@ -497,3 +598,7 @@ def test_two_ranks_are_those_of_trl(tmp_path):
         own, wanted = (torch.load(tmp_path / f"{kind}.{who}.pt") for who in ("ours", "trl"))
         for name, value in own.items():
             torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=5e-6, msg=f"{kind} {name}")
+    alone = trained(parts.trainer("SFT", tmp_path, DirectCoverageLoss(4.0), accumulation=2, rows=24))
+    sequences = torch.load(tmp_path / "sequences.pt")
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(value, sequences[name], rtol=1e-5, atol=5e-6, msg=name)

@@ -42,7 +42,10 @@ def rank(number: int, folder: Path) -> None:
                 torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / f"{kind}.{who}.pt")
     AcceleratorState._reset_state(reset_partial_state=True)
     own = {"per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-    trl_parts.trainer("SFT", folder / "runs", DirectCoverageLoss(4.0), options=own, accumulation=2).train()
+    trainer = trl_parts.trainer("SFT", folder / "runs", DirectCoverageLoss(4.0), options=own, accumulation=2, rows=24)
+    trainer.train()
+    if number == 0:
+        torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / "sequences.pt")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def give_rows(model: Any, temperature: float = 1.0, tells: tuple[str, ...] = ())
     """Let a model take its log-probabilities, and a loss of tokens, from rows and output layer.
 
     TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and get
-    :class:`~trl.trainer.utils.FusedCausalLMOutput`. They get the same here, from
+    ``FusedCausalLMOutput``. They get the same here, from
     :func:`~steepest.kernels.token_statistics`. With ``token_loss``, a function of :class:`TokenRows` and aligned
     labels, ``outputs.loss`` is its value, and the rest has no gradient. Where the output layer is not a plain one TRL's
     own pass answers, or the loss gets logits.

@@ -142,7 +142,7 @@ class _Watched:
 
 
 class SFTTrainer(_OwnLoss, trl.SFTTrainer):
-    """Supervised fine-tuning with a loss of tokens; see :class:`trl.SFTTrainer`.
+    """Supervised fine-tuning with a loss of tokens; see ``trl.SFTTrainer``.
 
     The loss gets hidden states, output layer and labels that are aligned with them; logits are formed only where the
     output layer is not a plain linear one. A step's divisor is counted over its micro-batches and ranks, in the loss's
@@ -239,7 +239,7 @@ class _WithColumns:
 
 
 class DPOTrainer(_OwnLoss, trl.DPOTrainer):
-    """Training on preferences with another loss of pairs; see :class:`trl.DPOTrainer`.
+    """Training on preferences with another loss of pairs; see ``trl.DPOTrainer``.
 
     Log-probabilities of policy and reference come from hidden states and output layer. Losses that divide by the length
     of answers get it (``ipo`` too, as TRL's). One without a reference needs no reference model, and none is loaded.
@@ -341,7 +341,7 @@ class DPOTrainer(_OwnLoss, trl.DPOTrainer):
 
 
 class GRPOTrainer(_OwnLoss, trl.GRPOTrainer):
-    """Training on rewards with another loss of sampled tokens; see :class:`trl.GRPOTrainer`.
+    """Training on rewards with another loss of sampled tokens; see ``trl.GRPOTrainer``.
 
     The loss gets log-probabilities of policy, sampler and, where the configuration's ``beta`` is above 0, reference,
     TRL's advantages and its mask. What TRL multiplies a token's loss by (the correction of a sampler, masks of entropy
@@ -437,7 +437,7 @@ class GRPOTrainer(_OwnLoss, trl.GRPOTrainer):
 
 
 class DistillationTrainer(_OwnLoss, trl.DistillationTrainer):
-    """On-policy distillation with another divergence; see :class:`trl.DistillationTrainer`.
+    """On-policy distillation with another divergence; see ``trl.DistillationTrainer``.
 
     Divergences by name run over hidden states and output layers of both models, a chunk of tokens at a time, at the
     temperature of the configuration. An objective that learns from a teacher's logits (``DistillationLoss``,
