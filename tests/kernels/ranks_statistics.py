@@ -9,8 +9,10 @@ import torch.distributed as dist
 from ranks_common import CLASSES, cut, groups, joined, problem, shares, summed
 
 from steepest.kernels import VocabularyShard, token_statistics
-from steepest.kernels.token_statistics import WANTED
+from steepest.kernels.token_statistics import CONSTANT
+from steepest.kernels.token_statistics import WANTED as ALL
 
+WANTED = tuple(name for name in ALL if name not in CONSTANT)
 COLUMNS = torch.tensor([100, 0, 100, 57])
 
 
@@ -160,6 +162,7 @@ def statistics_refused_on_all_ranks():
         ("group", (hidden @ weight.T, target), {"group": world}),
         ("group", (hidden, target, weight), {"token_group": world}),
         ("token_group", (hidden, target, part), {"group": world, "token_group": pair}),
+        ("want", (hidden, target, part), {"group": world, "want": ("label", "mean")}),
     ):
         try:
             token_statistics(*arguments, **options)
