@@ -42,6 +42,7 @@ SAME = {
     "Distillation": ("reverse_kl", {}),
 }
 """A loss that TRL has too, and what TRL calls it."""
+EXPERTS = {"num_local_experts": 3, "output_router_logits": True, "experts_implementation": "eager"}
 NAMES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
          "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 
@@ -438,6 +439,25 @@ def test_an_objective_that_needs_a_teacher(parts, tmp_path, loss, monkeypatch):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [("SFT", TokenCrossEntropyLoss()), ("SFT", DirectCoverageLoss()), ("Distillation", "forward_kl"),
+     ("Distillation", PLDLoss()), ("GRPO", GroupPolicyLoss("grpo"))],
+    ids=["tokens", "sequences", "divergence", "objective", "rewards"],
+)  # fmt: skip
+def test_a_batch_of_nothing_is_zero_with_a_graph(parts, tmp_path, kind, loss):
+    trainer = parts.trainer(kind, tmp_path, loss)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    for name, value in {"labels": -100, "completion_mask": 0, "num_items_in_batch": 0, "items": 0}.items():
+        if name in batch:
+            batch[name] = torch.full_like(batch[name], value)
+    value = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
+    value.backward()
+    assert float(value.detach()) == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
 def test_adapters_are_those_of_trl(parts, tmp_path, kind):
@@ -469,11 +489,11 @@ def test_half_precision_and_checkpoints(parts, tmp_path, kind, options):
 @pytest.mark.parametrize(
     ("family", "more"),
     [("Gemma2", {"final_logit_softcapping": 2.0}), ("Granite", {"logits_scaling": 3.0}),
-     ("Cohere", {"logit_scale": 0.25}), ("GPT2", {})],
+     ("Cohere", {"logit_scale": 0.25}), ("Phi", {"bias": 0.5}), ("GPT2", {})],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["SFT", "GRPO", "Distillation"])
 def test_what_models_do_to_their_logits(parts, tmp_path, kind, family, more):
-    """Softcaps and scales; and tied weights."""
+    """Softcaps and scales, a bias; and tied weights."""
     own = [parts.family(family, **more) for _ in range(2)]
     teacher = {"teacher_model": parts.family(family, 7, **more)} if kind == "Distillation" else {}
     steps = {"optim": "sgd", "learning_rate": 0.1}  # Adam would make steps of gradients that are rounding alone
@@ -544,20 +564,40 @@ def test_an_output_layer_that_is_watched_gives_logits(parts, tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
 def test_experts_are_balanced_as_by_trl(parts, tmp_path, kind):
     """The share of the auxiliary loss, over two micro-batches."""
-    experts = {"num_local_experts": 3, "output_router_logits": True, "experts_implementation": "eager"}
     ends = []
     for mine in (True, False):
         options = {"router_aux_loss_coef": 0.5, "optim": "sgd", "learning_rate": 0.1}
         options |= {} if mine else SAME[kind][1]
-        own = parts.family("Mixtral", **experts)
+        own = parts.family("Mixtral", **EXPERTS)
         trainer = parts.trainer(kind, tmp_path, SAME[kind][0], own=own, options=options, mine=mine, accumulation=2)
         ends.append(trained(trainer))
     same_weights(ends[0].model, ends[1].model)
     assert logged(ends[0], "loss") == pytest.approx(logged(ends[1], "loss"), rel=1e-4, abs=1e-6)
     assert logged(ends[0], "aux_loss") == pytest.approx(logged(ends[1], "aux_loss"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_experts_are_balanced_beside_rewards(parts, tmp_path):
+    """Of one of two micro-batches, on tokens that are given: Transformers does not generate with routers' outputs."""
+    values = []
+    for mine in (True, False):
+        options = {"router_aux_loss_coef": 0.5, **({} if mine else SAME["GRPO"][1])}
+        own = parts.family("Mixtral", **EXPERTS)
+        trainer = parts.trainer("GRPO", tmp_path, SAME["GRPO"][0], own=own, options=options, mine=mine, accumulation=2)
+        trainer.current_gradient_accumulation_steps = 2
+        tokens = torch.randint(3, len(parts.WORDS), (4, 8), generator=torch.Generator().manual_seed(0))
+        ones = torch.ones_like(tokens)
+        loss = trainer.compute_loss(trainer.model.train(), {
+            "prompt_ids": tokens[:, :3], "prompt_mask": ones[:, :3], "completion_ids": tokens[:, 3:],
+            "completion_mask": ones[:, 3:], "advantages": torch.tensor([1.0, -1.0, 0.5, 2.0]),
+            "num_items_in_batch": torch.tensor(40), "items": torch.tensor(40.0),
+        })  # fmt: skip
+        loss.backward()
+        values.append([float(loss.detach()), *(float(own.grad.norm()) for own in trainer.model.parameters())])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -580,7 +620,9 @@ def test_metrics_of_logits_get_them(parts, tmp_path, kind):
     loss = TokenCrossEntropyLoss(0.1) if kind == "SFT" else "hinge"
     named = parts.trainer(kind, tmp_path, loss, **more).evaluate()
     del more["compute_metrics"]
-    plain = parts.trainer(kind, tmp_path, loss, **more).evaluate()
+    trainer = parts.trainer(kind, tmp_path, loss, **more)
+    plain = trainer.evaluate()
+    assert not trainer.loss.training
     assert named["eval_width"] == len(parts.WORDS)
     assert named["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
 

@@ -42,8 +42,8 @@ def model(seed=0, **more):
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **options))
 
 
-def family(name, seed=0, **more):
-    """Another kind of model."""
+def family(name, seed=0, bias=None, **more):
+    """Another kind of model; its output layer's bias is up to so much."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")
     if name == "GPT2":
@@ -54,7 +54,10 @@ def family(name, seed=0, **more):
                  "num_key_value_heads": 1, "head_dim": 8}  # fmt: skip
     own = config(vocab_size=len(WORDS), initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=1,
                  attn_implementation="eager", **sizes, **more)  # fmt: skip
-    return getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(own)
+    causal = getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(own)
+    if bias is not None:
+        causal.lm_head.bias.data.uniform_(-bias, bias)
+    return causal
 
 
 def texts(rows=12):
