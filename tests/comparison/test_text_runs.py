@@ -19,11 +19,14 @@ from steepest.comparison.asked import check_asked
 from steepest.comparison.design.context import TextSplit
 from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.text_objectives import known_text_objectives, neighbours, token_loss_of
+from steepest.comparison.joining import join
 from steepest.comparison.metrics.texts import TextOutcome, text_metrics
 from steepest.comparison.read.texts.vocabulary import Characters, encoded
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
+from steepest.comparison.work.store import Store
 from steepest.comparison.work.text_training import completions, scored
+from steepest.comparison.work.timing import time_job
 from steepest.comparison.work.training import train
 from steepest.core.token_loss import TokenLoss
 from steepest.nn.language_model import LanguageModel
@@ -93,6 +96,19 @@ def test_the_same_call_computes_nothing(done, answers, capsys):
     )
     assert "nothing is computed" in capsys.readouterr().out
     assert again.results["fold_scores"] == done.results["fold_scores"]
+
+
+def test_others_can_join_a_run_of_texts(done):
+    store = Store(done.folder)
+    context = join(done.folder.name, store)
+    store.close()
+    assert context.settings.objectives == ("token_cross_entropy", "direct_coverage", "number_token_loss")
+    assert context.table.answers
+
+
+def test_steps_are_timed_on_fewer_rows(answers):
+    context, _ = prepare(Request(answers, task="text", epochs=2, trials=1, folds=2))
+    assert time_job(context, Job("objective", "glow", ((0, 0),)), steps=1) > 0
 
 
 def test_cells_are_the_same_bits_again(answers):

@@ -89,6 +89,7 @@ def test_the_second_text_of_a_windows_file_is_the_same(tmp_path, text):
         ('{"prompt": "", "answer": "2"}\n', "line 1: 'prompt': expected text, got none"),
         ('{"prompt": "1", "prompt": "1", "answer": "2"}\n', "the key 'prompt' stands twice"),
         ('{"prompt": "1", "answer": "2"}\n', "has 1 different prompt: expected at least 20"),
+        ('{"prompt": "\\ud800", "answer": "2"}\n', "line 1: 'prompt': expected text, got half of a sign"),
         ("", "is empty"),
     ],
 )

@@ -80,7 +80,8 @@ def refuse_other_text(head: str, name: str) -> None:
 
 
 def _other(kind: str, name: str) -> InputError:
-    return InputError(f"{name} looks like {kind}: expected CSV, TSV, Parquet or Excel")
+    texts = "; prompts and answers are read with --task text" if kind.startswith("JSON") else ""
+    return InputError(f"{name} looks like {kind}: expected CSV, TSV, Parquet or Excel{texts}")
 
 
 def unpacked(data: bytes, name: str) -> tuple[bytes, str | None]:

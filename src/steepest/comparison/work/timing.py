@@ -78,12 +78,14 @@ def _shortened(split: Split, share: float) -> Split:
     """The same with a share of the rows to look at."""
     step = max(1, round(1 / share))
     weight = None if split.other_weight is None else split.other_weight[::step]
+    texts = None if split.texts is None else replace(split.texts, others=split.texts.others[::step])
     return replace(
         split,
         other_inputs=split.other_inputs[::step],
         other_target=split.other_target[::step],
         other_weight=weight,
         test_inputs=None,
+        texts=texts,
     )
 
 

@@ -112,4 +112,6 @@ def _value(row: dict[str, Any], key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: {show(key)}: expected text, got {show(value) if value != '' else 'none'}")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise InputError(f"{where}: {show(key)}: expected text, got half of a sign: {show(value)}")
     return value
