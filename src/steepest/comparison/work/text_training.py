@@ -120,7 +120,7 @@ def _train(recipe: Recipe, member: Member) -> None:
     member.objective = loss
     Descent(
         model,
-        loss,  # type: ignore[arg-type]
+        loss,
         batches,
         method=TokenStep(),
         optimizer=optimizer,
