@@ -630,7 +630,7 @@ def reduce_pairs(losses: Tensor, reduction: str) -> Tensor:
     >>> reduce_pairs(torch.zeros(0), "mean")
     tensor(0.)
     """
-    return reduce(losses, "sum" if reduction == "mean" and not len(losses) else reduction)
+    return reduce(losses, reduction, empty="zero")
 
 
 def preference_terms(chosen_rewards: Tensor, rejected_rewards: Tensor, paired: bool = True) -> dict[str, Tensor]:

@@ -164,3 +164,12 @@ def test_steps_that_would_run_into_another_sequence_are_refused():
     DirectCoverageLoss(4)(logits, labels, steps=torch.tensor([[0, 4, 0, 1]]), segments=segments)
     with pytest.raises(ValueError, match='steps: expected None with answer="token"'):
         DirectCoverageLoss(4, "token")(logits, labels, steps=segments)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4)])
+def test_the_mean_of_no_answers_is_zero_with_a_graph(shape):
+    logp = torch.zeros(shape, requires_grad=True)
+    value = dco_loss(logp, 4)
+    assert value == 0
+    assert not torch.autograd.grad(value, logp)[0].any()
+    assert dco_loss(torch.zeros(2) - 1, 4, weight=torch.zeros(2)) == 0

@@ -242,3 +242,13 @@ def test_a_pair_has_tokens_in_both_answers():
         alternative_ref_logp=own[both],
     )  # fmt: skip
     assert value.item() == pytest.approx(wanted.item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [lambda p, **o: npo_loss(p, p.detach(), **o), gradient_ascent_loss])
+def test_the_mean_of_no_answers_is_zero_with_a_graph(loss, weighted):
+    for count in (0, 3) if weighted else (0,):
+        logp = (-torch.rand(count, dtype=torch.float64)).requires_grad_()
+        value = loss(logp, weight=torch.zeros(count, dtype=torch.float64) if weighted else None)
+        assert value == 0
+        assert not torch.autograd.grad(value, logp)[0].any()

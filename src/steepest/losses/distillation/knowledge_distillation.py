@@ -50,6 +50,7 @@ def distillation_divergence(
         ValueError: shapes that differ, a temperature that is not above 0.
 
     Example:
+        >>> import torch
         >>> z, t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
         >>> distillation_divergence(z, t)
         tensor(0.3309)
@@ -93,6 +94,7 @@ def distillation_loss(
         ValueError: shapes that differ, a class out of range, a number out of range.
 
     Example:
+        >>> import torch
         >>> z, t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
         >>> distillation_loss(z, torch.tensor([0]), teacher=t, alpha=0.5)
         tensor(0.4412)
@@ -120,6 +122,7 @@ class DistillationLoss(Objective):
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Example:
+        >>> import torch
         >>> z, t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, -1.0]])
         >>> DistillationLoss(alpha=0.5)(z, torch.tensor([0]), teacher=t)
         tensor(0.4412)

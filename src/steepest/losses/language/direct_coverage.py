@@ -47,7 +47,7 @@ def dco_loss(
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
-        The loss in float32 or wider.
+        The loss in float32 or wider; the mean of no answers is 0, with a graph.
 
     Raises:
         ValueError: N below 1, log-probabilities above 0.
@@ -66,7 +66,7 @@ def dco_loss(
     wide = widen(logp)
     if wide.ndim == 2:
         wide = (wide.logsumexp(1) - math.log(wide.shape[1])).clamp(max=0.0)
-    return reduce(-_log_coverage(wide, n), reduction, weight)
+    return reduce(-_log_coverage(wide, n), reduction, weight, empty="zero")
 
 
 def _log_coverage(logp: Tensor, n: float) -> Tensor:
