@@ -43,9 +43,12 @@ def by_definition(a, b, *, scale=None, bias=None, weight=None, mask=None, ids=No
 
     rows = [[s for (i, _), s in terms.items() if i == k] for k in range(n)]
     columns = [[s for (_, j), s in terms.items() if j == k] for k in range(m)]
-    return positives, [total(r) for r in rows], [total(c) for c in columns], [len(r) for r in rows], [
-        len(c) for c in columns
-    ]  # fmt: skip
+    means = [
+        sum(math.exp(s - total(row)) * s for s in row if s > -math.inf) if total(row) > -math.inf else 0.0
+        for row in rows
+    ]
+    sizes = [[len(line) for line in lines] for lines in (rows, columns)]
+    return positives, [total(r) for r in rows], [total(c) for c in columns], *sizes, means
 
 
 POSITIVE = torch.tensor([2, 0, -1, 6, 4])
@@ -83,7 +86,7 @@ def whole(value):
 def test_numbers_and_gradients_are_those_of_the_definition(name, memory):
     options = {"positive": POSITIVE, **CASES[name]}
     a, b = drawn()
-    positives, rows, columns, row_counts, column_counts = by_definition(
+    positives, rows, columns, row_counts, column_counts, means = by_definition(
         a, b, **{key: whole(options.get(key)) for key in ("scale", "bias", "weight", "mask")}, ids=options.get("ids"),
         positive=None if isinstance(options["positive"], str) else options["positive"].tolist(),
         include=options.get("include_positive", True),
@@ -94,7 +97,8 @@ def test_numbers_and_gradients_are_those_of_the_definition(name, memory):
     torch.testing.assert_close(pairs.column_log_z, torch.tensor(columns, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     assert pairs.count.tolist() == row_counts
     assert pairs.column_count.tolist() == column_counts
-    alone = pair_log_partition(a, b, memory=memory, **options)
+    alone = pair_log_partition(a, b, memory=memory, mean=True, **options)
+    torch.testing.assert_close(alone.mean, torch.tensor(means, dtype=torch.float64), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(alone.log_z, pairs.log_z, rtol=0, atol=0)
     if isinstance(options["positive"], str):
         assert pairs.positive is None
@@ -198,7 +202,7 @@ def test_many_blocks_are_one():
     options = {"sides": "both", "scale": 3.0}
     few = pair_log_partition(leaf, b, memory=1, **options)
     exact = pair_log_partition(wide, b.double(), **options)
-    for one, two in zip(few, exact):
+    for one, two in zip(few[:7], exact[:7]):
         torch.testing.assert_close(one.double(), two.double(), rtol=1e-5, atol=1e-5)
     (slope,) = torch.autograd.grad((few.log_p + few.column_log_p).mean(), leaf)
     (truth,) = torch.autograd.grad((exact.log_p + exact.column_log_p).mean(), wide)

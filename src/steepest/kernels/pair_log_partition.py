@@ -37,6 +37,8 @@ class PairPartition(NamedTuple):
         column_log_z: :math:`\log \sum_i e^{s_{ij}}` ``[M]``; as the next two None with ``sides="row"``.
         column_log_p: of each row the positive less the log-partition of its column ``[N]``.
         column_count: ``[M]``.
+        mean: of s under the softmax of each row ``[N]``, without a gradient, 0 in a row that has nothing; None where
+            nobody asked.
     """
 
     positive: Tensor | None
@@ -46,6 +48,7 @@ class PairPartition(NamedTuple):
     column_log_z: Tensor | None = None
     column_log_p: Tensor | None = None
     column_count: Tensor | None = None
+    mean: Tensor | None = None
 
 
 def pair_log_partition(
@@ -60,6 +63,7 @@ def pair_log_partition(
     ids: Tensor | tuple[Tensor, Tensor] | None = None,
     sides: str = "row",
     include_positive: bool = True,
+    mean: bool = False,
     ranks: Any = None,
     memory: str | int | float = "auto",
 ) -> PairPartition:
@@ -89,6 +93,7 @@ def pair_log_partition(
             positive: duplicates of a row, and the row itself.
         sides: ``"row"`` or ``"both"``.
         include_positive: whether the sums have the positive's term.
+        mean: whether the mean of s under the softmax of each row is wanted.
         ranks: a process group whose ranks each have some rows of both; columns (with ``"both"`` also rows) are then
             those of all. Options must not depend on the column, and ``positive`` is "diagonal" or "none". See
             :meth:`~steepest.core.gather.Shares.mean` for the mean over ranks.
@@ -108,8 +113,9 @@ def pair_log_partition(
     check_tensor("b", b, floating=True, shape=(None, a.shape[1]))
     check_choice("sides", sides, ("row", "both"))
     check_flag("include_positive", include_positive)
+    check_flag("mean", mean)
     if ranks is not None:
-        return _over_ranks(a, b, ranks, scale, positive, bias, weight, mask, ids, sides, include_positive, memory)
+        return _over_ranks(a, b, ranks, scale, positive, bias, weight, mask, ids, sides, include_positive, mean, memory)
     n, m = a.shape[0], b.shape[0]
     a, b = widen(a), widen(b)
     if a.dtype != b.dtype:
@@ -119,7 +125,7 @@ def pair_log_partition(
     if own is None and not include_positive:
         refuse("include_positive", "True where there are no positives", include_positive)
     pairs = _Pairs(
-        n, m, own, _ids(ids, n, m), _matrix("mask", mask, n, m, boolean=True), include_positive, sides == "both"
+        n, m, own, _ids(ids, n, m), _matrix("mask", mask, n, m, boolean=True), include_positive, sides == "both", mean
     )
     a, b = _blank(a, b, mask)
     with without_autocast(a):
@@ -129,12 +135,12 @@ def pair_log_partition(
             outputs = _Partition.apply(pairs, keep, *tensors)
         else:
             outputs = pairs.plain(*tensors)
-    positive_, log_z, log_p, count, *columns = outputs
+    positive_, log_z, log_p, count, means, *columns = outputs
     counted = pairs.positive is not None
     both = columns if pairs.both else [None, None, None]
     return PairPartition(
         positive_ if counted else None, log_z, log_p if counted else None, count, both[0],
-        both[1] if counted else None, both[2],
+        both[1] if counted else None, both[2], means if mean else None,
     )  # fmt: skip
 
 
@@ -229,6 +235,7 @@ class _Pairs:
         mask: boolean, broadcasts to ``[N, M]``, or a function, or None.
         include_positive: whether it is summed.
         both: whether columns are summed too.
+        mean: whether the means of rows are wanted.
         bias_block, weight_block: functions, or None.
     """
 
@@ -239,6 +246,7 @@ class _Pairs:
     mask: Any
     include_positive: bool
     both: bool
+    mean: bool
     bias_block: Block | None = None
     weight_block: Block | None = None
 
@@ -310,6 +318,8 @@ class _Pairs:
         numbers: list[Tensor] = [positive]
         top, above = _parts(s, 1)
         numbers += [top + above, (positive - top) - above, (~out).sum(1)]
+        p = (s - (top + above).masked_fill(top == -torch.inf, 0.0).unsqueeze(1)).exp().detach()
+        numbers.append((p * s.detach().masked_fill(p == 0, 0.0)).sum(1))
         if self.both:
             top, above = _parts(s, 0)
             numbers += [top + above, self.of_column(top, above, positive), (~out).sum(0)]
@@ -340,7 +350,7 @@ class _Partition(torch.autograd.Function):
         all_scores = torch.mm(a, b.t()) if keep else None
         size = _size(a, m, keep)
         scratch = a.new_empty(min(size, n), m)
-        positive, top, above = (a.new_empty(n) for _ in range(3))
+        positive, top, above, means = (a.new_empty(n) for _ in range(4))
         count = torch.full((n,), m, device=a.device)
         column_top, column_sum = a.new_full((m,), -torch.inf), a.new_zeros(m)
         column_count = torch.full((m,), n, device=a.device)
@@ -356,25 +366,27 @@ class _Partition(torch.autograd.Function):
                 count[rows] -= hidden.expand_as(s).sum(1)
                 column_count -= hidden.expand_as(s).sum(0)
             if not m:
-                top[rows], above[rows] = -torch.inf, 0.0
+                top[rows], above[rows], means[rows] = -torch.inf, 0.0, 0.0
                 continue
             row_top, row_above = softmax_parts(s, g)
             none = row_top == -torch.inf
+            if pairs.mean:
+                means[rows] = (g.masked_fill_(none, 0.0) * s.masked_fill(g == 0, 0.0)).sum(1)
             top[rows], above[rows] = row_top.squeeze(1), row_above.masked_fill_(none, 0.0).squeeze(1)
             if pairs.both:
                 _add_columns(s, g, column_top, column_sum)
         log_z, log_p = top + above, (positive - top) - above
         if not pairs.both:
             ctx.save_for_backward(all_scores, a, b, scale, bias, weight, positive, log_z)
-            ctx.mark_non_differentiable(count)
-            return positive, log_z, log_p, count
+            ctx.mark_non_differentiable(count, means)
+            return positive, log_z, log_p, count, means
         none = column_top == -torch.inf
         column_above = column_sum.masked_fill(none, 1.0).log()
         column_log_z = column_top + column_above
         column_log_p = pairs.of_column(column_top, column_above, positive)
         ctx.save_for_backward(all_scores, a, b, scale, bias, weight, positive, log_z, column_log_z)
-        ctx.mark_non_differentiable(count, column_count)
-        return positive, log_z, log_p, count, column_log_z, column_log_p, column_count
+        ctx.mark_non_differentiable(count, column_count, means)
+        return positive, log_z, log_p, count, means, column_log_z, column_log_p, column_count
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
@@ -382,7 +394,7 @@ class _Partition(torch.autograd.Function):
         pairs: _Pairs = ctx.pairs
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or not by_hand(*upstream):
-            places = (0, 1, 2, 4, 5) if pairs.both else (0, 1, 2)
+            places = (0, 1, 2, 5, 6) if pairs.both else (0, 1, 2)
 
             def plain(*tensors: Any) -> Tensor:
                 numbers = pairs.plain(*tensors)
@@ -442,11 +454,11 @@ def _gradients(
     by_column: Any = None
     column_z: Any = None
     if pairs.both:
-        by_column = upstream[4].clone()
+        by_column = upstream[5].clone()
         if pairs.positive is not None:
             has = pairs.positive >= 0
-            by_column.index_add_(0, pairs.positive.clamp_min(0), torch.where(has, -upstream[5], 0.0))
-            own = own + upstream[5].masked_fill(positive == -torch.inf, 0.0)
+            by_column.index_add_(0, pairs.positive.clamp_min(0), torch.where(has, -upstream[6], 0.0))
+            own = own + upstream[6].masked_fill(positive == -torch.inf, 0.0)
         column_z = log_z[1].masked_fill(log_z[1] == -torch.inf, 0.0)
     sums: list[Tensor | None] = [
         torch.zeros_like(t) if t is not None and need else None for t, need in zip(tensors, needs)
@@ -508,6 +520,7 @@ def _over_ranks(
     ids: Any,
     sides: str,
     include_positive: bool,
+    mean: bool,
     memory: Any,
 ) -> PairPartition:
     """Rows of this rank against the columns of all; with both sides its columns against the rows of all."""
@@ -527,7 +540,7 @@ def _over_ranks(
         "memory": memory, "positive": own,
     }  # fmt: skip
     of_columns = None if known is None else (known[0], columns.joined(known[1]))
-    of_rows = pair_log_partition(a, columns.gather(b, everywhere=False), ids=of_columns, **options)
+    of_rows = pair_log_partition(a, columns.gather(b, everywhere=False), ids=of_columns, mean=mean, **options)
     if sides == "row":
         return of_rows
     joined = None if known is None else (known[1], rows.joined(known[0]))
