@@ -161,6 +161,15 @@ def test_group_losses_off_policy_are_those_of_trl(parts, tmp_path, loss, options
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["dapo", "grpo"])
+def test_a_generation_of_two_steps_is_that_of_trl(parts, tmp_path, form):
+    """Items are counted over what was generated; a step has half of them."""
+    options = {"steps_per_generation": 4}
+    of_trl = {"loss_type": form, "epsilon_high": 0.28 if form == "dapo" else None, **options}
+    same_run(parts, tmp_path, "GRPO", GroupPolicyLoss(form), of_trl, options, steps=4, accumulation=2, rows=24)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_divergence_from_the_reference_is_that_of_trl(parts, tmp_path, weighted):
     """The loss's beta lets TRL load the reference."""
