@@ -73,11 +73,10 @@ def logits_stand_in(model: Any, call: Callable[[], Any]) -> Any:
 def give_rows(model: Any, temperature: float = 1.0, tells: tuple[str, ...] = ()) -> None:
     """Let a model take its log-probabilities, and a loss of tokens, from rows and output layer.
 
-    TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and get
-    ``FusedCausalLMOutput``. They get the same here, from
-    :func:`~steepest.kernels.token_statistics`. With ``token_loss``, a function of :class:`TokenRows` and aligned
-    labels, ``outputs.loss`` is its value, and the rest has no gradient. Where the output layer is not a plain one TRL's
-    own pass answers, or the loss gets logits.
+    TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and get ``FusedCausalLMOutput``. They get the
+    same here, from :func:`~steepest.kernels.token_statistics`. With ``token_loss``, a function of :class:`TokenRows`
+    and aligned labels, ``outputs.loss`` is its value, and the rest has no gradient. Where the output layer is not a
+    plain one TRL's own pass answers, or the loss gets logits.
 
     Args:
         model: whose forward pass TRL has replaced.
@@ -100,10 +99,9 @@ def give_rows(model: Any, temperature: float = 1.0, tells: tuple[str, ...] = ())
     ) -> Any:
         given = {"labels": labels, "shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
         given = {name: value for name, value in given.items() if value is not None}
-        layer = output_layer(self)
         if not fused_lm_head:
             return of_trl(*args, **kwargs, **given)
-        if token_loss is None and not is_plain(layer):
+        if token_loss is None and not is_plain(output_layer(self)):
             return of_trl(*args, fused_lm_head=True, **kwargs, **given)
         kwargs["use_cache"] = False
         if getattr(self.config.get_text_config(), "output_router_logits", False):
