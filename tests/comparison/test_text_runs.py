@@ -18,16 +18,19 @@ from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design.context import TextSplit
 from steepest.comparison.design.jobs import Job
+from steepest.comparison.design.text_models import find_text_model
 from steepest.comparison.design.text_objectives import known_text_objectives, neighbours, token_loss_of
 from steepest.comparison.joining import join
 from steepest.comparison.metrics.texts import TextOutcome, text_metrics
 from steepest.comparison.read.texts.vocabulary import Characters, encoded
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
+from steepest.comparison.work.run import Run
 from steepest.comparison.work.store import Store
-from steepest.comparison.work.text_training import completions, scored
+from steepest.comparison.work.text_training import TokenStep, completions, scored
 from steepest.comparison.work.timing import time_job
 from steepest.comparison.work.training import train
+from steepest.core.objective import Batch
 from steepest.core.token_loss import TokenLoss
 from steepest.nn.language_model import LanguageModel
 
@@ -197,6 +200,40 @@ def test_scores_are_those_of_whole_logits():
         right = sum(int(log_p[t].argmax()) == label for t, label in valid)
         assert outcome.predicted[row, 0] == pytest.approx(expected, rel=1e-5)
         assert outcome.predicted[row, 1] == right
+
+
+def test_scores_and_losses_know_the_cap_of_logits():
+    """Those of a model whose logits end at a cap, by whole logits in float64."""
+    torch.manual_seed(0)
+    model = LanguageModel(7, 5).eval()
+    tokens, labels = torch.randint(7, (3, 5)), torch.randint(7, (3, 5))
+    model.softcap = 0.5
+    capped = 0.5 * torch.tanh(model(tokens).detach().double() / 0.5)
+    expected = capped.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    outcome = scored(model, torch.stack([tokens, labels], 1))
+    assert outcome.predicted[:, 0] == pytest.approx(expected.sum(-1).numpy(), rel=1e-5)
+    loss = TokenStep().loss(model, Batch(tokens, labels), known_text_objectives()["token_cross_entropy"]())
+    assert loss.item() == pytest.approx(-expected.mean().item(), rel=1e-5)
+
+
+def test_folds_start_from_other_weights(answers):
+    context, _ = prepare(Request(answers, task="text", epochs=1, trials=1, folds=2))
+    model, words = find_text_model("gpt"), context.split((0, 0), 0).texts
+    seeds = [member_of(context, (0, fold), 0, context.trials("emo")[0]).seeds["backbone"] for fold in (0, 1)]
+    first, second, again = (model.build(words.vocabulary, words.most, seed) for seed in (*seeds, seeds[0]))
+    assert torch.equal(first.head.weight, again.head.weight)
+    assert not torch.equal(first.head.weight, second.head.weight)
+
+
+def test_the_same_text_in_other_rows_is_another_run(tmp_path):
+    """Files of equal bytes, read by other keys."""
+    rows = [{"a": f"{i}", "b": f"{i + 1}", "c": f"{i + 1}"} for i in range(20)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    runs = [
+        Run(prepare(Request(path, task="text", prompt=prompt, answer=answer, folds=2))[0], tmp_path).folder.name
+        for prompt, answer in (("a", "b"), ("a", "b"), ("b", "a"))
+    ]
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_exact_match_counts_the_answers_that_the_model_gives_by_itself():
