@@ -102,12 +102,17 @@ def confident_rows_on_ranks():
         for best, label in itertools.product((0, CLASSES - 1), (0, CLASSES - 1)):
             z = torch.full((1, CLASSES), -torch.inf)
             z[0, best], z[0, CLASSES // 2], z[0, label] = 1e4, 1e4 - 12.0, 1e4 if best == label else 1e4 - 9.0
-            told = {"want": WANTED, "bias": z[0, own]}
-            leaf = torch.zeros(1, CLASSES)[:, own].T.contiguous().requires_grad_()
-            got = token_statistics(torch.zeros(1, 1), torch.tensor([label]), leaf, group=group, **told)
-            exact = token_statistics(z.double(), torch.tensor([label]), want=WANTED)
+            bias, leaf = z[0, own].clone().requires_grad_(), z.double().requires_grad_()
+            got = token_statistics(
+                torch.zeros(1, 1), torch.tensor([label]), torch.zeros(len(bias), 1), bias=bias, want=WANTED, group=group
+            )
+            exact = token_statistics(leaf, torch.tensor([label]), want=WANTED)
             for name in ("log_p", "entropy", "label"):
                 torch.testing.assert_close(getattr(got, name).double(), getattr(exact, name), rtol=1e-5, atol=0)
+            for name in ("log_p", "entropy"):
+                (slope,) = torch.autograd.grad(getattr(got, name).sum(), bias, retain_graph=True)
+                (wanted,) = torch.autograd.grad(getattr(exact, name).sum(), leaf, retain_graph=True)
+                torch.testing.assert_close(slope.double(), wanted[0, own], rtol=1e-4, atol=1e-6)
 
 
 def nothing_to_count_on_ranks():

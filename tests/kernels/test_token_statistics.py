@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from steepest.core.allocations import peak_bytes
 from steepest.kernels import linear_cross_entropy, token_statistics
 from steepest.kernels.token_statistics import WANTED
 
@@ -272,3 +273,29 @@ def test_log_p_keeps_its_digits_under_transforms():
     z = torch.tensor([[[1e4, 1e4 - 8.0]]])
     own = torch.func.vmap(lambda one: token_statistics(one, torch.tensor([0]), want=("log_p",)).log_p)(z)
     assert own.item() == pytest.approx(-math.log1p(math.exp(-8.0)), rel=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["auto", 200])
+def test_a_second_backward_pass_gives_the_same(memory):
+    """Logits that were kept are gone after the first."""
+    hidden, head, _, labels, costs = drawn()
+    leaves = [hidden.requires_grad_(), head.requires_grad_()]
+    own = token_statistics(*leaves[:1], labels, leaves[1], want=WANTED, costs=costs, columns=COLUMNS, memory=memory)
+    total = own.log_p.square().sum() + own.entropy.sum() + own.cost.sum() + own.columns.sum()
+    first = torch.autograd.grad(total, leaves, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(total, leaves)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("rows", "mebibytes"), [(256, 64), (1024, 64), (1024, 16)])
+def test_memory_of_a_head_stays_within_the_budget(rows, mebibytes):
+    """Forward and backward, kept or not: logits, what is made of them, and the gradients."""
+    hidden, head = (torch.randn(n, 16, requires_grad=True) for n in (rows, 16_000))
+    labels = torch.randint(16_000, (rows,))
+
+    def step():
+        own = token_statistics(hidden, labels, head, want=("log_p", "entropy"), memory=mebibytes << 20)
+        return torch.autograd.grad(own.log_p.sum() + own.entropy.sum(), (hidden, head))
+
+    gradients = 4 * (hidden.numel() + 2 * head.numel())
+    assert peak_bytes(step) <= (mebibytes << 20) + gradients + 200 * rows
