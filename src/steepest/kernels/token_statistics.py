@@ -319,7 +319,7 @@ class _Rule:
         cost: Tensor | None = None,
     ) -> None:
         """The same with the softmax in ``g``, its logarithm (0 where it is 0), entropy, costs and their mean."""
-        by = dict(zip(self.want, upstream.split(1, 1)))
+        by = dict(zip(self.want, upstream[:, : len(self.want)].split(1, 1)))
         place, zero = len(self.want), upstream.new_zeros(())
         if not self.of_softmax:
             g.zero_()
