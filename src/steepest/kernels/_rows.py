@@ -40,11 +40,12 @@ class Rows:
         return torch.where(sum_of_factors > 0, sum_of_factors, 1.0)
 
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
-        """Values ``[n]`` in the shape of the targets."""
+        """Values ``[n, ...]`` in the shape of the targets."""
+        last = values.shape[1:]
         if self.index is None:
-            return values.reshape(self.shape)
-        full = values.new_full((self.shape.numel(),), fill)
-        return full.index_put((self.index,), values).reshape(self.shape)
+            return values.reshape(*self.shape, *last)
+        full = values.new_full((self.shape.numel(), *last), fill)
+        return full.index_put((self.index,), values).reshape(*self.shape, *last)
 
 
 def select(

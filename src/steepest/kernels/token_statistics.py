@@ -146,7 +146,7 @@ def token_statistics(
     if rule.costs is not None:
         named["cost"], place = rows.spread(values[:, place]), place + 1
     if rule.columns is not None:
-        named["columns"] = torch.stack([rows.spread(own) for own in values[:, place:].unbind(1)], -1)
+        named["columns"] = rows.spread(values[:, place:])
     true = torch.ones_like(rows.target, dtype=torch.bool) if counts is None else counts
     named["valid"] = rows.spread(true, False)
     return TokenStatistics(**named)  # type: ignore[arg-type]
