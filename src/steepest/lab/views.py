@@ -50,8 +50,8 @@ def train_views(
     seed: int,
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """The encoder's body after training on two views of each image of a batch by Adam.
+) -> nn.Sequential:
+    """The encoder, its body first, after training on two views of each image of a batch by Adam.
 
     Args:
         x, y: images ``[N, pixels]`` and labels ``[N]``, which self-supervised losses do not read.
@@ -74,9 +74,7 @@ def train_views(
             value.backward()
             optimizer.step()
             loss.after_step()
-    body = network[0]
-    assert isinstance(body, nn.Module)
-    return body
+    return network
 
 
 @torch.no_grad()

@@ -75,11 +75,11 @@ def trained(name: str, lr: float, tau: float, seed: int, scale: str, data: Data)
     """The probe's accuracy, and the loss with what it remembers."""
     loss = loss_of(name, tau, len(data[0]))
     full = scale == "full"
-    body = train_views(
+    network = train_views(
         data[0], data[1], loss, epochs=20 if full else 2, lr=lr, seed=seed, batch_size=64 if full else 32,
         dtype=torch.float32 if full else torch.float64,
     )  # fmt: skip
-    return linear_probe(body, *data[2:6]), loss
+    return linear_probe(network[0], data[2], data[3], data[4], data[5]), loss
 
 
 def choose() -> dict[str, tuple[float, float]]:

@@ -3,11 +3,11 @@
 Set-up of the claim: generated pairs of a query and a document, 1,000 to train, 400 to test. A document names 8 of 120
 concepts, each by one of two words; its query names 4 of the 8 in a vocabulary of its own, and 2 at random. Of the
 training documents 30% are near duplicates: they have the concepts of one of 20 templates in words of their own, as
-pieces of code that everybody writes again. Two linear towers map counts of words to 32 numbers, a score is their product at
-temperature 1 (as in the official code); 30 epochs of Adam, batches of 100. The estimate of a document's relevance to a
-query is the cosine of its bag of words with that of the query's own document, alpha and beta are 1 as in the
-publication, and the temperature of the relevance is tuned. Test documents hold no near duplicate; what counts is the
-mean reciprocal rank of a query's document among all 400, in points.
+pieces of code that everybody writes again. Two linear towers map counts of words to 32 numbers, a score is their
+product at temperature 1 (as in the official code); 30 epochs of Adam, batches of 100. The estimate of a document's
+relevance to a query is the cosine of its bag of words with that of the query's own document, alpha and beta are 1 as in
+the publication, and the temperature of the relevance is tuned. Test documents hold no near duplicate; what counts is
+the mean reciprocal rank of a query's document among all 400, in points.
 
 Expected: at least half a point above InfoNCE at 30% of near duplicates (the publication has about 1 point on six
 languages), and the more the more near duplicates there are: the gain at 60% is above that at none by half a point.
