@@ -27,8 +27,10 @@ from . import count_facts
 BUILT_IN = {
     "absolute-error",
     "approx-ndcg",
+    "arc-face",
     "binary-cross-entropy",
     "clip",
+    "cos-face",
     "cross-entropy",
     "cross-entropy-smoothed",
     "cross-entropy-weighted",
