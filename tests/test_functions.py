@@ -61,7 +61,8 @@ CALLS = {
     "itakura_saito_loss": ((ONE, ONE.flip(0), 0.5), {}),
     "robust_bellman_step": ((ONE, ONE.flip(0), ONE, ONE.sigmoid(), ONE), {}),
     **dict.fromkeys(
-        ("listnet_loss", "listmle_loss", "ranknet_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg"), ((ROWS, ROWS.abs()), {})
+        ("listnet_loss", "listmle_loss", "ranknet_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg"),
+        ((ROWS, ROWS.abs()), {}),
     ),
     "ranking_loss": ((ROWS, ROWS.abs()), {}),
     "decoupled_softmax_loss": ((ROWS, (ROWS > 0.2).long()), {}),

@@ -11,9 +11,18 @@ import torch
 from jaxtyping import Float as F
 from torch import Tensor, nn
 
-from ...core.checks import check_binary, check_choice, check_flag, check_number, check_tensor, refuse, refuse_type
-from ...core.checks import values_visible
-from ...core.objective import Objective, Sample
+from ...core.checks import (
+    check_binary,
+    check_choice,
+    check_flag,
+    check_number,
+    check_tensor,
+    refuse,
+    refuse_type,
+    values_visible,
+)
+from ...core.loss import Sample
+from ...core.objective import Objective
 from ...core.optimizer import ListOptimizer, Share
 from ...core.reductions import widen
 from ...core.search import Float

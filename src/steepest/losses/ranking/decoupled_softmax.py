@@ -20,7 +20,8 @@ from ...core.checks import (
     refuse_type,
     values_visible,
 )
-from ...core.objective import Objective, Sample, TaskInfo
+from ...core.loss import Sample
+from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
 from ...core.search import Choice, Float
 from ...core.sorting import soft_top_k
@@ -276,9 +277,7 @@ class SoftTopKLoss(_MultiLabelRanking):
     ) -> Tensor:
         """The loss of scores and labels ``[B, L]``."""
         self.check_call(outputs, target, weight)
-        return soft_topk_loss(
-            outputs, target, k=self.k, alpha=self.alpha, weight=weight, reduction=self.reduction
-        )
+        return soft_topk_loss(outputs, target, k=self.k, alpha=self.alpha, weight=weight, reduction=self.reduction)
 
     @classmethod
     def variants(cls) -> list[dict[str, Any]]:

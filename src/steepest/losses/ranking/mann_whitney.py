@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...core.checks import check_binary, check_choice, check_index, check_logits, check_number, check_tensor, refuse
 from ...core.logpartition import class_mask
-from ...core.objective import Objective, Sample
+from ...core.loss import Sample
+from ...core.objective import Objective
 from ...core.reductions import widen
 from ...core.search import Float
 from ...core.transforms import by_hand, plain_gradients

@@ -189,9 +189,7 @@ def _expected_dcg(
     return (discount * times(matrix, gains * v)).sum(-1)
 
 
-def _perturbed(
-    scores: Tensor, mask: Tensor, n_samples: int, beta: float, generator: torch.Generator | None
-) -> Tensor:
+def _perturbed(scores: Tensor, mask: Tensor, n_samples: int, beta: float, generator: torch.Generator | None) -> Tensor:
     """Logarithms of scores with noise, ``[n_samples, Q, n]``."""
     least = torch.where(mask, scores, torch.inf).amin(-1, keepdim=True).abs()
     above = torch.where(mask, scores + least, 0.0) + LEAST_SCORE
@@ -220,9 +218,7 @@ class NeuralNDCGLoss(ListLoss):
     alternatives = {"tau": 0.3, "k": 1, "powered": False, "sinkhorn_iters": 1}
     search = {"tau": Float(0.1, 10.0, log=True)}
 
-    def __init__(
-        self, tau: float = 1.0, k: int | None = None, powered: bool = True, sinkhorn_iters: int = 50
-    ) -> None:
+    def __init__(self, tau: float = 1.0, k: int | None = None, powered: bool = True, sinkhorn_iters: int = 50) -> None:
         super().__init__()
         _check(tau, k, powered, sinkhorn_iters)
         self.tau, self.k, self.powered, self.sinkhorn_iters = tau, k, powered, sinkhorn_iters

@@ -226,16 +226,18 @@ class VocabularyTokenHead(nn.Module):
 
     def __init__(self, lm_head: nn.Module, token_id: int) -> None:
         super().__init__()
-        if not isinstance(getattr(lm_head, "weight", None), Tensor):
+        weight = getattr(lm_head, "weight", None)
+        if not isinstance(weight, Tensor):
             refuse_type("lm_head", "a module with a weight [V, D]", lm_head)
-        check_number("token_id", token_id, low=0, high=lm_head.weight.shape[0] - 1, integer=True)
+        check_number("token_id", token_id, low=0, high=weight.shape[0] - 1, integer=True)
         self.lm_head, self.token_id = lm_head, token_id
 
     def forward(self, decoded: F[Tensor, "batch length dim"]) -> F[Tensor, " batch"]:
         """Scores ``[B]`` of decoder outputs ``[B, T, D]``: no other logit is formed."""
         check_tensor("decoded", decoded, ndim=3, floating=True)
-        weight, bias = self.lm_head.weight, getattr(self.lm_head, "bias", None)
-        score: Tensor = decoded[:, 0] @ weight[self.token_id]
+        weight: Tensor = self.lm_head.weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(self.lm_head, "bias", None)
+        score = decoded[:, 0] @ weight[self.token_id]
         return score if bias is None else score + bias[self.token_id]
 
 

@@ -1,13 +1,14 @@
 """NeuralNDCG: on a level with other approximations of NDCG, above listwise cross-entropy and squared errors.
 
-Set-up of the claim: generated queries of 20 documents with ten features and grades 0 to 4 of a nonlinear utility, 200 to
-train, 1,000 to test; a perceptron with 64 hidden units, Adam, 20 epochs of batches of 20 lists. NDCG@5. The card
+Set-up of the claim: generated queries of 20 documents with ten features and grades 0 to 4 of a nonlinear utility, 200
+to train, 1,000 to test; a perceptron with 64 hidden units, Adam, 20 epochs of batches of 20 lists. NDCG@5. The card
 expects .894 of NeuralNDCG, .892 of ApproxNDCG, .880 of ListNet and .874 of squared errors; of LambdaRank, which the
 publication matches, it gives no number. Beside the setting of the publication (temperature 1, 50 rounds) an arm at
 temperature .1 is shown, without a claim.
 
-Each loss has the best of four rates by NDCG@5 on two seeds that are not reported (:func:`choose_rates`). Squared errors,
-the baseline, must reach .75; ranking at random gives .3.
+Each loss has the best of three rates by NDCG@5 on two seeds that are not reported (:func:`choose_rates`), NeuralNDCG
+that of its publication's setting at both temperatures. Squared errors, the baseline, must reach .75; ranking at
+random gives .3.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ...settings import UNREPORTED, best_setting, check_sane
 SEEDS = 8
 NEURAL, SHARP, APPROX, LISTNET = "NeuralNDCG", "NeuralNDCG, temperature .1", "ApproxNDCG", "ListNet"
 LAMBDA, SQUARED = "LambdaRank", "squared error"
-GRID = (3e-3, 1e-2, 3e-2, 1e-1)
+GRID = (3e-3, 1e-2, 3e-2)
 RATES = {NEURAL: 1e-2, SHARP: 1e-2, APPROX: 1e-2, LISTNET: 1e-2, LAMBDA: 1e-2, SQUARED: 1e-2}
 """The rate of each loss: what :func:`choose_rates` gives."""
 SANITY = 0.75
@@ -40,7 +41,9 @@ SANITY = 0.75
 CLAIMS = (
     Claim("over listnet", "NDCG@5 is above ListNet's (.014 expected)", size=0.014),
     Claim("over squared", "NDCG@5 is above that of squared errors (.02 expected)", size=0.02),
-    Claim("over approx", "NDCG@5 is not below ApproxNDCG's by .01 (.002 above it expected)", size=0.012, threshold=-0.01),
+    Claim(
+        "over approx", "NDCG@5 is not below ApproxNDCG's by .01 (.002 above it expected)", size=0.012, threshold=-0.01
+    ),
     Claim("over lambda", "NDCG@5 is not below LambdaRank's by .01 (the same expected)", size=0.01, threshold=-0.01),
 )
 
@@ -90,9 +93,12 @@ def measure(arm: str, rate: float, scale: str, seed: int) -> float:
 def choose_rates() -> dict[str, float]:
     """The rate of each loss with the best mean NDCG@5 over two pilot seeds."""
     pilots = (UNREPORTED, UNREPORTED + 1)
-    return {
-        arm: best_setting(GRID, lambda rate, seed, arm=arm: measure(arm, rate, "full", seed), pilots) for arm in ARMS
+    rates = {
+        arm: best_setting(GRID, lambda rate, seed, arm=arm: measure(arm, rate, "full", seed), pilots)
+        for arm in ARMS
+        if arm != SHARP
     }
+    return {**rates, SHARP: rates[NEURAL]}
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:

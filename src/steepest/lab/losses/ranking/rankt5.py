@@ -2,14 +2,14 @@
 
 Set-up of the claim: 2,000 generated queries with 30 candidates, of which the best one is relevant. A candidate is six
 tokens of 60; how much a token is worth depends on the topic of the query, one of twelve, which comes as the first
-token; noise is added to the sum. A transformer encoder of one layer (width 32, two heads) with a first-token head reads
-topic and tokens. Two epochs of Adam, batches of 16 queries, for each of pointwise, pairwise, softmax and Poly-1.
-Topics are frequent as 1 / rank in training and in the first test of 1,000 queries; in the second they are frequent the
-other way round. The mean reciprocal rank is judged.
+token; noise is added to the sum. A transformer encoder of one layer (width 32, two heads) with a first-token head
+reads topic and tokens. Two epochs of Adam, batches of 16 queries, for each of pointwise, pairwise, softmax and
+Poly-1. Topics are frequent as 1 / rank in training and in the first test of 1,000 queries; in the second they are
+frequent the other way round. The mean reciprocal rank is judged.
 
 The publication's gains on MS MARCO are about two points; .02 is taken for each claim, of softmax, Poly-1 and pairwise
-over pointwise and of softmax over pointwise on the other mix. A trial of ours with a perceptron and 200 queries did not
-show them.
+over pointwise and of softmax over pointwise on the other mix. A trial of ours with a perceptron and 200 queries did
+not show them.
 
 Each loss has the best of three rates by the mean reciprocal rank of two seeds that are not reported
 (:func:`choose_rates`). Pointwise training, the baseline, must reach .25; a random order gives .13.
