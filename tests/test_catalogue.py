@@ -36,6 +36,7 @@ BUILT_IN = {
     "cross-entropy-weighted",
     "distillation",
     "focal",
+    "group-policy",
     "huber",
     "joint-gradients",
     "lambda-loss",
