@@ -18,11 +18,12 @@ from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design.context import TextSplit
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.text_models import find_text_model
+from steepest.comparison.design.text_models import TextModel, find_text_model
 from steepest.comparison.design.text_objectives import known_text_objectives, neighbours, token_loss_of
 from steepest.comparison.joining import join
 from steepest.comparison.metrics.texts import TextOutcome, text_metrics
 from steepest.comparison.read.texts.vocabulary import Characters, encoded
+from steepest.comparison.report import report_html
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
 from steepest.comparison.work.run import Run
@@ -223,6 +224,27 @@ def test_folds_start_from_other_weights(answers):
     first, second, again = (model.build(words.vocabulary, words.most, seed) for seed in (*seeds, seeds[0]))
     assert torch.equal(first.head.weight, again.head.weight)
     assert not torch.equal(first.head.weight, second.head.weight)
+
+
+def test_a_training_starts_from_the_seed_of_its_fold(answers, monkeypatch):
+    context, _ = prepare(Request(answers, task="text", epochs=1, trials=1, folds=2))
+    asked, build = [], TextModel.build
+
+    def noted(self, vocabulary, most, seed):
+        asked.append(seed)
+        return build(self, vocabulary, most, seed)
+
+    monkeypatch.setattr(TextModel, "build", noted)
+    members = [member_of(context, (0, fold), 0, context.trials("emo")[0]) for fold in (0, 1)]
+    train(recipe_of(context, context.objective("emo")), members)
+    assert asked == [member.seeds["backbone"] for member in members]
+
+
+def test_what_models_say_is_escaped_too(done):
+    rows = [["<b>1", "<b>2", "<b>3", "<b>4"]]
+    page = report_html({**done.results, "samples": {"chosen": "direct_coverage", "rows": rows}})
+    for number in range(1, 5):
+        assert f"<samp>&lt;b&gt;{number}</samp>" in page
 
 
 def test_the_same_text_in_other_rows_is_another_run(tmp_path):
