@@ -46,8 +46,8 @@ LOSSES = {
     SOFTMAX: ListwiseSoftmaxLoss,
     POLY: Poly1SoftmaxLoss,
 }
-GRID = (3e-3, 1e-2, 3e-2)
-RATES = {POINTWISE: 3e-3, PAIRWISE: 3e-3, SOFTMAX: 3e-3, POLY: 3e-3}
+GRID = (1e-3, 3e-3, 1e-2)
+RATES = {POINTWISE: 1e-2, PAIRWISE: 1e-2, SOFTMAX: 1e-2, POLY: 1e-2}
 """The rate of each loss: what :func:`choose_rates` gives."""
 SANITY = 0.25
 """Mean reciprocal rank that pointwise training must reach."""
