@@ -34,7 +34,7 @@ SEEDS = 5
 NEURAL, SHARP, APPROX, LISTNET = "NeuralNDCG", "NeuralNDCG, temperature .1", "ApproxNDCG", "ListNet"
 LAMBDA, SQUARED = "LambdaRank", "squared error"
 GRID = (1e-2, 3e-2, 1e-1)
-RATES = {NEURAL: 1e-2, SHARP: 1e-2, APPROX: 1e-2, LISTNET: 1e-2, LAMBDA: 1e-2, SQUARED: 1e-2}
+RATES = {NEURAL: 1e-1, SHARP: 1e-1, APPROX: 3e-2, LISTNET: 1e-1, LAMBDA: 1e-1, SQUARED: 3e-2}
 """The rate of each loss: what :func:`choose_rates` gives."""
 SANITY = 0.75
 """NDCG@5 that squared errors must reach."""
