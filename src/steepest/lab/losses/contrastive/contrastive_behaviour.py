@@ -44,7 +44,7 @@ TEMPERATURES = {CONTRASTIVE: (0.05, 0.1, 0.2, 0.5, 1.0), HARD: (0.05, 0.2, 1.0),
 """Of each loss; the last two have none."""
 GRID = (1e-3, 3e-3, 1e-2)
 RATES = {CONTRASTIVE: 3e-3, HARD: 3e-3, SIMPLE: 3e-3, HARD_SIMPLE: 3e-3}
-"""What :func:`choose` gives."""
+"""From the grid; :func:`choose` finds the best."""
 SANITY = 88.0
 """Accuracy of the probe on the contrastive loss's features, in per cent."""
 CLAIMS = (

@@ -32,7 +32,7 @@ SEEDS = 10
 SIMCLR, SOGCLR, ISOGCLR = "SimCLR", "SogCLR", "iSogCLR"
 GRID = tuple((lr, tau) for lr in (1e-3, 3e-3) for tau in (0.1, 0.2, 0.5))
 SETTINGS = {SIMCLR: (3e-3, 0.2), SOGCLR: (3e-3, 0.2), ISOGCLR: (3e-3, 0.2)}
-"""Learning rate and (first) temperature of each loss: what :func:`choose` gives."""
+"""Learning rate and (first) temperature of each loss: from the grid; :func:`choose` finds the best."""
 SANITY = 85.0
 """Accuracy of the probe on SimCLR's features, in per cent."""
 CLAIMS = (

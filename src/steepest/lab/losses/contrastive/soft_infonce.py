@@ -41,7 +41,7 @@ SHARES = (0.0, 0.3, 0.6)
 GRID = (3e-3, 1e-2, 3e-2)
 TEMPERATURES = (0.05, 0.15, 0.5)
 SETTINGS = {INFONCE: (1e-2, 1.0), SOFT: (1e-2, 0.15), WEIGHTED: (1e-2, 0.15), BCE: (1e-2, 0.15), KL: (1e-2, 0.15)}
-"""By loss its learning rate and temperature of the relevance: what :func:`choose` gives."""
+"""By loss its learning rate and temperature of the relevance: from the grids; :func:`choose` finds the best."""
 SANITY = 25.0
 """Mean reciprocal rank, in points, that InfoNCE must reach."""
 CLAIMS = (
