@@ -81,8 +81,8 @@ def train_views(
 def features(body: nn.Module, x: np.ndarray) -> np.ndarray:
     """What a body makes of images."""
     dtype = next(body.parameters()).dtype
-    made: np.ndarray = body(torch.as_tensor(x, dtype=dtype)).double().numpy()
-    return made
+    values: np.ndarray = body(torch.as_tensor(x, dtype=dtype)).double().numpy()
+    return values
 
 
 def linear_probe(body: nn.Module, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> float:

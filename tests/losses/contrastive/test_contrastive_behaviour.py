@@ -19,7 +19,6 @@ from steepest.losses.contrastive import (
     uniformity,
 )
 
-SLUG = "contrastive-behaviour"
 POSITIVE = torch.tensor([0.9], dtype=torch.float64)
 NEGATIVES = torch.tensor([[0.7, 0.2, -0.4]], dtype=torch.float64)
 
@@ -28,7 +27,7 @@ def entropy(p):
     return float(-(p * p.log()).sum())
 
 
-@pytest.mark.holds(SLUG, 1)
+@pytest.mark.holds("contrastive-behaviour", 1)
 def test_the_loss_of_one_anchor():
     for temperature, wanted in ((0.1, 0.127733), (0.5, 0.688733), (1.0, 0.950827)):
         value = hard_contrastive_loss(POSITIVE, NEGATIVES, temperature=temperature).item()
@@ -37,7 +36,7 @@ def test_the_loss_of_one_anchor():
         assert value == pytest.approx(-math.log(terms[0] / sum(terms)), rel=1e-12)
 
 
-@pytest.mark.holds(SLUG, 2)
+@pytest.mark.holds("contrastive-behaviour", 2)
 def test_shares_of_negatives_and_their_entropy():
     cold, warm = negative_penalty(NEGATIVES, 0.1)[0], negative_penalty(NEGATIVES, 1.0)[0]
     assert cold.tolist() == pytest.approx([0.993291, 0.006693, 0.0000166], abs=1e-6)
@@ -46,7 +45,7 @@ def test_shares_of_negatives_and_their_entropy():
     assert entropy(warm) == pytest.approx(1.007550, abs=1e-6)
 
 
-@pytest.mark.holds(SLUG, 3)
+@pytest.mark.holds("contrastive-behaviour", 3)
 @pytest.mark.parametrize("temperature", [0.1, 0.7])
 def test_gradients_have_these_shares_and_balance(temperature):
     positive, negatives = POSITIVE.clone().requires_grad_(), NEGATIVES.clone().requires_grad_()
@@ -56,7 +55,7 @@ def test_gradients_have_these_shares_and_balance(temperature):
     assert (own.sum() + others.sum()).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.holds(SLUG, 4)
+@pytest.mark.holds("contrastive-behaviour", 4)
 def test_a_low_temperature_leaves_the_hardest_negative():
     positive, negatives = torch.tensor([0.5], dtype=torch.float64), torch.tensor([[0.7, 0.2]], dtype=torch.float64)
     for temperature, wanted in ((0.1, 0.213285), (0.01, 0.2), (1e-4, 0.2)):
@@ -64,14 +63,14 @@ def test_a_low_temperature_leaves_the_hardest_negative():
         assert value == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.holds(SLUG, 5)
+@pytest.mark.holds("contrastive-behaviour", 5)
 def test_a_high_temperature_leaves_means():
     for temperature, wanted, within in ((1e3, -0.549874, 1e-6), (1e6, -0.55, 1e-6)):
         loss = hard_contrastive_loss(POSITIVE, NEGATIVES, temperature=temperature).item()
         assert temperature * (loss - math.log(4)) == pytest.approx(wanted, abs=within)
 
 
-@pytest.mark.holds(SLUG, 6)
+@pytest.mark.holds("contrastive-behaviour", 6)
 def test_all_negatives_are_the_contrastive_loss_and_uniformity_has_no_diagonal():
     z = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     ours = HardContrastiveLoss(temperature=0.3, keep_fraction=1.0)(z, torch.arange(5))

@@ -10,7 +10,6 @@ import torch
 
 from steepest.losses.contrastive import IndividualTemperature, ISogCLRLoss, robust_contrastive_loss
 
-SLUG = "isogclr"
 NEGATIVES, POSITIVE = torch.tensor([[0.5, 0.2, -0.1]], dtype=torch.float64), torch.tensor([0.8], dtype=torch.float64)
 
 
@@ -37,7 +36,7 @@ def towers(negatives, positive, dtype):
     return torch.stack([images, texts]).to(dtype)
 
 
-@pytest.mark.holds(SLUG, 1)
+@pytest.mark.holds("isogclr", 1)
 def test_the_objective_and_its_slope_in_the_temperature():
     for tau, objective, slope in ((0.1, -0.374767, -0.591590), (0.2, -0.411460, -0.177028), (0.5, -0.391712, 0.189938)):
         assert robust_contrastive_loss(NEGATIVES, POSITIVE, tau).item() == pytest.approx(objective, abs=1e-6)
@@ -47,7 +46,7 @@ def test_the_objective_and_its_slope_in_the_temperature():
         assert slope_by_definition(NEGATIVES[0].tolist(), tau, 0.3) == pytest.approx(slope, abs=1e-6)
 
 
-@pytest.mark.holds(SLUG, 2)
+@pytest.mark.holds("isogclr", 2)
 def test_the_slope_is_the_radius_less_the_divergence_from_uniform():
     for tau in (0.1, 0.3):
         p = (NEGATIVES[0] / tau).softmax(0)
@@ -56,7 +55,7 @@ def test_the_slope_is_the_radius_less_the_divergence_from_uniform():
     assert slope_by_definition(NEGATIVES[0].tolist(), 0.277996, 0.3) == pytest.approx(0, abs=2e-6)
 
 
-@pytest.mark.holds(SLUG, 3)
+@pytest.mark.holds("isogclr", 3)
 def test_the_surrogate_and_its_gradient():
     """The first image of two towers at temperature .2: its term, and the gradient of the exact objective."""
     z = towers(NEGATIVES[0].tolist(), 0.8, torch.float64).requires_grad_()
@@ -79,7 +78,7 @@ def test_the_surrogate_and_its_gradient():
     assert surrogate.item() == pytest.approx(sum(terms).mean().item())
 
 
-@pytest.mark.holds(SLUG, 4)
+@pytest.mark.holds("isogclr", 4)
 def test_a_step_of_the_temperature():
     memory = IndividualTemperature(2, tau_init=0.2)
     slope = torch.tensor([slope_by_definition(NEGATIVES[0].tolist(), 0.2, 0.3)])
@@ -89,7 +88,7 @@ def test_a_step_of_the_temperature():
     assert memory.u[0].item() == pytest.approx(0.1 * 0.9 * slope.item() - 2.7, rel=1e-5)
 
 
-@pytest.mark.holds(SLUG, 5)
+@pytest.mark.holds("isogclr", 5)
 def test_fixed_temperatures_repeats_and_limits():
     """Nothing moves with eta 0; a sample that occurs twice writes means; temperatures stay within their limits."""
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +119,7 @@ def test_fixed_temperatures_repeats_and_limits():
         torch.testing.assert_close(loss.memories[0].tau, torch.full((5,), end))
 
 
-@pytest.mark.holds(SLUG, 6)
+@pytest.mark.holds("isogclr", 6)
 def test_two_towers_at_a_low_temperature_stay_finite():
     z = towers([0.9, 0.2, -0.1], 0.95, torch.float32).requires_grad_()
     loss = ISogCLRLoss(4, rho=6.0, tau_init=0.005, tau_min=0.005, tau_max=0.05, bimodal=True)

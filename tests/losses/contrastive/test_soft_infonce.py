@@ -9,7 +9,6 @@ import torch
 
 from steepest.losses.contrastive import SoftInfoNCELoss, clip_loss, negative_weights, soft_infonce_loss
 
-SLUG = "soft-infonce"
 FORMS = ("soft", "weighted", "bce", "kl")
 
 
@@ -53,7 +52,7 @@ def by_definition(s, estimates, form, alpha=1.0, beta=1.0, t=1.0, floor=0.1):
     return sum(losses) / rows
 
 
-@pytest.mark.holds(SLUG, 1)
+@pytest.mark.holds("soft-infonce", 1)
 def test_a_row_by_hand():
     s, estimates = first_row([2.0, 1.0, 0.0], 3.0), first_row([0.9, 0.3, 0.1], 0.0)
     weights = negative_weights(estimates, estimate_temperature=0.5)
@@ -64,7 +63,7 @@ def test_a_row_by_hand():
     assert soft_infonce_loss(s, torch.zeros_like(s)).item() == pytest.approx(0.440190, abs=1e-6)
 
 
-@pytest.mark.holds(SLUG, 2)
+@pytest.mark.holds("soft-infonce", 2)
 def test_without_estimates_it_is_infonce():
     s, estimates = drawn()
     wanted = torch.nn.functional.cross_entropy(s, torch.arange(4))
@@ -72,7 +71,7 @@ def test_without_estimates_it_is_infonce():
     torch.testing.assert_close(soft_infonce_loss(s, torch.full_like(s, 3.0)), wanted)
 
 
-@pytest.mark.holds(SLUG, 3)
+@pytest.mark.holds("soft-infonce", 3)
 def test_the_mean_weight_is_1_where_the_floor_does_not_act():
     _, estimates = drawn()
     own = torch.eye(4).bool()
@@ -86,7 +85,7 @@ def test_the_mean_weight_is_1_where_the_floor_does_not_act():
     assert negative_weights(by_hand, alpha=2.0, estimate_temperature=0.5, floor=0.3)[0, 1].item() == pytest.approx(0.3)
 
 
-@pytest.mark.holds(SLUG, 4)
+@pytest.mark.holds("soft-infonce", 4)
 def test_weights_are_constants_of_the_gradient():
     s, estimates = drawn()
     s.requires_grad_(), estimates.requires_grad_()
@@ -102,7 +101,7 @@ def test_weights_are_constants_of_the_gradient():
         assert slopes[1] is None
 
 
-@pytest.mark.holds(SLUG, 5)
+@pytest.mark.holds("soft-infonce", 5)
 @pytest.mark.parametrize(
     ("words", "call"),
     [

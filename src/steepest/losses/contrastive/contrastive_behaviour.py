@@ -53,7 +53,7 @@ def negative_penalty(negatives: Negatives, temperature: float) -> Negatives:
 def _checked(
     positive: Tensor, negatives: Tensor, keep_fraction: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities, and which negatives are kept: constants of the gradient."""
+    """Similarities, and which negatives are chosen: constants of the gradient."""
     check_tensor("negatives", negatives, ndim=2, floating=True)
     check_tensor("positive", positive, floating=True, shape=tuple(negatives.shape[:1]))
     check_number("keep_fraction", keep_fraction, low=0.0, high=1.0, open_low=True)
@@ -89,7 +89,7 @@ def hard_contrastive_loss(
         positive: s_ii ``[A]``.
         negatives: s_ij ``[A, N]``.
         temperature: tau > 0.
-        keep_fraction: alpha in (0, 1], the share of negatives (at least one) that is kept; equal ones all are.
+        keep_fraction: alpha in (0, 1], the share of negatives (at least one) that is chosen; equal ones all are.
         mask: boolean ``[A, N]``, true for what is a negative; None: everything.
 
     Returns:
@@ -106,8 +106,8 @@ def hard_contrastive_loss(
     Source: Understanding the Behaviour of Contrastive Loss, arXiv:2012.09740.
     """
     check_number("temperature", temperature, low=0.0, open_low=True)
-    positive, s, kept = _checked(positive, negatives, keep_fraction, mask)
-    logits = torch.cat([positive.unsqueeze(1), s.masked_fill(~kept, -torch.inf)], 1) / temperature
+    positive, s, chosen = _checked(positive, negatives, keep_fraction, mask)
+    logits = torch.cat([positive.unsqueeze(1), s.masked_fill(~chosen, -torch.inf)], 1) / temperature
     losses = -logits.log_softmax(1)[:, 0]
     return mean_of_counted(losses, torch.ones_like(losses, dtype=torch.bool))
 
@@ -146,9 +146,9 @@ def simple_contrastive_loss(
     """
     check_number("lam", lam, low=0.0)
     check_flag("mean", mean)
-    positive, s, kept = _checked(positive, negatives, keep_fraction, mask)
-    total = s.masked_fill(~kept, 0.0).sum(1)
-    total = total / kept.sum(1).clamp_min(1) if mean else total
+    positive, s, chosen = _checked(positive, negatives, keep_fraction, mask)
+    total = s.masked_fill(~chosen, 0.0).sum(1)
+    total = total / chosen.sum(1).clamp_min(1) if mean else total
     losses = lam * total - positive
     return mean_of_counted(losses, torch.ones_like(losses, dtype=torch.bool))
 
@@ -217,7 +217,7 @@ class HardContrastiveLoss(PairLoss):
 
     Args:
         temperature: tau > 0.
-        keep_fraction: share of an anchor's negatives that is kept, in (0, 1].
+        keep_fraction: share of an anchor's negatives that is chosen, in (0, 1].
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -253,7 +253,7 @@ class SimpleContrastiveLoss(PairLoss):
 
     Args:
         lam: lambda >= 0.
-        keep_fraction: share of an anchor's negatives that is kept, in (0, 1].
+        keep_fraction: share of an anchor's negatives that is chosen, in (0, 1].
         mean: whether negatives are averaged in place of summed.
 
     Example:

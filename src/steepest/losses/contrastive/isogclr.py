@@ -127,9 +127,9 @@ class IndividualTemperature(nn.Module):
 
     def averaged(self, index: Tensor, log_g: Tensor) -> Tensor:
         """log s of samples ``[B]`` (of further views ``[..., B]``) with g taken in; nothing is written."""
-        kept = self.log_s[index].to(log_g.dtype)
+        stored = self.log_s[index].to(log_g.dtype)
         fresh = log_g + math.log(self.gamma)
-        mixed = fresh if self.gamma == 1.0 else torch.logaddexp(kept + math.log1p(-self.gamma), fresh)
+        mixed = fresh if self.gamma == 1.0 else torch.logaddexp(stored + math.log1p(-self.gamma), fresh)
         return torch.where(self.seen[index], mixed, log_g)
 
     @torch.no_grad()
@@ -287,10 +287,10 @@ class ISogCLRLoss(PairLoss):
         leaf = outputs.detach().clone().requires_grad_()
         rows, items = unit_rows(leaf), len(target)
         total = rows.new_zeros(())
-        other = index.unsqueeze(1) != index
+        apart = index.unsqueeze(1) != index
         for view in (0, 1):
             tau = self._memory(view).tau[index].to(rows.dtype).unsqueeze(1)
-            negative = other if self.bimodal else torch.cat([other, other], 1)
+            negative = apart if self.bimodal else torch.cat([apart, apart], 1)
             columns = rows[1 - view] if self.bimodal else rows.flatten(0, 1)
             s = rows[view] @ columns.T
             number = negative.sum(1).to(s.dtype)

@@ -57,9 +57,9 @@ def data_of(seed: int, scale: str) -> Data:
     for rank, label in enumerate(order):
         rows = rng.permutation(np.flatnonzero(labels == label))
         ends = np.cumsum([round(largest * 50 ** (-rank / 9)), probe, test])
-        for part, own in zip(parts, np.split(rows[: ends[-1]], ends[:-1])):
-            part.append(own)
-    whole = [np.concatenate(part) for part in parts]
+        for chosen, own in zip(parts, np.split(rows[: ends[-1]], ends[:-1])):
+            chosen.append(own)
+    whole = [np.concatenate(chosen) for chosen in parts]
     small = halved(images)
     return *(array[rows] for rows in whole for array in (small, labels)), order
 
