@@ -10,6 +10,11 @@ with the rate; beside it stand the default of the published code, 1, and the for
 The temperature of scores is .2 of cosines for all. Every loss has the best of four rates (that at K with the best
 temperature of the weight) by NDCG@5 on two seeds that are not reported (:func:`choose_settings`). The softmax loss,
 the baseline, must reach .3; random items give .01.
+
+What was found is below the softmax loss by 3%, in every seed. What was checked: values and gradients are those of the
+published formula and code; thresholds are renewed as there; without the gradient through the weight, which pushes
+positives down wherever the logarithm is positive, it is nearly on a level with the softmax loss (.380 and .383), and at
+the temperature 1 of the weight it is far below (.255).
 """
 
 from __future__ import annotations
