@@ -10,6 +10,10 @@ four data sets and a slower decay as false negatives are injected; a trial of ou
 Each loss has the best of three temperatures with the best of three rates by NDCG@5 without false negatives on two
 seeds that are not reported (:func:`choose_settings`); differences of the pairwise loss are halved, and so are its
 temperatures. The softmax loss, the baseline, must reach .3 without false negatives.
+
+What was found without false negatives is half a per cent below the softmax loss, at the lowest of its temperatures for
+each. What was checked: values of all activations are those of naive sums and of the published formula, and the
+temperatures were chosen alike. Six seeds could have found 2% with false negatives, so these two claims want more.
 """
 
 from __future__ import annotations
