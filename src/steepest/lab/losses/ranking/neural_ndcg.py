@@ -9,6 +9,12 @@ temperature .1 is shown, without a claim.
 Each loss has the best of three rates by NDCG@5 on two seeds that are not reported (:func:`choose_rates`), NeuralNDCG
 that of its publication's setting at both temperatures. Squared errors, the baseline, must reach .75; ranking at
 random gives .3.
+
+What was found: above ApproxNDCG by .008, below ListNet and squared errors by .011 and .012, against the card's trial.
+What was checked: value and gradient are those of the permutation as a matrix that is divided by its sums, to
+rounding, and those of the published code at its values; every rate was chosen alike, and at temperature .1 it is no
+better (0.888 and 0.920). Grades here are steps of a smooth utility of all documents, which squared errors can fit
+directly; real grades depend on the query.
 """
 
 from __future__ import annotations
