@@ -20,6 +20,7 @@ LOOSE: dict[str, dict[str, float]] = {
     "chronicals": dict.fromkeys(
         ("milliseconds", "tokens a second", "GFLOP a second", "fused", "packed", "at most", "batch"), MEASURED
     ),
+    "group-policy": {"seconds": MEASURED},
     "two-pass-softmax": dict.fromkeys(("ns a value", "GB/s", "beyond", "within"), MEASURED),
     "z-loss": dict.fromkeys(("milliseconds", "flat", "linear", "faster"), MEASURED),
     # the same, and relative errors of gradients that are right: rounding alone
