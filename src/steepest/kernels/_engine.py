@@ -125,7 +125,6 @@ def sweep(
     factor: Tensor | None = None,
     keep: bool = False,
     collect: Collect | None = None,
-    shaped: Tensor | None = None,
 ) -> tuple[Tensor, Gradients, Tensor | None]:
     """Losses of all rows and, where needed, gradients of their weighted sum.
 
@@ -138,7 +137,6 @@ def sweep(
         factor: weights ``[n]`` of the rows in the gradients, or None for ones.
         keep: leave the gradient in the logits of the (one) chunk for :func:`close`, and form no others.
         collect: what makes gradients of a chunk's slopes, in place of the dense products.
-        shaped: logits ``[n, V]`` of all rows as they were formed before, which are overwritten.
 
     Returns:
         Losses ``[n]``, the gradients, and the kept gradient ``[n, V]``.
@@ -155,22 +153,20 @@ def sweep(
     if needs[2] and not keep and not n:
         gradients.bias = head.weight.new_zeros(vocabulary)
     kernels = row_kernels(head.hidden.device, head.weight.dtype, rule, head.softcap, collect, others)
-    if shaped is not None:
-        buffer, kernels = shaped, None
-    elif kernels is None:
+    if kernels is None:
         buffer = head.hidden.new_empty((min(plan.rows, n), vocabulary), dtype=wide)
     else:
         buffer = logits_buffer(head.hidden, min(plan.rows, n), vocabulary, head.weight.dtype)
     more = [head.hidden.new_empty((min(plan.rows, n), len(head_beside.weight)), dtype=wide) for head_beside in others]
     scratch = head.hidden.new_empty((0, vocabulary), dtype=wide)
     for rows in chunks(n, plan.rows):
-        z = head.raw(rows, buffer[: rows.stop - rows.start]) if shaped is None else shaped[rows]
+        z = head.raw(rows, buffer[: rows.stop - rows.start])
         further = [head_beside.raw(rows, out[: len(z)]) for head_beside, out in zip(others, more)]
         if kernels is not None:
             given = None if factor is None else factor[rows].to(wide)
             _in_place(kernels, head, rule, z, rows, losses, given, differentiate, collect)
         for here, among in pieces(rows, z, plan.piece) if kernels is None else ():
-            piece = head.shape(z[here]) if shaped is None else z[here]
+            piece = head.shape(z[here])
             if len(scratch) < len(piece):
                 scratch = torch.empty_like(piece)
             g = scratch[: len(piece)]

@@ -172,7 +172,7 @@ class Job:
             limit,
             scalar=self.scalar,
             heads=heads,
-            slabs=len(self.others) == 0 and self.filter is None and as_rule(self.rule) is not None,
+            slabs=not self.others and self.filter is None and as_rule(self.rule) is not None,
             accumulator=extra,
             pieces=held,
             piece=PIECE if self.rows.hidden.device.type == "cpu" else DEVICE_PIECE,

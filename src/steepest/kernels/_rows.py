@@ -40,12 +40,11 @@ class Rows:
         return torch.where(sum_of_factors > 0, sum_of_factors, 1.0)
 
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
-        """Values ``[n, ...]`` in the shape of the targets."""
-        last = values.shape[1:]
+        """Values ``[n]`` in the shape of the targets."""
         if self.index is None:
-            return values.reshape(*self.shape, *last)
-        full = values.new_full((self.shape.numel(), *last), fill)
-        return full.index_put((self.index,), values).reshape(*self.shape, *last)
+            return values.reshape(self.shape)
+        full = values.new_full((self.shape.numel(),), fill)
+        return full.index_put((self.index,), values).reshape(self.shape)
 
 
 def select(
@@ -106,7 +105,7 @@ def select(
     index = None
     if valid is not None:
         free = concrete(valid, hidden)
-        if free and valid.device.type == "cpu" and not torch.compiler.is_compiling():
+        if free and valid.device.type == "cpu":
             index = None if bool(valid.all()) else valid.nonzero().squeeze(1)
         else:
             if free and valid_rows is not None:

@@ -15,11 +15,11 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ..core.checks import check_range, check_tensor, refuse
+from ..core.checks import check_number, check_range, check_tensor, refuse
 from ..core.reductions import widen
 from ..core.rowwise import BLOCK, add_at, at, softmax_parts
 from ..core.transforms import by_hand, concrete, plain_gradients, without_autocast
-from ._engine import narrowed, pieces, refuse_second_order, sweep
+from ._engine import close, narrowed, pieces, refuse_second_order, sweep
 from ._head import Job, check_cap, check_head
 from ._memory import Plan, chunks
 from ._ranks import SequenceShard, VocabularyShard, parts
@@ -124,7 +124,8 @@ def token_statistics(
         refuse("want", f"some of {WANTED}", want)
     classes = source.shape[-1] if head is None else head.shape[0]
     shard = None if group is None and token_group is None else _shard(source, head, bias, group, token_group)
-    rows = select(source, labels, classes=classes if shard is None else shard.total, ignore_index=ignore_index)
+    choose = _all_rows if torch.compiler.is_compiling() else select
+    rows = choose(source, labels, classes=classes if shard is None else shard.total, ignore_index=ignore_index)
     if rows.factor is not None:  # ignored rows are still there: what is not finite in them is no 0 times 0
         rows = replace(rows, hidden=torch.where((rows.factor > 0).unsqueeze(1), rows.hidden, 0.0))
     if shard is not None and set(want) & set(CONSTANT):
@@ -146,7 +147,7 @@ def token_statistics(
     if rule.costs is not None:
         named["cost"], place = rows.spread(values[:, place]), place + 1
     if rule.columns is not None:
-        named["columns"] = rows.spread(values[:, place:])
+        named["columns"] = torch.stack([rows.spread(own) for own in values[:, place:].unbind(1)], -1)
     true = torch.ones_like(rows.target, dtype=torch.bool) if counts is None else counts
     named["valid"] = rows.spread(true, False)
     return TokenStatistics(**named)  # type: ignore[arg-type]
@@ -165,6 +166,15 @@ def _shard(source: Tensor, head: Tensor | None, bias: Tensor | None, group: Any,
         refuse("token_group", "the ranks of group, or None", token_group)
     assert shard is not None
     return shard
+
+
+def _all_rows(source: Tensor, labels: Tensor, *, classes: int, ignore_index: int) -> Rows:
+    """Every token with whether it counts: a graph has no rows whose number hangs on values."""
+    check_number("ignore_index", ignore_index, integer=True)
+    check_tensor("labels", labels, floating=False, shape=tuple(source.shape[:-1]))
+    valid = (labels != ignore_index).reshape(-1)
+    target = torch.where(valid, labels.reshape(-1), 0).long()
+    return Rows(source.reshape(-1, source.shape[-1]), target, None, valid.float(), None, labels.shape)
 
 
 def _beside(
@@ -510,6 +520,17 @@ class _OfHead(torch.autograd.Function):
             return z.new_zeros(len(z))
 
         # their gradient takes the logits' place; a second backward pass forms them again
-        logits, ctx.logits = ctx.logits, None
-        _, gradients, _ = sweep(head, slope, ctx.layout, needs, shaped=logits)
+        z, ctx.logits = ctx.logits, None
+        if z is None:
+            _, gradients, _ = sweep(head, slope, ctx.layout, needs)
+        else:
+            scratch = torch.empty_like(z[:0])
+            for rows, _ in pieces(slice(0, len(z)), z, ctx.layout.piece):
+                scratch = scratch if len(scratch) >= len(z[rows]) else torch.empty_like(z[rows])
+                g = scratch[: len(z[rows])]
+                slope(z[rows], g, rows)
+                head.chain(z[rows], g)
+            gradients = close(head, z.to(head.weight.dtype), (*needs[:2], False), z.new_ones(()))
+            if needs[2]:
+                gradients.bias = z.sum(0)
         return (*narrowed(gradients, hidden, weight, bias), *[None] * 3)
