@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import CosFaceLoss as PeerCosFace
 from steepest.core.heads import NormedLinear
 from steepest.losses.contrastive import ArcFaceLoss, CosFaceLoss, arc_face_loss, cos_face_loss
 
-pytestmark = [pytest.mark.holds("arc-face"), pytest.mark.holds("cos-face")]
+pytestmark = pytest.mark.holds("margin-softmax")
 
 
 def drawn(rows=8, width=5, classes=4):
