@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from steepest.core.reductions import reduce
 from steepest.core.token_reductions import MODES, aggregate_tokens, count_items, masked, sequence_sums
 
 
@@ -150,3 +151,17 @@ def test_counts_are_what_a_mean_divides_by(mode):
     packed = count_items(mask, mode, segments)
     by_row = torch.cat([mask[:, :3].any(1), mask[:, 3:].any(1)]).sum()
     assert int(packed) == int(items if mode == "token_mean" else by_row)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_mean_of_no_losses_is_nan_or_zero_with_a_graph(weighted):
+    for count in (0, 3) if weighted else (0,):
+        losses = torch.ones(count, requires_grad=True)
+        weight = torch.zeros(count) if weighted else None
+        assert reduce(losses, "mean", weight).isnan()
+        value = reduce(losses, "mean", weight, empty="zero")
+        assert value == 0
+        assert not torch.autograd.grad(value, losses)[0].any()
+    nothing = torch.zeros(2, dtype=torch.bool)
+    assert reduce(torch.ones(2), "mean", None, nothing, empty="zero") == 0
+    assert reduce(torch.tensor([1.0, 3.0]), empty="zero") == 2

@@ -62,8 +62,8 @@ CLAIMS = (
           threshold=0.01, ours=True),
 )  # fmt: skip
 GRID = (3e-4, 1e-3, 3e-3)
-RATES = dict.fromkeys(LOSSES, 1e-3)
-"""What :func:`choose_rates` gives."""
+RATES = dict.fromkeys(LOSSES, 3e-4)
+"""What :func:`choose_rates` gives: for all the lowest of the grid."""
 
 
 class Scale(NamedTuple):
