@@ -147,7 +147,10 @@ class IndividualTemperature(nn.Module):
         same = (index.unsqueeze(1) == index) & counts
         number = same.sum(1)
         share = same.to(u.dtype) / number.clamp_min(1).unsqueeze(1)
-        joint = torch.where(same, log_s.to(self.log_s.dtype), -torch.inf).logsumexp(1) - number.clamp_min(1).to(self.log_s.dtype).log()
+        joint = (
+            torch.where(same, log_s.to(self.log_s.dtype), -torch.inf).logsumexp(1)
+            - number.clamp_min(1).to(self.log_s.dtype).log()
+        )
         has = number > 0
         self.log_s[index] = torch.where(has, joint, self.log_s[index])
         self.u[index] = torch.where(has, share @ u, self.u[index])

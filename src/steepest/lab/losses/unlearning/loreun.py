@@ -24,8 +24,9 @@ have found .43. Pixels were standardised
 in that first run; trained alike on pixels in [0, 1], at 1e-3, the original did not fit all images.
 
 What was checked of the claim on wrong labels, which goes against what was expected: the stacks end where models do that
-are trained one by one; the retrained model is right in 84% of the forget set (85% expected), and fits 95% of the others; without weights
-the best rate lies inside the grid, with them at its end, so that a finer choice could only add to their lead.
+are trained one by one; the retrained model is right in 84% of the forget set (85% expected), and fits 95% of the
+others; without weights the best rate lies inside the grid, with them at its end, so that a finer choice could only add
+to their lead.
 """
 
 from __future__ import annotations
