@@ -27,7 +27,6 @@ from . import count_facts
 BUILT_IN = {
     "absolute-error",
     "approx-ndcg",
-    "arc-face",
     "binary-cross-entropy",
     "clip",
     "cross-entropy",

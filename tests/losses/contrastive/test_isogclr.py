@@ -52,6 +52,10 @@ def test_the_slope_is_the_radius_less_the_divergence_from_uniform():
         p = (NEGATIVES[0] / tau).softmax(0)
         divergence = float((p * (3 * p).log()).sum())
         assert slope_by_definition(NEGATIVES[0].tolist(), tau, 0.3) == pytest.approx(0.3 - divergence, abs=1e-12)
+        temperature = torch.tensor([tau], dtype=NEGATIVES.dtype, requires_grad=True)
+        loss = robust_contrastive_loss(NEGATIVES, POSITIVE, temperature)
+        (slope,) = torch.autograd.grad(loss, temperature)
+        assert slope.item() == pytest.approx(0.3 - divergence, abs=1e-9)
     assert slope_by_definition(NEGATIVES[0].tolist(), 0.277996, 0.3) == pytest.approx(0, abs=2e-6)
 
 
