@@ -8,6 +8,9 @@ the mean gradient of T = 5, and at T = 5 for the first half of the steps and 1 f
 a learning rate of its own, of three, by the mean loss over domains at the end, on seeds that are not reported. The loss
 is the squared error on 500 fresh samples of each domain; effects are logarithms of ratios of losses.
 
+The size of the claim on the largest domain was 2% in a first record of ten seeds, which could have found 10%; its other
+verdicts were the same.
+
 The baseline is sane when T = 1 explains half of the variance of the largest domain after the long training.
 """
 
@@ -30,12 +33,12 @@ SIZES, FEATURES, WIDTH, BATCH, NOISE = (2000, 500, 100, 30), 16, 64, 64, 0.2
 SHORT, LONG = 300, 4000
 WAYS = ("T = 1", "T = 5", "weights", "cooldown")
 RATES = (1e-3, 3e-3, 1e-2)
-SEEDS = 10
+SEEDS = 24
 CLAIMS = (
     Claim("fast", "after a short training the loss on the two rare domains is lower at T = 5 than at T = 1, by 5%",
           size=0.05, greater=False),
-    Claim("largest", "after a long training the loss on the largest domain is lower at T = 1 than at T = 5, by 2%",
-          size=0.02),
+    Claim("largest", "after a long training the loss on the largest domain is lower at T = 1 than at T = 5, by 10%",
+          size=0.1),
     Claim("weights", "after a short training the mean loss over domains is higher with weights than at T = 5, by 5%",
           size=0.05),
     Claim("overfit", "after a long training the mean loss over domains is lower with cooldown than at T = 5, by 5%",

@@ -10,7 +10,9 @@ the set-up for all.
 
 Digits: 2,000 of MNIST at half resolution, a small convolutional network, AdamW, batches of 64, 10 epochs of the data as
 they are and as many steps of the enlarged ones; early is after one epoch. Each way has the best of three rates on
-other splits. Measured: errors in points on 4,000 others. The baseline must get at most 10% wrong.
+other splits. Measured: errors in points on 4,000 others. The baseline must get at most 10% wrong. The
+sizes of the claims on digits are the middle of the .3 to 1.5 points of the publication; they were .3 in a first record,
+with the same verdicts, whose seeds could have found .7.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ CLAIMS = (
     Claim("random", "and is below random upsampling, by 10%", size=0.1, greater=False),
     Claim("hard", "the hard feature is further along against the easy one, by a tenth", size=0.1),
     Claim("sharpness", "it lowers the test loss of sharpness-aware steps too, by 10%", size=0.1, greater=False),
-    Claim("digits", "on digits it lowers the test error, by .3 points", size=0.3, greater=False),
-    Claim("digits random", "and more than random upsampling, by .3 points", size=0.3, greater=False),
+    Claim("digits", "on digits it lowers the test error, by .9 points", size=0.9, greater=False),
+    Claim("digits random", "and more than random upsampling, by .9 points", size=0.9, greater=False),
 )  # fmt: skip
 
 
