@@ -188,6 +188,7 @@ DEAR = {
     "loss-landscape-analysis": "a spectrum of forty products with the Hessian in each moment of a probe's contract",
     "momo": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "muon": "two settings, each to a minimum, compiled and by two ranks, among the slow tests",
+    "neural-ndcg": "sorting and scaling of two settings, compiled, among the slow tests",
     "optimistic-mirror-descent": "each setting to a minimum, compiled and by two ranks, among the slow tests",
     "preconditioned-sps": "nine settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "random-scaling-momentum": "each setting to a minimum, compiled and by two ranks, among the slow tests",
