@@ -46,7 +46,7 @@ def section(system: System) -> list[str]:
 
 
 def table(slug: str, label: str, columns: Sequence[str]) -> str:
-    """Rows of a system's evidence, numbers as means over seeds; that there is none yet, where it is so."""
+    """Rows of a system's evidence, numbers as means over seeds, blank where there are none; or that it has none yet."""
     system = find(slug)
     record = evidence.read(system)
     if record is None:
@@ -55,7 +55,7 @@ def table(slug: str, label: str, columns: Sequence[str]) -> str:
     lines = ["| " + " | ".join(map(cell, (label, *columns))) + " |", "|---" * (1 + len(columns)) + "|"]
     for name in dict.fromkeys(row[label] for row in rows):
         own = [row for row in rows if row[label] == name]
-        means = (number(sum(row[column] for row in own) / len(own)) for column in columns)
+        means = (number(sum(r[column] for r in own) / len(own)) if column in own[0] else "" for column in columns)
         lines.append("| " + " | ".join((cell(name), *means)) + " |")
     return "\n".join([*lines, "", f"Means over {len(record.seeds)} seeds{staleness(system, record)}."])
 

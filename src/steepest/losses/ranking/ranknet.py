@@ -43,6 +43,7 @@ def ranknet_loss(
         ValueError: wrong shapes, negative grades, an unknown weighing.
 
     Example:
+        >>> import torch
         >>> ranknet_loss(torch.tensor([[0.5, 0.2]]), torch.tensor([[1.0, 0.0]]))
         tensor(0.5544)
 
@@ -64,6 +65,7 @@ class RankNetLoss(ListLoss):
         weighing: None, ``"difference"`` or ``"squares"``.
 
     Example:
+        >>> import torch
         >>> query = torch.tensor([0, 0, 1, 1])
         >>> RankNetLoss()(torch.tensor([0.5, 0.2, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0, 0.0]), query=query)
         tensor(0.9338)
