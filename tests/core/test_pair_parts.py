@@ -115,3 +115,13 @@ def test_a_copy_shares_its_ranks():
     loss = SupConLoss().over_ranks()
     assert copy.deepcopy(loss)._group is loss._group
     assert loss.over_ranks(on=False)._group is None
+
+
+def test_a_graph_may_hold_what_a_queue_has():
+    queue, q = EmbeddingQueue(3, 2), torch.ones(1, 2, requires_grad=True)
+    queue.put(torch.eye(2), torch.tensor([5, 6]))
+    loss = (q @ queue.rows.t()).exp().sum()
+    queue.put(torch.ones(2, 2), torch.tensor([7, 8]))
+    loss.backward()
+    assert q.grad[0].tolist() == pytest.approx([math.e, math.e], rel=1e-6)
+    assert queue.labels.tolist() == [8, 6, 7]

@@ -98,3 +98,8 @@ def test_gains_and_discounts():
     gains = torch.tensor([[1.0, 7.0, 0.0]], dtype=torch.float64)
     assert ideal_dcg(gains).item() == pytest.approx(7 + 1 / math.log2(3))
     assert ideal_dcg(gains, 1).item() == 7.0
+
+
+def test_a_grade_that_is_not_a_number_is_not_passed_over():
+    grades = torch.tensor([[math.nan, 0.0], [0.0, math.nan], [1.0, 1.0]])
+    assert has_order(grades, torch.ones(3, 2, dtype=torch.bool)).tolist() == [True, True, False]

@@ -139,3 +139,24 @@ def test_squared_hinge_of_all_pairs(margin, generator):
     torch.testing.assert_close(value, wanted)
     for a, b in zip(*(torch.autograd.grad(v, (positives, negatives)) for v in (value, wanted))):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("scores", "alpha", "k"),
+    [((3.0, 2.0, 1.0, -9.0), 4.0, 3.0), ((5.0, 4.0, -6.0, -7.0), 4.0, 2.0), ((30.0, 25.0, -15.0, -20.0), 1.0, 2.0)],
+)
+def test_soft_top_k_keeps_its_digits_where_it_is_nearly_hard(scores, alpha, k):
+    slopes = []
+    for dtype in (torch.float32, torch.float64):
+        s = torch.tensor([scores], dtype=dtype, requires_grad=True)
+        log_q = torch.nn.functional.logsigmoid(alpha * (s + soft_top_k(s, torch.tensor([[k]], dtype=dtype), alpha)))
+        slopes += torch.autograd.grad(log_q[0, int(k)], s)
+    assert slopes[1][0, int(k)] > 0.4
+    torch.testing.assert_close(slopes[0].double(), slopes[1], rtol=1e-4, atol=1e-6)
+
+
+def test_hinges_of_scores_far_apart():
+    positives = torch.linspace(-1, 1, 50) + 1000
+    negatives = torch.cat([torch.full((25,), 1000.0), torch.full((25,), -1000.0)])
+    wanted = (1 - (positives[:, None] - negatives)).clamp_min(0).double().square().mean()
+    assert squared_hinge_pairs(positives, negatives, 1.0).item() == pytest.approx(wanted.item(), rel=1e-6)

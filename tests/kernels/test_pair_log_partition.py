@@ -228,3 +228,16 @@ def test_wrong_arguments_are_named(words, change):
     a, b = drawn(dtype=torch.float32)
     with pytest.raises((ValueError, TypeError), match=words):
         pair_log_partition(**{"a": a, "b": b, **change})
+
+
+def test_a_scale_of_a_row_that_is_hidden_may_be_anything():
+    a, b = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    a, b = a[:3].requires_grad_(), b.requires_grad_()
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    mask[1] = False
+    scale = torch.tensor([[1.0], [math.nan], [2.0]])
+    pair_log_partition(a, b, positive="none", mask=mask, scale=scale).log_z[[0, 2]].sum().backward()
+    assert b.grad.isfinite().all()
+    assert not a.grad[1].any()
+    with pytest.raises(ValueError, match="positive: expected columns"):
+        pair_log_partition(a, b, positive=torch.tensor([True, False, True]))

@@ -58,7 +58,8 @@ class EmbeddingQueue(nn.Module):
         check_tensor("labels", labels, floating=False, shape=tuple(rows.shape[:1]))
         rows, labels = rows.detach()[-size:], labels[-size:]
         places = (self.cursor + torch.arange(len(rows), device=self.rows.device)) % size
-        self.rows[places] = rows.to(self.rows.dtype)
-        self.labels[places] = labels.to(self.labels.dtype)
+        # new tensors: a graph may hold the old ones
+        self.rows = self.rows.index_copy(0, places, rows.to(self.rows.dtype))
+        self.labels = self.labels.index_copy(0, places, labels.to(self.labels.dtype))
         self.cursor.add_(len(rows)).remainder_(size)
         self.count.add_(len(rows)).clamp_(max=size)

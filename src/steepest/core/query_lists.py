@@ -132,7 +132,7 @@ def has_order(grades: Tensor, mask: Tensor) -> Tensor:
         return mask.any(-1)
     high = torch.where(mask, grades, -torch.inf).amax(-1)
     low = torch.where(mask, grades, torch.inf).amin(-1)
-    return high > low
+    return ~(high <= low)  # a grade that is not a number is not passed over
 
 
 def reduce_lists(losses: Tensor, counted: Tensor, reduction: str = "mean") -> Tensor:

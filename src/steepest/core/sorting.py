@@ -227,19 +227,20 @@ def soft_top_k(values: Tensor, k: Tensor, alpha: float, steps: int = 60) -> Tens
         high = level - torch.where(there, s, torch.inf).amin(-1, keepdim=True)
         t = 0.5 * (low + high)
         looks = values.device.type == "cpu" and by_hand(values)
+        whole = k.round().to(s.dtype)
+        top = s.argsort(-1, descending=True).argsort(-1) < whole  # near 1, of which what is missing keeps its digits
         for _ in range(steps):
-            q = torch.sigmoid(s + t)
-            excess = q.sum(-1, keepdim=True) - k
+            u = s + t
+            excess = torch.where(top, -torch.sigmoid(-u), torch.sigmoid(u)).sum(-1, keepdim=True) + (whole - k)
             low, high = torch.where(excess <= 0, t, low), torch.where(excess >= 0, t, high)
-            newton = t - excess / (q * (1 - q)).sum(-1, keepdim=True)
+            newton = t - excess / (torch.sigmoid(u) * torch.sigmoid(-u)).sum(-1, keepdim=True)
             inside = (newton > low) & (newton < high)
             moved = torch.where(excess == 0, t, torch.where(inside, newton, 0.5 * (low + high)))
             if looks and torch.equal(moved, t):
                 break
             t = moved
     # the slope of the equation, put onto a value that is solved for
-    q = torch.sigmoid(s + t)
-    weight = q * (1 - q)
+    weight = torch.sigmoid(s + t) * torch.sigmoid(-s - t)
     share = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
     moved = (share * torch.where(there, values - values.detach(), 0.0)).sum(-1, keepdim=True)
     return t / alpha - moved
@@ -258,10 +259,12 @@ def squared_hinge_pairs(positives: Tensor, negatives: Tensor, margin: float) -> 
     >>> squared_hinge_pairs(torch.tensor([2.0, 0.5]), torch.tensor([1.0, 0.0]), 1.0)
     tensor(0.6250)
     """
-    centre = torch.cat([positives, negatives]).detach().mean()  # squares of small numbers keep their digits
+    dtype = positives.dtype
+    positives, negatives = positives.double(), negatives.double()  # differences of large sums
+    centre = torch.cat([positives, negatives]).detach().mean()
     p, reach = (positives - centre).sort().values, negatives - centre + margin
     count = torch.searchsorted(p.detach(), reach.detach())
     zero = torch.zeros_like(p[:1])
     sums, squares = torch.cat([zero, p.cumsum(0)]), torch.cat([zero, p.square().cumsum(0)])
     terms = count.to(p.dtype) * reach.square() - 2 * reach * sums[count] + squares[count]
-    return terms.clamp_min(0.0).sum() / (positives.shape[0] * negatives.shape[0])
+    return (terms.clamp_min(0.0).sum() / (positives.shape[0] * negatives.shape[0])).to(dtype)

@@ -130,6 +130,8 @@ def pair_log_partition(
     a, b = _blank(a, b, mask)
     with without_autocast(a):
         tensors, pairs = _operands(pairs, a, b, scale, bias, weight)
+        if isinstance(scale, Tensor):  # of rows and columns of which no pair counts may be anything too
+            tensors = (*_blank(tensors[0], tensors[1], mask), *tensors[2:])
         if by_hand(*tensors):
             keep = n * m * a.element_size() <= budget(memory, a.device)
             outputs = _Partition.apply(pairs, keep, *tensors)
@@ -153,6 +155,8 @@ def _positive(positive: str | Tensor, n: int, m: int, like: Tensor) -> Tensor | 
             refuse("b", f"at least {n} rows, as a has, for positives on the diagonal", m)
         return torch.arange(n, device=like.device)
     check_tensor("positive", positive, floating=False, shape=(n,))
+    if positive.dtype == torch.bool:
+        refuse("positive", "columns", positive)
     check_range("positive", positive, -1, m - 1)
     return positive.long()
 

@@ -149,3 +149,9 @@ def test_simple_views_are_the_means_of_cosines():
 def test_wrong_arguments_are_named(words, call):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("keep", [0.25, 1.0])
+def test_what_is_not_a_number_is_not_left_out(keep):
+    negatives = torch.tensor([[math.nan, 0.2, 0.1, 0.0]])
+    assert hard_contrastive_loss(torch.tensor([0.9]), negatives, temperature=0.5, keep_fraction=keep).isnan()

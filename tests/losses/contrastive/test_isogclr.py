@@ -194,3 +194,14 @@ def test_several_steps_are_those_of_the_algorithm():
 def test_wrong_arguments_are_named(words, call):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_a_step_that_overflowed_leaves_no_trace():
+    memory, clean = IndividualTemperature(4), IndividualTemperature(4)
+    nan = float("nan")
+    index, counts = torch.tensor([0, 1, 2]), torch.tensor([True, True, True])
+    memory.write(index, torch.tensor([nan, 0.0, 0.0]), torch.tensor([nan, 0.1, 0.1]), counts)
+    clean.write(index[1:], torch.zeros(2), torch.tensor([0.1, 0.1]), counts[1:])
+    assert all(map(torch.equal, memory.state_dict().values(), clean.state_dict().values()))
+    with pytest.raises(ValueError, match="index: expected integer positions"):
+        memory.check(torch.tensor([True, False]), 2)

@@ -37,3 +37,16 @@ def test_scale_and_bias_are_learned():
     assert loss(z, torch.arange(4)).item() == pytest.approx(sig_lip_loss(*z, scale=3.0, bias=-1.0).item(), rel=1e-6)
     assert all(slope != 0 for slope in torch.autograd.grad(loss(z, torch.arange(4)), list(loss.parameters())))
     assert not list(SigLIPLoss(learnable=False).parameters())
+
+
+def test_scale_and_bias_are_single_numbers_and_autocast_rounds_nothing():
+    z = torch.eye(3)
+    for wrong in ({"scale": torch.ones(3)}, {"bias": torch.zeros(1)}, {"scale": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            sig_lip_loss(z, z, **wrong)
+    with pytest.raises(TypeError, match="scale: expected a number"):
+        sig_lip_loss(z, z, scale="x")
+    first, second = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    wanted = sig_lip_loss(first, second, scale=100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sig_lip_loss(first, second, scale=100.0), wanted)

@@ -193,3 +193,24 @@ def test_contract_of_the_optimizer():
 def test_refused(name, call):
     with pytest.raises((ValueError, TypeError), match=rf"^{name}: expected"):
         call()
+
+
+def test_scores_in_0_to_1_are_cut_in_the_middle():
+    scores = torch.tensor([0.1, 0.2, 0.9])
+    assert AUCMarginLoss(sigmoid=False).predict(scores).tolist() == [0, 0, 1]
+    assert AUCMarginLoss().predict(torch.tensor([-1.0, 0.2])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("centres", "message"),
+    [
+        ((torch.zeros(2, 1), 0.2, 0.3), "a: expected shape"),
+        ((0.5, torch.zeros(2), 0.3), "b: expected shape"),
+        ((0.5, 0.2, torch.ones(2)), "alpha: expected shape"),
+        ((0.5, 0.2, -3.0), "alpha: expected a number >= 0"),
+        (("x", 0.2, 0.3), "a: expected a number"),
+    ],
+)
+def test_centres_are_single_numbers(centres, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        auc_margin_loss(torch.tensor([0.8, 0.4]), torch.tensor([1, 0]), *centres)

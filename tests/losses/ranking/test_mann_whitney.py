@@ -174,3 +174,9 @@ def test_the_area_against_counting(generator):
 def test_refused(name, call):
     with pytest.raises((ValueError, TypeError), match=rf"^{name}: expected"):
         call()
+
+
+def test_scores_that_are_not_numbers_have_no_area():
+    nan, plain = torch.tensor([math.nan, 1.0]), torch.tensor([0.0, 1.0])
+    assert area_over_curve(nan, plain).isnan()
+    assert area_over_curve(plain, nan).isnan()

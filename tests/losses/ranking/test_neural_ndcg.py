@@ -160,3 +160,11 @@ def test_options_outside_their_range(options):
 def test_a_generator_alone_is_refused():
     with pytest.raises(TypeError, match=r"^generator: expected None"):
         neural_ndcg(S, Y, generator=torch.Generator())
+
+
+def test_grades_that_are_not_numbers_and_lists_without_documents():
+    assert neural_ndcg(torch.zeros(1, 2), torch.tensor([[math.nan, 0.0]])).isnan()
+    empty = torch.zeros(2, 0, requires_grad=True)
+    value = neural_ndcg(empty, torch.zeros(2, 0))
+    assert value == 0
+    assert value.requires_grad

@@ -167,3 +167,16 @@ def test_a_ranker_of_hidden_states():
     torch.testing.assert_close(ranker(tokens), ranker.head(ranker.model.embedding(tokens)))
     ranker(tokens).sum().backward()
     assert ranker.model.embedding.weight.grad is not None
+
+
+@pytest.mark.parametrize("pool", ["first", "mean"])
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_changes_no_score(pool, left):
+    torch.manual_seed(0)
+    table = nn.Embedding(9, 4)
+    ranker = SequenceRanker(lambda ids, attention_mask=None: table(ids), FirstTokenHead(4, pool))
+    ids, padding = torch.tensor([[1, 2]]), torch.tensor([[7, 7]])
+    wanted = ranker(ids, attention_mask=torch.ones(1, 2, dtype=torch.long))
+    joined = [padding, ids] if left else [ids, padding]
+    mask = torch.tensor([[0, 0, 1, 1] if left else [1, 1, 0, 0]])
+    assert torch.equal(ranker(torch.cat(joined, 1), attention_mask=mask), wanted)

@@ -168,7 +168,7 @@ class CooldownSampler(EpochSampler):
         check_tensor("domain_ids", domain_ids, ndim=1, floating=False)
         super().__init__(len(domain_ids), batch_size, **options)
         check_number("total_steps", total_steps, low=1, integer=True)
-        check_number("high", high, low=1.0)
+        check_number("high", high, low=1.0, open_high=schedule != "switch")
         check_number("low", low, low=1.0, high=high)
         check_choice("schedule", schedule, SCHEDULES)
         if switch is not None and schedule != "switch":

@@ -67,7 +67,7 @@ def _checked(
     number = mask.sum(1, keepdim=True)
     # ceil, but for what rounding adds to a whole number
     last = (number.double() * keep_fraction - 1e-6).ceil().long().clamp(min=1) - 1
-    return widen(positive), s, mask & (s.detach() >= ordered.gather(1, last))
+    return widen(positive), s, mask & ~(s.detach() < ordered.gather(1, last))  # what is not a number stays
 
 
 def hard_contrastive_loss(

@@ -123,6 +123,8 @@ class IndividualTemperature(nn.Module):
     def check(self, index: Tensor, rows: int) -> None:
         """Check positions ``[rows]``."""
         check_tensor("index", index, floating=False, shape=(rows,))
+        if index.dtype == torch.bool:
+            refuse("index", "integer positions", index)
         check_range("index", index, 0, len(self.tau) - 1)
 
     def averaged(self, index: Tensor, log_g: Tensor) -> Tensor:
@@ -144,17 +146,21 @@ class IndividualTemperature(nn.Module):
         """
         u = (1 - self.beta) * self.u[index] + self.beta * slope.to(self.u).clamp(-CLIP, CLIP)
         tau = (self.tau[index] - self.eta * u).clamp(self.tau_min, self.tau_max)
+        counts = counts & log_s.isfinite() & slope.isfinite()  # a step that overflowed leaves no trace
         same = (index.unsqueeze(1) == index) & counts
         number = same.sum(1)
-        share = same.to(u.dtype) / number.clamp_min(1).unsqueeze(1)
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.where(same, values, 0.0).sum(1) / number.clamp_min(1)
+
         joint = (
             torch.where(same, log_s.to(self.log_s.dtype), -torch.inf).logsumexp(1)
             - number.clamp_min(1).to(self.log_s.dtype).log()
         )
         has = number > 0
         self.log_s[index] = torch.where(has, joint, self.log_s[index])
-        self.u[index] = torch.where(has, share @ u, self.u[index])
-        self.tau[index] = torch.where(has, (share @ tau).clamp(self.tau_min, self.tau_max), self.tau[index])
+        self.u[index] = torch.where(has, mean(u), self.u[index])
+        self.tau[index] = torch.where(has, mean(tau).clamp(self.tau_min, self.tau_max), self.tau[index])
         self.seen[index] |= has
 
 

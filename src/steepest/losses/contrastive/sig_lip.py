@@ -14,6 +14,7 @@ from ...core.checks import check_flag, check_number, check_tensor
 from ...core.cosine import unit_rows
 from ...core.pair_loss import PairLoss
 from ...core.search import Float
+from ...core.transforms import without_autocast
 
 
 def sig_lip_loss(
@@ -49,7 +50,13 @@ def sig_lip_loss(
     """
     check_tensor("first", first, ndim=2, floating=True)
     check_tensor("second", second, floating=True, shape=tuple(first.shape))
-    z = scale * (unit_rows(first) @ unit_rows(second).t()) + bias
+    for name, value in (("scale", scale), ("bias", bias)):
+        if isinstance(value, Tensor):
+            check_tensor(name, value, floating=True, shape=())
+        else:
+            check_number(name, value)
+    with without_autocast(first):
+        z = scale * (unit_rows(first) @ unit_rows(second).t()) + bias
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     terms = logsigmoid(torch.where(own, z, -z))
     if ids is not None:

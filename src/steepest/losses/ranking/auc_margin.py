@@ -81,6 +81,11 @@ def auc_margin_loss(
     _check(margin, prior, version)
     check_tensor("scores", scores, ndim=1, floating=True)
     check_binary(target, scores)
+    for name, value in (("a", a), ("b", b), ("alpha", alpha)):
+        if isinstance(value, Tensor):
+            check_tensor(name, value, floating=True, shape=())
+        else:
+            check_number(name, value, **({"low": 0.0} if name == "alpha" else {}))
     h = widen(scores)
     positive = target == 1
     _warn_of_one_class(positive, version)
@@ -181,6 +186,14 @@ class AUCMarginLoss(Objective):
             prior=self.prior,
             version=self.version,
         )
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Class 1 above the middle of the scores: 0, or 1/2 where they are in [0, 1]."""
+        return super().predict(self.decision(outputs))
+
+    def decision(self, outputs: Tensor) -> Tensor:
+        """Scores ``[N]`` less the middle."""
+        return outputs if self.sigmoid else outputs - 0.5
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -115,7 +115,8 @@ def area_over_curve(pos: F[Tensor, " positives"], neg: F[Tensor, " negatives"]) 
     ordered = neg.detach().to(torch.promote_types(pos.dtype, neg.dtype)).sort().values
     high = pos.detach().to(ordered.dtype)
     below = torch.searchsorted(ordered, high) + torch.searchsorted(ordered, high, right=True)
-    return 1 - 0.5 * below.double().mean() / ordered.shape[0]
+    area = 1 - 0.5 * below.double().mean() / ordered.shape[0]
+    return torch.where(high.isnan().any() | ordered.isnan().any(), torch.nan, area)
 
 
 def _positives(scores: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor | None]:

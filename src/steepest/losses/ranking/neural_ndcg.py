@@ -156,6 +156,8 @@ def neural_ndcg(
     if generator is not None and not stochastic:
         refuse_type("generator", "None without stochastic=True", generator)
     scores, grades, mask = check_lists(scores, grades, mask)
+    if not scores.shape[1]:
+        return reduce_lists(scores.sum(-1), mask.any(-1), reduction)
     gains = torch.where(mask, gains_of(grades, powered), 0.0)
     ideal = ideal_dcg(gains, k)
     if stochastic:
@@ -165,7 +167,8 @@ def neural_ndcg(
         value = _expected_dcg(scores, gains, mask, tau, k, sinkhorn_iters, transposed)
     if stochastic:
         value = value.view(n_samples, *ideal.shape).mean(0)
-    return reduce_lists(-value / torch.where(ideal > 0, ideal, 1.0), ideal > 0, reduction)
+    counts = ~(ideal <= 0)
+    return reduce_lists(-value / torch.where(counts, ideal, 1.0), counts, reduction)
 
 
 def _check(tau: float, k: int | None, powered: bool, sinkhorn_iters: int) -> None:
@@ -225,7 +228,7 @@ class NeuralNDCGLoss(ListLoss):
 
     def counts(self, grades: Tensor, mask: Tensor) -> Tensor:
         """Lists that have a grade above 0."""
-        return (torch.where(mask, grades, 0.0) > 0).any(-1)
+        return ~(torch.where(mask, grades, 0.0) <= 0).all(-1)
 
     def list_losses(self, scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
         """Losses ``[Q]``."""

@@ -199,9 +199,11 @@ class FirstTokenHead(nn.Module):
         """Scores ``[B]`` of tokens ``[B, T, D]``; ``mask`` ``[B, T]`` is True where there is a token."""
         check_tensor("tokens", tokens, ndim=3, floating=True)
         if mask is not None:
-            check_tensor("mask", mask, shape=tuple(tokens.shape[:2]))
+            check_tensor("mask", mask, shape=tuple(tokens.shape[:2]), floating=False)
+            mask = mask != 0
         if self.pool == "first":
-            pooled = tokens[:, 0]
+            first = 0 if mask is None else mask.long().argmax(1)  # the first that is there
+            pooled = tokens[torch.arange(len(tokens), device=tokens.device), first]
         elif mask is None:
             pooled = tokens.mean(1)
         else:
@@ -259,8 +261,9 @@ class SequenceRanker(nn.Module):
         self.model, self.head = model, head
 
     def forward(self, *inputs: Any, **named: Any) -> F[Tensor, " batch"]:
-        """Scores ``[B]``; all arguments go to the model."""
+        """Scores ``[B]``; all arguments go to the model, ``attention_mask`` also to a :class:`FirstTokenHead`."""
         hidden = self.model(*inputs, **named)
         hidden = getattr(hidden, "last_hidden_state", hidden)
-        score: Tensor = self.head(hidden)
+        mask = named.get("attention_mask") if isinstance(self.head, FirstTokenHead) else None
+        score: Tensor = self.head(hidden) if mask is None else self.head(hidden, mask)
         return score
