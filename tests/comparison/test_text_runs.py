@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,10 @@ from steepest.comparison.asked import check_asked
 from steepest.comparison.design.context import TextSplit
 from steepest.comparison.design.jobs import Job
 from steepest.comparison.design.text_models import TextModel, find_text_model
-from steepest.comparison.design.text_objectives import known_text_objectives, neighbours, token_loss_of
+from steepest.comparison.design.text_objectives import cost_embedding, known_text_objectives, neighbours, token_loss_of
 from steepest.comparison.joining import join
 from steepest.comparison.metrics.texts import TextOutcome, text_metrics
-from steepest.comparison.read.texts.vocabulary import Characters, encoded
+from steepest.comparison.read.texts.vocabulary import Characters, encoded, prompts_of
 from steepest.comparison.report import report_html
 from steepest.comparison.request import Request
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
@@ -373,6 +374,9 @@ def test_neighbours_stand_near_each_other():
     assert torch.equal(table, table.T)
     assert float(table[0, 1]) > float(table[0, 2])
     assert bool((table.diagonal() >= 1).all())
+    rows = torch.tensor([[2, 1, 3, 0], [1, 3, 1, 0]])  # ends, and what fills rows beyond them
+    padded = torch.nn.functional.pad(rows, (0, 40))
+    assert torch.equal(neighbours(padded, 4, end=0), neighbours(rows, 4, end=0))
 
 
 def test_a_diverged_training_counts_as_the_worst(answers):
@@ -399,6 +403,65 @@ def folder(tmp_path_factory):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def test_the_costs_of_a_given_model_wait_for_it(answers):
+    """Whether a loss can be made is asked before the model is read: not by a table of all pairs of its tokens."""
+    info = prepare(Request(answers, task="text", folds=2))[0].text_info((0, 0), 0)
+    assert cost_embedding(replace(info, pretrained=True, model=None)).shape == (len(info.vocabulary.words), 1)
+
+
+def test_nobody_gets_an_unknown_character_right():
+    words = Characters("q=")
+    rows = [(f"q{'=' * i}", "x") for i in range(3)]
+    tokens, labels = (torch.as_tensor(a) for a in encoded(words, rows, answers=True, most=6))
+
+    class Sure(LanguageModel):
+        """Says the unknown character, then the end."""
+
+        def hidden(self, tokens):
+            return torch.nn.functional.one_hot(labels.clamp_min(0), 4).float()
+
+    model = Sure(4, 6, width=4, heads=1)
+    model.head = torch.nn.Identity()
+    model.head.weight = torch.eye(4)
+    outcome = scored(model, torch.stack([tokens, labels], 1), words.unknown)
+    assert outcome.predicted[:, 1].tolist() == [1.0, 1.0, 1.0]  # the end alone
+    assert scored(model, torch.stack([tokens, labels], 1)).predicted[:, 1].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_prompts_and_halves_fit_as_a_whole(tmp_path, words):
+    rows = [{"prompt": f"what is the number of item {i:02}?", "answer": "0"} for i in range(14)]
+    path = write(tmp_path / "long.jsonl", [*rows, {"prompt": "list", "answer": "abcdefghij" * 3}])
+    for data in (path, words):
+        texts = prepare(Request(data, task="text", folds=2))[0].table
+        model = TextModel()
+        most, answer = model.most(texts), model.answer(texts)
+        split = TextSplit(Characters.of([a + b for a, b in texts.rows]), most, answer, texts.answers, ())
+        pairs = prompts_of(texts, np.arange(len(texts.rows)))
+        seen = []
+
+        class Noting(LanguageModel):
+            def hidden(self, tokens):
+                seen.append(tokens.shape[1])  # noqa: B023
+                return super().hidden(tokens)
+
+        small = Noting(len(split.vocabulary.words), most)
+        small.head.weight.data[0] = -1e3 * small.head.weight.data[0].sign()
+        given = completions(small, split, [prompt for prompt, _ in pairs])
+        assert min(seen) >= min(len(prompt) for prompt, _ in pairs)
+        assert max(seen) <= most
+        assert max(map(len, given)) <= answer
+        assert max(len(prompt) for prompt, _ in pairs) <= most - answer + 1
+        assert max(len(wanted) for _, wanted in pairs) <= answer
+
+
+def test_an_encoding_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("some text " * 300, encoding="utf-8")
+    for name in ("nonsense", "rot13"):
+        with pytest.raises(InputError, match=f"encoding: '{name}' is unknown"):
+            prepare(Request(str(path), task="text", encoding=name))
 
 
 @pytest.mark.slow
@@ -429,8 +492,10 @@ def test_other_weights_are_another_run(folder, answers, tmp_path):
     options = {"task": "text", "folds": 2, "trials": 1, "epochs": 1, "model": str(copied)}
     first = prepare(Request(answers, **options))[0].settings.code
     state = load_file(copied / "model.safetensors")
+    before = find_text_model(str(copied))
     save_file({k: v + 1 for k, v in state.items()}, copied / "model.safetensors", {"format": "pt"})
     assert prepare(Request(answers, **options))[0].settings.code != first
+    assert find_text_model(str(copied)) is not before
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])

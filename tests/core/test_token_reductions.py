@@ -165,3 +165,14 @@ def test_the_mean_of_no_losses_is_nan_or_zero_with_a_graph(weighted):
     nothing = torch.zeros(2, dtype=torch.bool)
     assert reduce(torch.ones(2), "mean", None, nothing, empty="zero") == 0
     assert reduce(torch.tensor([1.0, 3.0]), empty="zero") == 2
+
+
+def test_divisors_are_constants_that_fit_what_counts():
+    values, mask = torch.ones(2, 4, requires_grad=True), torch.ones(2, 4, dtype=torch.bool)
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="num_items: expected a count >= 0"):
+            aggregate_tokens(values, mask, num_items=torch.tensor(wrong))
+    assert aggregate_tokens(values, ~mask, num_items=torch.tensor(0)) == 0
+    divisor = torch.tensor(8.0, requires_grad=True)
+    aggregate_tokens(values, mask, num_items=divisor).backward()
+    assert divisor.grad is None

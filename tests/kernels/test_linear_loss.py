@@ -28,6 +28,11 @@ def problem():
     return h, w, b, y
 
 
+def share_of(divergence):
+    """The teacher's share of the mixture, where there is one."""
+    return 0.3 if divergence == "jensen_shannon" else None
+
+
 def alike(ours, theirs, tensors, upstream):
     found = []
     for loss in (ours, theirs):
@@ -155,7 +160,7 @@ def test_divergences_between_heads(divergence, reduction, scale):
                 softcap=2.0,
                 temperature=1.5,
                 divergence=divergence,
-                beta=0.3,
+                beta=share_of(divergence),
                 token_weight=token,
                 reduction=reduction,
                 memory=memory,  # noqa: B023
@@ -189,7 +194,13 @@ def test_gradients_of_both_sides(divergence, reduction):
         return rows if reduction == "none" else rows.sum() / token.sum()
 
     def ours(h, w, b, th, tw, tb, memory="auto", **further):
-        options = {"softcap": 2.0, "teacher_softcap": 3.0, "temperature": 1.5, "beta": 0.3, "token_weight": token}
+        options = {
+            "softcap": 2.0,
+            "teacher_softcap": 3.0,
+            "temperature": 1.5,
+            "beta": share_of(divergence),
+            "token_weight": token,
+        }
         options |= {"divergence": divergence, "reduction": reduction, "memory": memory, "stop_teacher": False}
         return linear_distillation(h, w, th, tw, bias=b, teacher_bias=tb, **options, **further)
 
@@ -199,7 +210,7 @@ def test_gradients_of_both_sides(divergence, reduction):
     alike(lambda *own: ours(h, w, b, *own), lambda *own: theirs(h, w, b, *own), teacher, upstream)
     few = [t[:1, :2] if t.ndim == 3 else t[:4] for t in tensors]
     leaves = [t.clone().requires_grad_() for t in few]
-    told = {"divergence": divergence, "beta": 0.3, "reduction": reduction, "stop_teacher": False}
+    told = {"divergence": divergence, "beta": share_of(divergence), "reduction": reduction, "stop_teacher": False}
     assert torch.autograd.gradcheck(
         lambda h, w, b, th, tw, tb: linear_distillation(h, w, th, tw, bias=b, teacher_bias=tb, **told), leaves
     )
@@ -278,3 +289,31 @@ def test_autocast_reaches_both_heads():
     assert loss.dtype == torch.float32
     assert abs(float(loss.detach()) - float(exact)) < 0.02 * float(exact)
     assert [leaf.grad.dtype for leaf in leaves] == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_classes_that_both_heads_rule_out_add_nothing(divergence):
+    generator = torch.Generator().manual_seed(0)
+    h, t = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    w, v = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    bias = torch.tensor([0.0, 0.0, 0.0, -torch.inf, -torch.inf], dtype=torch.float64)
+    wanted = linear_distillation(h, w[:3], t, v[:3], divergence=divergence)
+    for functional in (False, True):
+        own = h.clone().requires_grad_()
+
+        def loss(x):
+            return linear_distillation(x, w, t, v, divergence=divergence, bias=bias, teacher_bias=bias)
+
+        torch.testing.assert_close(loss(own), wanted)
+        slope = torch.func.grad(loss)(h) if functional else torch.autograd.grad(loss(own), own)[0]
+        assert slope.isfinite().all()
+    one = linear_distillation(1e3 * h, w, t, v, divergence=divergence)
+    assert one.isfinite()
+    assert torch.func.grad(lambda x: linear_distillation(1e3 * x, w, t, v, divergence=divergence))(h).isfinite().all()
+
+
+def test_a_share_of_a_mixture_that_is_none_is_refused():
+    h, w = torch.zeros(2, 3), torch.zeros(4, 3)
+    for divergence in ("forward_kl", "reverse_kl"):
+        with pytest.raises(ValueError, match="beta: expected None with divergence"):
+            linear_distillation(h, w, h, w, divergence=divergence, beta=0.3)

@@ -299,3 +299,11 @@ def test_memory_of_a_head_stays_within_the_budget(rows, mebibytes):
 
     gradients = 4 * (hidden.numel() + 2 * head.numel())
     assert peak_bytes(step) <= (mebibytes << 20) + gradients + 200 * rows
+
+
+def test_options_that_go_nowhere_are_named():
+    z, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="columns: expected one and more"):
+        token_statistics(z, labels, columns=torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="softcap: expected None without a head"):
+        token_statistics(z, labels, softcap=3.0)

@@ -41,7 +41,7 @@ class Loss(Arguments, nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``forward``, without autocast: what a model computes in half precision is no reason for its loss to."""
-        kind = next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
+        kind = next((value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), "cpu")
         if self.autocast or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
             return super().__call__(*args, **kwargs)
         with torch.autocast(kind, enabled=False):

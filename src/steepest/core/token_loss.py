@@ -47,6 +47,7 @@ class TokenLoss(WideBuffers, Loss):
     autocast = True
     shift_invariant: ClassVar[bool] = True
     further: ClassVar[tuple[str, ...]] = ()
+    per_sequence: ClassVar[tuple[str, ...]] = ("index",)
     alternatives: ClassVar[dict[str, Any]] = {}
     search: ClassVar[dict[str, Space]] = {}
 
@@ -61,6 +62,8 @@ class TokenLoss(WideBuffers, Loss):
         check_choice("aggregation", self.aggregation, MODES)
         if self.unit == "token" and (length is None) == (self.aggregation == "constant"):
             refuse("length", 'a number with aggregation="constant" and with no other', length)
+        if length is not None:
+            check_number("length", length, low=0.0, open_low=True)
         self.length, self.ignore_index = length, ignore_index
 
     def token_losses(
@@ -140,7 +143,7 @@ class TokenLoss(WideBuffers, Loss):
         check_tensor("source", source, ndim=(2, 3), floating=True)
         check_tensor("labels", labels, shape=tuple(source.shape[:-1]), floating=False)
         if source.ndim == 2:
-            further = {name: _as_row(value, labels) for name, value in further.items()}
+            further = {k: v if k in self.per_sequence else _as_row(v, labels) for k, v in further.items()}
             segments = None if segments is None else segments.unsqueeze(0)
             source, labels = source.unsqueeze(0), labels.unsqueeze(0)
         return self.batch_loss(

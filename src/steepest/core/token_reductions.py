@@ -146,8 +146,9 @@ def _divisor(num_items: float | Tensor | None, count: Tensor, total: Tensor) -> 
         check_number("num_items", num_items, low=0.0, open_low=True)
         return torch.as_tensor(num_items).to(total)
     check_tensor("num_items", num_items, shape=())
-    if values_visible(num_items) and float(num_items) < 0:
-        refuse("num_items", "a count >= 0", float(num_items))
+    num_items = num_items.detach()
+    if values_visible(num_items, count) and not (float(num_items) > 0 or (float(num_items) == 0 and not count.any())):
+        refuse("num_items", "a count >= 0, 0 only where nothing counts", float(num_items))
     divisor = num_items.to(total)
     return torch.where(divisor == 0, torch.ones_like(divisor), divisor)  # of nothing the sum is 0
 

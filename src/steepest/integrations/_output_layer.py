@@ -70,6 +70,8 @@ def standing_in(model: Any, use: Use, warn: Callable[[str], None]) -> Iterator[N
 
 def is_plain(layer: Any) -> bool:
     """Whether a layer is h W' + b of tensors at hand, and nobody watches it."""
+    if layer is None:
+        return False
     if type(layer).forward is not nn.Linear.forward or "forward" in layer.__dict__:
         return False
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -29,7 +29,7 @@ def linear_distillation(
     teacher_weight: F[Tensor, "classes teacher"],
     *,
     divergence: str = "forward_kl",
-    beta: float = 0.5,
+    beta: float | None = None,
     bias: F[Tensor, " classes"] | None = None,
     teacher_bias: F[Tensor, " classes"] | None = None,
     softcap: float | None = None,
@@ -55,7 +55,7 @@ def linear_distillation(
         teacher_hidden: ``[..., E]``.
         teacher_weight: ``[V, E]``, of the type of ``teacher_hidden``.
         divergence: ``"forward_kl"``, ``"reverse_kl"`` or ``"jensen_shannon"``.
-        beta: of the last, in (0, 1); the teacher's share of the mixture.
+        beta: of the last alone, in (0, 1), .5 where None; the teacher's share of the mixture.
         bias, softcap: of the student, or None.
         teacher_bias, teacher_softcap: of the teacher, or None.
         temperature: > 0.
@@ -83,6 +83,9 @@ def linear_distillation(
     check_cap(teacher_softcap, temperature)
     check_choice("divergence", divergence, DIVERGENCES)
     check_choice("reduction", reduction, ("none", "mean", "sum"))
+    if beta is not None and divergence != "jensen_shannon":
+        refuse("beta", f"None with divergence={divergence!r}, which has no mixture", beta)
+    beta = 0.5 if beta is None else beta
     check_number("beta", beta, low=0.0, high=1.0, open_low=True, open_high=True)
     check_tensor("teacher_weight", teacher_weight, shape=(weight.shape[0], None))
     if teacher_hidden.shape[:-1] != hidden.shape[:-1]:
@@ -154,7 +157,7 @@ def _forward(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
     torch.log_softmax(z, 1, out=g)
     log_t = teacher.log_softmax(1).to(g.dtype)
     t = log_t.exp()
-    loss = torch.linalg.vecdot(t, log_t.sub_(g))
+    loss = torch.linalg.vecdot(t, log_t.sub_(g).masked_fill_(t == 0, 0.0))  # 0 log 0 is 0
     g.exp_().sub_(t)
     return at_least_zero(loss)
 
@@ -163,6 +166,7 @@ def _reverse(z: Tensor, g: Tensor, rows: slice, teacher: Tensor) -> Tensor:
     torch.log_softmax(z, 1, out=g)
     gap = g - teacher.log_softmax(1).to(g.dtype)
     g.exp_()
+    gap.masked_fill_(g == 0, 0.0)
     loss = torch.linalg.vecdot(g, gap)
     g.mul_(gap.sub_(loss.unsqueeze(1)))
     return at_least_zero(loss)
@@ -184,19 +188,24 @@ def _mixture(beta: float) -> RowRule:
 def _parts_of_mixture(log_s: Tensor, log_t: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """The teacher's term of each row, and log s - log m of each class."""
     s, t = log_s.exp(), log_t.exp()
-    log_m = torch.log(beta * t + (1 - beta) * s)
-    own = torch.where(s > 0, log_s - log_m, 0.0)
-    return beta * torch.linalg.vecdot(t, torch.where(t > 0, log_t - log_m, 0.0)), own
+    neither = (s == 0) & (t == 0)
+    log_m = torch.log(torch.where(neither, 1.0, beta * t + (1 - beta) * s))
+    own = torch.where(s > 0, torch.where(s > 0, log_s, 0.0) - log_m, 0.0)
+    return beta * torch.linalg.vecdot(t, torch.where(t > 0, torch.where(t > 0, log_t, 0.0) - log_m, 0.0)), own
 
 
 def _dense_forward(z: Tensor, teacher: Tensor) -> Tensor:
     log_t = teacher.log_softmax(1).to(z.dtype)
-    return at_least_zero(torch.linalg.vecdot(log_t.exp(), log_t - z.log_softmax(1)))
+    t, log_s = log_t.exp(), z.log_softmax(1)
+    gap = torch.where(t == 0, 0.0, log_t) - torch.where(t == 0, 0.0, log_s)
+    return at_least_zero(torch.linalg.vecdot(t, gap))
 
 
 def _dense_reverse(z: Tensor, teacher: Tensor) -> Tensor:
-    log_s = z.log_softmax(1)
-    return at_least_zero(torch.linalg.vecdot(log_s.exp(), log_s - teacher.log_softmax(1).to(z.dtype)))
+    log_s, log_t = z.log_softmax(1), teacher.log_softmax(1).to(z.dtype)
+    s = log_s.exp()
+    gap = torch.where(s == 0, 0.0, log_s) - torch.where(s == 0, 0.0, log_t)
+    return at_least_zero(torch.linalg.vecdot(s, gap))
 
 
 def _dense_mixture(beta: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -116,8 +116,9 @@ def token_statistics(
         check_tensor("source", source, floating=True)
         if not source.ndim:
             refuse("source", "logits [..., V]", source)
-        if bias is not None or softcap is not None:
-            refuse("bias and softcap", "None without a head", "one")
+        for name, value in (("bias", bias), ("softcap", softcap)):
+            if value is not None:
+                refuse(name, "None without a head", value)
     else:
         check_head(source, head, bias)
     if isinstance(want, str) or not set(want) <= set(WANTED):
@@ -183,6 +184,8 @@ def _beside(
     """Columns, costs and each counted token's row of them, checked."""
     if columns is not None:
         check_tensor("columns", columns, ndim=1, floating=False)
+        if not len(columns):
+            refuse("columns", "one and more", columns)
         check_range("columns", columns, 0, total - 1)
         columns = columns.long()
     if costs is None:

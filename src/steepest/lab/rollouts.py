@@ -114,10 +114,10 @@ def roll_out(
     prompts, lengths, right = (rows.repeat_interleave(group, 0) for rows in (prompts, lengths, right))
     answers = complete(model, prompts, lengths, steps, temperature=1.0, generator=generator)
     tokens = torch.cat([prompts, prompts.new_zeros(len(prompts), steps)], 1)
-    tokens = tokens.scatter(1, lengths[:, None] + torch.arange(steps), answers)
+    tokens = tokens.scatter(1, lengths[:, None] + torch.arange(steps, device=lengths.device), answers)
     labels = answer_labels(answers, lengths, tokens.shape[1])
     old, ref = (log_probabilities(policy, tokens, labels).log_p for policy in (model, reference))
-    ids = torch.arange(len(prompts) // group).repeat_interleave(group)
+    ids = torch.arange(len(prompts) // group, device=prompts.device).repeat_interleave(group)
     return Rollouts(tokens, labels, old, ref, reward(answers, right).to(old.dtype), ids)
 
 
@@ -299,7 +299,11 @@ def chance_right(model: LanguageModel, problems: Problems) -> float:
     """The probability of the right answer, the mean over problems: the exact mean reward of drawn answers."""
     rows = len(problems.prompts)
     tokens = torch.cat([problems.prompts, problems.right.new_zeros(rows, problems.right.shape[1])], 1)
-    tokens = tokens.scatter(1, problems.lengths[:, None] + torch.arange(problems.right.shape[1]), problems.right)
+    tokens = tokens.scatter(
+        1,
+        problems.lengths[:, None] + torch.arange(problems.right.shape[1], device=problems.right.device),
+        problems.right,
+    )
     labels = answer_labels(problems.right, problems.lengths, tokens.shape[1])
     return float(log_probabilities(model, tokens, labels).log_p.sum(1).exp().mean())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_number, refuse
+
 
 class Block(nn.Module):
     """Causal attention and a perceptron, each on normalised inputs and added to them."""
@@ -42,6 +44,8 @@ class LanguageModel(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """What the head reads, ``[B, T, width]``."""
+        if tokens.shape[1] > len(self.places.weight):
+            refuse("tokens", f"at most {len(self.places.weight)} in a row, the context", tokens)
         x = self.symbols(tokens) + self.places.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -73,6 +77,7 @@ def complete(
         generator: of the draws.
         end: the token that ends an answer.
     """
+    check_number("temperature", temperature, low=0.0)
     count, longest = prompts.shape
     rows = torch.cat([prompts, prompts.new_full((count, steps), end)], 1)
     each_row = torch.arange(count, device=prompts.device)

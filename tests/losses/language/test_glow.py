@@ -209,3 +209,10 @@ def test_ranks_join_their_memories(tmp_path):
         values, seen = json.loads(process.communicate(timeout=120)[0].splitlines()[-1])
         assert values[:3] == [1.0, 2.5, 4.0], "both saw the second: its mean"
         assert seen == [True, True, True, False]
+
+
+def test_a_sequence_of_one_token_has_an_index():
+    loss = GLOWLoss(4)
+    z, labels = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)), torch.zeros(1, dtype=torch.int64)
+    wanted = GLOWLoss(4)(z[None], labels[None], index=torch.tensor([2]))
+    assert torch.equal(loss(z, labels, index=torch.tensor([2])), wanted)

@@ -38,11 +38,13 @@ class TextModel:
 
     def most(self, texts: Texts) -> int:
         """Tokens of a row at most."""
-        return texts.longest[0] + 1 if texts.answers else texts.longest[0] - 1
+        if not texts.answers:
+            return texts.longest[0] - 1
+        return max(len(prompt) for prompt, _ in texts.rows) + texts.longest[1] + 1  # an answer to the longest prompt
 
     def answer(self, texts: Texts) -> int:
         """Tokens that an answer may have, with its end."""
-        return texts.longest[1] + 1 if texts.answers else texts.longest[0] // 2
+        return texts.longest[1] + 1 if texts.answers else texts.longest[0] - texts.longest[0] // 2
 
     def build(self, vocabulary: Vocabulary, most: int, seed: int) -> nn.Module:
         """An untrained model."""
@@ -76,9 +78,8 @@ class PretrainedTextModel(TextModel):
         return min(LONGEST, places or LONGEST)
 
     def answer(self, texts: Texts) -> int:
-        if not texts.answers:
-            return 32
-        longest = max(texts.rows, key=lambda row: len(row[1]))[1]
+        ends = [text if texts.answers else text[len(text) // 2 :] for _, text in texts.rows]
+        longest = max(ends, key=len)
         return min(len(self._tokens.tokens(longest)) + 4, LONGEST // 2)
 
     def build(self, vocabulary: Vocabulary, most: int, seed: int) -> nn.Module:
@@ -167,11 +168,15 @@ def find_text_model(spec: str) -> TextModel:
     Raises:
         InputError: there is none.
     """
-    return TextModel() if spec in TEXT_MODELS else _of_folder(spec)
+    if spec in TEXT_MODELS:
+        return TextModel()
+    check_model_folder(spec)
+    return _of_folder(spec, str(Path(spec).resolve()), hash_of_model(spec))
 
 
 @cache
-def _of_folder(spec: str) -> TextModel:
+def _of_folder(spec: str, place: str, content: str) -> TextModel:
+    """Read once, as long as the same lies in the same place."""
     return PretrainedTextModel(spec)
 
 

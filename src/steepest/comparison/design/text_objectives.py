@@ -52,23 +52,28 @@ class TextInfo:
 
 def cost_embedding(info: TextInfo) -> Tensor:
     """A vector a token: the head's of a pretrained model, else which characters stand near it in the training part."""
-    if info.pretrained and info.model is not None:
+    if info.pretrained and info.model is None:  # it is asked only whether there is a loss
+        return torch.ones(1, 1).expand(len(info.vocabulary.words), 1)
+    if info.model is not None and info.pretrained:
         weight: Tensor = info.model.head.weight  # type: ignore[union-attr, assignment]
         return weight.detach()
-    return neighbours(info.tokens, len(info.vocabulary.words))
+    return neighbours(info.tokens, len(info.vocabulary.words), info.vocabulary.end)
 
 
-def neighbours(tokens: Tensor, size: int) -> Tensor:
+def neighbours(tokens: Tensor, size: int, end: int = -1) -> Tensor:
     """Positive pointwise mutual information of tokens ``[N, T]`` that stand near each other, ``[V, V]``.
 
-    A one in its own place is added to each row, so that none is zero.
+    What follows the first end of a row fills it and does not count. A one in its own place is added to each row, so
+    that none is zero.
 
     >>> neighbours(torch.tensor([[0, 1, 0, 1]]), 2).shape
     torch.Size([2, 2])
     """
     counts = torch.zeros(size, size, dtype=torch.float64)
+    tokens = tokens.cpu()
+    there = (tokens == end).cumsum(1) - (tokens == end).long() == 0
     for gap in range(1, NEAR + 1):
-        first, second = tokens[:, :-gap].flatten().cpu(), tokens[:, gap:].flatten().cpu()
+        first, second = tokens[:, :-gap][there[:, gap:]], tokens[:, gap:][there[:, gap:]]
         counts += torch.bincount(first * size + second, minlength=size * size).reshape(size, size)
     counts = counts + counts.T
     expected = counts.sum(1, keepdim=True) * counts.sum(0, keepdim=True) / counts.sum().clamp_min(1.0)

@@ -110,7 +110,7 @@ def _train(recipe: Recipe, member: Member) -> None:
 
     def look(rows: Tensor, texts: Sequence[tuple[str, str]]) -> TextOutcome:
         model.eval()
-        outcome = scored(model, rows.to(recipe.device))
+        outcome = scored(model, rows.to(recipe.device), words.vocabulary.unknown)
         if ":" in recipe.metric.name:  # a user's own, which reads texts
             given = completions(model, words, [prompt for prompt, _ in texts])
             outcome = replace(outcome, wanted=tuple(wanted for _, wanted in texts), given=tuple(given))
@@ -131,12 +131,13 @@ def _train(recipe: Recipe, member: Member) -> None:
 
 
 @torch.no_grad()
-def scored(model: Any, rows: Tensor) -> TextOutcome:
+def scored(model: Any, rows: Tensor, unknown: int | None = None) -> TextOutcome:
     """Log-likelihoods of rows of tokens and labels ``[M, 2, T]``, and how many tokens were the likeliest.
 
     Args:
         model: with ``hidden`` and ``head``.
         rows: tokens and aligned labels.
+        unknown: the token that stands for all that are not in the vocabulary: nobody gets it right.
     """
     softcap = getattr(model, "softcap", None)
     sums = []
@@ -149,7 +150,7 @@ def scored(model: Any, rows: Tensor) -> TextOutcome:
             logits = model.head(states).float()
             logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
             log_p.append(logits.log_softmax(-1).gather(1, targets.unsqueeze(1)).squeeze(1).double())
-            right.append((logits.argmax(-1) == targets).double())
+            right.append(((logits.argmax(-1) == targets) & (targets != (-1 if unknown is None else unknown))).double())
         each_token = hidden.new_zeros((2, *labels.shape), dtype=torch.float64)
         if log_p:
             each_token[0][valid], each_token[1][valid] = torch.cat(log_p), torch.cat(right)
@@ -166,7 +167,7 @@ def completions(model: Any, words: TextSplit, prompts: Sequence[str]) -> list[st
         words: its vocabulary, tokens of a row and of an answer at most.
         prompts: of which the start goes where they are too long.
     """
-    vocabulary, room = words.vocabulary, max(1, words.most - words.answer)
+    vocabulary, room = words.vocabulary, max(1, words.most - words.answer + 1)  # the last token is read by nobody
     device = next(iter(model.parameters())).device
     texts: list[str] = []
     was = model.training
@@ -177,7 +178,7 @@ def completions(model: Any, words: TextSplit, prompts: Sequence[str]) -> list[st
         filled = np.full((len(rows), int(max(map(len, rows)))), vocabulary.end, dtype=np.int64)
         for place, row in enumerate(rows):
             filled[place, : len(row)] = row
-        steps = min(words.answer, max(1, words.most - filled.shape[1]))
+        steps = min(words.answer, max(1, words.most - filled.shape[1] + 1))
         answers = complete(model, torch.as_tensor(filled, device=device), lengths, steps, end=vocabulary.end)
         texts += [vocabulary.text(answer) for answer in answers.tolist()]
     model.train(was)

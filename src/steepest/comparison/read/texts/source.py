@@ -73,6 +73,8 @@ def read_text(path: Path, encoding: str | None = None) -> tuple[str, str]:
         raise InputError(f"{named} holds no text: byte {at + 1} is 0; another encoding is named by --encoding")
     try:
         text = data.decode(encoding or "utf-8-sig")
+    except LookupError:  # an unknown name, or one of no encoding of texts
+        raise InputError(f"encoding: {show(str(encoding))} is unknown; use utf-8, cp1252, utf-16, ...") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(

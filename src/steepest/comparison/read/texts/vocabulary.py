@@ -27,6 +27,8 @@ class Vocabulary(Protocol):
 
     end: int
     """The token that ends an answer and fills rows."""
+    unknown: int | None
+    """The token of whatever is in no vocabulary, where one stands for all of it."""
 
     @property
     def words(self) -> Sequence[str]:
@@ -48,6 +50,7 @@ class Characters:
     """
 
     end = 0
+    unknown = 1
 
     def __init__(self, characters: Sequence[str]) -> None:
         self.words = ("", UNKNOWN, *characters)
@@ -96,6 +99,8 @@ class ModelTokens:
     Args:
         folder: of the model.
     """
+
+    unknown = None
 
     def __init__(self, folder: str | Path) -> None:
         try:
