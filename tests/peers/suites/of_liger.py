@@ -177,7 +177,7 @@ def divergence(
         teacher_x,
         teacher_weight,
         divergence={0.0: "forward_kl", 1.0: "reverse_kl"}.get(beta, "jensen_shannon"),
-        beta=beta if 0 < beta < 1 else 0.5,
+        beta=beta if 0 < beta < 1 else None,
         bias=bias,
         teacher_bias=teacher_bias,
         temperature=temperature,
