@@ -74,7 +74,10 @@ def test_every_system_has_a_row():
     built_in = {system.slug for system in systems() if not system.holds}
     assert built_in == BUILT_IN
     assert len(systems()) - len(built_in) == 292
-    assert {system.slug for system in systems() if not system.experiment} == BUILT_IN - {"group-policy", "linear-distillation"}
+    assert {system.slug for system in systems() if not system.experiment} == BUILT_IN - {
+        "group-policy",
+        "linear-distillation",
+    }
 
 
 def test_rows_are_well_formed():
