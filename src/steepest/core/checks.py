@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -119,6 +119,19 @@ def check_tensor(
         value.ndim != len(shape) or any(w is not None and w != s for w, s in zip(shape, value.shape))
     ):
         refuse(argument, f"shape ({', '.join('*' if w is None else str(w) for w in shape)})", value)
+
+
+def check_scalar(argument: str, value: object, **bounds: Any) -> None:
+    """Check a number as :func:`check_number` does, or that ``value`` is a floating tensor of no dimensions.
+
+    >>> check_scalar("scale", torch.ones(3))
+    Traceback (most recent call last):
+    ValueError: scale: expected shape (), got a float32 tensor of shape (3,)
+    """
+    if isinstance(value, Tensor):
+        check_tensor(argument, value, floating=True, shape=())
+    else:
+        check_number(argument, value, **bounds)
 
 
 def check_logits(outputs: object, *, argument: str = "outputs", classes: int = 2) -> None:

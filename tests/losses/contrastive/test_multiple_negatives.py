@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from steepest.losses.contrastive import MultipleNegativesLoss, multiple_negatives_loss
+from steepest.losses.contrastive import MultipleNegativesLoss, clip_loss, multiple_negatives_loss
 
 pytestmark = pytest.mark.holds("multiple-negatives")
 
@@ -46,3 +46,12 @@ def test_a_duplicate_is_no_negative_of_itself():
 def test_candidates_that_are_no_whole_sets_are_refused():
     with pytest.raises(ValueError, match="items: expected a multiple of 4 rows"):
         multiple_negatives_loss(torch.zeros(4, 2), torch.zeros(6, 2))
+
+
+@pytest.mark.parametrize("loss", [multiple_negatives_loss, clip_loss])
+def test_a_scale_is_a_single_number(loss):
+    z = torch.eye(3)
+    with pytest.raises(ValueError, match="scale: expected shape"):
+        loss(z, z, scale=torch.ones(3))
+    with pytest.raises(ValueError, match="scale: expected a number"):
+        loss(z, z, scale=float("nan"))

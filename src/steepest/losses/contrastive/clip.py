@@ -9,7 +9,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor, nn
 
-from ...core.checks import check_flag, check_number, check_tensor
+from ...core.checks import check_flag, check_number, check_scalar, check_tensor
 from ...core.cosine import unit_rows
 from ...core.pair_loss import PairLoss, mean_of_counted
 from ...core.search import Float
@@ -48,6 +48,7 @@ def clip_loss(
     """
     check_tensor("first", first, ndim=2, floating=True)
     check_tensor("second", second, floating=True, shape=tuple(first.shape))
+    check_scalar("scale", scale)
     pairs = pair_log_partition(unit_rows(first), unit_rows(second), scale=scale, ids=ids, sides="both")
     assert pairs.log_p is not None
     assert pairs.column_log_p is not None

@@ -7,7 +7,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_flag, check_number, check_tensor, refuse
+from ...core.checks import check_flag, check_number, check_scalar, check_tensor, refuse
 from ...core.cosine import unit_rows
 from ...core.loss import Sample
 from ...core.pair_loss import PairLoss, mean_of_counted
@@ -63,6 +63,7 @@ def multiple_negatives_loss(
         own = places.unsqueeze(1) == places
         mask = torch.cat([apart | own] * sets, 1)
         names = None
+    check_scalar("scale", scale)
     pairs = pair_log_partition(unit_rows(queries), unit_rows(items), scale=scale, ids=names, mask=mask)
     assert pairs.log_p is not None
     return mean_of_counted(-pairs.log_p, pairs.count > 0)

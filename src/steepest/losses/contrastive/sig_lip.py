@@ -10,7 +10,7 @@ from jaxtyping import Int as I
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from ...core.checks import check_flag, check_number, check_tensor
+from ...core.checks import check_flag, check_number, check_scalar, check_tensor
 from ...core.cosine import unit_rows
 from ...core.pair_loss import PairLoss
 from ...core.search import Float
@@ -50,11 +50,8 @@ def sig_lip_loss(
     """
     check_tensor("first", first, ndim=2, floating=True)
     check_tensor("second", second, floating=True, shape=tuple(first.shape))
-    for name, value in (("scale", scale), ("bias", bias)):
-        if isinstance(value, Tensor):
-            check_tensor(name, value, floating=True, shape=())
-        else:
-            check_number(name, value)
+    check_scalar("scale", scale)
+    check_scalar("bias", bias)
     with without_autocast(first):
         z = scale * (unit_rows(first) @ unit_rows(second).t()) + bias
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)

@@ -16,6 +16,7 @@ from ...core.checks import (
     check_choice,
     check_flag,
     check_number,
+    check_scalar,
     check_tensor,
     refuse,
     refuse_type,
@@ -81,11 +82,9 @@ def auc_margin_loss(
     _check(margin, prior, version)
     check_tensor("scores", scores, ndim=1, floating=True)
     check_binary(target, scores)
-    for name, value in (("a", a), ("b", b), ("alpha", alpha)):
-        if isinstance(value, Tensor):
-            check_tensor(name, value, floating=True, shape=())
-        else:
-            check_number(name, value, **({"low": 0.0} if name == "alpha" else {}))
+    check_scalar("a", a)
+    check_scalar("b", b)
+    check_scalar("alpha", alpha, low=0.0)
     h = widen(scores)
     positive = target == 1
     _warn_of_one_class(positive, version)
