@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 
 import torch
@@ -15,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from by_hand import Net, Polyak, data
 from trainer_parts import Order, arguments, sam
+from two_ranks import on_two_ranks
 
 from steepest.gradients import UPGrad
 
@@ -38,21 +36,11 @@ def rank(number: int, case: str, folder: Path) -> None:
     assert trainer.state.global_step == 4
 
 
+def cases(number):
+    """Those that the command names, one after the other."""
+    for case in sys.argv[2:]:
+        rank(number, case, Path(sys.argv[1]))
+
+
 if __name__ == "__main__":
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(port.getsockname()[1])
-    children = []
-    for number in range(2):
-        if (child := os.fork()) == 0:
-            try:
-                os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-                for case in sys.argv[2:]:
-                    rank(number, case, Path(sys.argv[1]))
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(1)
+    on_two_ranks(cases)

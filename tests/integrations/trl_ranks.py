@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 
 import torch
@@ -15,6 +12,7 @@ from accelerate.state import AcceleratorState
 sys.path.insert(0, str(Path(__file__).parent))
 
 import trl_parts
+from two_ranks import on_two_ranks
 
 from steepest.core.group_policy import GroupPolicyLoss
 from steepest.losses import DirectCoverageLoss, TokenCrossEntropyLoss
@@ -49,19 +47,4 @@ def rank(number: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(port.getsockname()[1])
-    children = []
-    for number in range(2):
-        if (child := os.fork()) == 0:
-            try:
-                os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-                rank(number, Path(sys.argv[1]))
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(1)
+    on_two_ranks(lambda number: rank(number, Path(sys.argv[1])))
