@@ -21,7 +21,7 @@ class ListLoss(Objective):
     A batch is flat: scores ``[N]``, grades ``[N]`` and ``query`` ``[N]``, equal for the documents of one list; lists
     are padded once, here. The function of a member takes padded lists ``[Q, n]`` and a mask. A list in which no two
     grades differ orders nothing: it is 0 and does not count, unless the member says ``uses_ties``. Where no list
-    counts the loss is 0, with a graph.
+    counts the loss is 0, with a graph. Of several ranks each has the mean over the lists of its own batch.
 
     Members give :meth:`list_losses`.
 

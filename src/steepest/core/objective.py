@@ -66,6 +66,9 @@ class Objective(Loss):
         name: the command line's word, snake_case, unique.
         tasks, domain, targets: what it can be used for, what its outputs are, which targets it takes.
         unit: ``"sample"`` (reductions none / mean / sum, ``weight=`` [N]) or ``"batch"`` (mean only).
+        ranks: of unit ``"batch"`` where several ranks train one model: ``"local"`` (each rank has the loss of its own
+            batch, and gradients are averaged, which the docstring says) or ``"gather"`` (value and averaged gradient
+            are those of one process with the joined batch).
         gradient: ``"exact"``, or ``"surrogate"`` with ``reference_gradient`` for the conformance suite.
         needs: keyword arguments of ``forward`` beyond outputs and target, from a closed list; ``ids`` are equal for
             items that occur twice in a batch, ``query`` for flat scores of one list.
@@ -80,6 +83,7 @@ class Objective(Loss):
     domain: ClassVar[str] = "logits"
     targets: ClassVar[tuple[str, ...]] = ("index",)
     unit: ClassVar[str] = "sample"
+    ranks: ClassVar[str] = "local"
     needs: ClassVar[tuple[str, ...]] = ()
     views: ClassVar[int] = 1
     search: ClassVar[dict[str, Space]] = {}
@@ -273,7 +277,7 @@ class WithPenalty(Objective):
         penalty: the added term.
         weight: its factor, >= 0.
 
-    The sum is a loss of the batch, because a penalty is.
+    The sum is a loss of the batch, because a penalty is; of several ranks each has that of its own batch.
     """
 
     unit = "batch"

@@ -48,7 +48,7 @@ class PairLoss(Objective):
     unit = "batch"
     tasks = ("retrieval",)
     form: ClassVar[str] = "labels"
-    ranks: ClassVar[str] = "gather"
+    ranks = "gather"
     alternatives: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:

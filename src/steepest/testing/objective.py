@@ -50,6 +50,10 @@ def check_declaration(cls: type[Objective]) -> None:
     assert cls.tasks and set(cls.tasks) <= set(TASKS), "tasks"
     assert cls.domain in DOMAINS and cls.targets and set(cls.targets) <= set(TARGETS), "domain, targets"
     assert cls.unit in ("sample", "batch") and cls.gradient in ("exact", "surrogate"), "unit, gradient"
+    assert cls.ranks in ("gather", "local"), "ranks"
+    if cls.unit == "batch" and cls.ranks == "local":
+        texts = " ".join(base.__doc__ or "" for base in cls.__mro__ if base is not Objective)
+        assert "several ranks each" in " ".join(texts.split()), "docstring: what several ranks do"
     assert set(cls.needs) <= set(NEEDS) and cls.views >= 1, "needs, views"
     known = set(inspect.signature(cls.__init__).parameters)
     assert set(cls.search) <= known, f"search: {set(cls.search) - known} are no arguments of __init__"

@@ -51,7 +51,6 @@ def finite(what: str, objective: Any, args: tuple[Tensor, ...], kwargs: dict[str
 def check_pairs(cls: type[PairLoss]) -> None:
     """What a loss of pairs declares beside an objective's attributes."""
     assert cls.form in FORMS, "form: 'labels' or 'views'"
-    assert cls.ranks in ("gather", "local"), "ranks: 'gather' or 'local'"
     assert (cls.views > 1) == (cls.form == "views"), "views: two and more with form 'views', else one"
     assert cls.domain == "embedding", "domain: 'embedding'"
 

@@ -100,7 +100,7 @@ class AnyLoss(Objective):
         G = \sqrt{TPR \cdot TNR}, \quad BA = \frac{TPR + TNR}{2}
 
     The slope of A is about L exp(-L/2) where p is near 0 or 1: confident errors get almost no gradient, so start from
-    small logits. Ratios of small batches are biased.
+    small logits. Ratios of small batches are biased; of several ranks each has those of its own batch.
 
     The authors' code takes the root in G as it is, with an infinite slope where a recall vanishes, and has NaN for a
     batch of one class. Here 1e-12 is added below the root, and the recall of an absent class is 0: without positives

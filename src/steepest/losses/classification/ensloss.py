@@ -95,7 +95,7 @@ class EnsLoss(Objective):
 
     Its gradient in f_i is g_i y_i / B with the g of :func:`sample_loss_derivatives`. Its *value* means nothing: log
     binary cross-entropy or accuracy instead. Ranks say little in small batches; 64 or more are advised. In eval mode
-    the stream does not move: repeated calls draw the same derivatives.
+    the stream does not move: repeated calls draw the same derivatives. Of several ranks each ranks its own batch.
 
     Args:
         period: epochs between two draws of lambda ~ U(-1, 1), >= 1; lambda is 0 in the first period.

@@ -96,6 +96,8 @@ def soft_dice_loss(
 class DiceLoss(Objective):
     """Dice as an objective of several labels a sample, or of maps; see :func:`soft_dice_loss`.
 
+    Of several ranks each has the ratios of its own batch.
+
     Args:
         squared: whether the denominator holds squares.
         reduce: ``"micro"``, ``"class"`` or ``"sample"``.

@@ -126,6 +126,7 @@ class AUCMarginLoss(Objective):
     a and b are parameters, which an optimizer minimises with the model's. alpha is a buffer that no optimizer sees:
     :meth:`after_step` moves it up the slope of the problem of a and b,
     alpha <- max(0, alpha + eta (2 (m + b - a) - 2 alpha)), eta being ``dual_lr``. All three start at 0.
+    Of several ranks each has the means of its own batch.
 
     Args:
         margin: m > 0; the hinge needs m < 1 where scores are in [0, 1].

@@ -209,7 +209,8 @@ class _Pairs(torch.autograd.Function):
 class MannWhitneyLoss(Objective):
     r"""The Mann-Whitney loss as a module: of flat scores and labels, or of a matrix of queries and candidates.
 
-    A batch without one of the two classes has no pair: 0 with a graph.
+    A batch without one of the two classes has no pair: 0 with a graph. Of several ranks each has the pairs of its own
+    batch.
 
     Args:
         scope: ``"batch"`` or ``"query"`` (of matrices: negatives of the same row alone); flat scores are one query.
