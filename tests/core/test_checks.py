@@ -163,3 +163,12 @@ def test_rows_of_a_simplex():
         checks.check_simplex("x", torch.tensor([[0.2, 0.7]]))
     with pytest.raises(ValueError, match=r"x: expected probabilities in \[0, 1\]"):
         checks.check_simplex("x", torch.tensor([[-0.2, 1.2]]))
+
+
+def test_an_option_that_some_forms_read():
+    assert checks.option_of("mu", None, 10.0, applies=False, only='scheme="a"') == 10.0
+    assert checks.option_of("mu", 2.0, 10.0, applies=True, only='scheme="a"', low=0.0) == 2.0
+    with pytest.raises(ValueError, match='mu: expected None unless scheme="a", got 2'):
+        checks.option_of("mu", 2.0, 10.0, applies=False, only='scheme="a"')
+    with pytest.raises(ValueError, match="mu: expected a number >= 0"):
+        checks.option_of("mu", -1.0, 10.0, applies=True, only='scheme="a"', low=0.0)

@@ -99,6 +99,23 @@ def check_choice(argument: str, value: object, options: Collection[object]) -> N
         refuse(argument, "one of " + ", ".join(map(repr, options)), value)
 
 
+def option_of(argument: str, value: float | None, default: float, *, applies: bool, only: str, **bounds: Any) -> float:
+    """A number that some forms of a loss alone read: None is the default, and where nothing reads it None is asked for.
+
+    Args:
+        argument, value, bounds: as of :func:`check_number`.
+        default: of the forms that read it.
+        applies: whether this form does.
+        only: which ones do, for the error.
+    """
+    if value is None:
+        return default
+    if not applies:
+        refuse(argument, f"None unless {only}", value)
+    check_number(argument, value, **bounds)
+    return value
+
+
 def check_tensor(
     argument: str,
     value: object,

@@ -42,3 +42,5 @@ def test_the_scale_is_learned_and_cut():
     loss.after_step()
     assert loss.log_scale.exp().item() == pytest.approx(3.0)
     assert not list(CLIPLoss(learnable=False).parameters())
+    with pytest.raises(ValueError, match="max_scale: expected None unless learnable=True"):
+        CLIPLoss(learnable=False, max_scale=3.0)

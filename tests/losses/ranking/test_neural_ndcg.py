@@ -149,12 +149,19 @@ def test_scaling_of_matrices():
 
 @pytest.mark.parametrize(
     "options",
-    [{"tau": 0.0}, {"k": 0}, {"powered": 1}, {"sinkhorn_iters": -1}, {"n_samples": 0}, {"beta": -0.1}],
+    [{"tau": 0.0}, {"k": 0}, {"powered": 1}, {"sinkhorn_iters": -1}, {"n_samples": 8}, {"beta": 0.1}],
 )
 def test_options_outside_their_range(options):
     (name,) = options
     with pytest.raises((ValueError, TypeError), match=rf"^{name}: expected"):
         neural_ndcg(S, Y, **options)
+
+
+@pytest.mark.parametrize("options", [{"n_samples": 0}, {"beta": -0.1}])
+def test_numbers_of_draws_outside_their_range(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"^{name}: expected a"):
+        neural_ndcg(S, Y, stochastic=True, **options)
 
 
 def test_a_generator_alone_is_refused():

@@ -123,7 +123,12 @@ def test_lists_without_a_positive():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("kind", {"kind": "listwise"}), ("mean_pairs", {"mean_pairs": True}), ("epsilon", {"epsilon": float("nan")})],
+    [
+        ("kind", {"kind": "listwise"}),
+        ("mean_pairs", {"mean_pairs": True}),
+        ("epsilon", {"kind": "poly1", "epsilon": float("nan")}),
+        ("epsilon", {"epsilon": 0.5}),
+    ],
 )
 def test_options_outside_their_range(name, options):
     with pytest.raises(ValueError, match=rf"^{name}: expected"):

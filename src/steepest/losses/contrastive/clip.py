@@ -9,7 +9,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor, nn
 
-from ...core.checks import check_flag, check_number, check_scalar, check_tensor
+from ...core.checks import check_flag, check_number, check_scalar, check_tensor, option_of
 from ...core.cosine import unit_rows
 from ...core.pair_loss import PairLoss, mean_of_counted
 from ...core.search import Float
@@ -61,7 +61,7 @@ class CLIPLoss(PairLoss):
     Args:
         temperature: one over the (first) scale, > 0.
         learnable: whether the logarithm of the scale is a parameter.
-        max_scale: what a learned scale is cut to after each step, > 0.
+        max_scale: what a learned scale is cut to after each step, > 0; None: 100.
 
     Example:
         >>> z = torch.eye(2)
@@ -76,12 +76,14 @@ class CLIPLoss(PairLoss):
     search = {"temperature": Float(0.01, 1.0, log=True)}
     alternatives = {"temperature": 0.5, "learnable": False, "max_scale": 2.0}
 
-    def __init__(self, temperature: float = 0.07, learnable: bool = True, max_scale: float = 100.0) -> None:
+    def __init__(self, temperature: float = 0.07, learnable: bool = True, max_scale: float | None = None) -> None:
         super().__init__()
         check_number("temperature", temperature, low=0.0, open_low=True)
         check_flag("learnable", learnable)
-        check_number("max_scale", max_scale, low=0.0, open_low=True)
-        self.temperature, self.learnable, self.max_scale = temperature, learnable, max_scale
+        self.max_scale = option_of(
+            "max_scale", max_scale, 100.0, applies=learnable, only="learnable=True", low=0.0, open_low=True
+        )
+        self.temperature, self.learnable = temperature, learnable
         log_scale = torch.tensor(-math.log(temperature))
         if learnable:
             self.log_scale = nn.Parameter(log_scale)

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from jaxtyping import Float as F
 from torch import Tensor
 
-from ...core.checks import check_choice, check_number
+from ...core.checks import check_choice, check_number, option_of
 from ...core.list_loss import ListLoss
 from ...core.query_lists import check_lists, discounts_of, gains_of, has_order, ideal_dcg, reduce_lists
 from ...core.search import Choice, Float
@@ -27,7 +27,7 @@ def lambda_loss(
     scheme: str = "ndcg_loss2++",
     k: int | None = None,
     sigma: float = 1.0,
-    mu: float = 10.0,
+    mu: float | None = None,
     natural: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
@@ -52,7 +52,7 @@ def lambda_loss(
         scheme: of the weights.
         k: pairs of ranks 1..k alone; None: all.
         sigma: factor of the difference, > 0.
-        mu: > 0, of ``"ndcg_loss2++"``.
+        mu: > 0, of ``"ndcg_loss2++"``; None: 10.
         natural: the natural logarithm in place of that to base 2.
         reduction: ``"none"`` (one number a list), ``"mean"`` (over lists whose grades differ) or ``"sum"``.
 
@@ -68,13 +68,13 @@ def lambda_loss(
 
     Source: Wang et al., The LambdaLoss Framework for Ranking Metric Optimization, CIKM 2018.
     """
-    _check(scheme, k, sigma, mu)
+    factor = _check(scheme, k, sigma, mu)
     scores, grades, mask = check_lists(scores, grades, mask)
     order = _ranked(scores.detach(), grades, mask)
     s, y, there = scores.gather(-1, order), grades.gather(-1, order), mask.gather(-1, order)
     ideal = ideal_dcg(gains_of(grades), k).unsqueeze(-1)
     gains = gains_of(y) / torch.where(ideal > 0, ideal, 1.0)
-    weight = _weights(scheme, gains, y, mu)
+    weight = _weights(scheme, gains, y, factor)
     pairs = there.unsqueeze(-1) & there.unsqueeze(-2)
     if scheme != "ndcg_loss1":
         pairs = pairs & (y.unsqueeze(-1) > y.unsqueeze(-2))
@@ -86,12 +86,20 @@ def lambda_loss(
     return reduce_lists(total if natural else total / LN2, has_order(grades, mask), reduction)
 
 
-def _check(scheme: str, k: int | None, sigma: float, mu: float) -> None:
+def _check(scheme: str, k: int | None, sigma: float, mu: float | None) -> float:
+    """The factor mu, and nothing wrong with the others.
+
+    Raises:
+        ValueError: an option out of range or of another scheme.
+    """
     check_choice("scheme", scheme, SCHEMES)
     check_number("sigma", sigma, low=0.0, open_low=True, open_high=True)
-    check_number("mu", mu, low=0.0, open_low=True, open_high=True)
     if k is not None:
         check_number("k", k, low=1, integer=True)
+    only = 'scheme="ndcg_loss2++"'
+    return option_of(
+        "mu", mu, 10.0, applies=scheme == "ndcg_loss2++", only=only, low=0.0, open_low=True, open_high=True
+    )
 
 
 def _ranked(scores: Tensor, grades: Tensor, mask: Tensor) -> Tensor:
@@ -135,7 +143,7 @@ class LambdaLoss(ListLoss):
         scheme: of the weights.
         k: pairs of ranks 1..k alone; None: all.
         sigma: factor of the difference, > 0.
-        mu: > 0, of ``"ndcg_loss2++"``.
+        mu: > 0, of ``"ndcg_loss2++"``; None: 10.
         natural: the natural logarithm in place of that to base 2.
 
     Example:
@@ -154,7 +162,7 @@ class LambdaLoss(ListLoss):
         scheme: str = "ndcg_loss2++",
         k: int | None = None,
         sigma: float = 1.0,
-        mu: float = 10.0,
+        mu: float | None = None,
         natural: bool = False,
     ) -> None:
         super().__init__()

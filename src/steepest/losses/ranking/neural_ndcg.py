@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from jaxtyping import Float as F
 from torch import Tensor
 
-from ...core.checks import check_flag, check_number, check_tensor, refuse_type
+from ...core.checks import check_flag, check_number, check_tensor, option_of, refuse_type
 from ...core.list_loss import ListLoss
 from ...core.query_lists import check_lists, discounts_of, gains_of, ideal_dcg, reduce_lists
 from ...core.reductions import widen
@@ -105,8 +105,8 @@ def neural_ndcg(
     powered: bool = True,
     transposed: bool = False,
     stochastic: bool = False,
-    n_samples: int = 32,
-    beta: float = 0.1,
+    n_samples: int | None = None,
+    beta: float | None = None,
     sinkhorn_iters: int = 50,
     generator: torch.Generator | None = None,
     reduction: str = "mean",
@@ -129,8 +129,8 @@ def neural_ndcg(
         transposed: discounts are spread over documents in place of gains over ranks: the same sum in another order.
         stochastic: the mean over ``n_samples`` draws of scores log(s + \|min s\| + 1e-10) + beta Gumbel noise, the
             minimum being that of the list.
-        n_samples: >= 1, of ``stochastic``.
-        beta: >= 0, of ``stochastic``.
+        n_samples: >= 1, of ``stochastic``; None: 32.
+        beta: >= 0, of ``stochastic``; None: 0.1.
         sinkhorn_iters: at most so many rounds, >= 0.
         generator: of ``stochastic``; None: torch's own.
         reduction: ``"none"`` (one number a list), ``"mean"`` (over lists whose maxDCG is above 0) or ``"sum"``.
@@ -151,8 +151,9 @@ def neural_ndcg(
     _check(tau, k, powered, sinkhorn_iters)
     check_flag("transposed", transposed)
     check_flag("stochastic", stochastic)
-    check_number("n_samples", n_samples, low=1, integer=True)
-    check_number("beta", beta, low=0.0)
+    only = "stochastic=True"
+    draws = int(option_of("n_samples", n_samples, 32, applies=stochastic, only=only, low=1, integer=True))
+    beta = option_of("beta", beta, 0.1, applies=stochastic, only=only, low=0.0)
     if generator is not None and not stochastic:
         refuse_type("generator", "None without stochastic=True", generator)
     scores, grades, mask = check_lists(scores, grades, mask)
@@ -161,12 +162,12 @@ def neural_ndcg(
     gains = torch.where(mask, gains_of(grades, powered), 0.0)
     ideal = ideal_dcg(gains, k)
     if stochastic:
-        scores = _perturbed(scores, mask, n_samples, beta, generator).flatten(0, 1)
-        gains, mask = (t.expand(n_samples, *t.shape).flatten(0, 1) for t in (gains, mask))
+        scores = _perturbed(scores, mask, draws, beta, generator).flatten(0, 1)
+        gains, mask = (t.expand(draws, *t.shape).flatten(0, 1) for t in (gains, mask))
     with without_autocast(scores):
         value = _expected_dcg(scores, gains, mask, tau, k, sinkhorn_iters, transposed)
     if stochastic:
-        value = value.view(n_samples, *ideal.shape).mean(0)
+        value = value.view(draws, *ideal.shape).mean(0)
     counts = ~(ideal <= 0)
     return reduce_lists(-value / torch.where(counts, ideal, 1.0), counts, reduction)
 

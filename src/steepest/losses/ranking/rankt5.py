@@ -11,7 +11,16 @@ from jaxtyping import Bool
 from jaxtyping import Float as F
 from torch import Tensor, nn
 
-from ...core.checks import check_choice, check_flag, check_number, check_tensor, refuse, refuse_type, values_visible
+from ...core.checks import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_tensor,
+    option_of,
+    refuse,
+    refuse_type,
+    values_visible,
+)
 from ...core.list_loss import ListLoss
 from ...core.query_lists import check_lists, reduce_lists
 from ...core.search import Choice, Float
@@ -27,7 +36,7 @@ def ranking_loss(
     *,
     mask: Bool[Tensor, "lists documents"] | None = None,
     kind: str = "softmax",
-    epsilon: float = 1.0,
+    epsilon: float | None = None,
     mean_pairs: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
@@ -45,7 +54,7 @@ def ranking_loss(
         grades: y ``[Q, n]`` >= 0.
         mask: boolean ``[Q, n]``, True where there is a candidate, at least one a list; None: everywhere.
         kind: of the loss.
-        epsilon: factor of the second term of ``"poly1"``.
+        epsilon: factor of the second term of ``"poly1"``; None: 1.
         mean_pairs: with ``"pairwise"``, the mean over pairs in place of the sum.
         reduction: ``"none"`` (one number a list), ``"mean"`` over all lists or ``"sum"``; a list without a grade above
             0 is 0 and counts, except with ``"pointwise"``, which has a loss for it.
@@ -63,7 +72,7 @@ def ranking_loss(
     Source: RankT5: Fine-Tuning T5 for Text Ranking with Ranking Losses, arXiv:2210.10634.
     """
     check_choice("kind", kind, KINDS)
-    check_number("epsilon", epsilon)
+    epsilon = option_of("epsilon", epsilon, 1.0, applies=kind == "poly1", only='kind="poly1"')
     check_flag("mean_pairs", mean_pairs)
     if mean_pairs and kind != "pairwise":
         refuse("mean_pairs", 'False unless kind="pairwise"', mean_pairs)
