@@ -37,6 +37,8 @@ def check_asked(request: Request) -> None:
     if request.device != "cpu" and not request.device.startswith("cuda"):
         raise InputError(f"--device: {request.device!r} is not here; use cpu or cuda")
     source = str(request.data)
+    if request.of_retrieval:
+        request.refuse_for_retrieval()
     if request.of_text:
         request.refuse_for_texts()
         if source not in TEXTS_BUILT_IN:

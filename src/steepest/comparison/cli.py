@@ -42,7 +42,8 @@ def compare_command(
     task: Annotated[
         str,
         typer.Option(
-            help="auto, classification, binary, multiclass, regression, or text: losses of language models.",
+            help="auto, classification, binary, multiclass, regression, retrieval (embeddings in which rows of a class "
+            "are near, tested on classes that were held out), or text: losses of language models.",
             rich_help_panel="Data",
             autocompletion=complete_task,
         ),
@@ -106,6 +107,10 @@ def compare_command(
             help="The key of answers, which alone are learnt and scored. Default: answer.", rich_help_panel="Data"
         ),
     ] = None,
+    embedding: Annotated[
+        int | None,
+        typer.Option(help="With --task retrieval the numbers of an embedding. Default: 64.", rich_help_panel="Data"),
+    ] = None,
     noise: Annotated[
         float, typer.Option(help="Share of training labels replaced by another class.", rich_help_panel="Data")
     ] = 0.0,
@@ -139,7 +144,8 @@ def compare_command(
         typer.Option(
             help="Metric that selects and compares: accuracy, balanced_accuracy, f1, macro_f1, mcc, auroc, nll, rmse, "
             "mae, r2 ..., or module:function. Default: AUROC for two classes, accuracy for more (balanced where one is "
-            "rare), RMSE for numbers; cross_entropy (nats a token) of a text, exact_match of answers; of texts also "
+            "rare), RMSE for numbers; map_at_r of a retrieval, which also has recall_at_1, recall_at_5, recall_at_10 and "
+            "r_precision; cross_entropy (nats a token) of a text, exact_match of answers; of texts also "
             "perplexity, token_accuracy.",
             rich_help_panel="What is compared",
             autocompletion=complete_metric,
@@ -323,6 +329,8 @@ def compare_command(
 
     steepest compare images.gz:labels.gz --folds 5 --objectives squentropy,ldr
 
+    steepest compare products/ --task retrieval --metric recall_at_1
+
     steepest compare shakespeare.txt --task text
 
     steepest compare sums.jsonl --task text --model ./my-local-model
@@ -364,6 +372,7 @@ def compare_command(
             augment=augment,
             prompt=prompt,
             answer=answer,
+            embedding=embedding,
             noise=noise,
             objectives=objectives,
             vary=vary,

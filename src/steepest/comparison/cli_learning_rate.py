@@ -123,6 +123,10 @@ def lr_find_command(
     )
     if request.of_text:
         raise InputError("lr-find: for tables and images; a comparison of texts tries several learning rates itself")
+    if request.of_retrieval:
+        raise InputError(
+            "lr-find: for classes and numbers; a comparison of retrieval tries several learning rates itself"
+        )
     check_asked(request)
     if figure is not None:
         check_figure(figure)

@@ -62,6 +62,7 @@ TOLD = (
     "augment",
     "prompt",
     "answer",
+    "embedding",
 )
 """Fields that are told as they were asked for."""
 SOURCES = ("data", "y", "groups", "times", "sample_weight", "test")

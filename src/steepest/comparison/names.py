@@ -17,7 +17,12 @@ from ..catalogue.names import ancestry, attribute, facts_of, resolve
 from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
-_WITH_METRICS = ("comparison.metrics.tables", "comparison.metrics.several", "comparison.metrics.texts")
+_WITH_METRICS = (
+    "comparison.metrics.tables",
+    "comparison.metrics.several",
+    "comparison.metrics.texts",
+    "comparison.metrics.retrieval",
+)
 _METRIC_WORDS = "comparison.metrics.words"
 """Where other libraries' words for metrics are, if there are any."""
 

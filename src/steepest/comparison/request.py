@@ -128,6 +128,8 @@ class Request:
     prompt: str | None = None
     """This and ``answer`` are keys of JSON lines, where the task is text."""
     answer: str | None = None
+    embedding: int | None = None
+    """Numbers of an embedding, where the task is retrieval."""
 
     objectives: Any = "default"
     vary: str = "objective"
@@ -179,8 +181,17 @@ class Request:
         if self.executor is not None and not re.fullmatch(r"local|ray(://[^\s/]+)?", str(self.executor)):
             raise InputError(f"--executor: expected local, ray or ray://ADDRESS, got {self.executor!r:.80}")
         check_rope(self.rope)
+        self._check_embedding()
         if self.winner not in SERVED:
             raise InputError(f"--winner: expected {' or '.join(SERVED)}, got {self.winner!r:.80}")
+
+    def _check_embedding(self) -> None:
+        if self.embedding is None:
+            return
+        if not self.of_retrieval:
+            raise InputError("--embedding is for --task retrieval")
+        if not is_number(self.embedding, integer=True) or not 2 <= self.embedding <= 4096:
+            raise InputError(f"--embedding: expected an integer in 2..4096, got {self.embedding!r:.80}")
 
     @property
     def budget_seconds(self) -> float:
@@ -205,6 +216,11 @@ class Request:
         """Whether texts are compared on."""
         return self.task == "text"
 
+    @property
+    def of_retrieval(self) -> bool:
+        """Whether rows are compared by their embeddings."""
+        return self.task == "retrieval"
+
     def folds_for(self, images: bool) -> int:
         """Outer folds: what was asked for, else 5 of a table or text and 3 of images."""
         return (3 if images else 5) if self.folds is None else self.folds
@@ -223,6 +239,21 @@ class Request:
             raise InputError(f"--vary {self.vary} is for tables and images: texts compare objectives")
         if self.source is None:
             raise InputError("--task text: expected a text file, JSON lines or a built-in name (sums)")
+
+    def refuse_for_retrieval(self) -> None:
+        """Refuse what means nothing where whole classes are held out."""
+        arrays = {"groups": "group", "times": "time", "sample_weight": "weight"}
+        for name in ("group", "time", "weight", "rare", "positive", "test", *arrays):
+            if getattr(self, name) is not None:
+                raise InputError(f"--{arrays.get(name, name)}: --task retrieval holds whole classes out and takes none")
+        if self.split == "file":
+            raise InputError("--split file: --task retrieval holds whole classes out, and joins both parts for that")
+        if self.noise:
+            raise InputError("--noise: label noise is for classes, and this task is retrieval")
+        if self.vary != "objective":
+            raise InputError(f"--vary {self.vary} is for classes and numbers: retrieval compares objectives")
+        if self.metric is not None and ":" in str(self.metric):
+            raise InputError("--metric: --task retrieval takes its own metrics, as map_at_r and recall_at_1")
 
     def refuse_for_images(self) -> None:
         """Refuse options of tables for a source of images."""

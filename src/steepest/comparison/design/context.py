@@ -18,9 +18,11 @@ from ..parts import Part
 from ..read import Table
 from ..read.images import Images
 from ..read.inputs import Data, fit_inputs, transform
+from ..read.retrieval import RETRIEVAL
 from ..read.texts import Texts
 from ..read.texts.vocabulary import IGNORED, Vocabulary, encoded, prompts_of
 from .arms import PLAIN, Arm, find_arm
+from .embeddings import find_embedding_objective
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .levels import Level, prefix
 from .settings import Settings
@@ -195,7 +197,9 @@ class Context:
         else:
             other_inputs = transform(prepared, table, others)
         y, scale = target_scale(target[rows], table.task, self.parts)
-        real = torch.int64 if table.task in ("binary", "multiclass") else torch.float32
+        if table.task == RETRIEVAL:  # its heads know the classes that are trained on
+            y = np.unique(y, return_inverse=True)[1]
+        real = torch.int64 if table.task in ("binary", "multiclass", RETRIEVAL) else torch.float32
         return Split(
             transform(prepared, table, rows),
             torch.as_tensor(y, dtype=real),
@@ -260,8 +264,9 @@ class Context:
         if self.table.task == "text":
             return self.text_info(pair, inner_fold)
         split, task = self.split(pair, inner_fold), self.table.task
-        counts = counts_of(split.target, task, self.classes, self.parts)
-        outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, self.classes)
+        classes = int(split.target.max()) + 1 if task == RETRIEVAL else self.classes
+        counts = counts_of(split.target, task, classes, self.parts)
+        outputs = sum(p.width for p in self.parts) if task == "multitask" else max(1, classes)
         rows = len(split.inputs)
         batch = min(self.settings.batch_size, rows)
         return TaskInfo(
@@ -282,6 +287,8 @@ class Context:
         s = self.settings
         if self.table.task == "text":
             return find_text_objective(name, trust=s.own_parts)
+        if self.table.task == RETRIEVAL:
+            return find_embedding_objective(name, trust=s.own_parts)
         apart = s.vary == "aggregator"
         return objective_for(s.objective or name, self.table.task, self.parts, trust=s.own_parts, apart=apart)
 

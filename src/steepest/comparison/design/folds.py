@@ -11,6 +11,8 @@ from ...core.arrays import codes
 from ...core.lazy import late
 from ..errors import InputError
 from ..read import Table
+from ..read.retrieval import RETRIEVAL
+from .class_folds import class_splits
 
 model_selection = late("sklearn.model_selection")
 
@@ -33,7 +35,7 @@ class Fold:
 def outer_folds(table: Table, *, repeats: int, folds: int, seed: int) -> list[Fold]:
     """The splits that a comparison is scored on.
 
-    Stratified for classes, shuffled for regression, whole groups with ``groups``. With ``times`` the ``folds`` test
+    Stratified for classes, shuffled for regression, whole groups with ``groups``, whole classes for retrieval. With ``times`` the ``folds`` test
     parts follow each other and each trains on what lies before it, equal times on one side; groups of the test part are
     then left out of the training part.
 
@@ -79,7 +81,7 @@ def inner_splits(
 
     One holdout of a quarter, or 3 folds below 500 rows; stratified, groups whole. With times the last quarter is the
     one holdout. A class that would miss in ``fit`` gets half of its ``valid`` rows (at least one) back, except with
-    groups or times.
+    groups or times. Of a retrieval whole classes are held out, two or more.
 
     Args:
         table: what is split.
@@ -134,7 +136,9 @@ def _kfold(table: Table, rows: np.ndarray, folds: int, entropy: list[int]) -> li
     classes = table.task in CLASSES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes thinner than the folds are spread as far as they go
-        if table.groups is not None:
+        if table.task == RETRIEVAL:
+            splits = class_splits(y, folds, _state(entropy))
+        elif table.groups is not None:
             splits = _grouped(y if classes else None, table.groups[rows], folds, entropy)
         elif classes and np.unique(y, return_counts=True)[1].max() >= folds:
             splits = list(

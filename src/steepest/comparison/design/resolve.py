@@ -14,7 +14,7 @@ from ..baselines import classical_learners
 from ..defaults import MODEL
 from ..errors import InputError
 from ..metrics.tables import default_of, metric_of
-from ..names import AUTO, check_varied
+from ..names import AUTO, check_varied, objective_words
 from ..own_parts import imported
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
@@ -26,6 +26,7 @@ from .folds import CLASSES
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
 from .networks import choose_network, training_of, with_network
 from .objectives import choose_objectives
+from .resolve_retrieval import resolve_retrieval
 from .resolve_text import resolve_text
 from .settings import Settings
 
@@ -45,6 +46,11 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         metric = None if request.metric is None else _spec(request.metric)
         _check_device(request.device)
         return resolve_text(request, table, _specs(request.objectives), metric)
+    if request.of_retrieval:
+        _check_device(request.device)
+        objectives, model = _specs(request.objectives), MODEL if request.model is None else _spec(request.model)
+        code = _code_hash([*objective_words(objectives), model])
+        return resolve_retrieval(request, table, objectives, model, code)
     images, rows = isinstance(table, Images), len(table.target)
     counts = class_counts(table)
     if request.noise and table.task not in CLASSES:

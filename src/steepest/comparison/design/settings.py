@@ -37,6 +37,7 @@ class Settings:
             ``objectives`` all the same.
         objective: the one that all arms train with where something else varies, else empty.
         code: hash of the user's own modules among objectives, model and metric, or empty.
+        embedding: numbers of the embedding that a network ends in; 0 where the task is no retrieval.
     """
 
     objectives: tuple[str, ...]
@@ -59,6 +60,7 @@ class Settings:
     vary: str = "objective"
     objective: str = ""
     code: str = ""
+    embedding: int = 0
 
     def __post_init__(self) -> None:
         check_numbers(**{name: getattr(self, name) for name in (*LIMITS, "noise")})
@@ -68,7 +70,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain values, JSON's own types."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+        return values if self.embedding else {name: own for name, own in values.items() if name != "embedding"}
 
     @property
     def own_parts(self) -> frozenset[str]:

@@ -25,7 +25,8 @@ class Metric:
         label: for people.
         function: ``(y, outcome, weights) -> float | None``.
         targets: "codes" (of classes) or "numbers", ``[N]``; "tokens", counts of them ``[N]``, where predictions are
-            sums over the tokens of a row ``[N, 2]``; "" for whatever has the shape of the predictions.
+            sums over the tokens of a row ``[N, 2]``; "rows", class codes ``[N]``, where predictions say how a row's
+            class was ranked ``[N, 8]``; "" for whatever has the shape of the predictions.
         bounds: the least and the greatest value there can be.
         of_predictions: whether it reads nothing of an outcome but ``predicted``.
     """
@@ -64,7 +65,7 @@ def agreeing(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Targets and weights that fit an outcome row by row."""
     shape = outcome.predicted.shape
-    if targets == "tokens":
+    if targets in ("tokens", "rows"):
         return numbers("y", y, shape[:1]), None
     if not targets:
         return array("y", y, shape, kinds="biufUS", what="targets"), row_weights(weights, shape[0])

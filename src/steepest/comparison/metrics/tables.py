@@ -15,6 +15,7 @@ from ..scores import functions
 from ..scores.operating_point import apply_temperature, negative_log_likelihood
 from ..scores.outcome import Outcome
 from .metric import Metric, agreeing, value_of
+from .retrieval import OF_RETRIEVAL
 from .several import MULTILABEL, multitask_metrics
 from .texts import OF_ANSWERS, own_text_metric, text_metrics
 from .words import ALIASES, known_as
@@ -122,7 +123,7 @@ def _tasks_with(spec: str) -> list[str]:
     """The tasks that have a metric of this name."""
     return [
         task
-        for task, known in {**METRICS, "multilabel": MULTILABEL, "text": OF_ANSWERS}.items()
+        for task, known in {**METRICS, "multilabel": MULTILABEL, "text": OF_ANSWERS, "retrieval": OF_RETRIEVAL}.items()
         if known_as(spec, known) in known
     ]
 
@@ -253,6 +254,8 @@ def metrics_of(data: Any) -> dict[str, Metric]:
         return multitask_metrics(data.parts)
     if data.task == "text":
         return text_metrics(data.answers)
+    if data.task == "retrieval":
+        return OF_RETRIEVAL
     return MULTILABEL if data.task == "multilabel" else METRICS[data.task]
 
 
@@ -272,8 +275,8 @@ def metric_of(spec: str, data: Any) -> Metric:
 def default_of(data: Any, counts: Sequence[int] | None) -> Metric:
     """The metric where the user names none: macro average precision of labels, the mean score of a mix.
 
-    Of a text it is the cross-entropy, of answers how many are exact.
+    Of a text it is the cross-entropy, of answers how many are exact, of a retrieval MAP@R.
     """
-    if data.task in ("multilabel", "multitask", "text"):
+    if data.task in ("multilabel", "multitask", "text", "retrieval"):
         return next(iter(metrics_of(data).values()))
     return default_metric(data.task, counts)

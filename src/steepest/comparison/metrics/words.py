@@ -37,6 +37,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "mean_absolute_error": ("mae",),
     "neg_mean_absolute_error": ("mae",),
     "r2_score": ("r2",),
+    "map@r": ("map_at_r",),
+    "precision_at_1": ("recall_at_1",),
+    "recall@1": ("recall_at_1",),
+    "recall@5": ("recall_at_5",),
+    "recall@10": ("recall_at_10",),
     "r_squared": ("r2",),
 }
 """Other libraries' words; the first that the task has is meant."""

@@ -42,6 +42,8 @@ def read_data(request: Request) -> tuple[Data, Data | None]:
             folds=request.folds_for(images=False),
             tokens=request.model not in (None, *TEXT_MODELS),
         ), None
+    if request.of_retrieval:
+        request.refuse_for_retrieval()
     pictures = request.source is not None and is_image_source(request.source)
     folds = request.folds_for(pictures)
     options: dict[str, Any] = {
@@ -56,7 +58,8 @@ def read_data(request: Request) -> tuple[Data, Data | None]:
             data, target, options[role] = _with_column(data, request.y, target, role, word, values, options[role])
     if pictures:
         request.refuse_for_images()
-        return load_images(str(data), split=request.split, size=request.size, folds=folds)
+        task = request.task if request.of_retrieval else "auto"
+        return load_images(str(data), split=request.split, size=request.size, folds=folds, task=task)
     request.refuse_for_tables()
     table = _table_for(request, data, target, options)
     if request.test is None:

@@ -16,7 +16,7 @@ from .wording import show
 KINDS = ("number", "category", "date", "text", "drop")
 """What a column can be declared to be."""
 
-TASKS = ("auto", "classification", "binary", "multiclass", "regression")
+TASKS = ("auto", "classification", "binary", "multiclass", "regression", "retrieval")
 TEXT = "text"
 """The task of texts; tables and images have the others."""
 RARE = ("drop", "merge")

@@ -11,6 +11,7 @@ from ..errors import InputError, nearest
 from .numbers import number, read_numbers
 from .options import MISSING
 from .raw import Column, Text, missing_cells
+from .retrieval import RETRIEVAL, check_classes
 from .types import exact_integers, first_code, labels, plain_integers
 from .wording import count, listing, show
 
@@ -95,18 +96,36 @@ def read_target(
     if task == "auto":
         task = "classification" if numbers is None or few or is_flag else "regression"
         why = f" ({'true or false' if is_flag else _why(numbers is not None, integers, few, distinct)})"
-    if task == "regression":
+    if task == RETRIEVAL:
+        target = _of_retrieval(target_labels(column, numbers), what, folds)
+        target.dtype = _label_dtype(target_labels(column, numbers), numbers, dtype)
+    elif task == "regression":
         target = _regression(numbers, labels(column), what, folds, why, distinct)
     else:
         words = target_labels(column, numbers)
         target = _classes(words, what, task, rare, folds, why, positive)
-        coded = numbers is None or first_code(words) is not None
-        by_cells = "str" if coded else "int64" if plain_integers(words) else "float64"
-        target.dtype = dtype if dtype in LABEL_DTYPES else by_cells
+        target.dtype = _label_dtype(words, numbers, dtype)
     if positive is not None and target.task != "binary":
         raise InputError(f"positive: {what} makes a task of {target.task}; a positive class is for two classes")
     target.warnings = warnings + target.warnings
     return target
+
+
+def _label_dtype(words: Text, numbers: np.ndarray | None, dtype: str | None) -> str:
+    """In which dtype labels are given back: as they came, else by their cells."""
+    coded = numbers is None or first_code(words) is not None
+    by_cells = "str" if coded else "int64" if plain_integers(words) else "float64"
+    return dtype if dtype in LABEL_DTYPES else by_cells
+
+
+def _of_retrieval(text: Text, what: str, folds: int) -> Target:
+    """Every class is taken, however few rows it has."""
+    names = text.words.to_pylist()
+    classes = in_order(names)
+    places = {label: i for i, label in enumerate(classes)}
+    codes = np.array([places[label] for label in names], dtype=np.int64)[text.codes]
+    line, warned = check_classes(np.bincount(codes, minlength=len(classes)).tolist(), folds, what)
+    return Target(codes, np.ones(len(codes), dtype=bool), RETRIEVAL, tuple(classes), [line], warned)
 
 
 def target_numbers(

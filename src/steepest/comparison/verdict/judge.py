@@ -102,9 +102,9 @@ class Judge:
     def blind(self, pair: Pair) -> float:
         """The metric of a model that knows the training target and nothing of the rows.
 
-        NaN for several targets and for texts.
+        NaN for several targets, texts and retrieval.
         """
-        if self.context.parts or self.context.table.task == "text":
+        if self.context.parts or self.context.table.task in ("text", "retrieval"):
             return float("nan")
         split = self.context.split(pair, -1)
         rows, classes = len(split.other_target), self.context.classes

@@ -23,6 +23,7 @@ from ...descent.augment import default_augment
 from ..design.arms import PLAIN, Arm
 from ..design.context import Context, Pair, Split
 from ..design.deadline import OutOfTime
+from ..design.embeddings import Embedder
 from ..design.folds import CLASSES
 from ..design.jobs import Job
 from ..design.models import find_model
@@ -31,8 +32,10 @@ from ..design.trials import Trial, seed_of, words_of_trial
 from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
 from ..read.images import Images
+from ..read.retrieval import RETRIEVAL
 from ..scores.operating_point import fit_temperature, tune_threshold
 from ..scores.outcome import Outcome
+from ..scores.retrieval import WIDTH
 from .classical import fit_learners, outcome_of_split, rounds_of, trials_of_learner
 from .training import Member, Recipe, outcome_of, train
 
@@ -80,6 +83,9 @@ def recipe_of(context: Context, objective: Any, over: Callable[[], bool] | None 
         augment = default_augment((channels, height, width))
     of_text = context.table.task == "text"
     backbone: Any = find_text_model(s.model) if of_text else find_model(s.model, trust=s.own_parts)
+    if s.embedding:
+        size = context.table.pixels.shape[1:3] if isinstance(context.table, Images) else ()
+        backbone = Embedder(backbone, s.embedding, size)
     return Recipe(
         objective,
         backbone,
@@ -170,7 +176,8 @@ def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellRes
         values["recall"] = [None] * context.classes
         outcome = Outcome(np.zeros(rows, dtype=np.int64), np.full((rows, context.classes), np.nan))
     else:
-        shape = (rows, 2) if split.task == "text" else np.shape(split.other_target)
+        width = {"text": 2, RETRIEVAL: WIDTH}.get(split.task)
+        shape = np.shape(split.other_target) if width is None else (rows, width)
         outcome = Outcome(np.full(shape, np.nan))
     return CellResult(job.kind, job.name, *pair, values, outcome)
 
@@ -254,7 +261,8 @@ def _objective(context: Context, job: Job, known: Known, over: Callable[[], bool
         outputs = final.test_outputs if recipe.fixed_length else final.outputs
         assert final.objective is not None and outputs is not None
         final.objective.eval()
-        outcome = outcome_of(final.objective, outputs, final.split)
+        tested = context.split(pair, -1) if final.split.task == RETRIEVAL else final.split
+        outcome = outcome_of(final.objective, outputs, tested)
         values["diverged"] += not outcome.finite
         scored = _scored(context, job, pair, values, outcome)
         scored.trials = {t: record for (where, t), record in trained.items() if where == pair}
@@ -360,7 +368,7 @@ def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outc
     split, task = context.split(pair, -1), context.table.task
     y, w = split.other_target, split.other_weight
     values["score"] = _finite(context.metric(y, outcome, w))
-    if task in ("multilabel", "multitask", "text"):
+    if task in ("multilabel", "multitask", "text", RETRIEVAL):
         own = metrics_of(context.table)
         scores = {name: metric(y, outcome, w) for name, metric in own.items()}
         values["metrics"] = {name: _finite(value) for name, value in scores.items()}

@@ -16,6 +16,7 @@ from ...core.each_member import EachMember
 from ...core.objective import Objective, TaskInfo
 from ...core.random import seed_all
 from ...core.torch_private import foreach_lerp_
+from ...data.sampling.per_class import per_class_batches
 from ...descent import (
     ArrayBatches,
     Descent,
@@ -37,10 +38,13 @@ from ...nn.networks import Network
 from ..design.arms import PLAIN, Arm
 from ..design.context import Split
 from ..design.deadline import OutOfTime
+from ..design.embeddings import PER_CLASS
 from ..design.models import Backbone, build, feature_width, on_rows
 from ..design.trials import PEAK, Trial
 from ..metrics.metric import Metric
+from ..read.retrieval import RETRIEVAL
 from ..scores.outcome import Outcome
+from ..scores.retrieval import ranked
 
 ASKED, SILENT = 50, 0.5
 """Steps, and seconds, at most from one question whether the time is over to the next."""
@@ -101,6 +105,8 @@ def outcome_of(objective: Objective, outputs: Tensor | Outcome, split: Split) ->
     """What a model with these outputs says, in the units of the data."""
     if isinstance(outputs, Outcome):  # of texts, where logits are never there as a whole
         return outputs
+    if split.task == RETRIEVAL:
+        return Outcome(ranked(objective.predict(outputs), split.other_target))
     with torch.no_grad():
         predicted = objective.predict(outputs).cpu().numpy()
         if split.task in ("regression", "multitask"):
@@ -272,7 +278,7 @@ def _train_stack(recipe: Recipe, members: Sequence[Member], networks: Sequence[N
         [m.seeds["order"] for m in members],
         batch_size=batch,
         steps=steps,
-        samplers=[_sampler(m.objective) for m in members],
+        samplers=[_sampler(m.objective, m.split.task) for m in members],
     )
     stack = Stack(networks, [m.seeds["objective"] for m in members])
     objectives = [m.objective for m in members if m.objective is not None]
@@ -351,7 +357,7 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
             steps=steps,
             seed=member.seeds["order"],
             weight=None if split.weight is None else split.weight.to(recipe.device),
-            sampler=_sampler(objective),
+            sampler=_sampler(objective, split.task),
             augment=recipe.augment,
         )
         trained = [*network.parameters(), *objective.parameters()]
@@ -499,6 +505,14 @@ def clocks(recipe: Recipe) -> list[Hook]:
     return [] if recipe.over is None else [_Clock(recipe.over)]
 
 
-def _sampler(objective: Objective | None) -> Any:
+def _sampler(objective: Objective | None, task: str) -> Any:
     own = objective is not None and type(objective).sampler is not Objective.sampler
-    return objective.sampler if own and objective is not None else None
+    if own and objective is not None:
+        return objective.sampler
+    return several_of_a_class if task == RETRIEVAL else None
+
+
+def several_of_a_class(labels: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of one epoch in which rows have others of their class beside them."""
+    steps = -(-len(labels) // batch_size)
+    return iter(per_class_batches(labels, batch_size, steps, generator, min(PER_CLASS, batch_size)))

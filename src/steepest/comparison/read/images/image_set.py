@@ -10,6 +10,7 @@ from PIL import Image
 
 from ....core.lazy import late
 from ...errors import InputError
+from ..retrieval import RETRIEVAL, check_classes
 from ..task import in_order
 from ..wording import count, listing, show
 from .files import read_idx, read_npz
@@ -52,7 +53,7 @@ class Images:
 
 
 def load_images(
-    source: str | Path, *, split: str = "auto", size: int | None = None, folds: int = 5
+    source: str | Path, *, split: str = "auto", size: int | None = None, folds: int = 5, task: str = "auto"
 ) -> tuple[Images, Images | None]:
     """Read images and decide what they ask.
 
@@ -63,6 +64,7 @@ def load_images(
             one; ``"pool"``: both parts are joined.
         size: height and width to resize to, >= 4; None keeps the size, and asks for one size in a folder.
         folds: of the comparison; each class has at least ``max(4, folds)`` members.
+        task: ``"auto"``, or ``"retrieval"``: classes may be small, and both parts are joined.
 
     Returns:
         The images, and the source's own test part with the same classes, or None.
@@ -72,6 +74,7 @@ def load_images(
     """
     check_image_options(split, size, folds)
     raw = _read(str(source), size)
+    split = "pool" if task == RETRIEVAL and split == "auto" else split
     if split == "file" and raw.test is None:
         raise InputError(f"split: {show(raw.name)} has no test part of its own; choose --split auto or pool")
     if split == "pool" and raw.test is not None:
@@ -83,7 +86,7 @@ def load_images(
         raw.train, raw.test = RawPart(pixels, labels), None
     elif raw.test is not None:
         raw.decisions.append(f"split: the file's own test part of {len(raw.test.pixels)}")
-    return _build(raw, int(folds))
+    return _build(raw, int(folds), task)
 
 
 def _read(source: str, size: int | None) -> RawImages:
@@ -110,16 +113,18 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-def _build(raw: RawImages, folds: int) -> tuple[Images, Images | None]:
+def _build(raw: RawImages, folds: int, task: str) -> tuple[Images, Images | None]:
     pixels, labels = raw.train.pixels, raw.train.labels
-    classes = _check_classes(labels, raw.label, max(4, folds))
-    task = "binary" if len(classes) == 2 else "multiclass"
+    of_retrieval = task == RETRIEVAL
+    classes = _check_classes(labels, raw.label, 1 if of_retrieval else max(4, folds))
     target = _codes(labels, classes)
-    decisions = [
-        f"read: {count(len(pixels), 'image')} {size_of(pixels.shape[1:])}",
-        f"task: {task}, {len(classes)} classes ({_shares(classes, target)})",
-        *raw.decisions,
-    ]
+    if of_retrieval:
+        line, warned = check_classes(np.bincount(target).tolist(), folds, raw.label)
+        raw.warnings += warned
+    else:
+        task = "binary" if len(classes) == 2 else "multiclass"
+        line = f"task: {task}, {len(classes)} classes ({_shares(classes, target)})"
+    decisions = [f"read: {count(len(pixels), 'image')} {size_of(pixels.shape[1:])}", line, *raw.decisions]
     repeated = copies(pixels)
     if repeated:
         verb = "repeats" if repeated == 1 else "repeat"
