@@ -228,7 +228,7 @@ def compare(
 
     Args:
         data: features ``[rows, columns]`` (array or frame) with ``y``; or a frame whose column ``target`` (default the
-            last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes).
+            last) is the target; or a file; or a built-in name (digits, wine, iris, breast_cancer, diabetes, lists).
         y: the target ``[rows]``.
         budget: the time that it may take: ``"90s"``, ``"10m"``, ``"1h30m"``, or a number of minutes. What does not
             fit is cut: repeats, trials, objectives, epochs, training rows, what was asked for by name last.
@@ -238,10 +238,10 @@ def compare(
         quiet: print nothing.
         winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
-            seed, classical, drop, group, time, weight, rare, positive, encoding, separator, header, missing, dayfirst,
+            seed, classical, drop, group, time, weight, query, rare, positive, encoding, separator, header, missing, dayfirst,
             types, test, device, name, rope, store, executor, track, as ``steepest compare --help`` lists them. Classes
             and functions may stand for names in objectives, model and metric; arrays ``groups``, ``times``,
-            ``sample_weight`` ``[rows]`` for the columns that group, time and weight name; a callable for track.
+            ``sample_weight``, ``queries`` ``[rows]`` for the columns that group, time, weight and query name; a callable for track.
 
     Returns:
         A :class:`Comparison`: ``sentence``, ``leaderboard``, ``fold_scores``, ``report``, ``winner``, ``predict``.

@@ -30,7 +30,7 @@ def compare_command(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="A CSV, TSV, Excel or Parquet file; digits, wine, iris, breast_cancer, diabetes; images "
+            help="A CSV, TSV, Excel or Parquet file; digits, wine, iris, breast_cancer, diabetes; lists; images "
             "as .npz, as IDX images.gz:labels.gz or as a folder of class folders; with --task text a text, JSON lines "
             "with prompt and answer, or sums; several of them, or a folder of CSV files, compare across data sets.",
             autocompletion=complete_data,
@@ -43,7 +43,8 @@ def compare_command(
         str,
         typer.Option(
             help="auto, classification, binary, multiclass, regression, retrieval (embeddings in which rows of a class "
-            "are near, tested on classes that were held out), or text: losses of language models.",
+            "are near, tested on classes that were held out), ranking (lists with grades, by --query), or text: losses of "
+            "language models.",
             rich_help_panel="Data",
             autocompletion=complete_task,
         ),
@@ -59,6 +60,13 @@ def compare_command(
     ] = None,
     time: Annotated[
         str | None, typer.Option(help="Column of times: folds go forward in time.", rich_help_panel="Data")
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            help="With --task ranking the column that says to which list a row belongs; the target is its grade there.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     weight: Annotated[str | None, typer.Option(help="Column of sample weights.", rich_help_panel="Data")] = None,
     rare: Annotated[
@@ -144,9 +152,9 @@ def compare_command(
         typer.Option(
             help="Metric that selects and compares: accuracy, balanced_accuracy, f1, macro_f1, mcc, auroc, nll, rmse, "
             "mae, r2 ..., or module:function. Default: AUROC for two classes, accuracy for more (balanced where one is "
-            "rare), RMSE for numbers; map_at_r of a retrieval, which also has recall_at_1, recall_at_5, recall_at_10 and "
+            "rare), RMSE for numbers; map_at_r of a retrieval, which also has recall_at_1, recall_at_5, recall_at_10, "
             "r_precision; cross_entropy (nats a token) of a text, exact_match of answers; of texts also "
-            "perplexity, token_accuracy.",
+            "perplexity, token_accuracy. Of lists ndcg@10 (ndcg@K), map, mrr, kendall, spearman.",
             rich_help_panel="What is compared",
             autocompletion=complete_metric,
         ),
@@ -331,6 +339,8 @@ def compare_command(
 
     steepest compare products/ --task retrieval --metric recall_at_1
 
+    steepest compare results.csv --task ranking --query search --target grade
+
     steepest compare shakespeare.txt --task text
 
     steepest compare sums.jsonl --task text --model ./my-local-model
@@ -357,6 +367,7 @@ def compare_command(
             drop=dropped_columns(drop),
             group=group,
             time=time,
+            query=query,
             weight=weight,
             rare=rare,
             positive=positive,

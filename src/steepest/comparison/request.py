@@ -86,7 +86,10 @@ def without_password(text: str) -> str:
 READING = ("encoding", "separator", "header", "missing", "dayfirst", "types")
 """Options that say how a file is read."""
 
-FOR_TABLES = ("drop", "group", "time", "weight", "rare", "positive", *READING, "target", "test")
+LISTS = "lists"
+"""The built-in table of lists."""
+
+FOR_TABLES = ("drop", "group", "time", "weight", "rare", "positive", "query", *READING, "target", "test")
 """Options that mean nothing for images."""
 
 
@@ -113,6 +116,9 @@ class Request:
     """This, ``times`` and ``sample_weight`` are arrays ``[rows]`` for the columns that group, time and weight name."""
     times: Any = None
     sample_weight: Any = None
+    query: str | None = None
+    """The column that says which list a row belongs to, where the task is ranking; ``queries`` is an array of it."""
+    queries: Any = None
     rare: str | None = None
     positive: str | None = None
     encoding: str | None = None
@@ -255,8 +261,27 @@ class Request:
         if self.metric is not None and ":" in str(self.metric):
             raise InputError("--metric: --task retrieval takes its own metrics, as map_at_r and recall_at_1")
 
+    @property
+    def of_ranking(self) -> bool:
+        """Whether lists are ranked."""
+        return self.task == "ranking"
+
+    def refuse_for_ranking(self) -> None:
+        """Refuse what means nothing for lists, and lists of which nobody says where they are."""
+        for name in ("weight", "rare", "positive", "test"):
+            if getattr(self, name) is not None:
+                raise InputError(f"--{name} does not go with --task ranking, whose losses are of whole lists")
+        if self.sample_weight is not None:
+            raise InputError("sample_weight does not go with --task ranking, whose losses are of whole lists")
+        if self.noise:
+            raise InputError("--noise: label noise is for classes, and this task is ranking")
+        if self.query is None and self.queries is None and self.data != LISTS:
+            raise InputError("--task ranking: expected --query COLUMN, which says to which list a row belongs")
+
     def refuse_for_images(self) -> None:
         """Refuse options of tables for a source of images."""
+        if self.of_ranking:
+            raise InputError(f"--task ranking reads a table, and {self.source!r} holds images")
         wrong = [name for name in (*FOR_TABLES, "prompt", "answer") if getattr(self, name)]
         if wrong:
             raise InputError(f"--{wrong[0]} is for tables, and {self.source!r} holds images")
@@ -268,6 +293,12 @@ class Request:
                 raise InputError(f"--{name} is for JSON lines, with --task text")
         if self.split != "auto":
             raise InputError("--split and --pool are for images that carry their own test part")
+        if self.of_ranking:
+            self.refuse_for_ranking()
+        elif self.query is not None or self.queries is not None:
+            raise InputError("--query is for --task ranking, whose target is a grade in a list")
+        elif self.source == LISTS:
+            raise InputError(f"{LISTS} holds lists with grades: add --task ranking")
 
 
 OPTIONS = tuple(field.name for field in fields(Request) if field.name not in ("data", "y", "dry_run", "command"))

@@ -12,6 +12,7 @@ from ..errors import InputError, nearest
 from ..parts import Part
 from .columns import check_finite, counts_rows, drop_empty_rows, merge_same_names, uninformative
 from .hints import group_hint, time_hint
+from .lists import RANKING, check_whole, list_lines, read_grades, read_queries
 from .options import ReadOptions, TableOptions
 from .raw import Column, RawTable, Text, missing_cells
 from .roles import read_groups, read_times, read_weights
@@ -23,7 +24,7 @@ from .wording import count, listing, show
 
 pd = late("pandas")
 
-ROLES = {"group": read_groups, "time": read_times, "weight": read_weights}
+ROLES = {"group": read_groups, "time": read_times, "weight": read_weights, "query": read_queries}
 
 
 def build(
@@ -72,6 +73,9 @@ def build(
         decisions.append(f"dropped as asked: {listing([raw.names[i] for i in dict.fromkeys(dropped)], limit=200)}")
     if not typed_target.keep.all():
         values = {role: None if v is None else v[typed_target.keep] for role, v in values.items()}
+    if typed_target.task == RANKING:
+        check_whole(values, {role: raw.names[i] for role, i in roles.items()}, typed_target.values, asked.folds)
+        decisions += list_lines(values["query"], typed_target.values)
     if values["group"] is not None and typed_target.classes and not parts:
         warned += _lonely_classes(typed_target, values["group"], columns[roles["group"]])
     rest = [i for i in range(len(raw.names)) if i not in {*goals, *roles.values(), *dropped}]
@@ -80,14 +84,15 @@ def build(
     warned += features.warnings
     from .leaks import find_copies, find_leaks_of  # slow to import
 
+    kind = "regression" if typed_target.task == RANKING else typed_target.task
     searches: tuple[Callable[[], list[str]], ...] = (
         lambda: find_copies(features.frame, typed_target.values),
-        lambda: find_leaks_of(features.frame, typed_target.values, typed_target.task, parts),
+        lambda: find_leaks_of(features.frame, typed_target.values, kind, parts),
     )
     several = side_by_side if len(typed_target.values) >= LONG else map
     for lines in several(lambda search: search(), searches):
         warned += lines
-    if asked.group is None and asked.time is None:
+    if asked.group is None and asked.time is None and asked.query is None:
         free = [(raw.names[i], columns[i]) for i in sorted({*rest, *dropped})]
         warned += group_hint(free, len(columns[goals[0]]))
     if asked.time is None:
@@ -101,7 +106,8 @@ def build(
         "task": typed_target.task,
         "classes": typed_target.classes,
         "label_dtype": typed_target.dtype,
-        "groups": values["group"],
+        "groups": values["query"] if values["group"] is None else values["group"],
+        "queries": values["query"],
         "times": values["time"],
         "weights": values["weight"],
         "decisions": (features.summary(target_name), *decisions),
@@ -143,9 +149,13 @@ def _target(
     if len(goals) > 1:
         if asked.positive is not None:
             raise InputError("positive: takes one target")
+        if asked.task == RANKING:
+            raise InputError(f"target: expected one column of grades for ranking, got {listing(names)}")
         own = [columns[goal] for goal in goals]
         return read_targets(own, names, folds=asked.folds, comma=raw.comma, missing=options.missing, dtypes=raw.dtypes)
     goal, column, task = goals[0], columns[goals[0]], asked.task
+    if task == RANKING:
+        return read_grades(column, names[0], comma=raw.comma, missing=options.missing), ()
     kind = options.types.get(names[0])
     if kind == "category" and task == "auto":
         task = "classification"

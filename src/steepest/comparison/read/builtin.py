@@ -1,4 +1,4 @@
-"""Tables that come with scikit-learn, by name."""
+"""Tables that come with scikit-learn, by name, and one of lists that is generated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+from ..request import LISTS
+
+BUILTIN = ("breast_cancer", "diabetes", "digits", "iris", LISTS, "wine")
 
 
 def load_builtin(name: str) -> pd.DataFrame:
@@ -16,6 +18,10 @@ def load_builtin(name: str) -> pd.DataFrame:
     >>> load_builtin("iris").shape
     (150, 5)
     """
+    if name == LISTS:
+        from .lists import generated_lists
+
+        return generated_lists()
     import numpy as np
     from sklearn import datasets  # slow to import
 

@@ -48,11 +48,11 @@ def read_data(request: Request) -> tuple[Data, Data | None]:
     folds = request.folds_for(pictures)
     options: dict[str, Any] = {
         name: getattr(request, name)
-        for name in ("task", "drop", "group", "time", "weight", "rare", "positive", *READING)
+        for name in ("task", "drop", "group", "time", "weight", "rare", "positive", "query", *READING)
     }
     options["folds"] = folds
     data, target = request.data, request.target
-    for role, word in (("group", "groups"), ("time", "times"), ("weight", "sample_weight")):
+    for role, word in (("group", "groups"), ("time", "times"), ("weight", "sample_weight"), ("query", "queries")):
         values = getattr(request, word)
         if values is not None:
             data, target, options[role] = _with_column(data, request.y, target, role, word, values, options[role])

@@ -16,7 +16,7 @@ from .wording import show
 KINDS = ("number", "category", "date", "text", "drop")
 """What a column can be declared to be."""
 
-TASKS = ("auto", "classification", "binary", "multiclass", "regression", "retrieval")
+TASKS = ("auto", "classification", "binary", "multiclass", "regression", "retrieval", "ranking")
 TEXT = "text"
 """The task of texts; tables and images have the others."""
 RARE = ("drop", "merge")
@@ -58,14 +58,15 @@ class TableOptions:
     rare: str | None = None
     folds: int = 5
     positive: str | None = None
+    query: str | None = None
 
     def __post_init__(self) -> None:
         check_options(self.task, self.rare, self.folds)
 
     @property
     def roles(self) -> dict[str, str]:
-        """The columns of groups, times and weights, by role."""
-        named = {"group": self.group, "time": self.time, "weight": self.weight}
+        """The columns of groups, times, weights and queries, by role."""
+        named = {"group": self.group, "time": self.time, "weight": self.weight, "query": self.query}
         return {role: column for role, column in named.items() if column is not None}
 
 

@@ -16,6 +16,7 @@ from .build import build, goal_columns
 from .builtin import BUILTIN, load_builtin
 from .cells import read_file
 from .frames import from_arrays, from_frame
+from .lists import list_column
 from .options import ReadOptions, TableOptions, read_options, told_apart
 from .raw import RawTable, find_column
 from .types import ColumnType
@@ -34,17 +35,18 @@ class Table:
         options: how the source was read.
         target: ``[rows]`` int64 class codes ``0..C-1``, or float64.
         target_name: of the target's column.
-        task: ``"binary"``, ``"multiclass"``, ``"regression"``, or with several targets ``"multilabel"`` (target
+        task: ``"binary"``, ``"multiclass"``, ``"regression"``, ``"ranking"`` (target grades), or with several targets ``"multilabel"`` (target
             ``[rows, L]`` of 0/1) or ``"multitask"`` (``[rows, T]`` float64, class codes or numbers).
         label_dtype: in which the labels came, as of ``label_index``.
         classes: C labels in code order, the L label names of multilabel; empty for regression and multitask.
-        groups: ``[rows]`` int64 codes, or None.
+        groups: ``[rows]`` int64 codes, or None; the queries of a ranking that names no groups.
         times: ``[rows]`` float64 ranks in time order, or None.
         weights: ``[rows]`` float64 >= 0, or None.
         decisions: what was decided, a line each.
         warnings: what to beware of, a line each.
         sha256: of the file's bytes, or of the arrays' contents.
         parts: each of several targets; empty for one.
+        queries: of ranking the list of each row, ``[rows]`` int64 codes; else None.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Table:
     types: Mapping[str, ColumnType] = field(default_factory=dict)
     options: ReadOptions = field(default_factory=ReadOptions)
     label_dtype: str = "str"
+    queries: np.ndarray | None = None
 
 
 def load_table(
@@ -77,6 +80,7 @@ def load_table(
     rare: str | None = None,
     folds: int = 5,
     positive: str | None = None,
+    query: str | None = None,
     **reading: Any,
 ) -> Table:
     """Read a table and decide what it asks.
@@ -87,7 +91,7 @@ def load_table(
         target: the target's column, by name or number (1 is the first), or several with commas between; default the
             last.
         task: ``"auto"`` (text, or at most 10 distinct integers, is classification), ``"classification"``, ``"binary"``,
-            ``"multiclass"`` or ``"regression"``.
+            ``"multiclass"``, ``"regression"``, or ``"ranking"``: grades in lists.
         drop: columns that are not to be used.
         group: column whose equal cells stay on one side of every split.
         time: column of numbers or dates: folds then go forward in time.
@@ -96,6 +100,7 @@ def load_table(
             warning, where they are at most a twentieth of the rows, and refuses them where they are more.
         folds: of the comparison.
         positive: of two classes the one that is looked for; default the later in order.
+        query: column that says to which list a row belongs, where the task is ranking; default of the built-in lists.
         **reading: encoding, separator, header, missing, dayfirst, types, as of :func:`read_options`.
 
     Raises:
@@ -105,7 +110,9 @@ def load_table(
     >>> table.task, table.frame.shape, table.classes
     ('multiclass', (150, 4), ('setosa', 'versicolor', 'virginica'))
     """
-    asked, options = TableOptions(task, drop, group, time, weight, rare, folds, positive), read_options(**reading)
+    query = list_column(source, task, query)
+    asked = TableOptions(task, drop, group, time, weight, rare, folds, positive, query)
+    options = read_options(**reading)
 
     def exact(names: list[str]) -> Collection[int]:
         words = {names.index(name) for name, kind in options.types.items() if kind != "number" and name in names}
@@ -125,7 +132,7 @@ def table_from_arrays(X: object, y: object, *, name: str = "data", target: str |
         y: numbers, booleans or text.
         name: of the table.
         target: name for the target; default the series' own name, or ``target``.
-        **options: task, drop, group, time, weight, rare, folds, positive, missing, dayfirst, types, as in
+        **options: task, drop, group, time, weight, rare, folds, positive, query, missing, dayfirst, types, as in
             ``load_table``; columns are those of ``X``.
 
     Raises:
