@@ -1,0 +1,7 @@
+"""How much each sample of a batch counts."""
+
+from __future__ import annotations
+
+from ...catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)
