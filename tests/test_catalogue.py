@@ -47,12 +47,14 @@ BUILT_IN = {
     "margin-softmax",
     "mean-gradient",
     "mgda",
+    "multi-similarity",
     "multiple-negatives",
     "muon",
     "nt-xent",
     "pair-log-partition",
     "pcgrad",
     "perp-grad",
+    "proxy-anchor",
     "quantile",
     "ranknet",
     "sample-gramian",
@@ -61,6 +63,7 @@ BUILT_IN = {
     "sup-con",
     "token-cross-entropy",
     "token-statistics",
+    "triplet",
     "vector-scaling",
 }
 ROOMS = {
