@@ -35,8 +35,19 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peer-suites.json"
-LIBRARIES = ("torchtune", "cce", "liger", "quack", "torch", "verl", "openrlhf")
-NAMES = {"cce": "cut-cross-entropy", "liger": "Liger-Kernel", "quack": "QuACK", "openrlhf": "OpenRLHF"}
+LIBRARIES = (
+    "torchtune", "cce", "liger", "quack", "torch", "verl", "openrlhf", "allrank", "pml", "lightly",
+    "sentence_transformers",
+)  # fmt: skip
+NAMES = {
+    "cce": "cut-cross-entropy",
+    "liger": "Liger-Kernel",
+    "quack": "QuACK",
+    "openrlhf": "OpenRLHF",
+    "allrank": "allRank",
+    "pml": "pytorch-metric-learning",
+    "sentence_transformers": "Sentence Transformers",
+}
 ABOUT = "Tests of other libraries, run against steepest through tests/peers/suites."
 UNEXPLAINED = "unexplained"
 
@@ -70,7 +81,9 @@ def install(given: dict[str, dict[str, Any]]) -> None:
                 if count > 1:
                     setattr(sys.modules[".".join(parts[: count - 1])], parts[count - 1], module)
         # what an adapter takes from a file of theirs keeps its names, the module its own
-        vars(sys.modules[name]).update({k: v for k, v in attributes.items() if not k.startswith("__")})
+        vars(sys.modules[name]).update(
+            {k: v for k, v in attributes.items() if k == "__version__" or not k.startswith("__")}
+        )
 
 
 def unpack(ours: Any, source: Path, to: Path, device: str) -> None:
