@@ -7,14 +7,13 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float as F
 from jaxtyping import Int as I
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...core.checks import check_flag, check_index, check_logits, check_number
-from ...core.heads import NormedLinear
+from ...core.checks import check_flag, check_index, check_logits, check_number, check_tensor
+from ...core.cosine_softmax import SoftmaxOfCosines
 from ...core.logpartition import class_mask, target_log_probability
 from ...core.loss import Sample
 from ...core.margins import angular_margin, check_margin
-from ...core.objective import Objective, TaskInfo
 from ...core.reductions import reduce, widen
 from ...core.search import Choice, Float
 
@@ -23,7 +22,7 @@ def arc_face_loss(
     cosines: F[Tensor, "batch classes"],
     target: I[Tensor, " batch"],
     *,
-    margin: float = 0.5,
+    margin: float | F[Tensor, " batch"] = 0.5,
     scale: float = 64.0,
     monotone: bool = False,
     weight: F[Tensor, " batch"] | None = None,
@@ -36,7 +35,7 @@ def arc_face_loss(
     Args:
         cosines: ``[N, C]``, as :class:`~steepest.core.heads.NormedLinear` gives them.
         target: class indices ``[N]``.
-        margin: m in RADIANS, in [0, pi] (0.5 is 28.6 degrees).
+        margin: m in RADIANS, in [0, pi] (0.5 is 28.6 degrees); or one of each sample ``[N]``, of any size.
         scale: s > 0.
         monotone: the form of :func:`~steepest.core.margins.angular_margin` that goes on falling beyond pi - m.
         weight: sample weights ``[N]`` >= 0.
@@ -57,7 +56,7 @@ def arc_face_loss(
     check_flag("monotone", monotone)
     _check(cosines, target, margin, scale)
     c = widen(cosines)
-    lowered = angular_margin(c, margin, monotone=monotone)
+    lowered = angular_margin(c, _column(margin), monotone=monotone)
     return _loss(c, lowered, target, scale, weight, reduction)
 
 
@@ -65,7 +64,7 @@ def cos_face_loss(
     cosines: F[Tensor, "batch classes"],
     target: I[Tensor, " batch"],
     *,
-    margin: float = 0.35,
+    margin: float | F[Tensor, " batch"] = 0.35,
     scale: float = 64.0,
     weight: F[Tensor, " batch"] | None = None,
     reduction: str = "mean",
@@ -77,7 +76,7 @@ def cos_face_loss(
     Args:
         cosines: c ``[N, C]``, as :class:`~steepest.core.heads.NormedLinear` gives them.
         target: class indices ``[N]``.
-        margin: m >= 0, in units of the cosine.
+        margin: m >= 0, in units of the cosine; or one of each sample ``[N]``, of any size.
         scale: s > 0.
         weight: sample weights ``[N]`` >= 0.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -96,13 +95,21 @@ def cos_face_loss(
     """
     _check(cosines, target, margin, scale)
     c = widen(cosines)
-    return _loss(c, c - margin, target, scale, weight, reduction)
+    return _loss(c, c - _column(margin), target, scale, weight, reduction)
 
 
-def _check(cosines: Tensor, target: Tensor, margin: float, scale: float) -> None:
+def _column(margin: float | Tensor) -> float | Tensor:
+    """Margins of samples as a column, in float32 or wider."""
+    return widen(margin).unsqueeze(1) if isinstance(margin, Tensor) else margin
+
+
+def _check(cosines: Tensor, target: Tensor, margin: float | Tensor, scale: float) -> None:
     check_logits(cosines, argument="cosines")
     check_index(target, cosines)
-    check_number("margin", margin, low=0.0)
+    if isinstance(margin, Tensor):
+        check_tensor("margin", margin, floating=True, shape=(cosines.shape[0],))
+    else:
+        check_number("margin", margin, low=0.0)
     check_number("scale", scale, low=0.0, open_low=True)
 
 
@@ -115,31 +122,7 @@ def _loss(
     return reduce(-target_log_probability(scale * z, y), reduction, weight)
 
 
-class _OnDirections(Objective):
-    """What both share: cosines of a normalised head, and probabilities without the margin."""
-
-    tasks = ("binary", "multiclass", "retrieval")
-    domain = "cosine"
-    scale: float
-
-    def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
-        """Cosines with a direction of each class."""
-        return NormedLinear(feature_dim, info.num_classes)
-
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """Softmax of the scaled cosines; margins belong to training."""
-        return (self.scale * widen(outputs)).softmax(-1)
-
-    @classmethod
-    def samples(
-        cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> list[tuple[Self, Sample]]:
-        """The default cases at scales that leave gradients to compare."""
-        cases = super().samples(generator, dtype, device)
-        return [(cls(scale=8.0).to(device), sample) for _, sample in cases]  # type: ignore[call-arg]
-
-
-class ArcFaceLoss(_OnDirections):
+class ArcFaceLoss(SoftmaxOfCosines):
     """The additive angular margin; see :func:`arc_face_loss`. It wants the head of cosines.
 
     Args:
@@ -185,7 +168,7 @@ class ArcFaceLoss(_OnDirections):
         return [*cases, (cls(scale=8.0, monotone=True).to(device), ((far, target), {}))]
 
 
-class CosFaceLoss(_OnDirections):
+class CosFaceLoss(SoftmaxOfCosines):
     """The additive cosine margin; see :func:`cos_face_loss`. It wants the head of cosines.
 
     Args:
