@@ -1,1 +1,7 @@
 """Layers, heads and small networks."""
+
+from __future__ import annotations
+
+from ..catalogue import lazy_room
+
+__getattr__, __dir__ = lazy_room(__name__)
