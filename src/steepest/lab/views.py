@@ -32,11 +32,16 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved.flatten(1) * (1 + 0.4 * draws[4]).unsqueeze(1)
 
 
-def encoder(pixels: int, seed: int, dtype: torch.dtype, width: int = 32) -> nn.Sequential:
-    """A small convolutional network to 64 features, and a projection of them: ``[B, pixels] -> [B, width]``."""
+def encoder(pixels: int, seed: int, dtype: torch.dtype, width: int = 32, normed: bool = False) -> nn.Sequential:
+    """A small convolutional network to 64 features, and a projection of them: ``[B, pixels] -> [B, width]``.
+
+    Batch norm in the projection, where it is asked for, follows both linear layers.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, width))
+        if normed:
+            projection = nn.Sequential(projection[0], nn.BatchNorm1d(64), *projection[1:], nn.BatchNorm1d(width))
         return nn.Sequential(small_cnn(pixels), projection).to(dtype)
 
 
@@ -50,6 +55,7 @@ def train_views(
     seed: int,
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
+    normed: bool = False,
 ) -> nn.Sequential:
     """The encoder, its body first, after training on two views of each image of a batch by Adam.
 
@@ -57,8 +63,9 @@ def train_views(
         x, y: images ``[N, pixels]`` and labels ``[N]``, which self-supervised losses do not read.
         loss: a loss of pairs that takes two views.
         epochs, lr, seed, batch_size, dtype: of the training; the last rows of an epoch that fill no batch are left out.
+        normed: whether the projection has batch norm, over both views of a batch together; it is left in evaluation.
     """
-    network = encoder(x.shape[1], seed, dtype)
+    network = encoder(x.shape[1], seed, dtype, normed=normed)
     images, labels = torch.as_tensor(x, dtype=dtype), torch.as_tensor(y)
     generator = torch.Generator().manual_seed(seed + 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=lr, foreach=True)
@@ -74,7 +81,7 @@ def train_views(
             value.backward()
             optimizer.step()
             loss.after_step()
-    return network
+    return network.eval()
 
 
 @torch.no_grad()

@@ -143,7 +143,9 @@ def test_simple_views_are_the_means_of_cosines():
         ("lam: expected", lambda: SimpleContrastiveLoss(lam=-1.0)),
         ("negatives: expected", lambda: negative_penalty(POSITIVE, 1.0)),
         ("labels: expected", lambda: tolerance(NEGATIVES, torch.zeros(2).long())),
-        ("t: expected", lambda: uniformity(NEGATIVES, t=0.0)),
+        ("t: expected", lambda: uniformity(torch.ones(2, 3), t=0.0)),
+        ("z: expected two rows", lambda: uniformity(NEGATIVES)),
+        ("z: expected two rows", lambda: uniformity(NEGATIVES[:0])),
     ],
 )
 def test_wrong_arguments_are_named(words, call):
@@ -155,3 +157,10 @@ def test_wrong_arguments_are_named(words, call):
 def test_what_is_not_a_number_is_not_left_out(keep):
     negatives = torch.tensor([[math.nan, 0.2, 0.1, 0.0]])
     assert hard_contrastive_loss(torch.tensor([0.9]), negatives, temperature=0.5, keep_fraction=keep).isnan()
+
+
+@pytest.mark.parametrize("loss", [lambda **o: hard_contrastive_loss(temperature=1.0, **o), simple_contrastive_loss])
+def test_a_mask_of_numbers_is_refused(loss):
+    for mask in (torch.tensor([[1, 0, 1]]), torch.tensor([[1.0, 0.0, 1.0]])):
+        with pytest.raises(TypeError, match="mask: expected a boolean tensor"):
+            loss(positive=POSITIVE, negatives=NEGATIVES, keep_fraction=0.5, mask=mask)

@@ -189,11 +189,19 @@ def test_several_steps_are_those_of_the_algorithm():
         ("index: expected", lambda: ISogCLRLoss(3)(torch.zeros(2, 2, 2), torch.arange(2), index=torch.tensor([0, 3]))),
         ("negatives: expected", lambda: robust_contrastive_loss(torch.zeros(2, 0), torch.zeros(2), 0.1)),
         ("temperature: expected", lambda: robust_contrastive_loss(torch.zeros(2, 1), torch.zeros(2), torch.ones(3))),
+        ("temperature: expected numbers > 0", lambda: robust_contrastive_loss(NEGATIVES, POSITIVE, torch.zeros(1))),
     ],
 )
 def test_wrong_arguments_are_named(words, call):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_no_anchor_is_zero_with_a_graph():
+    negatives = torch.zeros(0, 3, requires_grad=True)
+    loss = robust_contrastive_loss(negatives, torch.zeros(0), 0.1)
+    assert loss == 0
+    assert loss.requires_grad
 
 
 def test_a_step_that_overflowed_leaves_no_trace():

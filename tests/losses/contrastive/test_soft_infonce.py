@@ -173,3 +173,12 @@ def test_bce_stays_finite_where_a_negative_has_all_of_the_probability():
     loss = soft_infonce_loss(s, torch.zeros(3, 3), form="bce")
     assert loss.isfinite()
     assert torch.autograd.grad(loss, s)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_forms_without_weights_take_any_beta(form):
+    s, estimates = drawn(3)
+    result = soft_infonce_loss(s, estimates, alpha=1.5, beta=0.5, form=form)
+    assert result.item() == pytest.approx(by_definition(s, estimates, form, alpha=1.5, beta=0.5), rel=1e-12)
+    with pytest.raises(ValueError, match="beta: expected more than alpha / 2"):
+        soft_infonce_loss(s, estimates, alpha=1.5, beta=0.5)

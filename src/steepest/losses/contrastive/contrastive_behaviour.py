@@ -10,7 +10,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
-from ...core.checks import check_flag, check_number, check_tensor
+from ...core.checks import check_flag, check_number, check_tensor, refuse, refuse_type
 from ...core.cosine import unit_rows
 from ...core.label_groups import group_numbers, group_sums
 from ...core.pair_loss import PairLoss, mean_of_counted
@@ -60,6 +60,8 @@ def _checked(
     if mask is None:
         mask = torch.ones_like(negatives, dtype=torch.bool)
     check_tensor("mask", mask, shape=tuple(negatives.shape))
+    if mask.dtype != torch.bool:
+        refuse_type("mask", "a boolean tensor", mask)
     s = widen(negatives)
     if keep_fraction == 1.0 or not s.shape[1]:
         return widen(positive), s, mask
@@ -97,6 +99,7 @@ def hard_contrastive_loss(
 
     Raises:
         ValueError: other shapes, a number out of range.
+        TypeError: a mask that is not boolean.
 
     Example:
         >>> s = torch.tensor([[0.7, 0.2, -0.4]])
@@ -136,6 +139,7 @@ def simple_contrastive_loss(
 
     Raises:
         ValueError: other shapes, a number out of range.
+        TypeError: a mask that is not boolean.
 
     Example:
         >>> s = torch.tensor([[0.7, 0.2, -0.4]])
@@ -166,7 +170,7 @@ def uniformity(z: F[Tensor, "batch width"], t: float = 2.0) -> F[Tensor, ""]:
         A number in float32 or wider, <= 0.
 
     Raises:
-        ValueError: another shape, t <= 0.
+        ValueError: another shape, fewer than two rows, t <= 0.
 
     Example:
         >>> uniformity(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
@@ -176,11 +180,12 @@ def uniformity(z: F[Tensor, "batch width"], t: float = 2.0) -> F[Tensor, ""]:
     """
     check_tensor("z", z, ndim=2, floating=True)
     check_number("t", t, low=0.0, open_low=True)
+    if len(z) < 2:
+        refuse("z", "two rows and more", z)
     rows = unit_rows(z)
     places = torch.arange(len(rows), device=rows.device)
     log_z = pair_log_partition(rows, rows, scale=2 * t, positive="none", ids=places).log_z
-    number = max(len(rows), 1) * max(len(rows) - 1, 1)
-    return log_z.logsumexp(0) - math.log(number) - 2 * t
+    return log_z.logsumexp(0) - math.log(len(rows) * (len(rows) - 1)) - 2 * t
 
 
 def tolerance(z: F[Tensor, "batch width"], labels: I[Tensor, " batch"]) -> F[Tensor, ""]:

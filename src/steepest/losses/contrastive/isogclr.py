@@ -10,7 +10,7 @@ from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor, nn
 
-from ...core.checks import check_flag, check_number, check_range, check_tensor, refuse
+from ...core.checks import check_flag, check_number, check_range, check_tensor, refuse, values_visible
 from ...core.cosine import unit_rows
 from ...core.loss import Sample
 from ...core.objective import TaskInfo
@@ -43,7 +43,7 @@ def robust_contrastive_loss(
         rho: >= 0.
 
     Returns:
-        The mean in float32 or wider.
+        The mean in float32 or wider; 0 where there is no anchor.
 
     Raises:
         ValueError: other shapes, a number out of range.
@@ -61,12 +61,15 @@ def robust_contrastive_loss(
     check_number("rho", rho, low=0.0)
     if isinstance(temperature, Tensor):
         check_tensor("temperature", temperature, floating=True, shape=tuple(positive.shape))
+        if values_visible(temperature) and bool((temperature <= 0).any()):
+            refuse("temperature", "numbers > 0", float(temperature.min()))
     else:
         check_number("temperature", temperature, low=0.0, open_low=True)
     s = widen(negatives)
     tau = torch.as_tensor(temperature, dtype=s.dtype, device=s.device)
     log_g = (s / tau.unsqueeze(-1)).logsumexp(1) - math.log(s.shape[1])
-    return (tau * (log_g + rho) - widen(positive)).mean()
+    losses = tau * (log_g + rho) - widen(positive)
+    return mean_of_counted(losses, torch.ones_like(losses, dtype=torch.bool))
 
 
 class IndividualTemperature(nn.Module):

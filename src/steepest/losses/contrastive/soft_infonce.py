@@ -52,7 +52,7 @@ def negative_weights(
 
     Source: Rethinking Negative Pairs in Code Search, arXiv:2310.08069.
     """
-    _check_estimates(estimates, alpha, beta, estimate_temperature, floor)
+    _check_estimates(estimates, alpha, beta, estimate_temperature, floor, weights=True)
     own = torch.eye(len(estimates), dtype=torch.bool, device=estimates.device)
     return _weights(_relevance(estimates, ~own, estimate_temperature), ~own, alpha, beta, floor)
 
@@ -64,14 +64,16 @@ def _check_options(alpha: float, beta: float, estimate_temperature: float, floor
     check_number("floor", floor, low=0.0)
 
 
-def _check_estimates(estimates: Tensor, alpha: float, beta: float, estimate_temperature: float, floor: float) -> None:
+def _check_estimates(
+    estimates: Tensor, alpha: float, beta: float, estimate_temperature: float, floor: float, *, weights: bool
+) -> None:
     _check_options(alpha, beta, estimate_temperature, floor)
     check_tensor("estimates", estimates, ndim=2, floating=True)
     check_tensor("estimates", estimates, shape=(estimates.shape[0], estimates.shape[0]))
     negatives = estimates.shape[0] - 1
     if negatives < 1:
         refuse("estimates", "two rows and more", estimates)
-    if beta - alpha / negatives <= 0:
+    if weights and beta - alpha / negatives <= 0:
         refuse("beta", f"more than alpha / {negatives}, which is {alpha / negatives:g}", beta)
 
 
@@ -125,7 +127,7 @@ def soft_infonce_loss(
         The loss in float32 or wider.
 
     Raises:
-        ValueError: fewer than two rows, beta <= alpha / n, an option out of range or of another form.
+        ValueError: fewer than two rows, beta <= alpha / n in the first form, an option out of range or of another form.
 
     Example:
         >>> s = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(4, 4)
@@ -135,7 +137,7 @@ def soft_infonce_loss(
     Source: Rethinking Negative Pairs in Code Search, arXiv:2310.08069.
     """
     _check_form("form", form, floor)
-    _check_estimates(estimates, alpha, beta, estimate_temperature, floor)
+    _check_estimates(estimates, alpha, beta, estimate_temperature, floor, weights=form == "soft")
     check_tensor("scores", scores, floating=True, shape=tuple(estimates.shape))
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     r = _relevance(estimates, ~own, estimate_temperature).to(widen(scores).dtype)
