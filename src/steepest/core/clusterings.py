@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float as F
 from jaxtyping import Int as I
 from torch import Tensor
 
@@ -56,3 +57,14 @@ def hungarian_accuracy(clusters: I[Tensor, " rows"], classes: I[Tensor, " rows"]
     if isinstance(clusters, Tensor) and not clusters.numel():
         refuse("clusters", "one row and more", clusters)
     return float((matched_clusters(clusters, classes) == classes).double().mean())
+
+
+def class_means(x: F[Tensor, "rows width"], labels: I[Tensor, " rows"], classes: int) -> F[Tensor, "classes width"]:
+    """The mean row of each class 0..classes-1 that has rows.
+
+    >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
+    tensor([[2.],
+            [5.]])
+    """
+    sums = x.new_zeros(classes, x.shape[1]).index_add(0, labels, x)
+    return sums / torch.bincount(labels, minlength=classes).unsqueeze(1)

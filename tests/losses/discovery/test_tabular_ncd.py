@@ -19,10 +19,10 @@ from steepest.losses.discovery import (
     estimate_num_classes,
 )
 from steepest.losses.discovery.tabular_ncd import (
+    _squared_distances,
     normalized_laplacian,
     projection_ncd_loss,
     spanning_bandwidth,
-    squared_distances,
 )
 
 LINE = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
@@ -87,7 +87,7 @@ def test_new_centres_begin_away_from_known_ones_and_move_alone():
     assert all(first.norm() > 4 for first in firsts)
     model = NCDKMeans(2).fit(x, known)
     assert model.centroids.shape == (2, 2)
-    near = squared_distances(x, model.centroids).argmin(1)
+    near = _squared_distances(x, model.centroids).argmin(1)
     assert torch.equal(near, model.labels), "rows near a known mean still go to new centres"
 
 

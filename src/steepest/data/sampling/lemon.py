@@ -150,7 +150,8 @@ class ClusterNegativeSampler(Arguments):
         keys = self._keys(triples)
         if not len(self._known):
             return torch.zeros_like(keys, dtype=torch.bool)
-        return self._known[torch.searchsorted(self._known, keys).clamp_max(len(self._known) - 1)] == keys
+        known: Tensor = self._known[torch.searchsorted(self._known, keys).clamp_max(len(self._known) - 1)] == keys
+        return known
 
     def _free(self, triples: Tensor, side: int) -> Tensor:
         """Whether another entity at a side (0 head, 2 tail) makes a triple that is not known ``[B]``."""
@@ -319,7 +320,8 @@ class TransE(Arguments, nn.Module):
         check_tensor("triples", triples, floating=False, shape=(*triples.shape[:-1], 3))
         head, relation, tail = triples.unbind(-1)
         moved = self.entities[head] + self.relations[relation] - self.entities[tail]
-        return -torch.linalg.vector_norm(moved, self.p, dim=-1)
+        scores: Tensor = -torch.linalg.vector_norm(moved, self.p, dim=-1)
+        return scores
 
     @torch.no_grad()
     def candidates(self, triples: I[Tensor, "batch 3"], side: str = "tail") -> F[Tensor, "batch entities"]:

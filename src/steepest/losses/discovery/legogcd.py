@@ -240,7 +240,7 @@ class SimGCDLoss(Loss):
         labels, flags = labels.repeat(2), labeled.repeat(2)
         cross_entropy = -target_log_probability(widen(logits) / self.temperature, labels)
         terms = self.clustering(views)
-        unsupervised, supervised = contrastive_terms(projections, labels, flags)
+        unsupervised, supervised = _contrastive_terms(projections, labels, flags)
         terms |= {"contrastive": unsupervised}
         free = torch.stack(list(terms.values())).sum()
         of_labels = {"cross-entropy": mean_of_counted(cross_entropy, flags), "supervised contrastive": supervised}
@@ -274,7 +274,7 @@ class SimGCDLoss(Loss):
         return cases
 
 
-def contrastive_terms(
+def _contrastive_terms(
     projections: F[Tensor, "rows width"], labels: I[Tensor, " rows"], labeled: B[Tensor, " rows"]
 ) -> tuple[F[Tensor, ""], F[Tensor, ""]]:
     """The contrastive loss of two views at temperature 1, and the supervised one of labeled rows at temperature .07.

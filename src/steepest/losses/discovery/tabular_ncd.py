@@ -15,7 +15,7 @@ from jaxtyping import Int as I
 from torch import Tensor, nn
 
 from ...core.checks import check_flag, check_index, check_number, check_tensor, refuse
-from ...core.clusterings import hungarian_accuracy
+from ...core.clusterings import class_means, hungarian_accuracy
 from ...core.logpartition import target_log_probability
 from ...core.reductions import widen
 
@@ -150,7 +150,7 @@ class ProjectionBasedNCD:
             widths = [x.shape[1], *self.hidden, self.latent]
             encoder, decoder = self._perceptron(widths).to(x), self._perceptron(widths[::-1]).to(x)
             classifier = nn.Linear(self.latent, max(len(classes), 1)).to(x)
-            parameters = [p for part in (encoder, decoder, classifier) for p in part.parameters()]
+            parameters = [*encoder.parameters(), *decoder.parameters(), *classifier.parameters()]
             optimizer = torch.optim.AdamW(parameters, lr=self.lr)
             for _ in range(self.epochs):
                 for rows in torch.randperm(len(x)).split(self.batch_size):
@@ -239,16 +239,16 @@ class NCDKMeans:
             refuse("x_novel", f"at least {self.k} rows", x_novel)
         x = x_novel.detach().double()
         centres = self._seeded(x, known_centroids.detach().to(x))
-        labels = squared_distances(x, centres).argmin(-1)
+        labels = _squared_distances(x, centres).argmin(-1)
         for _ in range(self.iterations):
             one_hot = nn.functional.one_hot(labels, self.k).to(x)  # [starts, N, k]
             sizes = one_hot.sum(1).unsqueeze(-1)
             centres = torch.where(sizes > 0, one_hot.mT @ x / sizes.clamp_min(1), centres)
-            nearest = squared_distances(x, centres).argmin(-1)
+            nearest = _squared_distances(x, centres).argmin(-1)
             if torch.equal(nearest, labels):
                 break
             labels = nearest
-        inertia = squared_distances(x, centres).amin(-1).sum(-1)
+        inertia = _squared_distances(x, centres).amin(-1).sum(-1)
         best = int(inertia.argmin())
         self.centroids, self.labels, self.inertia = centres[best], labels[best], float(inertia[best])
         return self
@@ -258,7 +258,7 @@ class NCDKMeans:
         generator = torch.Generator().manual_seed(self.seed)
         nearest = torch.full((self.starts, len(x)), math.inf).to(x)
         if len(known):
-            nearest = squared_distances(x, known).amin(-1).expand(self.starts, -1).clone()
+            nearest = _squared_distances(x, known).amin(-1).expand(self.starts, -1).clone()
         chosen = []
         for _ in range(self.k):
             share = torch.where(nearest.isinf() | (nearest.sum(1, keepdim=True) == 0), 1.0, nearest)
@@ -278,10 +278,10 @@ class NCDKMeans:
         """
         if self.centroids is None:
             refuse("predict", "a call of fit before", None)
-        return squared_distances(x.double(), self.centroids).argmin(-1)
+        return _squared_distances(x.double(), self.centroids).argmin(-1)
 
 
-def squared_distances(x: F[Tensor, "rows width"], centres: F[Tensor, "*starts centres width"]) -> Tensor:
+def _squared_distances(x: F[Tensor, "rows width"], centres: F[Tensor, "*starts centres width"]) -> Tensor:
     """``[..., N, K]``, by differences (products would lose the digits of near rows)."""
     return (
         torch.cdist(x.expand(*centres.shape[:-2], *x.shape), centres, compute_mode="donot_use_mm_for_euclid_dist") ** 2
@@ -337,7 +337,7 @@ def normalized_laplacian(x: F[Tensor, "rows features"], bandwidth: float) -> F[T
     _check_table("x", x)
     check_number("bandwidth", bandwidth, low=0.0, open_low=True)
     rows = x.detach().double()
-    affinity = (-squared_distances(rows, rows) / (2 * bandwidth**2)).exp().fill_diagonal_(0.0)
+    affinity = (-_squared_distances(rows, rows) / (2 * bandwidth**2)).exp().fill_diagonal_(0.0)
     degree = affinity.sum(1)
     scale = torch.where(degree > 0, degree, torch.inf).rsqrt()
     return torch.eye(len(rows), dtype=rows.dtype, device=rows.device) - affinity * torch.outer(scale, scale)
@@ -396,17 +396,6 @@ class NCDSpectralClustering:
         known, novel = self.embedding.split([len(x_known), len(x_novel)])
         self.labels = self.k_means.fit(novel, class_means(known, labels, len(classes))).labels
         return self
-
-
-def class_means(x: F[Tensor, "rows width"], labels: I[Tensor, " rows"], classes: int) -> F[Tensor, "classes width"]:
-    """The mean row of each class 0..classes-1 that has rows.
-
-    >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
-    tensor([[2.],
-            [5.]])
-    """
-    sums = x.new_zeros(classes, x.shape[1]).index_add(0, labels, x)
-    return sums / torch.bincount(labels, minlength=classes).unsqueeze(1)
 
 
 class HiddenClassCV:
