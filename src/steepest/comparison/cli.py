@@ -152,7 +152,7 @@ def compare_command(
         typer.Option(
             help="Metric that selects and compares: accuracy, balanced_accuracy, f1, macro_f1, mcc, auroc, nll, rmse, "
             "mae, r2 ..., or module:function. Default: AUROC for two classes, accuracy for more (balanced where one is "
-            "rare), RMSE for numbers; map_at_r of a retrieval, which also has recall_at_1, recall_at_5, recall_at_10, "
+            "rare), RMSE for numbers; map_at_r of a retrieval, or recall_at_1, recall_at_5, recall_at_10, "
             "r_precision; cross_entropy (nats a token) of a text, exact_match of answers; of texts also "
             "perplexity, token_accuracy. Of lists ndcg@10 (ndcg@K), map, mrr, kendall, spearman.",
             rich_help_panel="What is compared",

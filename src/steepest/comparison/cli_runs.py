@@ -292,7 +292,8 @@ def predict_command(
 ) -> None:
     """Predict new rows with a run's winner, network or classical learner: tuned threshold, calibrated probabilities.
 
-    The winner of a comparison of texts goes on from prompts.
+    The winner of a comparison of texts goes on from prompts; that of a retrieval gives of each row the five nearest
+    training rows (index from 0 on, label, cosine) and its embedding, which --no-probabilities leaves out.
 
     Example: `steepest predict last new-rows.csv --to predictions.csv`.
     """
@@ -303,25 +304,27 @@ def predict_command(
 
     folder = find_winner(run, out)
     read_options(encoding=encoding, separator=separator, header=header)
-    from .report.winner.loading import is_text_winner
+    from .report.winner.loading import kind_of_winner
 
-    of_text = is_text_winner(folder)
+    kind = kind_of_winner(folder)
+    of_text, of_rows = kind == "text", kind == "retrieval"
     if not of_text:
         open_source(str(rows))
     if to is not None and not to.parent.is_dir():
         raise InputError(f"--to: cannot write {str(to)!r}: no folder {str(to.parent)!r}")
 
     from .report.files import write_atomically
+    from .report.winner.retrieval import RetrievalWinner
     from .report.winner.texts import TextWinner
     from .report.winner.winner import Winner
 
-    winner = (TextWinner if of_text else Winner).load(folder, trust=trust)
+    winner = (TextWinner if of_text else RetrievalWinner if of_rows else Winner).load(folder, trust=trust)
     if probabilities and winner.no_probabilities:
         raise InputError(f"--probabilities: {winner.name} gives none: {winner.no_probabilities}")
     frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
     if probabilities is False:
         frame = frame[list(winner.predicted_columns)]
-    elif not of_text and winner.no_probabilities:
+    elif not (of_text or of_rows) and winner.no_probabilities:
         typer.echo(f"warning: {winner.name} gives no probabilities: {winner.no_probabilities}", err=True)
     for line in winner.warnings:
         typer.echo(f"warning: {line}", err=True)

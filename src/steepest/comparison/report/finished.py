@@ -14,6 +14,7 @@ from ..own_parts import Trust
 from .advice import advice
 from .tables import FIELDS, LAST, metric_names
 from .tables import prepare as in_order
+from .winner.retrieval import RetrievalWinner
 from .winner.texts import TextWinner
 from .winner.winner import Winner
 
@@ -77,10 +78,12 @@ class Comparison:
         return pd.DataFrame(self.results["fold_scores"])
 
     @cached_property
-    def winner(self) -> Winner | TextWinner:
-        """What won, fitted on all rows: a classical learner or a network; of texts a language model."""
+    def winner(self) -> Winner | TextWinner | RetrievalWinner:
+        """What won, fitted on all rows: a classical learner or a network, also of texts or of a retrieval."""
         if self.results["data"]["task"] == "text":
             return TextWinner.load(self.folder / "winner")
+        if self.results["data"]["task"] == "retrieval":
+            return RetrievalWinner.load(self.folder / "winner", trust=self.trust)
         return Winner.load(self.folder / "winner", trust=self.trust)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -89,7 +92,7 @@ class Comparison:
 
     def predict_proba(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The winner's calibrated probabilities for new rows, a column a class."""
-        if isinstance(self.winner, TextWinner):
+        if isinstance(self.winner, TextWinner | RetrievalWinner):
             raise InputError(f"no probabilities: {self.winner.no_probabilities}")
         return self.winner.predict_proba(frame)
 

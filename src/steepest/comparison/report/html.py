@@ -16,6 +16,7 @@ from . import cost, figures, multiples, views
 from .advice import advice, expected, is_classical
 from .numbers import chance, compact, duration, inline, interval, number, probability
 from .paired import paired
+from .recall import recall_figures
 from .sources import cited
 from .tables import confidence_of, difference_places, prepare, results_json, score, spread_places
 
@@ -59,6 +60,8 @@ def report_html(results: dict[str, Any]) -> str:
         practical=views.practical(results),
         confusion=views.confusion(results),
         samples=views.samples(results),
+        recall_at=recall_figures(results),
+        nearest=results.get("nearest"),
         conflict=views.conflict(results),
         origins=views.origins(results),
         recall=views.recall(results),

@@ -19,6 +19,7 @@ from .numbers import clean
 from .terminal import Terminal, clock, practical_line, summary
 from .winner.facts import KINDS
 from .winner.fit import arm_of, fit_winner, saved_winner
+from .winner.retrieval import RetrievalWinner
 from .winner.texts import TextWinner
 from .winner.use import python_lines, shell_line
 from .winner.winner import Winner
@@ -54,7 +55,9 @@ def publish(
     kind = KINDS[1] if classical is not None and classical["wins"] and request.winner == SERVED[0] else KINDS[0]
     winner_folder = folder / "winner"
     cut = (store.fact("winner_rows") or 0) > 0 and min(budget, EVER) > (store.fact("answered") or 0.0)
-    winner: Winner | TextWinner | None = None if computed or cut else saved_winner(winner_folder, context, kind)
+    winner: Winner | TextWinner | RetrievalWinner | None = (
+        None if computed or cut else saved_winner(winner_folder, context, kind)
+    )
     said = results.get("winner", {})
     named = None if winner is None else (kind, arm_of(winner, context.settings)[0])
     finished = named is not None and (said.get("kind"), said.get("objective")) == named
@@ -118,7 +121,7 @@ def publish(
 
 def _fitted(
     context: Context, store: Store, kind: str, pairs: Sequence[Pair], ends_at: float, least: int
-) -> tuple[Winner | TextWinner, int]:
+) -> tuple[Winner | TextWinner | RetrievalWinner, int]:
     """The winner, fitted by ``ends_at``: else on ``least`` rows, which then are said, 0 otherwise."""
     if context.most_rows <= least:
         return fit_winner(context, store, kind, pairs), 0

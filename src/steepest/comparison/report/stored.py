@@ -53,6 +53,9 @@ _GAP: dict[str, Shape] = {"difference": _VALUE, "low": _VALUE, "high": _VALUE, "
 _SPREAD = Record({"mean": _VALUE, "low": _VALUE, "high": _VALUE})
 _EXPECTED = Record({"by_fold": Listed(Text()), "mean": _VALUE, "low": _VALUE, "high": _VALUE})
 _CURVE = Record({"epoch": Listed(Number(low=0.0)), **dict.fromkeys(("valid", "low", "high"), Listed(_VALUE))})
+_DEPTHS = Record(dict.fromkeys(("mean", "low", "high"), Listed(_SHARE, least=1)))
+_NEIGHBOUR = Record({"row": _COUNT, "label": Text(), "right": Flag()})
+_QUERY = Record({"row": _COUNT, "label": Text(), "nearest": Listed(Listed(_NEIGHBOUR, most=5), least=1, most=2)})
 _BINS = Record(
     {
         "confidence": Listed(_SHARE),
@@ -148,6 +151,10 @@ RESULTS = Record(
         "advice": Text(),
         "vary": Word(VARIED),
         "samples": Record({"chosen": Text(), "rows": Listed(Listed(Text(), least=4, most=4))}),
+        "recall_at": Record({"depth": Listed(Whole(low=1), least=1), "rows": Named(_DEPTHS, _DRAWN)}),
+        "nearest": Record(
+            {"sides": Listed(Text(), least=1, most=2), "queries": Listed(_QUERY), "images": Named(Text())}
+        ),
         "conflict": Record({"targets": Listed(_DRAWN, least=2), "arms": Named(CONFLICT)}),
         "alpha": Number(0.0, 1.0, positive=True),
         "look": Maybe(LOOK),
@@ -198,6 +205,7 @@ def check_results(results: Any) -> None:
     for name, bins in (results.get("reliability") or {}).items():
         if len({len(bins[key]) for key in ("confidence", "accuracy", "count")}) > 1:
             refuse_stored(inside(FILE, f"reliability[{name!r}]"), "lists of one length", bins)
+    _check_retrieval(results)
     data, recall = results["data"], results.get("recall")
     if data["class_counts"] and len(data["class_counts"]) != len(data["classes"]):
         refuse_stored(inside(FILE, "data.class_counts"), f"{len(data['classes'])} counts", data["class_counts"])
@@ -227,3 +235,18 @@ def check_results(results: Any) -> None:
     for row in (results["headline"], *results["rows"]):
         if (row["low"] is None) != (row["high"] is None) or (row["low"] is not None and row["low"] > row["high"]):
             refuse_stored(inside(FILE, "rows"), "intervals with two ends in order", [row["low"], row["high"]])
+
+
+def _check_retrieval(results: dict[str, Any]) -> None:
+    """Recall has a value for each depth; each query has as many lists as there are sides, and pictures have numbers."""
+    recall, nearest = results.get("recall_at"), results.get("nearest")
+    for name, own in (recall["rows"] if recall else {}).items():
+        if any(len(values) != len(recall["depth"]) for values in own.values()):
+            refuse_stored(inside(FILE, f"recall_at.rows[{name!r}]"), f"{len(recall['depth'])} values each", own)
+    if nearest is None:
+        return
+    rows = {row["row"] for query in nearest["queries"] for row in (query, *(n for s in query["nearest"] for n in s))}
+    if any(len(query["nearest"]) != len(nearest["sides"]) for query in nearest["queries"]):
+        refuse_stored(inside(FILE, "nearest.queries"), f"{len(nearest['sides'])} lists each", nearest["sides"])
+    if nearest["images"] and {str(row) for row in rows} != set(nearest["images"]):
+        refuse_stored(inside(FILE, "nearest.images"), "a picture of each row", sorted(nearest["images"])[:5])

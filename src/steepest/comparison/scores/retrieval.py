@@ -70,7 +70,7 @@ def _block(unit: Tensor, classes: Tensor, relevant: Tensor, start: int, end: int
     own = torch.arange(start, end, device=unit.device)
     keys = in_order(unit[start:end] @ unit.T)
     keys.scatter_(1, own.unsqueeze(1), torch.iinfo(torch.int64).min)
-    best, nearest = keys.topk(deepest, 1)
+    nearest = keys.topk(deepest, 1)[1]
     hit = classes[nearest] == classes[own].unsqueeze(1)
     place = torch.arange(1, deepest + 1, device=unit.device)
     counted = hit & (place <= relevant[own].unsqueeze(1))

@@ -17,6 +17,7 @@ from ..baselines import BoostingBaseline, LightGBMBaseline, tuned_learners
 from ..baselines.boosting import MOST_ROUNDS, PATIENCE
 from ..design.arms import find_arm
 from ..design.context import Context
+from ..design.embeddings import PER_CLASS
 from ..design.folds import CLASSES
 from ..design.objectives import find_objective
 from ..design.settings import Settings
@@ -27,6 +28,7 @@ from ..names import varied
 from ..read import Table
 from ..read.images import Images
 from ..read.inputs import class_counts, shape_text
+from ..read.retrieval import RETRIEVAL
 from ..scores.operating_point import apply_temperature, reliability_bins
 from ..statistics import BETTER, LEAST_FOR_INTERVAL, SAME, WORSE, Look, PairedResult, holm
 from ..statistics.looks import confidence
@@ -34,6 +36,7 @@ from ..work.store import Store
 from .basis import Basis, basis_facts
 from .judge import Judge
 from .practical import probabilities, rope_of, rope_words
+from .retrieval import of_retrieval
 
 MOST_CONFUSED = 50
 """With more classes than these no confusion matrix is kept."""
@@ -169,6 +172,8 @@ def assemble(
         if results["basis"]["cut"]:
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
+    if table.task == RETRIEVAL:
+        results |= of_retrieval(judge, names, picked, _interval)
     if table.task == "text":
         results["samples"] = _samples(judge, picked)
     if conflict := _conflict(judge, names):
@@ -520,13 +525,18 @@ def protocol(context: Context) -> dict[str, str]:
     parts = len(context.inner(pair))
     kind = "forward chaining" if table.times is not None else "grouped" if table.groups is not None else "stratified"
     if table.task not in CLASSES and kind == "stratified":
-        kind = "shuffled"
+        kind = "class-disjoint" if table.task == RETRIEVAL else "shuffled"
+    inner = ""
+    if table.task == RETRIEVAL:
+        inner = "one holdout of whole classes" if parts == 1 else f"{parts} class-disjoint folds"
     seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
     design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
     rate = "" if s.vary == "schedule" else ", one-cycle learning rate"
     return {
         "outer design": design,
-        "inner validation": f"one {'12.5' if s.fixed_length else '25'}% holdout" if parts == 1 else f"{parts} folds",
+        "inner validation": inner or f"one {'12.5' if s.fixed_length else '25'}% holdout"
+        if parts == 1
+        else f"{parts} folds",
         f"{s.vary}s": ", ".join(s.objectives),
         "baseline": s.baseline,
         **({"objective": s.objective} if s.objective else {}),
@@ -538,7 +548,8 @@ def protocol(context: Context) -> dict[str, str]:
         else f"at most {s.epochs}, patience {s.patience}; then refitted on the whole training part",
         "metric": context.metric.name,
         "model": s.model + (f" ({context.choice})" if context.choice else ""),
-        "batch size": str(s.batch_size),
+        **({"embedding": f"{s.embedding} numbers, compared by cosine"} if s.embedding else {}),
+        "batch size": str(s.batch_size) + (f", {PER_CLASS} rows of a class or more" if s.embedding else ""),
         **({} if s.vary == "optimizer" else {"optimizer": "AdamW"}),
         "inputs": shape_text(table) + (", augmented" if isinstance(table, Images) and s.augment else ""),
         "classical learners": ", ".join(s.classical) or "none",

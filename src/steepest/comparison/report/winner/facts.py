@@ -196,7 +196,7 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
             refuse(inside(FILE, "info.num_classes"), f"{outputs}, as there are classes", info.num_classes)
         _check_rows(info, parts)
     prepared = restore(values["preprocessing"], inside(FILE, "preprocessing"))
-    _check_inputs(values, prepared)
+    check_inputs(values, prepared)
     _check_outputs(values, task, parts)
     images = isinstance(prepared, ImageScaler)
     if kind == "classical":
@@ -292,7 +292,7 @@ def _check_rows(info: TaskInfo, parts: list[Part]) -> None:
         refuse(inside(FILE, "info.steps_per_epoch"), "no more steps than rows", info.steps_per_epoch)
 
 
-def _check_inputs(values: dict[str, Any], prepared: Preprocessor | ImageScaler) -> None:
+def check_inputs(values: dict[str, Any], prepared: Preprocessor | ImageScaler) -> None:
     """Columns, width and preprocessing speak of the same inputs."""
     if isinstance(prepared, ImageScaler):
         width, columns, numeric = len(prepared.mean), [], []

@@ -33,6 +33,7 @@ from ...work.training import Member, outcome_of, train
 from .facts import FORMAT, KINDS
 from .files import FittedNetwork
 from .learner import FittedLearners
+from .retrieval import RetrievalWinner, fit_retrieval_winner
 from .texts import TextWinner, fit_text_winner
 from .winner import Winner
 
@@ -59,7 +60,7 @@ def fit_winner(
     *,
     rows: int | None = None,
     ends_at: float = math.inf,
-) -> Winner | TextWinner:
+) -> Winner | TextWinner | RetrievalWinner:
     """Fit what inner validation picks on all rows; its epochs, threshold and calibration come from one more holdout.
 
     Where the training rows of the cells were cut, so are those of the winner.
@@ -77,6 +78,8 @@ def fit_winner(
     """
     judge = Judge(context, store, pairs=pairs)
     name, trial = choose(judge, kind)
+    if context.table.task == "retrieval":
+        return fit_retrieval_winner(context, name, trial, rows=rows, ends_at=ends_at)
     if context.table.task == "text":
         return fit_text_winner(context, name, trial, rows=rows, ends_at=ends_at)
     whole = Context(context.table, replace(context.settings, noise=0.0, test=""))
@@ -213,7 +216,7 @@ def _held_out(whole: Context, splits: Sequence[Split], outcomes: Sequence[Outcom
     return point
 
 
-def arm_of(winner: Winner | TextWinner, settings: Settings) -> tuple[str, str]:
+def arm_of(winner: Winner | TextWinner | RetrievalWinner, settings: Settings) -> tuple[str, str]:
     """The name under which a winner was compared, and its settings: where the objective does not vary, its arm."""
     text = str(winner.facts["settings"])
     if not settings.objective or winner.facts["kind"] != KINDS[0]:
@@ -222,12 +225,16 @@ def arm_of(winner: Winner | TextWinner, settings: Settings) -> tuple[str, str]:
     return name, rest
 
 
-def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | TextWinner | None:
+def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner | TextWinner | RetrievalWinner | None:
     """The winner of this kind that this run has saved; None where it has not, or what lies there cannot be it."""
     settings = context.settings
-    if context.table.task == "text":
+    if context.table.task in ("text", "retrieval"):
         try:
-            saved = TextWinner.load(folder)
+            saved: TextWinner | RetrievalWinner
+            if context.table.task == "text":
+                saved = TextWinner.load(folder)
+            else:
+                saved = RetrievalWinner.load(folder, trust=settings.own_parts)
         except InputError:
             return None
         return saved if saved.name in settings.objectives and saved.facts["model"] == settings.model else None

@@ -12,10 +12,15 @@ FILE, KIND = "winner.json", "text"
 
 def is_text_winner(folder: str | Path) -> bool:
     """Whether a folder, or its folder ``winner``, holds a language model."""
+    return kind_of_winner(folder) == KIND
+
+
+def kind_of_winner(folder: str | Path) -> str:
+    """The kind of the winner that a folder, or its folder ``winner``, holds: its own word for it, else empty."""
     for place in (Path(folder), Path(folder) / "winner"):
         try:
             facts = parse_json((place / FILE).read_bytes(), FILE)
         except (InputError, OSError, ValueError):
             continue
-        return isinstance(facts, dict) and facts.get("kind") == KIND
-    return False
+        return str(facts.get("kind", "")) if isinstance(facts, dict) else ""
+    return ""

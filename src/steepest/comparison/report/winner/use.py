@@ -11,6 +11,7 @@ from typing import Any
 from ...design.objectives import find_objective
 from ...read.images import ImageScaler
 from ...read.texts.source import is_json_lines
+from .retrieval import RetrievalWinner
 from .texts import TextWinner
 from .winner import Winner
 
@@ -18,7 +19,7 @@ READING = ("encoding", "separator", "header")
 
 
 def shell_line(
-    winner: Winner | TextWinner,
+    winner: Winner | TextWinner | RetrievalWinner,
     folder: Path,
     source: str | None,
     reading: Mapping[str, Any],
@@ -40,7 +41,7 @@ def shell_line(
 
 
 def python_lines(
-    winner: Winner | TextWinner,
+    winner: Winner | TextWinner | RetrievalWinner,
     folder: Path,
     source: str | None,
     reading: Mapping[str, Any],
@@ -56,6 +57,10 @@ def python_lines(
         f"print(winner.predict_file({_rows(winner, source)!r}{options}))",
     ]
     facts = winner.facts
+    if isinstance(winner, RetrievalWinner):
+        lines[0] = "from steepest.comparison import RetrievalWinner"
+        lines[2] = f"winner = RetrievalWinner.load({str(folder / 'winner')!r}{trust})"
+        return "\n".join(lines) + "\n"
     if isinstance(winner, TextWinner):
         lines = [
             "from steepest.comparison import TextWinner",
@@ -81,7 +86,7 @@ def python_lines(
     return "\n".join(lines) + "\n"
 
 
-def _rows(winner: Winner | TextWinner, source: str | None) -> str:
+def _rows(winner: Winner | TextWinner | RetrievalWinner, source: str | None) -> str:
     """The example of rows: the source itself, unless its columns have no names and the features are not its first.
 
     Of a text it is a file of prompts that is yet to come.

@@ -25,7 +25,7 @@ from ...scores.outcome import Outcome
 from .facts import CLASSES, FILE, WinnerFacts, checked, read_facts
 from .files import TENSORS, FittedNetwork, check_array, refuse_infinite, said_by, winner_folder, write_whole
 from .learner import LEARNERS, FittedLearners
-from .loading import is_text_winner
+from .loading import is_text_winner, kind_of_winner
 from .trees import TREES
 
 pd = late("pandas")
@@ -68,6 +68,8 @@ class Winner:
         folder = winner_folder(folder)
         if is_text_winner(folder):
             raise InputError(f"{str(folder)!r} holds a language model: steepest.comparison.TextWinner.load reads it")
+        if kind_of_winner(folder) == "retrieval":
+            raise InputError(f"{str(folder)!r} gives embeddings: steepest.comparison.RetrievalWinner.load reads it")
         told = read_facts(folder, trust)
         try:
             winner = cls(told, (FittedLearners if told.network is None else FittedNetwork).read(folder, told))
