@@ -36,8 +36,8 @@ def outer_folds(table: Table, *, repeats: int, folds: int, seed: int) -> list[Fo
     """The splits that a comparison is scored on.
 
     Stratified for classes, shuffled for regression, whole classes for retrieval, whole groups with ``groups``. With
-    ``times`` the ``folds`` test parts follow each other and each trains on what lies before it, equal times on one side; groups of the test part are
-    then left out of the training part.
+    ``times`` the ``folds`` test parts follow each other and each trains on what lies before it, equal times on one
+    side; groups of the test part are then left out of the training part.
 
     Args:
         table: what to split.

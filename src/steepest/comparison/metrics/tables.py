@@ -110,7 +110,7 @@ def chosen_metric(spec: str, known: Mapping[str, Metric], task: str) -> Metric:
     name = known_as(spec, known)
     if name in known:
         return known[name]
-    fitting = f"For {task}: {', '.join(known)}, or module:function"
+    fitting = f"For {task}: {', '.join(known)}" + ("" if task == "retrieval" else ", or module:function")
     elsewhere = _tasks_with(spec)
     if elsewhere:
         advice = "; --task classification makes classes of the numbers" if task == "regression" else ""

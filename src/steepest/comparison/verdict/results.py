@@ -526,7 +526,7 @@ def protocol(context: Context) -> dict[str, str]:
     kind = "forward chaining" if table.times is not None else "grouped" if table.groups is not None else "stratified"
     if table.task not in CLASSES and kind == "stratified":
         kind = "class-disjoint" if table.task == RETRIEVAL else "shuffled"
-    inner = ""
+    inner = f"one {'12.5' if s.fixed_length else '25'}% holdout" if parts == 1 else f"{parts} folds"
     if table.task == RETRIEVAL:
         inner = "one holdout of whole classes" if parts == 1 else f"{parts} class-disjoint folds"
     seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
@@ -534,9 +534,7 @@ def protocol(context: Context) -> dict[str, str]:
     rate = "" if s.vary == "schedule" else ", one-cycle learning rate"
     return {
         "outer design": design,
-        "inner validation": inner or f"one {'12.5' if s.fixed_length else '25'}% holdout"
-        if parts == 1
-        else f"{parts} folds",
+        "inner validation": inner,
         f"{s.vary}s": ", ".join(s.objectives),
         "baseline": s.baseline,
         **({"objective": s.objective} if s.objective else {}),
