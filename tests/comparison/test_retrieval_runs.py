@@ -26,10 +26,13 @@ from steepest.comparison.design.jobs import Job
 from steepest.comparison.joining import join
 from steepest.comparison.report import report_html
 from steepest.comparison.report.stored import check_results
+from steepest.comparison.report.winner.fit import saved_winner
+from steepest.comparison.report.winner.retrieval import raw_winner
 from steepest.comparison.request import Request
 from steepest.comparison.scores.retrieval import ranked
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
 from steepest.comparison.work.store import Store
+from steepest.comparison.work.timing import time_learner
 from steepest.comparison.work.training import several_of_a_class, train
 from steepest.core.objective import TaskInfo
 from steepest.losses import CrossEntropyLoss, SupConLoss
@@ -72,17 +75,22 @@ def of_pictures(pictures, tmp_path_factory):
 
 def test_objectives_are_compared_on_classes_that_were_held_out(done):
     results = done.results
-    assert {row["name"] for row in results["rows"]} == {"selected procedure", "cross_entropy", "sup_con"}
+    assert {row["name"] for row in results["rows"]} == {
+        "selected procedure",
+        "cross_entropy",
+        "sup_con",
+        "raw_inputs",
+    }
     assert results["metric"]["name"] == "map_at_r"
     assert results["headline"]["baseline"] == "cross_entropy"
     metrics = {"map_at_r", "r_precision", "recall_at_1", "recall_at_5", "recall_at_10"}
-    assert all(set(row["metrics"]) == metrics for row in results["rows"] if row["kind"] == "objective")
+    assert all(set(row["metrics"]) == metrics for row in results["rows"] if row["kind"] != "procedure")
     assert results["protocol"]["outer design"] == "1 x 2 class-disjoint folds"
     assert results["protocol"]["inner validation"] == "2 class-disjoint folds"
     assert results["protocol"]["embedding"] == "8 numbers, compared by cosine"
     recall = results["recall_at"]
     for row in results["rows"]:
-        if row["kind"] == "objective":
+        if row["kind"] != "procedure":
             own = recall["rows"][row["name"]]["mean"]
             assert own == sorted(own)
             for k in (1, 5, 10):
@@ -262,6 +270,37 @@ def test_the_winner_of_images(of_pictures, pictures):
     assert (told["index_1"] == np.arange(48)).mean() > 0.9  # the same image is its own nearest, if none is as near
     with pytest.raises(InputError, match="expected images of 8 x 8"):
         of_pictures.winner.predict(np.zeros((2, 9, 9, 1), dtype=np.uint8))
+
+
+def test_inputs_as_they_are_stand_beside_the_objectives(pictures):
+    for data, further in ((people(), {"target": "who"}), (pictures, {})):
+        context, _ = prepare(Request(data, **options(**further)))
+        assert context.settings.classical == ("raw_inputs",)
+        cell = run_job(context, Job("classical", "raw_inputs", ((0, 0),)))[0]
+        split = context.split((0, 0), -1)
+        inputs = split.other_inputs.flatten(1)
+        assert np.array_equal(cell.outcome.predicted, ranked(inputs, split.other_target))
+        assert time_learner(context, Job("classical", "raw_inputs", ((0, 0),))) > 0
+    context, _ = prepare(Request(people(), target="who", classical=False, **options()))
+    assert context.settings.classical == ()
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_inputs_as_they_are_can_be_the_winner(pictures, tmp_path, images):
+    request = Request(pictures, **options()) if images else Request(people(), target="who", **options())
+    context, _ = prepare(request)
+    raw_winner(context).save(tmp_path)
+    winner = saved_winner(tmp_path, context, "classical")
+    assert winner.name == "raw_inputs"
+    assert saved_winner(tmp_path, context) is None
+    split = context.at(context.level).split((0, 0), -1)
+    assert winner.trained.shape == (len(context.table.target), split.inputs[0].numel())
+    told = winner.predict(context.table.pixels if images else people())
+    assert told["index_1"].tolist() == list(range(len(told)))
+    facts = json.loads((tmp_path / "winner.json").read_text())
+    (tmp_path / "winner.json").write_text(json.dumps({**facts, "embedding": facts["embedding"] + 1}))
+    with pytest.raises(InputError, match="not whole"):
+        RetrievalWinner.load(tmp_path)
 
 
 def test_the_command_predicts(done, tmp_path):

@@ -19,6 +19,8 @@ from .objectives import baseline_of, find_objective
 
 BASELINE = baseline_of(RETRIEVAL)
 """Cross-entropy of the training classes, whose features are compared."""
+RAW = "raw_inputs"
+"""Stands beside the objectives: inputs compared as they are."""
 DIM, PER_CLASS = 64, 4
 """Numbers of an embedding, and least rows of a class in a batch."""
 

@@ -14,7 +14,7 @@ from ..read.images import Images
 from ..read.inputs import shape_text
 from ..request import Request
 from .context import Context
-from .embeddings import DIM, PER_CLASS, choose_embedding_objectives
+from .embeddings import DIM, PER_CLASS, RAW, choose_embedding_objectives
 from .models import IMAGE_MODELS, MODELS, TABMS, feature_width, find_model, members_of, model_of
 from .networks import training_of
 from .settings import Settings
@@ -61,6 +61,7 @@ def resolve_retrieval(
         objectives=tuple(chosen),
         baseline=chosen[0],
         metric=metric.name,
+        classical=(RAW,) if request.classical else (),
         model=model,
         seed=request.seed,
         device=request.device,

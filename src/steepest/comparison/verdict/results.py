@@ -173,7 +173,7 @@ def assemble(
             results["protocol"]["cut to fit the budget"] = ", ".join(results["basis"]["cut"])
         results["data"]["warnings"] += _warnings(judge, results["basis"], names)
     if table.task == RETRIEVAL:
-        results |= of_retrieval(judge, names, picked, _interval)
+        results |= of_retrieval(judge, [*names, *classical_names], picked, _interval)
     if table.task == "text":
         results["samples"] = _samples(judge, picked)
     if conflict := _conflict(judge, names):

@@ -27,11 +27,11 @@ Interval = Callable[[np.ndarray, Judge, tuple[float, float]], dict[str, float | 
 
 
 def of_retrieval(judge: Judge, names: Sequence[str], picked: Sequence[str], interval: Interval) -> dict[str, Any]:
-    """Recall by depth of each objective, and nearest rows with the choice and with the baseline.
+    """Recall by depth of each name, and nearest rows with the choice and with the baseline.
 
     Args:
         judge: of finished cells.
-        names: of objectives.
+        names: of objectives, and of what stands beside them.
         picked: what inner validation chose in each fold.
         interval: mean and interval of values by fold.
     """

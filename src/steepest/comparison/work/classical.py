@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..baselines import Baseline, Validation, classical_learners
 from ..baselines.boosting import RoundsBaseline
 from ..design.context import Context, Split
+from ..design.embeddings import RAW
 from ..design.trials import learner_trials
+from ..read.retrieval import RETRIEVAL
 from ..scores.outcome import Outcome
+from .raw_inputs import RawInputs, ranked_alike, ranked_inputs
 
 
 def learners_of(task: str, rows: int, seed: int = 0) -> dict[str, Baseline]:
@@ -20,6 +23,8 @@ def learners_of(task: str, rows: int, seed: int = 0) -> dict[str, Baseline]:
     >>> list(learners_of("multilabel", 20_000))
     ['constant', 'knn', 'logistic', 'lda', 'forest', 'boosting', 'lightgbm']
     """
+    if task == RETRIEVAL:
+        return {RAW: cast("Baseline", RawInputs())}
     kind = "regression" if task == "regression" else "classification"
     own = [classical_learners(kind, rows, seed, boosting=boosting) for boosting in ("boosting", "lightgbm")]
     return {learner.name: learner for learners in own for learner in learners}
@@ -76,6 +81,8 @@ def fit_learners(
         rounds: of trees, a number for each learner; none where it knows no rounds.
         stop: whether one that adds trees in rounds looks at the other rows of the split when to stop.
     """
+    if split.task == RETRIEVAL:
+        return [*learners_of(RETRIEVAL, rows).values()]
     inputs = split.inputs.numpy().astype(np.float64)
     weight = None if split.weight is None else split.weight.numpy().astype(np.float64)
     target, others = split.target.numpy(), np.asarray(split.other_target)
@@ -113,6 +120,8 @@ def rounds_of(tuned: Sequence[Sequence[Baseline]]) -> list[int]:
 
 def outcome_of_learners(learners: Sequence[Baseline], task: str, inputs: np.ndarray) -> Outcome:
     """What fitted learners (of label sets one a label) say of rows ``[N, d]``."""
+    if task == RETRIEVAL:
+        return ranked_alike(inputs)
     outcomes = [learner.outcome(inputs) for learner in learners]
     if task != "multilabel":
         return outcomes[0]
@@ -125,6 +134,8 @@ def outcome_of_learners(learners: Sequence[Baseline], task: str, inputs: np.ndar
 
 def outcome_of_split(learners: Sequence[Baseline], split: Split) -> Outcome:
     """What fitted learners say of the other rows of a split."""
+    if split.task == RETRIEVAL:
+        return ranked_inputs(split)
     return outcome_of_learners(learners, split.task, split.other_inputs.numpy().astype(np.float64))
 
 

@@ -33,7 +33,7 @@ from ...work.training import Member, outcome_of, train
 from .facts import FORMAT, KINDS
 from .files import FittedNetwork
 from .learner import FittedLearners
-from .retrieval import RetrievalWinner, fit_retrieval_winner
+from .retrieval import RetrievalWinner, fit_retrieval_winner, raw_winner
 from .texts import TextWinner, fit_text_winner
 from .winner import Winner
 
@@ -79,6 +79,8 @@ def fit_winner(
     judge = Judge(context, store, pairs=pairs)
     name, trial = choose(judge, kind)
     if context.table.task == "retrieval":
+        if kind != KINDS[0]:
+            return raw_winner(context)
         return fit_retrieval_winner(context, name, trial, rows=rows, ends_at=ends_at)
     if context.table.task == "text":
         return fit_text_winner(context, name, trial, rows=rows, ends_at=ends_at)
@@ -237,6 +239,8 @@ def saved_winner(folder: Path, context: Context, kind: str = KINDS[0]) -> Winner
                 saved = RetrievalWinner.load(folder, trust=settings.own_parts)
         except InputError:
             return None
+        if kind != KINDS[0]:
+            return saved if saved.name in settings.classical else None
         return saved if saved.name in settings.objectives and saved.facts["model"] == settings.model else None
     try:
         winner = Winner.load(folder, trust=settings.own_parts)

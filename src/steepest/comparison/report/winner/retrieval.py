@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ....core.lazy import late
 from ....core.stored import Anything, Listed, Named, Record, Text, Whole, Word, inside, read_json
 from ...design.context import Context
-from ...design.embeddings import Embedder
+from ...design.embeddings import RAW, Embedder
 from ...design.folds import Fold
 from ...design.levels import prefix
 from ...design.models import find_model
@@ -29,7 +29,7 @@ from ...read import Preprocessor
 from ...read.images import Images, ImageScaler, load_images
 from ...read.images.raw import size_of
 from ...read.images.source import SMALLEST
-from ...read.inputs import fit_inputs, restore
+from ...read.inputs import Data, fit_inputs, restore, transform
 from ...read.retrieval import RETRIEVAL
 from ...read.task import LABEL_DTYPES, label_index
 from ...scores.retrieval import NEIGHBOURS, nearest_rows
@@ -54,7 +54,7 @@ FACTS = Record(
         "hyper": Named(Anything()),
         "settings": Text(),
         "model": Text(),
-        "embedding": Whole(2, 4096),
+        "embedding": Whole(1, 1 << 24),
         "width": Whole(low=1),
         "classes": Listed(Text(), least=2),
         "label_dtype": Word(LABEL_DTYPES),
@@ -155,6 +155,8 @@ class RetrievalWinner:
     def _try_out(self) -> None:
         """Embed two average rows: shapes that don't go together show here."""
         pixels = self.facts["pixels"]
+        if self.name == RAW and self.facts["embedding"] != self.facts["width"] * math.prod(pixels[:2]):
+            raise InputError(f"embedding: expected as many numbers as an input has, got {self.facts['embedding']}")
         inputs = torch.zeros(2, self.facts["width"], *pixels[:2])
         embeddings = self._embeddings(inputs)
         if embeddings.shape != (2, self.facts["embedding"]) or not bool(embeddings.isfinite().all()):
@@ -246,6 +248,8 @@ def _rows(facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Tensor, Te
 
 def _network(facts: dict[str, Any], tensors: dict[str, Tensor], trust: Trust) -> nn.Module:
     """The network that the facts describe, with these tensors, built within the memory that they take."""
+    if facts["objective"] == RAW:
+        return nn.Flatten()
     backbone = find_model(facts["model"], trust=trust)
     largest = max((tensor.numel() for tensor in tensors.values()), default=0)
     bounded = nullcontext() if ":" in facts["model"] else Bounded(max(SMALL, largest))
@@ -282,7 +286,7 @@ def fit_retrieval_winner(
         most = context.most_rows if context.capped else len(positions)
         seed = seed_of(context.settings.seed, *pair, "prefix")
         positions = prefix(positions, table.target, most if rows is None else min(most, rows), seed)
-    whole._folds = {pair: Fold(*pair, positions, np.arange(len(table.target)))}
+    whole._folds = {pair: Fold(*pair, positions, positions[:1])}
     trial, cls = whole.trials(name)[number], whole.objective(name)
     over = None if math.isinf(ends_at) else lambda: time.time() >= ends_at
     recipe = recipe_of(whole, cls, over)
@@ -299,16 +303,35 @@ def fit_retrieval_winner(
     network.load_state_dict(
         {key.removeprefix("backbone."): own for key, own in final.state.items() if key.startswith("backbone.")}
     )
-    prepared = fit_inputs(table, positions)
+    return _winner(
+        table,
+        fit_inputs(table, positions),
+        network,
+        objective=name,
+        hyper=trial.hyper,
+        settings=trial.describe(),
+        model=whole.settings.model,
+        embedding=whole.settings.embedding,
+        epochs=epochs,
+    )
+
+
+def raw_winner(context: Context) -> RetrievalWinner:
+    """The prepared inputs themselves, where no embedding is better."""
+    table = context.table
+    prepared = fit_inputs(table, np.arange(len(table.target)))
+    numbers = transform(prepared, table, np.arange(1)).flatten(1).shape[1]
+    facts = {"objective": RAW, "hyper": {}, "settings": "", "model": RAW, "embedding": numbers, "epochs": 1}
+    return _winner(table, prepared, nn.Flatten(), **facts)
+
+
+def _winner(table: Data, prepared: Preprocessor | ImageScaler, network: nn.Module, **own: Any) -> RetrievalWinner:
+    """A winner that knows the rows of a table."""
     tabular = isinstance(prepared, Preprocessor)
     facts = {
         "format": FORMAT,
         "kind": KIND,
-        "objective": name,
-        "hyper": trial.hyper,
-        "settings": trial.describe(),
-        "model": whole.settings.model,
-        "embedding": whole.settings.embedding,
+        **own,
         "width": prepared.width if tabular else len(prepared.mean),
         "classes": list(table.classes),
         "label_dtype": getattr(table, "label_dtype", "str"),
@@ -317,10 +340,10 @@ def fit_retrieval_winner(
         "numeric": prepared.numeric if tabular else [],
         "preprocessing": prepared.to_json(),
         "pixels": list(table.pixels.shape[1:]) if isinstance(table, Images) else [],
-        "epochs": epochs,
     }
-    empty = torch.zeros(0, whole.settings.embedding), torch.zeros(0, dtype=torch.int64)
+    empty = torch.zeros(0, own["embedding"]), torch.zeros(0, dtype=torch.int64)
     winner = RetrievalWinner(json.loads(json.dumps(facts)), network, prepared, *empty)
-    winner.trained = winner._embeddings(final.split.other_inputs)
+    pieces = np.array_split(np.arange(len(table.target)), -(-len(table.target) // AT_ONCE))
+    winner.trained = torch.cat([winner._embeddings(transform(prepared, table, rows)) for rows in pieces])
     winner.labels = torch.as_tensor(table.target, dtype=torch.int64)
     return winner
