@@ -53,6 +53,7 @@ BUILT_IN = {
     "nt-xent",
     "pair-log-partition",
     "pcgrad",
+    "per-class-batches",
     "perp-grad",
     "proxy-anchor",
     "quantile",

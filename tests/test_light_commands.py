@@ -21,6 +21,7 @@ from steepest.comparison.completion import complete_data, complete_file, complet
 from steepest.comparison.design.models import MODELS
 from steepest.comparison.design.objectives import known_objectives
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
+from steepest.comparison.metrics.retrieval import OF_RETRIEVAL
 from steepest.comparison.metrics.texts import OF_ANSWERS
 from steepest.comparison.names import metric_names, model_names, objective_names
 from steepest.comparison.parts import Part
@@ -227,7 +228,13 @@ def test_quiet_and_json_say_nothing_first(folder, capsys, monkeypatch):
 
 def test_names_of_objectives_metrics_and_models_are_those_that_are_there():
     assert list(objective_names()) == list(known_objectives())
-    values = (*metrics.METRICS.values(), MULTILABEL, OF_ANSWERS, multitask_metrics([Part("a", "regression")]))
+    values = (
+        *metrics.METRICS.values(),
+        MULTILABEL,
+        OF_ANSWERS,
+        OF_RETRIEVAL,
+        multitask_metrics([Part("a", "regression")]),
+    )
     tables = [table for table in values if isinstance(table, dict)]
     known = {name for table in tables for name, of in table.items() if isinstance(of, metrics.Metric)}
     assert {"accuracy", "rmse", "exact_match", "mean_score"} <= known

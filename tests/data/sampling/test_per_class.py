@@ -25,6 +25,7 @@ def test_a_batch_shares_its_rows_among_its_classes(batch, per_class, classes):
         assert len(LABELS[rows].unique_consecutive()) == classes
 
 
+@pytest.mark.holds("per-class-batches")
 def test_classes_come_in_turn():
     for seed in range(20):
         batches = per_class_batches(LABELS, 12, 11, seeded(seed), 4)
@@ -33,6 +34,7 @@ def test_classes_come_in_turn():
         assert appeared.max() - appeared.min() <= 1
 
 
+@pytest.mark.holds("per-class-batches")
 def test_rows_of_a_class_come_in_turn():
     batches = per_class_batches(LABELS, 12, 40, seeded(1), 4)
     counts = torch.bincount(batches.flatten(), minlength=len(LABELS))

@@ -39,4 +39,4 @@ def class_splits(labels: np.ndarray, parts: int, state: int) -> list[tuple[np.nd
     for kind in (several, alone):
         part_of[rng.permutation(kind)] = np.arange(len(kind)) % parts
     part_of_row = part_of[codes]
-    return [(np.flatnonzero(part_of_row != part), np.flatnonzero(part_of_row == part)) for part in range(parts)]
+    return [(np.flatnonzero(part_of_row != number), np.flatnonzero(part_of_row == number)) for number in range(parts)]

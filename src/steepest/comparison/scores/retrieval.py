@@ -114,8 +114,8 @@ def nearest_rows(queries: Tensor, rows: Tensor, count: int = NEIGHBOURS) -> tupl
     unit, asked = unit_rows(rows.float()), unit_rows(queries.float())
     count = min(count, len(rows))
     places, cosines = [queries.new_empty((0, count), dtype=torch.int64)], [unit.new_empty((0, count))]
-    for part in asked.split(max(1, _AT_ONCE // max(1, len(rows)))):
-        products = part @ unit.T
+    for block in asked.split(max(1, _AT_ONCE // max(1, len(rows)))):
+        products = block @ unit.T
         places.append(in_order(products).topk(count, 1)[1])
         cosines.append(products.gather(1, places[-1]))
     return torch.cat(places), torch.cat(cosines)

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ....core.lazy import late
-from ....core.stored import Anything, Listed, Named, Record, Text, Whole, Word, inside, read_json
+from ....core.stored import Anything, Listed, Named, Record, Text, Whole, Word, inside, parse_json, read_json
 from ...design.context import Context
 from ...design.embeddings import RAW, Embedder
 from ...design.folds import Fold
@@ -342,7 +342,7 @@ def _winner(table: Data, prepared: Preprocessor | ImageScaler, network: nn.Modul
         "pixels": list(table.pixels.shape[1:]) if isinstance(table, Images) else [],
     }
     empty = torch.zeros(0, own["embedding"]), torch.zeros(0, dtype=torch.int64)
-    winner = RetrievalWinner(json.loads(json.dumps(facts)), network, prepared, *empty)
+    winner = RetrievalWinner(parse_json(json.dumps(facts), FILE), network, prepared, *empty)
     pieces = np.array_split(np.arange(len(table.target)), -(-len(table.target) // AT_ONCE))
     winner.trained = torch.cat([winner._embeddings(transform(prepared, table, rows)) for rows in pieces])
     winner.labels = torch.as_tensor(table.target, dtype=torch.int64)
