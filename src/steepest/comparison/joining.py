@@ -54,6 +54,7 @@ TOLD = (
     "group",
     "time",
     "weight",
+    "query",
     "rare",
     "positive",
     "split",
@@ -65,7 +66,7 @@ TOLD = (
     "embedding",
 )
 """Fields that are told as they were asked for."""
-SOURCES = ("data", "y", "groups", "times", "sample_weight", "test")
+SOURCES = ("data", "y", "groups", "times", "sample_weight", "queries", "test")
 """Fields that may hold data."""
 
 

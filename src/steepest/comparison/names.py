@@ -17,11 +17,8 @@ from ..catalogue.names import ancestry, attribute, facts_of, resolve
 from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
-_WITH_METRICS = (
-    "comparison.metrics.tables",
-    "comparison.metrics.several",
-    "comparison.metrics.texts",
-    "comparison.metrics.retrieval",
+_WITH_METRICS = tuple(
+    f"comparison.metrics.{name}" for name in ("tables", "several", "texts", "retrieval", "ranking")
 )
 _METRIC_WORDS = "comparison.metrics.words"
 """Where other libraries' words for metrics are, if there are any."""
@@ -258,6 +255,7 @@ def check_names(objectives: str | Iterable[str], metric: str | None, model: str 
         if ":" not in word and word not in GROUPS and word not in objective_names():
             raise unknown_objective(word, objective_names())
     if metric is not None and ":" not in metric and " of " not in metric:
+        metric = re.sub(r"^(ndcg@)[1-9]\d{0,5}$", r"\g<1>10", metric.strip(), flags=re.IGNORECASE)
         words = (*metric_names(), *facts_of(_METRIC_WORDS).get("values", {}).get("ALIASES", ()))
         if metric not in words and re.sub(r"[\s-]+", "_", metric.strip().lower()) not in words:
             hint = nearest(metric, words) or "."

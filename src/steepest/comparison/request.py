@@ -275,7 +275,7 @@ class Request:
             raise InputError("sample_weight does not go with --task ranking, whose losses are of whole lists")
         if self.noise:
             raise InputError("--noise: label noise is for classes, and this task is ranking")
-        if self.query is None and self.queries is None and self.data != LISTS:
+        if self.query is None and self.queries is None and self.source != LISTS:
             raise InputError("--task ranking: expected --query COLUMN, which says to which list a row belongs")
 
     def refuse_for_images(self) -> None:

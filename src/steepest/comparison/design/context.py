@@ -25,6 +25,7 @@ from .arms import PLAIN, Arm, find_arm
 from .embeddings import find_embedding_objective
 from .folds import CLASSES, Fold, inner_splits, outer_folds
 from .levels import Level, prefix
+from .ranking import graded, prefix_of_lists, scale_of
 from .settings import Settings
 from .several import counts_of, objective_for, target_scale
 from .text_models import SMALL, find_text_model
@@ -74,6 +75,8 @@ class Split:
     test_inputs: Tensor | None = None
     """Rows of the outer test part, where the tuned network itself is scored there."""
     texts: TextSplit | None = None
+    query: Tensor | None = None
+    """Of a ranking the list of each row for training ``[N]``; other targets are then grades and lists ``[M, 2]``."""
 
 
 class Context:
@@ -133,11 +136,15 @@ class Context:
             capped._whole = self
             seed, target = self.settings.seed, self.table.target
             capped._folds = {
-                pair: replace(fold, train=prefix(fold.train, target, rows, seed_of(seed, *pair, "prefix")))
+                pair: replace(fold, train=self._prefix(fold.train, target, rows, seed_of(seed, *pair, "prefix")))
                 for pair, fold in self.folds.items()
             }
             self._of_rows[rows] = capped
         return self._of_rows[rows]
+
+    def _prefix(self, train: np.ndarray, target: np.ndarray, rows: int, seed: int) -> np.ndarray:
+        queries = getattr(self.table, "queries", None)
+        return prefix(train, target, rows, seed) if queries is None else prefix_of_lists(train, queries, rows, seed)
 
     @property
     def folds(self) -> dict[Pair, Fold]:
@@ -199,6 +206,10 @@ class Context:
         y, scale = target_scale(target[rows], table.task, self.parts)
         if table.task == RETRIEVAL:  # its heads know the classes that are trained on
             y = np.unique(y, return_inverse=True)[1]
+        query = None
+        if isinstance(table, Table) and table.queries is not None:
+            query, scale = torch.as_tensor(table.queries[rows]), scale_of(y)
+            other_target = graded(other_target, table.queries[others])
         real = torch.int64 if table.task in ("binary", "multiclass", RETRIEVAL) else torch.float32
         return Split(
             transform(prepared, table, rows),
@@ -210,6 +221,7 @@ class Context:
             scale,
             table.task,
             test_inputs,
+            query=query,
         )
 
     def _text_split(self, texts: Texts, pair: Pair, inner_fold: int) -> Split:

@@ -10,8 +10,10 @@ from ...core.objective import Objective
 from ..errors import InputError
 from ..names import GROUPS, objective_homes, objective_words, unknown_objective
 from ..own_parts import Trust, imported
+from ..read.lists import RANKING
+from .ranking import SHORTLIST as RANKING_SHORTLIST
 
-PREFERRED_FIRST = {"regression": "squared_error", "multilabel": "binary_cross_entropy"}
+PREFERRED_FIRST = {"regression": "squared_error", "ranking": "squared_error", "multilabel": "binary_cross_entropy"}
 SUPPORTED_NEEDS = {"index", "features", "inputs"}
 """What the tables of a comparison can give an objective."""
 
@@ -28,12 +30,14 @@ def _class_of(name: str) -> type[Objective]:
     return cls
 
 
-def shortlist() -> list[str]:
-    """The objectives that are tried when none is named, by rank: from its end it is cut.
+def shortlist(task: str = "") -> list[str]:
+    """The objectives that are tried when none is named, by rank: from its end it is cut; of lists there are others.
 
     >>> shortlist()[0]
     'cross_entropy'
     """
+    if task == RANKING:
+        return list(RANKING_SHORTLIST)
     ranks = {name: home.rank for name, home in objective_homes().items() if home.rank is not None}
     return sorted(ranks, key=ranks.__getitem__)
 
@@ -45,9 +49,10 @@ def baseline_of(task: str) -> str:
 
 def why_not(cls: type[Objective], task: str, weighted: bool, kinds: Sequence[str] = ()) -> str:
     """Why an objective cannot be used here, or an empty string; ``kinds`` are the tasks of several targets."""
-    if not any(cls.fits(kind) for kind in kinds or (task,)):
+    fitting = (RANKING, "regression") if task == RANKING else kinds or (task,)  # numbers are learnt row by row
+    if not any(cls.fits(kind) for kind in fitting):
         return f"it is for {' and '.join(cls.tasks)} targets"
-    missing = set(cls.needs) - SUPPORTED_NEEDS
+    missing = set(cls.needs) - SUPPORTED_NEEDS - ({"query"} if task == RANKING else set())
     if missing:
         return f"it needs {', '.join(sorted(missing))}, which a table does not have"
     if cls.views > 1:
@@ -99,7 +104,7 @@ def choose_objectives(
     names, notes = [baseline_of("regression" if numbers else task)], []
     for word in words:
         if word in GROUPS:
-            for name in objective_homes() if word == "all" else shortlist():
+            for name in objective_homes() if word == "all" else shortlist(task):
                 if not any(_class_of(name).fits(own_task) for own_task in kinds or (task,)):
                     continue
                 if reason := why_not(_class_of(name), task, weighted, kinds):

@@ -18,6 +18,7 @@ from ..names import AUTO, check_varied, objective_words
 from ..own_parts import imported
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
+from ..read.lists import RANKING
 from ..read.texts import Texts
 from ..request import Request
 from .arms import choose_arms
@@ -84,7 +85,7 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         fitting = [name for name in MODELS if (name in IMAGE_MODELS) == images]
         raise InputError(f"--model: {model_spec!r} does not take {shape_text(table)}; use {' or '.join(fitting)}")
     learners = request.classical and not images and table.task != "multitask"
-    kind = "classification" if table.task == "multilabel" else table.task
+    kind = {"multilabel": "classification", RANKING: "regression"}.get(table.task, table.task)
     counted = {
         "repeats": _repeats(table, rows, fixed),
         "folds": request.folds_for(images),
@@ -125,7 +126,8 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
         feature_width(body, shape)
     if members_of(body) is not None and table.task not in each_member.TASKS:
         raise InputError(
-            f"--model: {model_spec!r} takes one target, or labels, and these are several targets; use plain"
+            f"--model: {model_spec!r} takes one target, or labels, and these are "
+            f"{'lists' if table.task == RANKING else 'several targets'}; use plain"
         )
     return context, notes
 

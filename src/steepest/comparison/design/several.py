@@ -13,7 +13,9 @@ from ...core.checks import check_tensor
 from ...core.objective import Objective, TaskInfo
 from ..own_parts import Trust
 from ..parts import Part
+from ..read.lists import RANKING
 from .objectives import baseline_of, find_objective
+from .ranking import of_lists
 
 
 def target_scale(y: np.ndarray, task: str, parts: Sequence[Part]) -> tuple[np.ndarray, tuple[Any, Any]]:
@@ -35,7 +37,7 @@ def target_scale(y: np.ndarray, task: str, parts: Sequence[Part]) -> tuple[np.nd
 
 def counts_of(target: Tensor, task: str, classes: int, parts: Sequence[Part]) -> tuple[int, ...]:
     """Training counts of each class; positives of each label; of all class targets of a mix."""
-    if task == "regression":
+    if task in ("regression", RANKING):
         return ()
     if task == "multilabel":
         return tuple(int(n) for n in target.sum(0))
@@ -129,6 +131,8 @@ class SeveralTargets(Objective):
 def objective_for(name: str, task: str, parts: Sequence[Part], *, trust: Trust = False, apart: bool = False) -> Any:
     """The class of an objective; with a mix of targets, what stands for it there."""
     cls = find_objective(name, trust=trust)
+    if task == RANKING:
+        return of_lists(cls)
     if task != "multitask":
         return cls
     return SeveralFactory(cls, parts, lambda kind: find_objective(baseline_of(kind)), apart=apart)

@@ -26,7 +26,8 @@ class Metric:
         function: ``(y, outcome, weights) -> float | None``.
         targets: "codes" (of classes) or "numbers", ``[N]``; "tokens", counts of them ``[N]``, where predictions are
             sums over the tokens of a row ``[N, 2]``; "rows", class codes ``[N]``, where predictions say how a row's
-            class was ranked ``[N, 8]``; "" for whatever has the shape of the predictions.
+            class was ranked ``[N, 8]``; "lists", grades and lists ``[N, 2]``; "" for whatever has the shape of the
+            predictions.
         bounds: the least and the greatest value there can be.
         of_predictions: whether it reads nothing of an outcome but ``predicted``.
     """
@@ -65,6 +66,8 @@ def agreeing(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Targets and weights that fit an outcome row by row."""
     shape = outcome.predicted.shape
+    if targets == "lists":
+        return numbers("y", y, (shape[0], 2)), None
     if targets in ("tokens", "rows"):
         return numbers("y", y, shape[:1]), None
     if not targets:

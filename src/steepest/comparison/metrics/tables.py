@@ -15,6 +15,7 @@ from ..scores import functions
 from ..scores.operating_point import apply_temperature, negative_log_likelihood
 from ..scores.outcome import Outcome
 from .metric import Metric, agreeing, value_of
+from .ranking import OF_LISTS, list_metric, own_list_metric
 from .retrieval import OF_RETRIEVAL
 from .several import MULTILABEL, multitask_metrics
 from .texts import OF_ANSWERS, own_text_metric, text_metrics
@@ -123,7 +124,13 @@ def _tasks_with(spec: str) -> list[str]:
     """The tasks that have a metric of this name."""
     return [
         task
-        for task, known in {**METRICS, "multilabel": MULTILABEL, "text": OF_ANSWERS, "retrieval": OF_RETRIEVAL}.items()
+        for task, known in {
+            **METRICS,
+            "multilabel": MULTILABEL,
+            "text": OF_ANSWERS,
+            "retrieval": OF_RETRIEVAL,
+            "ranking": OF_LISTS,
+        }.items()
         if known_as(spec, known) in known
     ]
 
@@ -256,6 +263,8 @@ def metrics_of(data: Any) -> dict[str, Metric]:
         return text_metrics(data.answers)
     if data.task == "retrieval":
         return OF_RETRIEVAL
+    if data.task == "ranking":
+        return OF_LISTS
     return MULTILABEL if data.task == "multilabel" else METRICS[data.task]
 
 
@@ -267,6 +276,11 @@ def metric_of(spec: str, data: Any) -> Metric:
     """
     if ":" in spec and data.task == "text":
         return own_text_metric(spec, imported("metric", spec, trust=True))
+    if data.task == "ranking":
+        if ":" in spec:
+            return own_list_metric(spec, imported("metric", spec, trust=True))
+        if (at := list_metric(spec)) is not None:
+            return at
     if ":" in spec:
         return find_metric(spec, "multiclass", trust=True)
     return chosen_metric(spec, metrics_of(data), data.task)
@@ -275,8 +289,8 @@ def metric_of(spec: str, data: Any) -> Metric:
 def default_of(data: Any, counts: Sequence[int] | None) -> Metric:
     """The metric where the user names none: macro average precision of labels, the mean score of a mix.
 
-    Of a text it is the cross-entropy, of answers how many are exact, of a retrieval MAP@R.
+    Of a text it is the cross-entropy, of answers how many are exact, of a retrieval MAP@R, of lists NDCG@10.
     """
-    if data.task in ("multilabel", "multitask", "text", "retrieval"):
+    if data.task in ("multilabel", "multitask", "text", "retrieval", "ranking"):
         return next(iter(metrics_of(data).values()))
     return default_metric(data.task, counts)

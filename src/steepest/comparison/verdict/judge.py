@@ -108,7 +108,7 @@ class Judge:
             return float("nan")
         split = self.context.split(pair, -1)
         rows, classes = len(split.other_target), self.context.classes
-        if self.context.table.task == "regression":
+        if self.context.table.task in ("regression", "ranking"):
             outcome = Outcome(np.full(rows, split.scale[0]))
         else:
             common = int(np.bincount(split.target.numpy()).argmax())

@@ -178,6 +178,7 @@ def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellRes
     else:
         width = {"text": 2, RETRIEVAL: WIDTH}.get(split.task)
         shape = np.shape(split.other_target) if width is None else (rows, width)
+        shape = shape if split.query is None else (rows,)
         outcome = Outcome(np.full(shape, np.nan))
     return CellResult(job.kind, job.name, *pair, values, outcome)
 
@@ -368,7 +369,7 @@ def _scored(context: Context, job: Job, pair: Pair, values: dict[str, Any], outc
     split, task = context.split(pair, -1), context.table.task
     y, w = split.other_target, split.other_weight
     values["score"] = _finite(context.metric(y, outcome, w))
-    if task in ("multilabel", "multitask", "text", RETRIEVAL):
+    if task in ("multilabel", "multitask", "text", RETRIEVAL, "ranking"):
         own = metrics_of(context.table)
         scores = {name: metric(y, outcome, w) for name, metric in own.items()}
         values["metrics"] = {name: _finite(value) for name, value in scores.items()}

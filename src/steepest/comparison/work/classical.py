@@ -12,9 +12,13 @@ from ..baselines.boosting import RoundsBaseline
 from ..design.context import Context, Split
 from ..design.embeddings import RAW
 from ..design.trials import learner_trials
+from ..read.lists import RANKING
 from ..read.retrieval import RETRIEVAL
 from ..scores.outcome import Outcome
 from .raw_inputs import RawInputs, ranked_alike, ranked_inputs
+
+NUMBERS = ("regression", RANKING)
+"""Tasks whose learners learn numbers."""
 
 
 def learners_of(task: str, rows: int, seed: int = 0) -> dict[str, Baseline]:
@@ -25,7 +29,7 @@ def learners_of(task: str, rows: int, seed: int = 0) -> dict[str, Baseline]:
     """
     if task == RETRIEVAL:
         return {RAW: cast("Baseline", RawInputs())}
-    kind = "regression" if task == "regression" else "classification"
+    kind = "regression" if task in NUMBERS else "classification"
     own = [classical_learners(kind, rows, seed, boosting=boosting) for boosting in ("boosting", "lightgbm")]
     return {learner.name: learner for learners in own for learner in learners}
 
@@ -87,7 +91,9 @@ def fit_learners(
     weight = None if split.weight is None else split.weight.numpy().astype(np.float64)
     target, others = split.target.numpy(), np.asarray(split.other_target)
     targets, other_targets = [target], [others]
-    known: dict[str, Any] = {} if split.task == "regression" else {"num_classes": classes}
+    known: dict[str, Any] = {} if split.task in NUMBERS else {"num_classes": classes}
+    if split.task == RANKING:  # grades, row by row
+        targets, other_targets = [target.astype(np.float64)], [others[:, 0]]
     if split.task == "multilabel":
         known = {"num_classes": 2}
         targets, other_targets = ([label.astype(np.int64) for label in both.T] for both in (target, others))

@@ -186,7 +186,8 @@ def _table_hash(table: Data) -> str:
     columns = list(table.pixels.shape) if isinstance(table, Images) else list(map(str, table.frame.columns))
     facts = [columns, table.task, list(table.classes), table.target_name, len(table.target)]
     facts += [] if isinstance(table, Images) else [[list(vars(kind).values()) for kind in table.types.values()]]
-    parts = [p for p in (table.groups, table.times, table.weights) if p is not None]
+    roles = (table.groups, table.times, table.weights, getattr(table, "queries", None))
+    parts = [p for p in roles if p is not None]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for array in parts:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -19,6 +19,7 @@ from ...core.torch_private import foreach_lerp_
 from ...data.sampling.per_class import per_class_batches
 from ...descent import (
     ArrayBatches,
+    Batches,
     Descent,
     EarlyStopping,
     Hook,
@@ -45,6 +46,7 @@ from ..metrics.metric import Metric
 from ..read.retrieval import RETRIEVAL
 from ..scores.outcome import Outcome
 from ..scores.retrieval import ranked
+from .list_batches import batches_of_lists, scores_of
 
 ASKED, SILENT = 50, 0.5
 """Steps, and seconds, at most from one question whether the time is over to the next."""
@@ -109,6 +111,8 @@ def outcome_of(objective: Objective, outputs: Tensor | Outcome, split: Split) ->
         return Outcome(ranked(objective.predict(outputs), split.other_target))
     with torch.no_grad():
         predicted = objective.predict(outputs).cpu().numpy()
+        if split.query is not None:
+            return Outcome(scores_of(objective, predicted, split.scale))
         if split.task in ("regression", "multitask"):
             mean, deviation = split.scale
             return Outcome(predicted.astype(np.float64) * deviation + mean, None, None)
@@ -204,6 +208,7 @@ def train(recipe: Recipe, members: Sequence[Member]) -> dict[str, float]:
         group, networks = [m for m, _ in pairs], [n for _, n in pairs]
         own = any(list(m.objective.parameters()) for m in group if m.objective)
         alike = stackable(networks[0]) and not own and group[0].split.inputs.ndim == 2
+        alike = alike and group[0].split.query is None
         together = alike and recipe.stacks and recipe.augment is None and not recipe.fixed_length
         if is_tabm(networks[0]):  # which a stack trains by hand alone
             together = together and not any(m.objective.needs for m in group if m.objective)
@@ -350,16 +355,21 @@ def _train_each(recipe: Recipe, members: Sequence[Member], networks: Sequence[Ne
         split, objective = member.split, member.objective
         assert objective is not None
         batch, steps = recipe.steps(len(split.inputs))
-        batches = ArrayBatches(
-            split.inputs.to(recipe.device),
-            split.target.to(recipe.device),
-            batch_size=batch,
-            steps=steps,
-            seed=member.seeds["order"],
-            weight=None if split.weight is None else split.weight.to(recipe.device),
-            sampler=_sampler(objective, split.task),
-            augment=recipe.augment,
-        )
+        if split.query is not None:
+            batches: Batches = batches_of_lists(
+                split, objective, batch_size=batch, steps=steps, seed=member.seeds["order"], device=recipe.device
+            )
+        else:
+            batches = ArrayBatches(
+                split.inputs.to(recipe.device),
+                split.target.to(recipe.device),
+                batch_size=batch,
+                steps=steps,
+                seed=member.seeds["order"],
+                weight=None if split.weight is None else split.weight.to(recipe.device),
+                sampler=_sampler(objective, split.task),
+                augment=recipe.augment,
+            )
         trained = [*network.parameters(), *objective.parameters()]
         optimizer = recipe.arm.build(trained, member.trial)
         average = _average(recipe.arm, member.trial, network)

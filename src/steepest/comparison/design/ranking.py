@@ -1,0 +1,72 @@
+"""What a comparison of rankings does otherwise: losses of lists, and of rows by themselves; whole lists in a prefix."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...core.heads import ScalarHead
+from ...core.objective import Objective, TaskInfo
+from ..read.lists import RANKING
+
+SHORTLIST = ("listnet", "ranknet", "lambda_loss", "approx_ndcg", "listmle", "pairwise_logistic")
+"""Losses of lists that are tried when none is named; from its end it is cut."""
+
+
+class OfRows:
+    """Makes a loss of numbers one of graded rows, whatever list they stand in: pointwise regression.
+
+    Its targets are standardised grades, and what it predicts goes back to their scale.
+    """
+
+    tasks = (RANKING,)
+    pointwise = True
+
+    def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
+        """One score a row."""
+        return ScalarHead(feature_dim)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """The scores."""
+        return outputs
+
+
+@cache
+def of_lists(cls: type[Objective]) -> type[Objective]:
+    """The class as a comparison of rankings trains with it: a loss of lists as it is, one of numbers row by row."""
+    if cls.fits(RANKING):
+        return cls
+    return type(cls.__name__, (OfRows, cls), {"__doc__": cls.__doc__, "__module__": cls.__module__})
+
+
+def is_pointwise(objective: Any) -> bool:
+    """Whether an objective, or its class, is of rows by themselves."""
+    return bool(getattr(objective, "pointwise", False))
+
+
+def graded(target: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """What metrics of lists take: grade and list of each row ``[N, 2]``."""
+    return np.stack([target, queries.astype(np.float64)], 1)
+
+
+def scale_of(grades: np.ndarray) -> tuple[float, float]:
+    """Mean and deviation of the grades of a training part."""
+    return float(grades.mean()), float(grades.std()) or 1.0
+
+
+def prefix_of_lists(train: np.ndarray, queries: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """``rows`` row positions of a training part: whole lists in one random order, but for the last one.
+
+    So fewer rows lie within more.
+
+    >>> prefix_of_lists(np.arange(6), np.array([0, 0, 1, 1, 2, 2]), 2, 1)
+    array([4, 5])
+    """
+    if rows >= len(train):
+        return train
+    own = queries[train]
+    rank = np.random.default_rng(seed).permutation(int(queries.max()) + 1)
+    return np.sort(train[np.argsort(rank[own], kind="stable")[:rows]])
