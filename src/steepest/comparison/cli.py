@@ -222,7 +222,7 @@ def compare_command(
         int | None,
         typer.Option(
             help="Rows a step. Default: 64, or 256 above 10,000 rows; of tabm 32 to 1,024; of texts 32, or 8 with a "
-            "model of a folder.",
+            "model of a folder; of lists those of eight, about, for a list stays whole.",
             rich_help_panel="Design",
         ),
     ] = None,

@@ -293,7 +293,8 @@ def predict_command(
     """Predict new rows with a run's winner, network or classical learner: tuned threshold, calibrated probabilities.
 
     The winner of a comparison of texts goes on from prompts; that of a retrieval gives of each row the five nearest
-    training rows (index from 0 on, label, cosine) and its embedding, which --no-probabilities leaves out.
+    training rows (index from 0 on, label, cosine) and its embedding, which --no-probabilities leaves out; that of a
+    ranking gives each row a score, and its rank in its list.
 
     Example: `steepest predict last new-rows.csv --to predictions.csv`.
     """
@@ -324,7 +325,7 @@ def predict_command(
     frame = winner.predict_file(rows, encoding=encoding, separator=separator, header=header)
     if probabilities is False:
         frame = frame[list(winner.predicted_columns)]
-    elif not (of_text or of_rows) and winner.no_probabilities:
+    elif not (of_text or of_rows) and winner.no_probabilities and "query" not in winner.facts:
         typer.echo(f"warning: {winner.name} gives no probabilities: {winner.no_probabilities}", err=True)
     for line in winner.warnings:
         typer.echo(f"warning: {line}", err=True)

@@ -134,17 +134,20 @@ class Context:
         if rows not in self._of_rows:
             capped = Context(self.table, self.settings, self.test)
             capped._whole = self
-            seed, target = self.settings.seed, self.table.target
+            seed = self.settings.seed
             capped._folds = {
-                pair: replace(fold, train=self._prefix(fold.train, target, rows, seed_of(seed, *pair, "prefix")))
+                pair: replace(fold, train=self.first_rows(fold.train, rows, seed_of(seed, *pair, "prefix")))
                 for pair, fold in self.folds.items()
             }
             self._of_rows[rows] = capped
         return self._of_rows[rows]
 
-    def _prefix(self, train: np.ndarray, target: np.ndarray, rows: int, seed: int) -> np.ndarray:
-        queries = getattr(self.table, "queries", None)
-        return prefix(train, target, rows, seed) if queries is None else prefix_of_lists(train, queries, rows, seed)
+    def first_rows(self, train: np.ndarray, rows: int, seed: int) -> np.ndarray:
+        """``rows`` row positions of a training part, in an order of classes, or of whole lists where they are ranked."""
+        table = self.table
+        if isinstance(table, Table) and table.queries is not None:
+            return prefix_of_lists(train, table.queries, rows, seed)
+        return prefix(train, table.target, rows, seed)
 
     @property
     def folds(self) -> dict[Pair, Fold]:

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..metrics.tables import default_of, metric_of
 from ..names import AUTO, check_varied, objective_words
 from ..own_parts import imported
+from ..read import Table
 from ..read.images import Images
 from ..read.inputs import Data, class_counts, shape_text
 from ..read.lists import RANKING
@@ -27,6 +28,7 @@ from .folds import CLASSES
 from .models import IMAGE_MODELS, MODELS, feature_width, find_model, members_of, model_of
 from .networks import choose_network, training_of, with_network
 from .objectives import choose_objectives
+from .ranking import rows_of_batch
 from .resolve_retrieval import resolve_retrieval
 from .resolve_text import resolve_text
 from .settings import Settings
@@ -93,6 +95,8 @@ def resolve(request: Request, table: Data, fixed: Data | None = None) -> tuple[C
     }
 
     defaults = {**counted, **vars(training_of(model_spec, rows))}
+    if isinstance(table, Table) and table.queries is not None:
+        defaults["batch_size"] = rows_of_batch(table.queries)
     asked = {name: getattr(request, name) for name in defaults}
     settings = Settings(
         objectives=tuple(chosen),

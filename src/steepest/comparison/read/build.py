@@ -108,6 +108,7 @@ def build(
         "label_dtype": typed_target.dtype,
         "groups": values["query"] if values["group"] is None else values["group"],
         "queries": values["query"],
+        "query_name": raw.names[roles["query"]] if "query" in roles else "",
         "times": values["time"],
         "weights": values["weight"],
         "decisions": (features.summary(target_name), *decisions),

@@ -130,7 +130,7 @@ def list_lines(queries: np.ndarray | None, grades: np.ndarray) -> list[str]:
 def generated_lists(lists: int = 240, seed: int = 0) -> Any:
     r"""A frame of lists whose utilities are known: columns ``list``, ``x1`` .. ``x8`` and ``grade``.
 
-    .. math:: u = x_1 x_2 + 1.5 \tanh(2 x_3) + 0.5 x_4^2 + 0.5 \epsilon + s_{list}
+    .. math:: u = x_1 x_2 + 1.5 \tanh(2 x_3) + 0.5 x_4^2 + \epsilon + 1.5 s_{list}
 
     All are normal, eight to twenty rows a list. The list's own shift s moves all its utilities alike and stands in no
     column: a grade says more beside others of its list than alone. A grade counts the quantiles .5, .75, .9 and .97 of
@@ -144,9 +144,9 @@ def generated_lists(lists: int = 240, seed: int = 0) -> Any:
     sizes = rng.integers(8, 21, lists)
     which = np.repeat(np.arange(lists), sizes)
     x = rng.standard_normal((len(which), 8))
-    shift = rng.standard_normal(lists)[which]
+    shift = 1.5 * rng.standard_normal(lists)[which]
     utility = x[:, 0] * x[:, 1] + 1.5 * np.tanh(2 * x[:, 2]) + 0.5 * x[:, 3] ** 2 + shift
-    utility += 0.5 * rng.standard_normal(len(which))
+    utility += rng.standard_normal(len(which))
     grades = np.searchsorted(np.quantile(utility, [0.5, 0.75, 0.9, 0.97]), utility)
     columns = {f"x{i + 1}": x[:, i].round(4) for i in range(8)}
     return pd.DataFrame({LIST_COLUMN: [f"q{code:03d}" for code in which], **columns, "grade": grades})

@@ -47,6 +47,7 @@ class Table:
         sha256: of the file's bytes, or of the arrays' contents.
         parts: each of several targets; empty for one.
         queries: of ranking the list of each row, ``[rows]`` int64 codes; else None.
+        query_name: of the queries' column.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Table:
     options: ReadOptions = field(default_factory=ReadOptions)
     label_dtype: str = "str"
     queries: np.ndarray | None = None
+    query_name: str = ""
 
 
 def load_table(

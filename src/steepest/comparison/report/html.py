@@ -14,6 +14,7 @@ from ..names import varied
 from ..statistics.looks import percent
 from . import cost, figures, multiples, views
 from .advice import advice, expected, is_classical
+from .lists import lists
 from .numbers import chance, compact, duration, inline, interval, number, probability
 from .paired import paired
 from .recall import recall_figures
@@ -62,6 +63,7 @@ def report_html(results: dict[str, Any]) -> str:
         samples=views.samples(results),
         recall_at=recall_figures(results),
         nearest=results.get("nearest"),
+        lists=lists(results),
         conflict=views.conflict(results),
         origins=views.origins(results),
         recall=views.recall(results),

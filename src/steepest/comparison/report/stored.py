@@ -124,6 +124,19 @@ _BASIS = Record(
 _CLASSICAL = Record(
     {"sentence": Text(), "best": Text(), "mean": _VALUE, **_GAP}, {"wins": Flag(), "detectable": _AMOUNT}
 )
+LISTS = Record(
+    {
+        "counted": _COUNT,
+        "equal": _COUNT,
+        "depth": Listed(Whole(1, 1000), least=1),
+        "label": _DRAWN,
+        "ndcg": Named(Record(dict.fromkeys(("mean", "low", "high"), Listed(_VALUE))), _DRAWN),
+        "gains": Named(
+            Record({"values": Listed(Number(), least=1), **dict.fromkeys(("better", "worse"), Number(0.0, 1.0))}), _DRAWN
+        ),
+    }
+)
+"""Figures of rankings."""
 RESULTS = Record(
     {
         "version": Text(),
@@ -155,6 +168,7 @@ RESULTS = Record(
         "nearest": Record(
             {"sides": Listed(Text(), least=1, most=2), "queries": Listed(_QUERY), "images": Named(Text())}
         ),
+        "lists": LISTS,
         "conflict": Record({"targets": Listed(_DRAWN, least=2), "arms": Named(CONFLICT)}),
         "alpha": Number(0.0, 1.0, positive=True),
         "look": Maybe(LOOK),
@@ -222,6 +236,10 @@ def check_results(results: Any) -> None:
     for name, own in conflict["arms"].items():
         if [len(row) for row in own["cosine"]] != [size] * size:
             refuse_stored(inside(FILE, f"conflict.arms[{name!r}]"), f"{size} rows of {size} cosines", own["cosine"])
+    ranked = results.get("lists") or {"ndcg": {}, "depth": ()}
+    for name, own in ranked["ndcg"].items():
+        if {len(values) for values in own.values()} != {len(ranked["depth"])}:
+            refuse_stored(inside(FILE, f"lists.ndcg[{name!r}]"), f"{len(ranked['depth'])} values", own)
     by_fold = (results.get("expected") or {"by_fold": []})["by_fold"]
     for name in by_fold:
         if len(results["fold_scores"].get(name, ())) != len(by_fold):

@@ -28,6 +28,7 @@ from ..names import varied
 from ..read import Table
 from ..read.images import Images
 from ..read.inputs import class_counts, shape_text
+from ..read.lists import RANKING
 from ..read.retrieval import RETRIEVAL
 from ..scores.operating_point import apply_temperature, reliability_bins
 from ..statistics import BETTER, LEAST_FOR_INTERVAL, SAME, WORSE, Look, PairedResult, holm
@@ -35,11 +36,18 @@ from ..statistics.looks import confidence
 from ..work.store import Store
 from .basis import Basis, basis_facts
 from .judge import Judge
+from .lists import list_facts
 from .practical import probabilities, rope_of, rope_words
 from .retrieval import of_retrieval
 
 MOST_CONFUSED = 50
 """With more classes than these no confusion matrix is kept."""
+RANKED = {
+    "lists": "whole on one side of every split and in every batch; those of equal grades are not counted",
+    "rows of equal score": "the expected value over their orders",
+    "losses of numbers": "pointwise: each row by itself, on standardised grades",
+}
+"""How lists are treated, in words."""
 
 
 def assemble(
@@ -176,6 +184,8 @@ def assemble(
         results |= of_retrieval(judge, [*names, *classical_names], picked, _interval)
     if table.task == "text":
         results["samples"] = _samples(judge, picked)
+    if table.task == RANKING:
+        results["lists"] = list_facts(judge, names, lambda values: _interval(values, judge, metric.bounds))
     if conflict := _conflict(judge, names):
         results["conflict"] = {"targets": [target.name for target in context.parts], "arms": conflict}
     results["sentence"] = sentence(results, tuned=judge.settings.trials > 1)
@@ -529,6 +539,7 @@ def protocol(context: Context) -> dict[str, str]:
     inner = f"one {'12.5' if s.fixed_length else '25'}% holdout" if parts == 1 else f"{parts} folds"
     if table.task == RETRIEVAL:
         inner = "one holdout of whole classes" if parts == 1 else f"{parts} class-disjoint folds"
+    ranked = isinstance(table, Table) and table.queries is not None
     seeds = "a fixed test set" + (f", {s.repeats} seeds" if s.repeats > 1 else "")
     design = seeds if s.test else f"{s.repeats} x {s.folds} {kind} folds"
     rate = "" if s.vary == "schedule" else ", one-cycle learning rate"
@@ -554,4 +565,5 @@ def protocol(context: Context) -> dict[str, str]:
         **_trials_of_learners(context),
         "label noise": f"{s.noise:.0%} of training labels" if s.noise else "none",
         "seed": str(s.seed),
+        **(RANKED if ranked else {}),
     }

@@ -32,6 +32,7 @@ from ..design.trials import Trial, seed_of, words_of_trial
 from ..errors import InputError
 from ..metrics.tables import evaluate, metrics_of, per_class_recall
 from ..read.images import Images
+from ..read.lists import RANKING
 from ..read.retrieval import RETRIEVAL
 from ..scores.operating_point import fit_temperature, tune_threshold
 from ..scores.outcome import Outcome
@@ -178,7 +179,7 @@ def _failed(context: Context, job: Job, pair: Pair, error: Exception) -> CellRes
     else:
         width = {"text": 2, RETRIEVAL: WIDTH}.get(split.task)
         shape = np.shape(split.other_target) if width is None else (rows, width)
-        shape = shape if split.query is None else (rows,)
+        shape = (rows,) if split.task == RANKING else shape
         outcome = Outcome(np.full(shape, np.nan))
     return CellResult(job.kind, job.name, *pair, values, outcome)
 

@@ -43,6 +43,7 @@ from ..design.embeddings import PER_CLASS
 from ..design.models import Backbone, build, feature_width, on_rows
 from ..design.trials import PEAK, Trial
 from ..metrics.metric import Metric
+from ..read.lists import RANKING
 from ..read.retrieval import RETRIEVAL
 from ..scores.outcome import Outcome
 from ..scores.retrieval import ranked
@@ -111,7 +112,7 @@ def outcome_of(objective: Objective, outputs: Tensor | Outcome, split: Split) ->
         return Outcome(ranked(objective.predict(outputs), split.other_target))
     with torch.no_grad():
         predicted = objective.predict(outputs).cpu().numpy()
-        if split.query is not None:
+        if split.task == RANKING:
             return Outcome(scores_of(objective, predicted, split.scale))
         if split.task in ("regression", "multitask"):
             mean, deviation = split.scale

@@ -41,6 +41,7 @@ from ...parts import Part
 from ...read import Preprocessor
 from ...read.images import ImageScaler
 from ...read.inputs import restore
+from ...read.lists import RANKING
 from ...read.task import LABEL_DTYPES
 from ...scores.calibration import SLOPES, Calibration
 from ...scores.operating_point import TEMPERATURES
@@ -51,7 +52,7 @@ FILE = "winner.json"
 KINDS = ("objective", "classical")
 """A network that goes down an objective, or a classical learner."""
 CLASSES = ("binary", "multiclass")
-TASKS = (*CLASSES, "regression", "multilabel", "multitask")
+TASKS = (*CLASSES, "regression", "multilabel", "multitask", RANKING)
 _COUNT = Whole(low=1)
 _SCALE = (Number(), Number(positive=True))
 _SEED = Whole(0, 2**31 - 1)
@@ -80,6 +81,7 @@ _SHARED: dict[str, Shape] = {
     "no_probabilities": Text(),
     "weights": Text(),
 }
+_OF_LISTS: dict[str, Shape] = {"query": Text()}
 FACTS = {
     "objective": Record(
         {
@@ -101,7 +103,8 @@ FACTS = {
                 }
             ),
             "epochs": Whole(1, 100_000),
-        }
+        },
+        _OF_LISTS,
     ),
     "classical": Record(
         {
@@ -109,11 +112,12 @@ FACTS = {
             "learner": Text(),
             "hyper": Named(Anything()),
             "rounds": Listed(Whole(1, MOST_ROUNDS)),
-            "task": Word(TASKS[:4]),
+            "task": Word((*TASKS[:4], RANKING)),
             "rows": _COUNT,
             "seed": _SEED,
             "middle": Listed(Number()),
-        }
+        },
+        _OF_LISTS,
     ),
 }
 """Fields by kind."""
@@ -188,6 +192,8 @@ def checked(values: Any, trust: Trust) -> WinnerFacts:
         Word(KINDS).check(kind, inside(FILE, "kind"))
     FACTS[kind if isinstance(kind, str) else KINDS[0]].check(values, FILE)
     task = values["info"]["task"] if kind == "objective" else values["task"]
+    if ("query" in values) != (task == RANKING):
+        refuse(inside(FILE, "query"), "the column of lists, of a ranking alone", values.get("query"))
     parts = [Part.from_json(fields) for fields in values["parts"]]
     outputs = _check_targets(values, task, parts)
     if kind == "objective":
@@ -322,7 +328,7 @@ def _check_outputs(values: dict[str, Any], task: str, parts: list[Part]) -> None
             refuse(where, "0 and 1 for classes", values["scale"])
     else:
         Row(_SCALE).check(values["scale"], where)
-        if task != "regression" and values["scale"] != [0, 1]:
+        if task not in ("regression", RANKING) and values["scale"] != [0, 1]:
             refuse(where, f"0 and 1 for a {task} target", values["scale"])
     labels = len(values["classes"]) if task == "multilabel" else 1
     for name, tasks in (

@@ -15,12 +15,11 @@ import torch
 from ...design.context import Context, Pair, Split
 from ...design.deadline import OutOfTime
 from ...design.folds import CLASSES, Fold
-from ...design.levels import prefix
 from ...design.models import build, on_rows
 from ...design.settings import Settings
 from ...design.trials import Trial, seed_of, words_of_trial
 from ...errors import InputError
-from ...read import Preprocessor
+from ...read import Preprocessor, Table
 from ...read.images import Images
 from ...read.inputs import fit_inputs
 from ...scores.calibration import calibrate
@@ -90,7 +89,7 @@ def fit_winner(
     if context.capped or rows is not None:
         seed = seed_of(context.settings.seed, *pair, "prefix")
         most = context.most_rows if context.capped else len(positions)
-        positions = prefix(positions, context.table.target, most if rows is None else min(most, rows), seed)
+        positions = context.first_rows(positions, most if rows is None else min(most, rows), seed)
     whole._folds = {pair: Fold(*pair, positions, positions[:1])}
     if kind == KINDS[0]:
         return _fit_network(whole, name, trial, ends_at)
@@ -191,6 +190,7 @@ def _shared(whole: Context) -> dict[str, Any]:
         "numeric": prepared.numeric if tabular else [],
         "preprocessing": prepared.to_json(),
         "pixels": list(table.pixels.shape[1:]) if isinstance(table, Images) else [],
+        **({"query": table.query_name} if isinstance(table, Table) and table.queries is not None else {}),
     }
 
 

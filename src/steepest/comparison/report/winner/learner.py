@@ -23,7 +23,7 @@ from ....core.stored import parse_json
 from ...baselines import Baseline, LightGBMBaseline
 from ...errors import InputError
 from ...scores.outcome import Outcome
-from ...work.classical import learner_of, moved_by, outcome_of_learners, restored
+from ...work.classical import NUMBERS, learner_of, moved_by, outcome_of_learners, restored
 from ...work.stored import read_header
 from .facts import WinnerFacts
 from .files import read_whole, said_by, write_whole
@@ -143,7 +143,7 @@ class FittedLearners:
         file = TREES if by_lightgbm else LEARNERS
         data = read_whole(folder, file, values["weights"])
         count = len(values["classes"]) if told.task == "multilabel" else 1
-        classes = 0 if told.task == "regression" else 2 if told.task == "multilabel" else len(values["classes"])
+        classes = 0 if told.task in NUMBERS else 2 if told.task == "multilabel" else len(values["classes"])
         learners: list[Baseline] = []
         models = models_of_trees(data, values["width"], classes) if by_lightgbm else estimators(data)
         if len(models) != count:

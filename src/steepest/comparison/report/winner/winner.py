@@ -19,12 +19,14 @@ from ...parts import Part
 from ...read.images import ImageScaler, load_images
 from ...read.images.raw import size_of
 from ...read.images.source import SMALLEST
+from ...read.options import read_options
 from ...read.task import label_index
 from ...scores.operating_point import apply_temperature
 from ...scores.outcome import Outcome
 from .facts import CLASSES, FILE, WinnerFacts, checked, read_facts
 from .files import TENSORS, FittedNetwork, check_array, refuse_infinite, said_by, winner_folder, write_whole
 from .learner import LEARNERS, FittedLearners
+from .lists import COLUMNS, list_column_of, no_lists, ranked
 from .loading import is_text_winner, kind_of_winner
 from .trees import TREES
 
@@ -41,6 +43,7 @@ class Winner:
     def __init__(self, facts: WinnerFacts, fitted: FittedNetwork | FittedLearners) -> None:
         self.facts, self._told, self.fitted = facts.values, facts, fitted
         self.prepared, self.parts = facts.prepared, facts.parts
+        self._warned: list[str] = []
 
     @classmethod
     def of(cls, facts: dict[str, Any], fitted: FittedNetwork | FittedLearners, trust: Trust) -> Self:
@@ -116,7 +119,7 @@ class Winner:
     @property
     def warnings(self) -> list[str]:
         """What there was to beware of in the rows predicted last, a line each."""
-        return list(getattr(self.prepared, "warnings", ()))
+        return [*getattr(self.prepared, "warnings", ()), *self._warned]
 
     @property
     def no_probabilities(self) -> str:
@@ -124,11 +127,14 @@ class Winner:
         task = self._told.task
         if task in (*CLASSES, "multilabel"):
             return str(self.facts["no_probabilities"])
-        return "the target holds numbers" if task == "regression" else "it has several targets of different kinds"
+        why = {"regression": "the target holds numbers", "ranking": "it gives scores and ranks"}
+        return why.get(task, "it has several targets of different kinds")
 
     @property
     def predicted_columns(self) -> list[str]:
         """Names of the columns that :meth:`predict` gives before those of probabilities."""
+        if "query" in self.facts:
+            return list(COLUMNS)
         return [target.name for target in self.parts] or ["prediction"]
 
     def outcome(self, rows: Any) -> Outcome:
@@ -161,12 +167,22 @@ class Winner:
             ``prediction`` (class labels in the dtype of the training labels; for two classes cut at the tuned
             threshold), and ``p_LABEL`` for each class, calibrated, unless ``no_probabilities`` says why there are none.
             With several targets a column for each (and ``p_LABEL`` of each label). The row labels are those of a frame.
+            Of a ranking the list of each row, ``score``, and ``rank`` within the list, 1 for the highest score.
 
         Raises:
             InputError: a column is missing, or holds something else than it did in training, or a row lies so far out
                 that no finite number comes out.
         """
-        return _labelled(self._predictions(self.outcome(rows)), rows)
+        return _labelled(self._ranked(self._predictions(self.outcome(rows)), rows), rows)
+
+    def _ranked(self, predictions: pd.DataFrame, rows: Any, **reading: Any) -> pd.DataFrame:
+        """With ranks within lists, where the comparison was of rankings."""
+        if "query" not in self.facts:
+            return predictions
+        name = self.facts["query"]
+        queries = list_column_of(rows, name, read_options(**reading))
+        self._warned = [no_lists(name)] if queries is None else []
+        return ranked(predictions["prediction"].to_numpy(), queries, name)
 
     def predict_proba(self, rows: Any) -> pd.DataFrame:
         """Calibrated probabilities of rows as :meth:`predict` takes them.
@@ -221,7 +237,7 @@ class Winner:
             height, width, _ = self.facts["pixels"]
             size = height if height == width >= SMALLEST else None
             return self.predict(load_images(str(path), split="pool", size=size)[0].pixels)
-        return self._predictions(self.outcome(self.prepared.rows(path, **reading)))
+        return self._ranked(self._predictions(self.outcome(self.prepared.rows(path, **reading))), path, **reading)
 
 
 def _labelled(predictions: pd.DataFrame, rows: Any) -> pd.DataFrame:
