@@ -10,6 +10,7 @@ from torch import nn
 
 from ...nn.tabm import TabM
 from ..read.images import Images
+from ..read.lists import RANKING
 from ..read.texts import Texts
 from .context import Context
 from .levels import Level
@@ -88,7 +89,8 @@ def cell_seconds(
     batch = min(s.batch_size, fit)
     step = 6.0 * batch * work / speed
     alone = isinstance(context.table, Images | Texts)
-    together = models * step if alone else STEP * (1 if s.vary == "objective" else models) + models * step
+    stacked = s.vary == "objective" and context.table.task != RANKING
+    together = models * step if alone else STEP * (1 if stacked else models) + models * step
     looked = models * (SCORED + 2.0 * (rows - fit) * work / speed)
     seconds = epochs * (math.ceil(fit / batch) * together + looked)
     if refit and not s.fixed_length:
