@@ -13,6 +13,7 @@ from findings import cell
 from steepest.catalogue import System, owners
 from steepest.comparison import metrics
 from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.metrics.ranking import OF_LISTS
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.read.several import Part
 from steepest.core.objective import TASKS, Objective
@@ -23,6 +24,7 @@ WORDS = {
     "multiclass": "several classes, one a row",
     "multilabel": "several labels a row, each 0 or 1",
     "regression": "a number",
+    "ranking": "a grade a row, in lists; losses of numbers learn each row by itself",
     "multitask": "several targets of any kinds, here classes A and numbers B; each target takes a loss of its own kind",
 }
 
@@ -56,6 +58,7 @@ def metric_tables() -> dict[str, dict[str, metrics.Metric]]:
         **metrics.METRICS,
         "multilabel": MULTILABEL,
         "multitask": multitask_metrics(example),
+        "ranking": OF_LISTS,
     }
 
 

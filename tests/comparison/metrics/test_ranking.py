@@ -73,7 +73,7 @@ def test_equal_scores_count_with_their_mean_over_all_orders(seed):
     y6 = np.concatenate([np.stack([g, np.full(len(g), i)], 1) for i, (g, _) in enumerate(short)])
     ranked = RankedLists.of(y6, np.concatenate([s for _, s in short]))
     for k in (1, 3, None):
-        expected = [mean_of_orders(g, s, lambda o: dcg(o, k)) / dcg(np.sort(g)[::-1], k) for g, s in short]
+        expected = [mean_of_orders(g, s, lambda o, k=k: dcg(o, k)) / dcg(np.sort(g)[::-1], k) for g, s in short]
         assert ranked.ndcg(k) == pytest.approx(expected, abs=1e-12)
     assert ranked.average_precision() == pytest.approx([mean_of_orders(g, s, precision) for g, s in short], abs=1e-12)
     assert ranked.reciprocal_rank() == pytest.approx([mean_of_orders(g, s, reciprocal) for g, s in short], abs=1e-12)

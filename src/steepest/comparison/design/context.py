@@ -143,7 +143,7 @@ class Context:
         return self._of_rows[rows]
 
     def first_rows(self, train: np.ndarray, rows: int, seed: int) -> np.ndarray:
-        """``rows`` row positions of a training part, in an order of classes, or of whole lists where they are ranked."""
+        """``rows`` row positions of a training part, in an order of classes, or of whole lists where there are any."""
         table = self.table
         if isinstance(table, Table) and table.queries is not None:
             return prefix_of_lists(train, table.queries, rows, seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,16 @@ class OfRows:
         return outputs
 
 
-@cache
+_ROW_BY_ROW: dict[type[Objective], type[Objective]] = {}
+
+
 def of_lists(cls: type[Objective]) -> type[Objective]:
     """The class as a comparison of rankings trains with it: a loss of lists as it is, one of numbers row by row."""
     if cls.fits(RANKING):
         return cls
-    return type(cls.__name__, (OfRows, cls), {"__doc__": cls.__doc__, "__module__": cls.__module__})
+    if cls not in _ROW_BY_ROW:
+        _ROW_BY_ROW[cls] = type(cls.__name__, (OfRows, cls), {"__doc__": cls.__doc__, "__module__": cls.__module__})
+    return _ROW_BY_ROW[cls]
 
 
 def is_pointwise(objective: Any) -> bool:

@@ -65,7 +65,9 @@ class RankedLists:
     @cached_property
     def place(self) -> np.ndarray:
         """Where each row stands in its list ``[M]``, from 0."""
-        return np.arange(len(self.lists)) - (np.cumsum(self.sizes) - self.sizes)[self.lists]
+        starts: np.ndarray = np.cumsum(self.sizes) - self.sizes
+        place: np.ndarray = np.arange(len(self.lists)) - starts[self.lists]
+        return place
 
     @cached_property
     def ties(self) -> np.ndarray:
@@ -80,7 +82,8 @@ class RankedLists:
 
     def mean_of_ties(self, values: np.ndarray) -> np.ndarray:
         """The mean ``[M]`` over the rows of equal score."""
-        return (np.bincount(self.ties, values) / np.bincount(self.ties))[self.ties]
+        means: np.ndarray = np.bincount(self.ties, values) / np.bincount(self.ties)
+        return means[self.ties]
 
     def ndcg(self, k: int | None = None) -> np.ndarray:
         """Expected NDCG@k of each list ``[L]``, with gains 2^grade - 1.
@@ -94,7 +97,8 @@ class RankedLists:
             discount = np.where(self.place < k, discount, 0.0)
         gains = np.exp2(self.grades) - 1
         best = gains[np.lexsort((-gains, self.lists))]
-        return self.by_list(gains * self.mean_of_ties(discount)) / self.by_list(best * discount)
+        shares: np.ndarray = self.by_list(gains * self.mean_of_ties(discount)) / self.by_list(best * discount)
+        return shares
 
     def _parts(self) -> tuple[np.ndarray, ...]:
         """Of each row: rows and relevant rows of its score, rows and relevant rows above them, its place among them."""
@@ -111,7 +115,8 @@ class RankedLists:
         size, good, before, above = self._parts()
         j = self.place - before  # of a relevant row at this place, others are before it with chance (good-1)/(size-1)
         others = above + 1 + j * (good - 1) / np.maximum(size - 1, 1)
-        return self.by_list(good / size * others / (self.place + 1)) / self.by_list((self.grades > 0) * 1.0)
+        total: np.ndarray = self.by_list(good / size * others / (self.place + 1))
+        return total / self.by_list((self.grades > 0) * 1.0)
 
     def reciprocal_rank(self) -> np.ndarray:
         """Expected 1 / rank of the first relevant row of each list ``[L]``."""

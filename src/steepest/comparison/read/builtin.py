@@ -21,7 +21,8 @@ def load_builtin(name: str) -> pd.DataFrame:
     if name == LISTS:
         from .lists import generated_lists
 
-        return generated_lists()
+        lists: pd.DataFrame = generated_lists()
+        return lists
     import numpy as np
     from sklearn import datasets  # slow to import
 

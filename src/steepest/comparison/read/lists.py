@@ -93,8 +93,8 @@ def check_whole(
         several = np.flatnonzero(~constant_in_lists(queries, own)[queries])
         if several.size:
             raise InputError(
-                f"{role}: the list of row {several[0] + 1} has rows of several {role}s in {show(names[role])}: expected "
-                f"each list of {show(names['query'])} within one {role}"
+                f"{role}: the list of row {several[0] + 1} has rows of several {role}s in {show(names[role])}: "
+                f"expected each list of {show(names['query'])} within one {role}"
             )
     ordered = int((~constant_in_lists(queries, grades)).sum())
     if ordered < max(4, folds):
@@ -123,7 +123,7 @@ def list_lines(queries: np.ndarray | None, grades: np.ndarray) -> list[str]:
     line = f"lists: {len(sizes)}, of {sizes.min()} to {sizes.max()} rows (median {np.median(sizes):g})"
     equal = int(constant_in_lists(queries, grades).sum())
     if equal:
-        line += f"; {count(equal, 'list')} of equal grades, which no metric counts"
+        line += f"; {count(equal, 'list')} of equal grades, not counted by any metric"
     return [line]
 
 

@@ -9,10 +9,13 @@ from markupsafe import Markup
 from ...core.lazy import late
 from ...core.pages.palette import LIGHT
 from ...core.pages.svg import canvas, inline
-from .multiples import HEIGHT, SIZE, WIDTH, curve_limits
+from .multiples import HEIGHT, SIZE, WIDTH
 from .numbers import number
 
 ticker = late("matplotlib.ticker")
+
+WITHIN = 0.98
+"""The share of gains that lie within the scale; the largest may be cut."""
 
 
 def lists(results: dict[str, Any]) -> dict[str, Any] | None:
@@ -22,7 +25,8 @@ def lists(results: dict[str, Any]) -> dict[str, Any] | None:
         return None
     baseline = results["headline"]["baseline"]
     order = [row["name"] for row in results["rows"] if row["name"] in known["ndcg"]]
-    limits = curve_limits({name: {"valid": own["mean"]} for name, own in known["ndcg"].items()}, True)
+    means = [value for name in order for value in known["ndcg"][name]["mean"] if value is not None] or [0.0, 1.0]
+    limits = (min(means), max(means)) if max(means) > min(means) else (means[0] - 0.5, means[0] + 0.5)
     depths = known["depth"]
     curves = [
         {
@@ -33,7 +37,8 @@ def lists(results: dict[str, Any]) -> dict[str, Any] | None:
         for place, name in enumerate(order)
     ]
     gains = [(name, known["gains"][name]) for name in order if name in known["gains"]]
-    reach = max((abs(value) for _, own in gains for value in own["values"]), default=0.0) or 1.0
+    lengths = sorted(abs(value) for _, own in gains for value in own["values"]) or [1.0]
+    reach = lengths[round(WITHIN * (len(lengths) - 1))] or lengths[-1] or 1.0
     drawings = [
         {
             "name": name,

@@ -132,7 +132,8 @@ LISTS = Record(
         "label": _DRAWN,
         "ndcg": Named(Record(dict.fromkeys(("mean", "low", "high"), Listed(_VALUE))), _DRAWN),
         "gains": Named(
-            Record({"values": Listed(Number(), least=1), **dict.fromkeys(("better", "worse"), Number(0.0, 1.0))}), _DRAWN
+            Record({"values": Listed(Number(), least=1), **dict.fromkeys(("better", "worse"), Number(0.0, 1.0))}),
+            _DRAWN,
         ),
     }
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..metrics.ranking import RankedLists, list_metric
+from ..read import Table
 from .judge import Judge
 
 DEEPEST, MOST = 20, 200
@@ -28,6 +29,8 @@ def list_facts(judge: Judge, names: Sequence[str], interval: Callable[[list[floa
         baseline's, in order, by objective, and the shares of lists that are better and worse.
     """
     table = judge.context.table
+    assert isinstance(table, Table)
+    assert table.queries is not None
     rows = np.bincount(table.queries)
     counted: set[float] = set()
     deepest = int(min(DEEPEST, rows.max()))
