@@ -93,7 +93,7 @@ def test_pooled_vectors_are_those_of_dense_products_and_p_is_a_constant():
     a = dense(edges, 34)
     model = model_of(NeuralCommonNeighbor)
     torch.testing.assert_close(model.pooled(h, edges, pairs), (a[pairs[0]] * a[pairs[1]]) @ h, atol=1e-12, rtol=0)
-    completed = model_of(NeuralCommonNeighborCompletion, scale=1.0, offset=0.0, residual=True).eval()
+    completed = model_of(NeuralCommonNeighborCompletion, scale=1.0, offset=0.0, residual=True, beta=0.5).eval()
     some = pairs[:, ::23]
     torch.testing.assert_close(completed(h, edges, some), by_loops(completed, h, a, some, 1), atol=1e-10, rtol=0)
 
@@ -224,6 +224,8 @@ def test_options_states_and_kinds_of_input():
         torch.sparse_coo_tensor(edges, torch.ones(156), (34, 34), check_invariants=True),
     ):
         torch.testing.assert_close(twin(h, given, pairs.int()), value, atol=1e-5, rtol=0)
+    left_out = NeuralCommonNeighbor(5, 6, dropout=0.5)
+    assert not torch.equal(left_out(h, edges, pairs), left_out(h, edges, pairs))
     assert NeuralCommonNeighbor(5, 6).xlin is None
     assert model(h, edges, torch.empty(2, 0, dtype=torch.long)).shape == (0, 1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,1 @@
+"""Experiments on layers, at the same relative path as their systems."""
