@@ -20,8 +20,8 @@ from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
 from steepest.comparison.design.models import MODELS
 from steepest.comparison.design.objectives import known_objectives
-from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.metrics.retrieval import OF_RETRIEVAL
+from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.metrics.texts import OF_ANSWERS
 from steepest.comparison.names import metric_names, model_names, objective_names
 from steepest.comparison.parts import Part

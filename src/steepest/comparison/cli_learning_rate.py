@@ -125,7 +125,9 @@ def lr_find_command(
         raise InputError("lr-find: for tables and images; a comparison of texts tries several learning rates itself")
     if request.of_retrieval or request.of_ranking:
         kind = "retrieval" if request.of_retrieval else "rankings"
-        raise InputError(f"lr-find: for classes and numbers; a comparison of {kind} tries several learning rates itself")
+        raise InputError(
+            f"lr-find: for classes and numbers; a comparison of {kind} tries several learning rates itself"
+        )
     check_asked(request)
     if figure is not None:
         check_figure(figure)

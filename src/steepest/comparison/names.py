@@ -17,9 +17,7 @@ from ..catalogue.names import ancestry, attribute, facts_of, resolve
 from .errors import InputError, nearest
 
 _OBJECTIVE = "core.objective:Objective"
-_WITH_METRICS = tuple(
-    f"comparison.metrics.{name}" for name in ("tables", "several", "texts", "retrieval", "ranking")
-)
+_WITH_METRICS = tuple(f"comparison.metrics.{name}" for name in ("tables", "several", "texts", "retrieval", "ranking"))
 _METRIC_WORDS = "comparison.metrics.words"
 """Where other libraries' words for metrics are, if there are any."""
 

@@ -36,7 +36,8 @@ class Table:
         target: ``[rows]`` int64 class codes ``0..C-1``, or float64.
         target_name: of the target's column.
         task: ``"binary"``, ``"multiclass"``, ``"regression"``, ``"ranking"`` (target grades), or with several targets
-            ``"multilabel"`` (target ``[rows, L]`` of 0/1) or ``"multitask"`` (``[rows, T]`` float64, class codes or numbers).
+            ``"multilabel"`` (target ``[rows, L]`` of 0/1) or ``"multitask"`` (``[rows, T]`` float64, class codes or
+            numbers).
         label_dtype: in which the labels came, as of ``label_index``.
         classes: C labels in code order, the L label names of multilabel; empty for regression and multitask.
         groups: ``[rows]`` int64 codes, or None; the queries of a ranking that names no groups.
