@@ -57,7 +57,7 @@ def negative_sampling(
         if not isinstance(nodes, int):
             refuse("undirected", "False between sources and destinations", undirected)
         row, column = torch.minimum(row, column), torch.maximum(row, column)
-        first = _first_of_rows(sources)
+        first = _first_of_rows(sources).to(row.device)
         cells = int(first[-1])
         keys = (first[row] + column - row - 1)[row != column]
     elif isinstance(nodes, int):

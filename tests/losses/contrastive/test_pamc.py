@@ -78,6 +78,8 @@ def test_soft_clusters_their_targets_and_the_divergence():
     torch.testing.assert_close(slope, -p / q.detach() / 2)
     wanted = torch.nn.functional.kl_div(q.log(), p.flip(0), reduction="batchmean")
     torch.testing.assert_close(deep_cluster_kl(q, p.flip(0)), wanted)
+    constant = p.flip(0).requires_grad_()
+    assert torch.autograd.grad(deep_cluster_kl(q, constant), constant, allow_unused=True) == (None,)
     sure = torch.tensor([[1.0, 0.0], [0.5, 0.5]], requires_grad=True)
     value = deep_cluster_kl(sure)
     assert value.isfinite()

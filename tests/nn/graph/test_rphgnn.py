@@ -212,6 +212,13 @@ def test_the_encoder_takes_rows_and_learns(merge):
     assert not torch.equal(encoder.train()(groups), encoder(groups))
 
 
+def test_first_weights_are_normal_by_both_widths_and_biases_are_0():
+    torch.manual_seed(0)
+    layers = RpHGNNEncoder([(3, 32)], hidden=64, classes=2).group_layers[0]
+    assert float(layers[0].weight.std()) == pytest.approx((2 / 128) ** 0.5, rel=0.05)  # 4,096 numbers: 1.1% a deviation
+    assert not layers[0].bias.any()
+
+
 def collect(*args):
     return RandomProjectionPropagator().collect(*args)
 
@@ -228,6 +235,8 @@ def collect(*args):
         ("edges: expected keys", lambda: RandomProjectionPropagator().collect(X, {"of": EDGES[RELATION]}, "t")),
         ("labels: expected values in 0..1", lambda: RandomProjectionPropagator().collect_labels(
             torch.tensor([0, 2]), torch.tensor([True, True]), 2, {"u": 3, "t": 2}, EDGES, "t")),
+        ("target: expected one of u", lambda: RandomProjectionPropagator().collect_labels(
+            torch.tensor([0, 2]), torch.tensor([True, True]), 2, {"u": 3}, EDGES, "t")),
         ("group_shapes: expected", lambda: RpHGNNEncoder([], 2, 2)),
         ("merge: expected", lambda: RpHGNNEncoder([(2, 2)], 2, 2, merge="sum")),
         ("filters: expected", lambda: RpHGNNEncoder([(2, 2)], 2, 2, filters=0)),

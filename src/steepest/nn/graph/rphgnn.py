@@ -221,6 +221,8 @@ class RandomProjectionPropagator:
             Tensors ``[N, 1, C]``.
         """
         check_number("classes", classes, low=2, integer=True)
+        if target not in sizes:
+            refuse("target", "one of " + ", ".join(sizes), target)
         check_tensor("labels", labels, floating=False, shape=(sizes[target],))
         check_tensor("known", known, shape=(sizes[target],))
         if known.dtype != torch.bool:
