@@ -70,6 +70,7 @@ CALLS = {
     "pairwise_softmax_loss": ((ONE, ROWS), {}),
     "softmax_loss_at_k": ((ONE, ROWS, ONE), {}),
     "emse_loss": ((ONE, ONE.flip(0), 0.5), {}),
+    "unpg_loss": ((ROWS, ROWS, PLACES), {}),
 }
 # functions whose `weight` or `reduction` is another thing
 OTHER_MEANING = {

@@ -20,6 +20,7 @@ from steepest.comparison.cli import compare_command
 from steepest.comparison.completion import complete_data, complete_file, complete_metric, complete_objectives
 from steepest.comparison.design.models import MODELS
 from steepest.comparison.design.objectives import known_objectives
+from steepest.comparison.metrics.ranking import OF_LISTS
 from steepest.comparison.metrics.retrieval import OF_RETRIEVAL
 from steepest.comparison.metrics.several import MULTILABEL, multitask_metrics
 from steepest.comparison.metrics.texts import OF_ANSWERS
@@ -232,6 +233,7 @@ def test_names_of_objectives_metrics_and_models_are_those_that_are_there():
         *metrics.METRICS.values(),
         MULTILABEL,
         OF_ANSWERS,
+        OF_LISTS,
         OF_RETRIEVAL,
         multitask_metrics([Part("a", "regression")]),
     )
@@ -323,7 +325,7 @@ def test_files_are_completed_with_their_folder(tmp_path, monkeypatch):
     (tmp_path / "in" / "wide.csv").touch()
     (tmp_path / ".hidden").touch()
     monkeypatch.chdir(tmp_path)
-    assert complete_data("") == ["breast_cancer", "diabetes", "digits", "iris", "wine", "sums", "in/"]
+    assert complete_data("") == ["breast_cancer", "diabetes", "digits", "iris", "lists", "wine", "sums", "in/"]
     assert complete_file("in/w") == ["in/wide.csv"]
     assert complete_file("nowhere/x") == complete_metric("zzz") == complete_objectives("x,zzz") == []
 

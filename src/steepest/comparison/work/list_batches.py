@@ -48,7 +48,7 @@ class ListBatches:
         within = within - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         rows = self._rows[self._starts[lists].repeat_interleave(sizes) + within]
         counts = torch.zeros(self.parts, dtype=torch.long, device=sizes.device).index_add_(0, batch, sizes)
-        return [part for part in rows.split(counts.tolist()) if len(part)]
+        return [places for places in rows.split(counts.tolist()) if len(places)]
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of a 1-based epoch."""
