@@ -3,21 +3,22 @@
 Set-up of the claim: the 1,797 digits of scikit-learn, 64 numbers in [0, 1], of which 900 drawn by the seed; five
 classes drawn by the seed are known, five are to be found; clusters and classes are matched one to one. Arms: k-means
 and spectral clustering of the new rows alone; k-means that knows the known means; spectral clustering of all rows; the
-projection with k-means in its latent space (128 and 16 units, .1 dropout, AdamW at 3e-3, 40 epochs). The width of both
-spectral arms (m in .6, the published one, and .01) and the projection's weight (w in .02, .2, .8, 1) are chosen by
+projection with k-means in its latent space (128 and 16 units, .1 dropout, AdamW at 3e-3, 30 epochs). The width of both
+spectral arms (m in .6, the published one, and .01) and the projection's weight (w in .02, .2, 1) are chosen by
 hidden classes: of the known ones two are hidden, in two folds. Spectral clustering without known classes embeds in as
 many eigenvectors as clusters.
 
 The publication's point is that the simple projection is best under such tuning; it gives several points over k-means,
-three are taken as the size, and the same for the spectral arm. A second claim: the number of classes that the
-silhouette finds in the latent space is within two of five: in more than half of the seeds, by .3.
+five are taken as the size, and the same for the spectral arm (three in a first record of ten seeds, with the same
+verdicts, whose seeds could have found 6.5 and 9.5). A second claim: the number of classes that the silhouette finds in
+the latent space is within two of five: in more than half of the seeds, by .3.
 
 Ours, the premise that known classes say what counts: a table of ten classes whose means differ in 8 features, beside 16
 of three times the spread in which they don't. There the projection is ten points above k-means.
 
-Where the projection is below k-means on digits, its loss, network and k-means were compared with the official code
-(alike), and other sizes, rates, lengths and standardised features were tried on other seeds (all below k-means, by 2 to
-29 points): digits are a table on which Euclidean distances between raw rows say more than known classes do.
+As the projection is not above k-means on digits, its loss, network and k-means were compared with the official code
+(alike), and other sizes, rates, lengths and standardised features were tried on other seeds (23 of 24 settings below
+k-means): digits are a table on which Euclidean distances between raw rows say more than known classes do.
 k-means, the baseline, must reach 60%.
 """
 
@@ -45,16 +46,16 @@ from ...experiment import Claim, Evidence
 from ...figures import bars_figure
 from ...settings import check_sane
 
-SEEDS = 10
+SEEDS = 32
 ROWS, CLASSES, NEW, K_MAX = 900, 10, 5, 12
 KMEANS, SPECTRAL, NCD_KMEANS, NCD_SPECTRAL, PROJECTION = (
     "k-means", "spectral", "k-means with known means", "spectral with known rows", "projection",
 )  # fmt: skip
-WIDTHS, WEIGHTS = (0.6, 0.01), (0.02, 0.2, 0.8, 1.0)
+WIDTHS, WEIGHTS = (0.6, 0.01), (0.02, 0.2, 1.0)
 SANITY = 60.0
 CLAIMS = (
-    Claim("projection", "the projection is above k-means (three points)", size=3.0),
-    Claim("spectral", "spectral clustering with known rows is above k-means (three points)", size=3.0),
+    Claim("projection", "the projection is above k-means (five points)", size=5.0),
+    Claim("spectral", "spectral clustering with known rows is above k-means (five points)", size=5.0),
     Claim("number", "within two of five classes are found in latent space (in .3 more than half of the seeds)",
           size=0.3, threshold=0.5),
     Claim("premise", "where known classes say which features count the projection is above k-means (ten points)",
@@ -129,7 +130,7 @@ def informative_table(seed: int, full: bool) -> tuple[Tensor, Tensor]:
 def run(scale: str, seed: int) -> Evidence:
     """The accuracy of each arm on the new classes, in per cent."""
     full = scale == "full"
-    epochs = 40 if full else 3
+    epochs = 30 if full else 3
     tuning = HiddenClassCV(2, folds=2, seed=seed)
     rows: list[dict[str, Any]] = []
     accuracies: dict[tuple[str, str], float] = {}
@@ -138,17 +139,17 @@ def run(scale: str, seed: int) -> Evidence:
         known = y < CLASSES - NEW
         data = x[known], y[known], x[~known]
         weight = tuning.best(WEIGHTS, lambda w: projected(w, seed, epochs), x[known], y[known])
+        projection = network(weight, seed, epochs).fit(*data)
         arms: dict[str, tuple[FitPredict, float]] = {
             KMEANS: (k_means(seed), 0.0),
             NCD_KMEANS: (k_means_apart(seed), 0.0),
-            PROJECTION: (projected(weight, seed, epochs), weight),
+            PROJECTION: (lambda x_known, y_known, x, k, fitted=projection: fitted.predict(x, k), weight),
         }
         if name == "digits":
             for arm, method in ((SPECTRAL, spectral), (NCD_SPECTRAL, spectral_apart)):
                 width = tuning.best(WIDTHS, lambda m, method=method: method(m, seed), x[known], y[known])
                 arms[arm] = method(width, seed), width
-            latent = network(weight, seed, epochs).fit(*data).transform(x[~known])
-            number = estimate_num_classes(latent, K_MAX, seed)
+            number = estimate_num_classes(projection.transform(x[~known]), K_MAX, seed)
         for arm, (cluster, setting) in arms.items():
             accuracies[name, arm] = 100 * hungarian_accuracy(cluster(*data, NEW), y[~known])
             rows.append({"table": name, "arm": arm, "setting": setting, "accuracy": accuracies[name, arm]})
