@@ -30,6 +30,7 @@ from steepest.comparison.report.winner.fit import saved_winner
 from steepest.comparison.report.winner.retrieval import raw_winner
 from steepest.comparison.request import Request
 from steepest.comparison.scores.retrieval import ranked
+from steepest.comparison.work import training
 from steepest.comparison.work.cells import member_of, recipe_of, run_job
 from steepest.comparison.work.store import Store
 from steepest.comparison.work.timing import time_learner
@@ -214,6 +215,26 @@ def test_objectives_share_their_start_order_and_batches():
     assert all(labels[rows].unique(return_counts=True)[1].min() >= 4 for rows in batches)
 
 
+def test_every_objective_trains_on_such_batches():
+    assert training._sampler(CrossEntropyLoss(), "retrieval") is several_of_a_class
+    assert training._sampler(SupConLoss(), "retrieval") is several_of_a_class
+    assert training._sampler(CrossEntropyLoss(), "multiclass") is None
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "sup_con"])
+def test_what_is_learned_holds_for_classes_that_were_not_trained_on(name):
+    """Two of ten directions tell classes apart; the others are larger, and the same for all."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(40), 12)
+    X = rng.normal(size=(len(codes), 10)) * 2
+    X[:, :2] = rng.normal(size=(40, 2))[codes] * 3 + 0.3 * rng.normal(size=(len(codes), 2))
+    X = X @ np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    context, _ = prepare(Request(X, codes, task="retrieval", epochs=12, trials=1, repeats=1, folds=2))
+    learned = run_job(context, Job("objective", name, ((0, 0),)))[0].values["score"]
+    raw = run_job(context, Job("classical", "raw_inputs", ((0, 0),)))[0].values["score"]
+    assert learned > raw + 0.1
+
+
 def test_the_head_of_an_objective_of_classes_is_trained_beside_the_embedding():
     info = TaskInfo("retrieval", 20, 5, (4,) * 5, feature_dim=3)
     objective = OfEmbeddings(CrossEntropyLoss).from_task(info)
@@ -230,6 +251,8 @@ def test_the_head_of_an_objective_of_classes_is_trained_beside_the_embedding():
 def test_all_that_fit_are_listed_and_train():
     context, _ = prepare(Request(people(), target="who", **options()))
     names = known_embedding_objectives()
+    assert names[0] == "cross_entropy"
+    assert names.index("sup_con") < names.index("arc_face")
     assert context.settings.objectives == tuple(names)
     assert {"cross_entropy", "arc_face", "cos_face", "sup_con"} <= set(names)
     for name in names:

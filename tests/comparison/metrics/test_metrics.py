@@ -3,6 +3,7 @@ import pytest
 from sklearn import metrics as sk
 
 from steepest.comparison.errors import InputError
+from steepest.comparison.metrics.retrieval import OF_RETRIEVAL
 from steepest.comparison.metrics.several import MULTILABEL
 from steepest.comparison.metrics.tables import (
     BINARY,
@@ -230,7 +231,7 @@ def test_words_of_others_are_understood(word, task, name):
 
 
 def test_every_alias_means_a_metric_and_none_hides_one():
-    names = {name for known in (*METRICS.values(), MULTILABEL) for name in known}
+    names = {name for known in (*METRICS.values(), MULTILABEL, OF_RETRIEVAL) for name in known}
     assert {name for meant in ALIASES.values() for name in meant} <= names
     assert {word for word in ALIASES if word in names} == {"f1"}  # in a task that has it, it is itself
 

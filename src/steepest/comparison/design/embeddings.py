@@ -128,13 +128,13 @@ def why_no_retrieval(cls: type[Objective]) -> str:
 
 
 def known_embedding_objectives() -> list[str]:
-    """Names of all that can be compared, the baseline first.
+    """Names of all that can be compared: the baseline, losses of pairs, losses of classes. It is cut from the end.
 
     >>> known_embedding_objectives()[0], "sup_con" in known_embedding_objectives()
     ('cross_entropy', True)
     """
-    fitting = [name for name in objective_homes() if not why_no_retrieval(find_objective(name))]
-    return sorted(fitting, key=lambda name: name != BASELINE)
+    fitting = {name: cls for name in objective_homes() if not why_no_retrieval(cls := find_objective(name))}
+    return sorted(fitting, key=lambda name: (name != BASELINE, not issubclass(fitting[name], PairLoss), name))
 
 
 def find_embedding_objective(name: str, *, trust: Trust = False) -> OfEmbeddings:
