@@ -287,10 +287,13 @@ def test_the_winner_gives_embeddings_and_nearest_rows(done, tmp_path):
         winner.predict(frame.head(1).assign(**dict.fromkeys("abcdef", 1e140)))
 
 
-def test_the_winner_of_images(of_pictures, pictures):
+def test_the_winner_of_images(of_pictures, pictures, tmp_path):
     told = of_pictures.winner.predict_file(pictures)
     assert len(told) == 48
     assert (told["index_1"] == np.arange(48)).mean() > 0.9  # the same image is its own nearest, if none is as near
+    one = tmp_path / "one.npz"
+    np.savez(one, x=np.zeros((2, 8, 8), dtype=np.uint8), y=[5, 5])  # new images of one class, and few
+    assert len(of_pictures.winner.predict_file(one)) == 2
     with pytest.raises(InputError, match="expected images of 8 x 8"):
         of_pictures.winner.predict(np.zeros((2, 9, 9, 1), dtype=np.uint8))
 
@@ -417,6 +420,7 @@ def test_own_objectives_and_networks(tmp_path, monkeypatch):
         ({"noise": 0.1}, "--noise: label noise is for classes"),
         ({"vary": "optimizer"}, "retrieval compares objectives"),
         ({"metric": "a:b"}, "--metric: --task retrieval takes its own metrics"),
+        ({"target": "target,pixel_1_1"}, "target: --task retrieval takes one, got 'target', 'pixel_1_1'"),
         ({"metric": "recal_at_1"}, "did you mean 'recall_at_1'"),
         (
             {"metric": "accuracy"},
@@ -444,8 +448,10 @@ def test_what_is_refused(options, said):
         asked()
 
 
-def test_arrays_of_groups_are_refused():
+def test_what_only_python_can_give_is_refused():
     frame = people()
+    with pytest.raises(InputError, match="--metric: --task retrieval takes its own metrics"):
+        prepare(Request(frame, target="who", task="retrieval", metric=np.mean))
     with pytest.raises(InputError, match="--group: --task retrieval"):
         prepare(Request(frame, target="who", task="retrieval", groups=np.arange(len(frame))))
 

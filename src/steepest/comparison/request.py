@@ -258,7 +258,7 @@ class Request:
             raise InputError("--noise: label noise is for classes, and this task is retrieval")
         if self.vary != "objective":
             raise InputError(f"--vary {self.vary} is for classes and numbers: retrieval compares objectives")
-        if self.metric is not None and ":" in str(self.metric):
+        if self.metric is not None and (not isinstance(self.metric, str) or ":" in self.metric):
             raise InputError("--metric: --task retrieval takes its own metrics, as map_at_r and recall_at_1")
 
     @property

@@ -15,6 +15,7 @@ from .hints import group_hint, time_hint
 from .lists import RANKING, check_whole, list_lines, read_grades, read_queries
 from .options import ReadOptions, TableOptions
 from .raw import Column, RawTable, Text, missing_cells
+from .retrieval import RETRIEVAL
 from .roles import read_groups, read_times, read_weights
 from .several import read_targets, target_names
 from .task import Target, read_target
@@ -148,6 +149,8 @@ def _target(
 ) -> tuple[Target, tuple[Part, ...]]:
     names = [raw.names[goal] for goal in goals]
     if len(goals) > 1:
+        if asked.task == RETRIEVAL:
+            raise InputError(f"target: --task retrieval takes one, got {listing(names)}")
         if asked.positive is not None:
             raise InputError("positive: takes one target")
         if asked.task == RANKING:

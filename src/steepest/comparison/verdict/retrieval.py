@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..design.jobs import Pair
+from ..design.context import Pair
 from ..metrics.retrieval import recall_at
 from ..read.images import Images
 from ..scores.outcome import Outcome

@@ -142,7 +142,8 @@ class MPerClassSampler(EpochSampler):
         """How often each row comes, on average over draws ``[N]``, float64."""
         ids, sizes = self.labels.unique(return_inverse=True, return_counts=True)[1:]
         rows = math.ceil(self.num_samples / self.joint_size) * self.joint_size
-        return rows / (len(sizes) * sizes[ids].double())
+        expected: Tensor = rows / (len(sizes) * sizes[ids].double())
+        return expected
 
     @classmethod
     def samples(cls, **options: Any) -> list[Self]:

@@ -89,6 +89,19 @@ def load_images(
     return _build(raw, int(folds), task)
 
 
+def load_pixels(source: str | Path, *, size: int | None = None) -> np.ndarray:
+    """Images ``[N, H, W, C]`` uint8 whatever their classes, of both parts where there are two.
+
+    Args:
+        source, size: as of :func:`load_images`.
+
+    Raises:
+        InputError: for whatever cannot be read, in one line.
+    """
+    raw = _read(str(source), size)
+    return np.concatenate([raw_part.pixels for raw_part in (raw.train, raw.test) if raw_part is not None])
+
+
 def _read(source: str, size: int | None) -> RawImages:
     pair = idx_pair(source)
     if not source.lower().endswith(".npz") and pair is None:

@@ -26,7 +26,8 @@ from ...design.trials import seed_of
 from ...errors import InputError
 from ...own_parts import Trust
 from ...read import Preprocessor
-from ...read.images import Images, ImageScaler, load_images
+from ...read.images import Images, ImageScaler
+from ...read.images.image_set import load_pixels
 from ...read.images.raw import size_of
 from ...read.images.source import SMALLEST
 from ...read.inputs import Data, fit_inputs, restore, transform
@@ -226,7 +227,7 @@ class RetrievalWinner:
         if isinstance(self.prepared, ImageScaler):
             height, width, _ = self.facts["pixels"]
             size = height if height == width >= SMALLEST else None
-            return self.predict(load_images(str(path), split="pool", size=size)[0].pixels)
+            return self.predict(load_pixels(path, size=size))
         return self._predictions(self._of_inputs(self.prepared.transform(self.prepared.rows(path, **reading))))
 
 
@@ -327,17 +328,16 @@ def raw_winner(context: Context) -> RetrievalWinner:
 
 def _winner(table: Data, prepared: Preprocessor | ImageScaler, network: nn.Module, **own: Any) -> RetrievalWinner:
     """A winner that knows the rows of a table."""
-    tabular = isinstance(prepared, Preprocessor)
     facts = {
         "format": FORMAT,
         "kind": KIND,
         **own,
-        "width": prepared.width if tabular else len(prepared.mean),
+        "width": len(prepared.mean) if isinstance(prepared, ImageScaler) else prepared.width,
         "classes": list(table.classes),
         "label_dtype": getattr(table, "label_dtype", "str"),
         "target": table.target_name,
-        "columns": prepared.columns if tabular else [],
-        "numeric": prepared.numeric if tabular else [],
+        "columns": prepared.columns if isinstance(prepared, Preprocessor) else [],
+        "numeric": prepared.numeric if isinstance(prepared, Preprocessor) else [],
         "preprocessing": prepared.to_json(),
         "pixels": list(table.pixels.shape[1:]) if isinstance(table, Images) else [],
     }
