@@ -26,6 +26,7 @@ from steepest.comparison.design.jobs import Job
 from steepest.comparison.joining import join
 from steepest.comparison.report import report_html
 from steepest.comparison.report.stored import check_results
+from steepest.comparison.report.winner import retrieval as winners
 from steepest.comparison.report.winner.fit import saved_winner
 from steepest.comparison.report.winner.retrieval import raw_winner
 from steepest.comparison.request import Request
@@ -285,6 +286,24 @@ def test_the_winner_gives_embeddings_and_nearest_rows(done, tmp_path):
         done.predict_proba(frame)
     with pytest.raises(InputError, match="row 1: the winner gives no finite number"):
         winner.predict(frame.head(1).assign(**dict.fromkeys("abcdef", 1e140)))
+
+
+def test_the_winner_is_trained_as_long_as_held_out_classes_say(monkeypatch):
+    context, _ = prepare(Request(people(), target="who", **options(epochs=4)))
+    asked = []
+
+    def noted(recipe, members):
+        spent = train(recipe, members)
+        for place, own in enumerate(members):
+            asked.append(own.length)
+            own.epochs = 2 * place + 1 if own.length is None else own.length
+        return spent
+
+    monkeypatch.setattr(winners, "train", noted)
+    winner = winners.fit_retrieval_winner(context, "sup_con", 0)
+    assert asked == [None, None, None, 3]  # 1, 3 and 5 on average
+    assert winner.facts["epochs"] == 3
+    assert len(winner.trained) == len(context.table.target)
 
 
 def test_the_winner_of_images(of_pictures, pictures, tmp_path):

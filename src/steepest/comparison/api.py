@@ -239,8 +239,8 @@ def compare(
         winner: which winner is saved: ``"best"``, a classical learner where one wins; or always the best ``"network"``.
         **options: target, task, objectives, metric, model, repeats, folds, trials, epochs, patience, batch_size, noise,
             seed, classical, drop, group, time, weight, query, rare, positive, encoding, separator, header, missing,
-            dayfirst, types, test, device, name, rope, store, executor, track, as ``steepest compare --help`` lists
-            them. Classes and functions may stand for names in objectives, model and metric; arrays ``groups``,
+            dayfirst, types, test, device, name, embedding, rope, store, executor, track, as ``steepest compare --help``
+            lists them. Classes and functions may stand for names in objectives, model and metric; arrays ``groups``,
             ``times``, ``sample_weight``, ``queries`` ``[rows]`` for the columns that group, time, weight and query
             name; a callable for track.
 
