@@ -15,7 +15,7 @@ from steepest.comparison import InputError, Winner
 from steepest.comparison.api import prepare
 from steepest.comparison.asked import check_asked
 from steepest.comparison.design.jobs import Job
-from steepest.comparison.design.objectives import choose_objectives, find_objective
+from steepest.comparison.design.objectives import choose_objectives, find_objective, known_objectives, why_not
 from steepest.comparison.design.ranking import SHORTLIST, is_pointwise, of_lists
 from steepest.comparison.joining import join
 from steepest.comparison.metrics.ranking import RankedLists
@@ -138,6 +138,20 @@ def test_rows_by_themselves_learn_standardised_grades(frame):
     (cell,) = run_job(context, Job("objective", "squared_error", ((0, 0),)))
     grades = context.table.target
     assert abs(cell.outcome.predicted.mean() - grades.mean()) < 0.5 * grades.std()  # in the units of grades
+
+
+def test_every_loss_of_numbers_can_learn_row_by_row():
+    info = TaskInfo("ranking", num_samples=12, feature_dim=3, epochs=2, steps_per_epoch=1)
+    features, grades = torch.randn(12, 3), torch.randn(12)
+    names = [name for name, (cls, _) in known_objectives().items() if not why_not(cls, "ranking", False)]
+    pointwise = [name for name in names if is_pointwise(of_lists(find_objective(name)))]
+    assert {"squared_error", "huber"} < {*pointwise}
+    for name in pointwise:
+        objective = of_lists(find_objective(name)).from_task(info)
+        outputs = objective.head(3, info)(features)
+        assert objective.predict(outputs).shape == (12,), name
+        if not objective.needs:
+            assert objective(outputs, grades).isfinite(), name
 
 
 def test_which_objectives_there_are():
@@ -327,6 +341,14 @@ def test_cells_that_cannot_be_are_named(frame, column, cell, message):
     with pytest.raises(InputError) as raised:
         context_of(wrong)
     assert message in str(raised.value)
+
+
+def test_long_numbers_of_queries_are_exact(frame, tmp_path):
+    path = tmp_path / "long.csv"
+    names = {name: 1556559573141592653 + i for i, name in enumerate(sorted(frame["list"].unique()))}
+    frame.assign(list=frame["list"].map(names)).to_csv(path, index=False)
+    table = load_table(path, task="ranking", query="list", target="grade")
+    assert len(np.unique(table.queries)) == 16
 
 
 def test_grades_of_one_value_order_nothing(frame):

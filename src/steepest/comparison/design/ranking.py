@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor, nn
 
-from ...core.heads import ScalarHead
 from ...core.objective import Objective, TaskInfo
 from ..read.lists import RANKING
 
@@ -15,22 +15,29 @@ SHORTLIST = ("listnet", "ranknet", "lambda_loss", "approx_ndcg", "listmle", "pai
 """Losses of lists that are tried when none is named; from its end it is cut."""
 
 
-class OfRows:
+class OfRows(Objective):
     """Makes a loss of numbers one of graded rows, whatever list they stand in: pointwise regression.
 
-    Its targets are standardised grades, and what it predicts goes back to their scale.
+    It stands before the class of the loss, which sees a task of numbers. Its targets are standardised grades, and what
+    it predicts goes back to their scale.
     """
 
     tasks = (RANKING,)
     pointwise = True
 
+    @classmethod
+    def from_task(cls, info: TaskInfo, **hyper: Any) -> Self:
+        """That of the loss, of a task of numbers."""
+        return super().from_task(replace(info, task="regression"), **hyper)
+
     def head(self, feature_dim: int, info: TaskInfo) -> nn.Module:
-        """One score a row."""
-        return ScalarHead(feature_dim)
+        """That of the loss: one number a row, unless it says otherwise."""
+        return super().head(feature_dim, replace(info, task="regression"))
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """The scores."""
-        return outputs
+        """Scores ``[N]``: what the loss predicts."""
+        own = super().predict
+        return outputs if getattr(own, "__func__", None) is Objective.predict else own(outputs)
 
 
 _ROW_BY_ROW: dict[type[Objective], type[Objective]] = {}
