@@ -13,7 +13,7 @@ that trial, and that a tenth less of what it trains on in the second half is noi
 
 Each way has the best of six rates at 50% noise on two seeds that are not reported, by signal
 (:func:`choose_rates`). Plain sampling must reach .3 without much noise (10%).
-A first record had three rates, of which two ways had an end; its verdicts were the same.
+A first record had three rates, and most of the chosen ones were at an end of them; its verdicts were the same.
 """
 
 from __future__ import annotations
