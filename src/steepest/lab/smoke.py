@@ -30,6 +30,8 @@ LOOSE: dict[str, dict[str, float]] = {
     },
     # second differences of a loss over a thousandth, across kinks of rectified units
     "loss-landscape-analysis": {"Hessian axis": 1e-3, "random axis": 5e-4},
+    # nearest neighbours in an embedding that collapses: distances that rounding alone tells apart
+    "hard-negative-mining": {"right neighbours": 0.05},
     # log10 of a deviation that is rounding alone
     "sparse-ot": {"imbalance": 0.1},
     # the angle of gradient and weights where most losses are 0: the gradient is rounding
