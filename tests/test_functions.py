@@ -69,6 +69,7 @@ CALLS = {
     "soft_topk_loss": ((ROWS, (ROWS > 0.2).long()), {"k": 1}),
     "pairwise_softmax_loss": ((ONE, ROWS), {}),
     "softmax_loss_at_k": ((ONE, ROWS, ONE), {}),
+    "unpg_loss": ((ROWS, ROWS, PLACES), {}),
     "emse_loss": ((ONE, ONE.flip(0), 0.5), {}),
     "unpg_loss": ((ROWS, ROWS, PLACES), {}),
 }

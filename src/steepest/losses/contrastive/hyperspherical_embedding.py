@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 from jaxtyping import Float as F
@@ -23,8 +24,9 @@ from ...core.checks import (
 from ...core.cosine import unit_rows
 from ...core.cosine_softmax import SoftmaxOfCosines
 from ...core.logpartition import target_log_probability
+from ...core.loss import Sample
 from ...core.reductions import reduce, widen
-from ...core.search import Choice, Float
+from ...core.search import Float
 
 PROTOCOLS = ("disjoint", "joint")
 
@@ -103,7 +105,7 @@ class NormalizedSoftmaxLoss(SoftmaxOfCosines):
     """
 
     name = "normalized_softmax"
-    search = {"scale": Float(4.0, 64.0, log=True), "learn_scale": Choice((False, True))}
+    search = {"scale": Float(4.0, 64.0, log=True)}
 
     def __init__(self, scale: float = 16.0, learn_scale: bool = False, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -124,6 +126,14 @@ class NormalizedSoftmaxLoss(SoftmaxOfCosines):
         return normalized_softmax_loss(
             outputs, target, scale=self.multiplier(), weight=weight, reduction=self.reduction
         )
+
+    @classmethod
+    def samples(
+        cls, generator: torch.Generator, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> list[tuple[Self, Sample]]:
+        """Fixed scales, and one that is learned."""
+        cases = super().samples(generator, dtype, device)
+        return [*cases, (cls(scale=6.0, learn_scale=True).to(device), cases[-1][1])]
 
 
 class CentroidClassifier:
