@@ -79,7 +79,7 @@ def test_eval_mode_the_least_scale_and_the_gradient():
         cosines.requires_grad_()
         for training in (True, False):
             value = loss.train(training)(cosines, labels)
-            onehot = torch.nn.functional.one_hot(labels, 5)
+            onehot = torch.nn.functional.one_hot(labels, 5).double()
             z = scale * (cosines - (margin if training else 0.0) * onehot)
             torch.testing.assert_close(value, torch.nn.functional.cross_entropy(z, labels))
             (slope,) = torch.autograd.grad(value, cosines)
