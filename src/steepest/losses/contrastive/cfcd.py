@@ -224,7 +224,7 @@ class AdaptiveMarginCosineLoss(SoftmaxOfCosines):
         outputs = 0.6 * torch.randn(7, 5, generator=generator, dtype=torch.float64).tanh()
         good = outputs.clone()
         good[torch.arange(7), target] = 0.85 + 0.1 * torch.rand(7, generator=generator, dtype=torch.float64)
-        cases = []
+        cases = []  # type: ignore[var-annotated]
         for cosines, training in ((outputs, True), (good, True), (good, False)):
             loss = cls.from_task(info, min_scale=4.0).to(device).train(training)
             cases.append((loss, ((cosines.to(device, dtype), target.to(device)), {})))

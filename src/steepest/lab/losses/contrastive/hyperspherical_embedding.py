@@ -107,7 +107,7 @@ def measure(arm: str, rate: float, scale: str, seed: int) -> dict[str, float]:
     given = embed(encoder, unseen[support]), truth[support], embed(encoder, unseen[query]), truth[query]
     row = {"disjoint": 100 * novel_class_accuracy(*given)}
     if arm == SPHERE:
-        vectors = head.weight.detach().double()  # type: ignore[operator, union-attr]
+        vectors = head.weight.detach().double()  # type: ignore[operator]
         places = torch.arange(KNOWN)
         row["joint"] = 100 * novel_class_accuracy(*given, protocol="joint", known=vectors, known_labels=places)
     return row
