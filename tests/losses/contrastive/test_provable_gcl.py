@@ -105,13 +105,13 @@ def test_the_bound_is_below_the_score_of_every_allowed_view():
     assert allowed_drops(adj, 0.5).sum() > 8
     lower, upper = adjacency_bounds(adj, 0.5)
     tightest, drawn = math.inf, 0
-    for view in views(adj, 0.5, 300):
+    for view in views(adj, 0.5, 150):
         a = normalised(view)
         assert bool(((a >= lower - 1e-15) & (a <= upper + 1e-15)).all())
         gap = score(a, *given) - node_compactness(given[0], a, lower, upper, *given[1:])
         tightest, drawn = min(tightest, float(gap.min())), drawn + bool((view != adj).any())
     assert tightest > -1e-12
-    assert drawn > 250
+    assert drawn > 120
     a = normalised(view)
     ours = node_compactness(given[0], a, lower, upper, *given[1:])
     torch.testing.assert_close(ours, by_loops(a, lower, upper, *given), atol=1e-12, rtol=0)
@@ -119,10 +119,10 @@ def test_the_bound_is_below_the_score_of_every_allowed_view():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_the_bound_holds_for_thousands_of_views_and_other_weights(seed):
+def test_the_bound_holds_for_many_views_and_other_weights(seed):
     adj, given = graph(), weights(seed=seed + 1)
     lower, upper = adjacency_bounds(adj, 0.5)
-    for view in views(adj, 0.5, 700, seed):
+    for view in views(adj, 0.5, 500, seed):
         a = normalised(view)
         assert float((score(a, *given) - node_compactness(given[0], a, lower, upper, *given[1:])).min()) > -1e-12
 

@@ -215,7 +215,7 @@ def test_the_encoder_takes_rows_and_learns(merge):
 def test_first_weights_are_normal_by_both_widths_and_biases_are_0():
     torch.manual_seed(0)
     layers = RpHGNNEncoder([(3, 32)], hidden=64, classes=2).group_layers[0]
-    assert float(layers[0].weight.std()) == pytest.approx((2 / 128) ** 0.5, rel=0.05)  # 4,096 numbers: 1.1% a deviation
+    assert layers[0].weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)  # 4,096 numbers: 1.1% a deviation
     assert not layers[0].bias.any()
 
 
