@@ -12,6 +12,7 @@ import typer
 from .cli_schedules import schedules_command
 from .cli_watch import doctor_command, watch_command
 from .comparison.cli import register as register_comparison
+from .comparison.cli_data import data_app
 from .core.terminal import paragraphs
 from .lab.cli import lab_app
 
@@ -179,7 +180,7 @@ def _refused(what: str, word: str, known: set[str]) -> Exception:
     return InputError(f"no {what} {word!r}{nearest(word, sorted(known)) or '; see `steepest systems`'}")
 
 
-for group in (app, lab_app):
+for group in (app, lab_app, data_app):
     for command in group.registered_commands:
         command.help = paragraphs(getattr(command.callback, "__doc__", None) or "")
 

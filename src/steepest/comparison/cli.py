@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_data import data_app
 from .cli_learning_rate import lr_find_command
 from .cli_options import DayFirst, Encoding, Header, Missing, Positive, Separator, Types, dropped_columns
 from .cli_runs import predict_command, report_command, runs_command
@@ -494,3 +495,4 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report_command)
     app.command("predict")(predict_command)
     app.command("lr-find")(lr_find_command)
+    app.add_typer(data_app, name="data")

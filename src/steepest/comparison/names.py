@@ -26,6 +26,10 @@ GROUPS = ("default", "all")
 VARIED = ("objective", "optimizer", "schedule", "aggregator")
 """What a comparison may vary."""
 _ARMS = {"optimizer": "OPTIMIZERS", "schedule": "SCHEDULES", "aggregator": "AGGREGATORS"}
+ROW_SCORES = ("loss", "el2n", "forgetting", "influence")
+"""By what rows may be ranked as suspicious."""
+OF_NUMBERS = ("loss", "influence")
+"""Those of them that there are where the target holds numbers."""
 AUTO = "auto"
 """The word for a network that is chosen by what there is time for."""
 

@@ -42,7 +42,7 @@ def build(
         )
     digest = raw.start_digest()
     merge_same_names(raw)
-    drop_empty_rows(raw)
+    positions = drop_empty_rows(raw)
     goals = goal_columns(target, raw.names)
     target_name = ", ".join(raw.names[goal] for goal in goals)
     decisions = [*raw.decisions]
@@ -65,7 +65,7 @@ def build(
     if values["weight"] is not None and not values["weight"].all():
         some = values["weight"] > 0
         decisions.append(f"left out: {count(int((~some).sum()), 'row')} of weight 0")
-        columns = [column[some] for column in columns]
+        columns, positions = [column[some] for column in columns], positions[some]
         values = {role: None if v is None else v[some] for role, v in values.items()}
     typed_target, parts = _target(raw, columns, goals, options, asked)
     decisions += typed_target.decisions
@@ -116,6 +116,7 @@ def build(
         "warnings": tuple(warned),
         "sha256": digest(),
         "parts": parts,
+        "positions": positions[typed_target.keep],
     }
 
 

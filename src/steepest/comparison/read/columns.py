@@ -52,18 +52,25 @@ def merge_same_names(raw: RawTable) -> None:
     raw.columns = [raw.columns[i] for i in keep]
 
 
-def drop_empty_rows(raw: RawTable) -> None:
-    """Leave out the rows of a file in which every cell is empty, as spreadsheets write below a table."""
+def drop_empty_rows(raw: RawTable) -> np.ndarray:
+    """Leave out the rows of a file in which every cell is empty, as spreadsheets write below a table.
+
+    Returns:
+        The positions of those that remain.
+    """
     if raw.arrays:
-        return
+        return np.arange(raw.rows)
     empty = missing_cells(raw.columns[0])
     for column in raw.columns[1:]:
         if not empty.any():
-            return
+            break
         empty = empty & missing_cells(column)
-    if empty.any() and not empty.all():
+    if empty.all():
+        empty = np.zeros_like(empty)
+    if empty.any():
         raw.columns = [column[~empty] for column in raw.columns]
         raw.decisions.append(f"left out: {count(int(empty.sum()), 'row')} of empty cells")
+    return np.flatnonzero(~empty)
 
 
 def _equal(first: Column, second: Column) -> bool:

@@ -49,6 +49,7 @@ class Table:
         parts: each of several targets; empty for one.
         queries: of ranking the list of each row, ``[rows]`` int64 codes; else None.
         query_name: of the queries' column.
+        positions: ``[rows]``, where each row stands in the source, from 0 on; empty in a table made by hand.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Table:
     label_dtype: str = "str"
     queries: np.ndarray | None = None
     query_name: str = ""
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 def load_table(
