@@ -71,7 +71,6 @@ CALLS = {
     "softmax_loss_at_k": ((ONE, ROWS, ONE), {}),
     "unpg_loss": ((ROWS, ROWS, PLACES), {}),
     "emse_loss": ((ONE, ONE.flip(0), 0.5), {}),
-    "unpg_loss": ((ROWS, ROWS, PLACES), {}),
 }
 # functions whose `weight` or `reduction` is another thing
 OTHER_MEANING = {
