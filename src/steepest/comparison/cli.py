@@ -44,8 +44,8 @@ def compare_command(
         str,
         typer.Option(
             help="auto, classification, binary, multiclass, regression, retrieval (embeddings in which rows of a class "
-            "are near, tested on held-out classes), ranking (lists with grades, with --query), or text (losses of language "
-            "models).",
+            "are near, tested on held-out classes), ranking (lists with grades, with --query), or text (losses of "
+            "language models).",
             rich_help_panel="Data",
             autocompletion=complete_task,
         ),
