@@ -179,6 +179,7 @@ DEAR = {
     "ghost-radius": "a forward derivative in each of the steps to a minimum, among the slow tests",
     "gradient-regularization": "two differences, each to a minimum, compiled and by two ranks, among the slow tests",
     "gravity": "each setting to a minimum, compiled and by two ranks, among the slow tests",
+    "groco": "four instances of a sorting network, each traced, among the slow tests",
     "h-calibration": "two calibrators, fitted with gradients through windows of all rows",
     "ignite": "two members, each to a minimum, compiled and by two ranks, among the slow tests",
     "introduction-to-ml": "every baseline of the book in whole comparisons, among the slow tests",
