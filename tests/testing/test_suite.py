@@ -46,7 +46,7 @@ class Sound(Objective):
 
 
 class SoundBatch(Sound):
-    """The square of the mean.
+    """The square of the mean; of several ranks each has that of its own batch.
 
     Example: none.
     """
@@ -372,6 +372,12 @@ class CountsIgnored(Sound):
         return reduce(self.each(widen(outputs), target * kept) * kept, self.reduction, weight)
 
 
+class SaysNothingOfRanks(Sound):
+    """The mean alone. Example: none."""
+
+    unit = "batch"
+
+
 BROKEN = [
     (WrongMean, "reductions"), (SumOfBatch, "reductions"), (IgnoresWeight, "weights"), (TakesWeight, "weights"),
     (StaysHalf, "precision"), (Overflows, "extremes"), (WritesInEval, "eval"), (UndeclaredBuffer, "stateless"),
@@ -385,7 +391,7 @@ BROKEN = [
     (ByHand, "transforms"), (StopsUnderTransforms, "transforms"), (NumbersOfValues, "shapes"),
     (CrashesOnEmpty, "empty"), (Unseeded, "seed"), (AttachedTerms, "output"), (OtherHead, "head"),
     (NoDocstring, "declaration"), (TakesAnyKeyword, "keywords"),
-    (SearchesNothing, "declaration"), (CountsIgnored, "ignore_index"),
+    (SearchesNothing, "declaration"), (SaysNothingOfRanks, "declaration"), (CountsIgnored, "ignore_index"),
 ]  # fmt: skip
 
 

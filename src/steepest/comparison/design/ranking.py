@@ -82,7 +82,7 @@ def prefix_of_lists(train: np.ndarray, queries: np.ndarray, rows: int, seed: int
     So fewer rows lie within more.
 
     >>> prefix_of_lists(np.arange(6), np.array([0, 0, 1, 1, 2, 2]), 2, 1)
-    array([4, 5])
+    array([0, 1])
     """
     if rows >= len(train):
         return train

@@ -137,7 +137,7 @@ def generated_lists(lists: int = 240, seed: int = 0) -> Any:
     all utilities below u.
 
     >>> frame = generated_lists(lists=3)
-    >>> list(frame.columns)[:2], frame["list"].nunique(), sorted(frame["grade"].unique())[0]
+    >>> list(frame.columns)[:2], frame["list"].nunique(), int(frame["grade"].min())
     (['list', 'x1'], 3, 0)
     """
     rng = np.random.default_rng(seed)
