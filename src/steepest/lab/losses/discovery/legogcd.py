@@ -9,16 +9,16 @@ digits of the training set: how many of known classes get their own class, and h
 matching of clusters and classes of all of them.
 
 The publication gains several points on known classes (7.7 on CUB) and a little on new ones. Claimed are three points on
-known classes, and that new classes lose less than a point. Its accuracy on known classes is under the matching too; it
-is in the table ("matched"). The claim was changed to classes as they are after pilots on other seeds, in which LegoGCD
-was below SimGCD by the published measure. By that measure this record contradicts it: 61.5% for SimGCD, 47.5% for
-LegoGCD, a difference of -14.0 points [-19.0, -8.9]; on all unlabeled digits it is -5.6 [-7.3, -3.9]. The matching costs
-known classes more than five points in 27 of 28 runs of SimGCD and in all of LegoGCD. Seeds find five points on new
-classes, not one; a first record had 16 seeds, which found 6.4, and the local entropy alone as a third arm. The loss was
-read beside the official code, term by term. A small network that is trained from nothing for 12 epochs is far from the
-pretrained ones of the publication.
+known classes, and that new classes lose less than a point. Accuracy on known classes is under the matching of all
+clusters and classes, as published; as here the matching often gives a known class another one's cluster, a claim of
+ours takes the classes as they are (it was the only one in a first record, of 28 seeds, made after pilots in which
+LegoGCD was below by the published measure). Seeds find five points on new classes, not one.
 
-Each loss has the best of three rates by accuracy on all unlabeled digits, on two seeds that are not reported
+LegoGCD is below SimGCD by the published measure. The loss was read beside the official code, term by term, and agrees;
+of four rates none brings it above on the pilots. A small network that is trained from nothing for 12 epochs is far from
+the pretrained ones of the publication, whose clusters are good before this loss begins.
+
+Each loss has the best of four rates by accuracy on all unlabeled digits, on two seeds that are not reported
 (:func:`choose_rates`). SimGCD, the baseline, must reach 70% on known classes.
 """
 
@@ -46,13 +46,14 @@ SEEDS = 28
 SIMGCD, LEGO = "SimGCD", "LegoGCD"
 ARMS = (SIMGCD, LEGO)
 ROWS, EPOCHS, BATCH, OLD, CLASSES = 1500, 12, 128, 5, 10
-GRID = (1e-3, 3e-3, 1e-2)
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
 RATES = {SIMGCD: 1e-3, LEGO: 1e-3}
 """The rate of each loss: what :func:`choose_rates` gives."""
 SANITY = 70.0
 CLAIMS = (
-    Claim("known", "LegoGCD is above SimGCD on known classes (three points)", size=3.0),
+    Claim("known, matched", "LegoGCD is above SimGCD on known classes, matched with all (three points)", size=3.0),
     Claim("new", "and loses less than a point on new ones (five points above that)", size=5.0, threshold=-1.0),
+    Claim("known", "it is above SimGCD on known classes as they are, by three points", size=3.0, ours=True),
 )
 
 
@@ -135,7 +136,7 @@ def run(scale: str, seed: int) -> Evidence:
     of = {row["arm"]: row for row in rows}
     if scale == "full":
         check_sane("accuracy of SimGCD on known classes", of[SIMGCD]["known"], SANITY)
-    return Evidence(rows, {name: of[LEGO][name] - of[SIMGCD][name] for name in ("known", "new")})
+    return Evidence(rows, {name: of[LEGO][name] - of[SIMGCD][name] for name in ("known, matched", "new", "known")})
 
 
 def choose_rates() -> dict[str, float]:
@@ -148,5 +149,5 @@ def choose_rates() -> dict[str, float]:
 
 
 def figure(evidence: Sequence[Evidence]) -> Figure:
-    """Accuracy on known classes."""
-    return bars_figure(evidence, y="known")
+    """Accuracy on known classes, matched."""
+    return bars_figure(evidence, y="known, matched")
