@@ -147,7 +147,7 @@ def test_the_page_and_the_help_say_who_reads_what(capsys: pytest.CaptureFixture[
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
     ]
-    assert {name for row in rows for name in row[0].replace("`", "").split(", ")} == set(data.SOURCES)
+    assert sorted(name for row in rows for name in row[0].replace("`", "").split(", ")) == sorted(data.SOURCES)
     for name, what, source, users in rows:
         assert what
         own = {s.slug for s in gallery.experiments() if name.split("`")[1] in readers(s.experiment)}
