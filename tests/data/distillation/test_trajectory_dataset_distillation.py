@@ -215,3 +215,27 @@ def test_wrong_arguments_are_refused():
         matcher_of().fit([path_of()], (rows()[0] * float("inf"), rows()[1]))
     with pytest.raises(ValueError, match="init"):
         matcher_of(init="best")
+
+
+def test_draws_follow_the_seed_alone():
+    matcher = matcher_of(augment=lambda images: images + torch.randn_like(images))
+    torch.manual_seed(7)
+    first = gradient_of(matcher)[0]
+    torch.manual_seed(8)
+    assert gradient_of(matcher)[0] == first
+    assert gradient_of(matcher, seed=99)[0] != first
+
+
+@pytest.mark.parametrize("options", [{"clip_epochs": 0}, {"gp": 0.0}, {"weight_decay": 0.5}, {"momentum": 0.0}])
+def test_each_option_of_an_expert_moves_its_path(options):
+    paths = []
+    for chosen in ({}, options):
+        torch.manual_seed(1)
+        paths.append(SmoothExpert(model_fn, 2, **chosen).train([rows()])[-1])
+    assert not torch.equal(*paths)
+
+
+@pytest.mark.parametrize("options", [{"balance": False}, {"input_momentum": 0.0}, {"middle": False}, {"rate_lr": 0.0}])
+def test_each_option_of_the_matching_moves_the_samples(options):
+    one, two = (matcher_of(**chosen).fit([path_of()], rows())[0] for chosen in ({}, options))
+    assert not torch.equal(one, two)
