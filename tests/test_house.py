@@ -172,6 +172,7 @@ DEAR = {
     "adamw": "four settings, each to a minimum, compiled and by two ranks, among the slow tests",
     "asymmetric-loss": "three members, each traced and run through its contract",
     "chronicals": "several kernels, each interpreted where there is no GPU",
+    "contrastive-behaviour": "three losses, each traced, among the slow tests",
     "ctc-peaky": "gradient descent of the publication until it is stuck: 4,000 steps",
     "distance-covariance-fairness": "dcor compiles as it is imported, among the slow tests",
     "dot": "each setting to a minimum, compiled and by two ranks, among the slow tests",
